@@ -1,0 +1,7 @@
+"""``python -m glscl`` is the ``glscl`` command."""
+
+import sys
+
+from glscl.cli import main
+
+sys.exit(main())

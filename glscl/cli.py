@@ -1,0 +1,356 @@
+"""One command per thing a user does; parses, calls, prints the verdict as the last line.
+
+Exit status: 0 done, 2 bad input (one line says what, where and which knob), 1 anything else.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from glscl.errors import UserError, did_you_mean
+
+USAGE = """usage: glscl COMMAND [options]
+
+  quickstart      make two toy domains, train GLSCL on one, test it on both (no data, no GPU; minutes)
+  train           train or continue a run:  --config PRESET|FILE.yaml  --a.b value ...  [--dry-run]
+  eval            score a finished run on any shard sets, in and across domains
+  shards build    official annotations + video files -> WebDataset shards and a manifest
+  shards verify   read every shard and compare it with the manifest
+  shards info     print a manifest
+  toy             write a toy domain: h264 videos and annotations
+  presets         list the packaged configurations, or print one
+
+`glscl COMMAND --help` explains a command's options. Paths may be local or s3://."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line; returns the exit status."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0
+    try:
+        name, command, rest = _command(words)
+        text = command(rest, f"glscl {name}")
+    except UserError as error:
+        _verdict(False, str(error))
+        return 2
+    except KeyboardInterrupt:
+        _verdict(False, "interrupted")
+        return 130
+    except SystemExit as leaving:  # --help
+        return int(leaving.code or 0)
+    except Exception as error:
+        traceback.print_exc()
+        _verdict(False, f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
+        return 1
+    if text:
+        _verdict(True, text)
+    return 0
+
+
+Command = Callable[[list[str], str], str]
+
+
+def _command(words: list[str]) -> tuple[str, Command, list[str]]:
+    commands: dict[str, Command] = {
+        "quickstart": _quickstart,
+        "train": _train,
+        "eval": _evaluate,
+        "shards build": _shards_build,
+        "shards verify": _shards_verify,
+        "shards info": _shards_info,
+        "toy": _toy,
+        "presets": _presets,
+    }
+    for length in (2, 1):
+        name = " ".join(words[:length])
+        if name in commands:
+            return name, commands[name], words[length:]
+    if words[0] == "shards":
+        raise UserError("`glscl shards` needs build, verify or info")
+    raise UserError(f"unknown command '{words[0]}'{did_you_mean(words[0], commands)}; see `glscl --help`")
+
+
+def _verdict(ok: bool, text: str) -> None:
+    from glscl.reporting.console import verdict
+
+    verdict(ok, text)
+
+
+# Imports inside the commands: `glscl --help` and bad spelling must not wait for torch and Ray.
+
+
+def _train(words: list[str], program: str) -> str:
+    from glscl.config import run_config, to_yaml
+    from glscl.reporting.console import start_panel
+    from glscl.training.launch import preflight
+
+    dry = "--dry-run" in words
+    config = run_config([word for word in words if word != "--dry-run"], program).resolved()
+    ready = preflight(config)
+    if dry:
+        print(to_yaml(config), end="")
+    start_panel(program, ready.facts)
+    if dry:
+        return "dry run: configuration and data are sound, nothing was started"
+    return _run(config, ready)
+
+
+def _run(config: Any, ready: Any) -> str:
+    """Train, test, report; ``status.json`` follows what happens."""
+    from glscl import storage
+    from glscl.reporting.console import results_table
+    from glscl.training.launch import REPORT, ray_session, train, write_results, write_status
+
+    where = config.run_directory
+    write_status(where, state="running", verdict="")
+    try:
+        with ray_session():
+            results = train(config, ready)
+        write_results(results, where)
+    except BaseException as error:
+        write_status(where, state="failed", verdict=str(error) or type(error).__name__)
+        raise
+    write_status(where, state="finished", verdict=results["verdict"])
+    if results["tests"]:
+        results_table(results)
+        _print_oracles(results)
+    return f"{results['verdict']} report={storage.join(where, REPORT)}"
+
+
+def _print_oracles(results: dict[str, Any]) -> None:
+    """For toy domains: what knowing attributes alone would score, and which attributes the model knows."""
+    from glscl.reporting.console import print_table
+
+    for test in results["tests"]:
+        if not test["oracles"]:
+            continue
+        name = f"{test['domain']}/{test['split']}"
+        single, pair = (max(test["oracles"][kind].items(), key=lambda item: item[1]) for kind in ("single", "pair"))
+        print(
+            f"{name}: R@1 {test['text_to_video']['R@1']:.1f}, chance {100 / test['videos']:.1f}; an oracle that knows one "
+            f"attribute: at best {single[1]:.1f} ({single[0]}); two attributes: at best {pair[1]:.1f} ({pair[0]})"
+        )
+        rows = [
+            [
+                attribute,
+                f"{values['accuracy']:.1f}",
+                f"{values['chance']:.1f}",
+                f"{test['oracles']['single'][attribute]:.1f}",
+            ]
+            for attribute, values in test["attribute_accuracy"].items()
+        ]
+        print_table([f"{name} attribute", "right in top-1 %", "chance %", "oracle R@1 %"], rows)
+
+
+def _evaluate(words: list[str], program: str) -> str:
+    from pydantic import Field
+
+    from glscl import storage
+    from glscl.config import parse_options
+    from glscl.options import Options
+
+    class Eval(Options):
+        """Score a finished run on any shard sets, in and across domains."""
+
+        run: str
+        """Run directory (or a saved model's folder)."""
+        test: tuple[str, ...]
+        """Shard sets."""
+        output: str = ""
+        """Folder for results.json and report.html; empty is eval/ in the run directory."""
+        workers: int = Field(default=1, ge=1)
+        """Ray actors that embed and score."""
+        use_gpu: bool = False
+        """One GPU per actor."""
+        loader_workers: int = Field(default=0, ge=0)
+        """Decoding processes per actor."""
+
+    from glscl.evaluation.evaluate import check_tests
+    from glscl.reporting.console import results_table
+    from glscl.training.launch import REPORT, evaluate, ray_session, write_results
+
+    options = parse_options(Eval, words, program)
+    check_tests(options.run, options.test)
+    run = storage.resolve(options.run)
+    tests = tuple(storage.resolve(uri) for uri in options.test)
+    with ray_session():
+        results = evaluate(
+            run, tests, workers=options.workers, use_gpu=options.use_gpu, loader_workers=options.loader_workers
+        )
+    output = storage.resolve(options.output) if options.output else storage.join(run, "eval")
+    write_results(results, output)
+    results_table(results)
+    _print_oracles(results)
+    return f"{results['verdict']} report={storage.join(output, REPORT)}"
+
+
+def _shards_build(words: list[str], program: str) -> str:
+    from pydantic import Field
+
+    from glscl.config import parse_options
+    from glscl.data.benchmarks import benchmark_names
+    from glscl.data.prepare import build_from_annotations
+    from glscl.data.shards import Encoding, describe
+    from glscl.options import Options
+    from glscl.reporting.console import start_panel
+    from glscl.training.launch import ray_session
+
+    class Build(Options):
+        """Turn official annotation files and video files into WebDataset shards with a manifest."""
+
+        benchmark: str
+        """Which reader: msrvtt, msvd, didemo, lsmdc, activitynet, vatex, jsonl or csv."""
+        annotations: str
+        """Folder of the official annotation files (jsonl and csv: the folder or the file)."""
+        split: str
+        """Split as the reader names it (a wrong name lists them)."""
+        videos: str
+        """Folder of the video files; they are found by id whatever their extension."""
+        output: str
+        """Folder or s3:// prefix of the shard set."""
+        domain: str = ""
+        """Name of the domain; empty is the benchmark's."""
+        samples_per_shard: int = Field(default=100, ge=1)
+        """Videos per tar. There must be at least workers x loader workers tars."""
+        short_side: int = Field(default=0, ge=0)
+        """Re-encode once to this many pixels on the short side (224 suits ViT-B); 0 copies the files."""
+        fps: float = Field(default=3.0, gt=0)
+        """Frames a second of the re-encoded copy."""
+        allow_missing: bool = False
+        """Leave out videos whose file is missing (they are listed in the manifest) instead of stopping."""
+        seed: int = 0
+        """Of the shuffle of videos over shards."""
+        overwrite: bool = False
+        """Replace a shard set that is already there."""
+
+    options = parse_options(Build, words, program)
+    if options.benchmark not in benchmark_names():
+        from glscl.data.benchmarks import benchmark
+
+        benchmark(options.benchmark)
+    with ray_session():
+        manifest, notes = build_from_annotations(
+            options.benchmark,
+            options.annotations,
+            options.split,
+            options.videos,
+            options.output,
+            domain=options.domain or options.benchmark,
+            samples_per_shard=options.samples_per_shard,
+            encoding=Encoding(options.short_side, options.fps),
+            allow_missing=options.allow_missing,
+            seed=options.seed,
+            overwrite=options.overwrite,
+        )
+    start_panel(program, describe(manifest))
+    for note in notes:
+        print(note)
+    return f"{options.output}: {manifest.videos} videos, {manifest.pairs} pairs in {len(manifest.shards)} shards"
+
+
+def _shards_verify(words: list[str], program: str) -> str:
+    from glscl.data.shards import verify_shards
+
+    uri = _one_path(words, program, "read every shard of a set and compare it with the manifest")
+    problems = verify_shards(uri)
+    for problem in problems:
+        print(problem)
+    if problems:
+        raise UserError(f"{uri}: {len(problems)} problems; build or copy the shards named above again")
+    return f"{uri}: every shard is as the manifest says"
+
+
+def _shards_info(words: list[str], program: str) -> str:
+    from glscl.data.shards import describe, open_shard_set
+    from glscl.reporting.console import start_panel
+
+    uri = _one_path(words, program, "print the manifest of a shard set")
+    start_panel(uri, describe(open_shard_set(uri).manifest))
+    return ""
+
+
+def _one_path(words: list[str], program: str, what: str) -> str:
+    if words and words[0] in ("-h", "--help"):
+        print(f"usage: {program} SHARD_SET\n\n{what}; a local folder or an s3:// prefix")
+        raise SystemExit(0)
+    if len(words) != 1 or words[0].startswith("--"):
+        raise UserError(f"`{program}` takes one shard set: a local folder or an s3:// prefix")
+    return words[0]
+
+
+def _toy(words: list[str], program: str) -> str:
+    import os
+
+    from pydantic import Field
+
+    from glscl.config import parse_options
+    from glscl.data.toy import toy_names, write_toy
+    from glscl.options import Options
+
+    class Toy(Options):
+        """Write a toy domain: h264 videos and annotations.jsonl, ready for `glscl shards build --benchmark jsonl`."""
+
+        domain: str
+        """toy_clips or toy_stories."""
+        split: str
+        """train, dev or test."""
+        count: int = Field(ge=1)
+        """Videos."""
+        output: str
+        """Folder to write into."""
+        seed: int = 0
+        """Of everything drawn."""
+        processes: int = Field(default=os.cpu_count() or 1, ge=1)
+        """Videos drawn at once."""
+
+    options = parse_options(Toy, words, program)
+    if options.domain not in toy_names():
+        raise UserError(f"--domain: no toy domain '{options.domain}'{did_you_mean(options.domain, toy_names())}")
+    records = write_toy(options.domain, options.split, options.count, options.seed, options.output, options.processes)
+    return f"{options.output}: {len(records)} videos, {sum(len(record.captions) for record in records)} captions"
+
+
+def _presets(words: list[str], program: str) -> str:
+    from glscl.config import preset_names, preset_text
+
+    if words and words[0] in ("-h", "--help"):
+        print(f"usage: {program} [NAME]\n\nlist the packaged configurations, or print one")
+    elif words:
+        print(preset_text(words[0]), end="")
+    else:
+        for name in preset_names():
+            first = preset_text(name).splitlines()[0].lstrip("# ")
+            print(f"{name:<14} {first}")
+    return ""
+
+
+def _quickstart(words: list[str], program: str) -> str:
+    from glscl.config import parse_options
+    from glscl.options import Options
+    from glscl.quickstart import quickstart_config
+    from glscl.reporting.console import start_panel
+    from glscl.training.launch import preflight, ray_session
+
+    class Quickstart(Options):
+        """Make two toy domains, train GLSCL on one with two workers, test it on both."""
+
+        storage: str = "runs"
+        """Folder of the run directory and of the toy data."""
+        name: str = "quickstart"
+        """Name of the run; the same name continues."""
+
+    options = parse_options(Quickstart, words, program)
+    with ray_session():
+        config = quickstart_config(options.storage, options.name)
+        ready = preflight(config)
+        start_panel(program, ready.facts)
+        return _run(config, ready)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""From official annotation files to a deterministic stream of video-text pairs."""

@@ -1,0 +1,60 @@
+"""Readers of annotation files, one module per data set.
+
+A new reader is one new module here that calls ``register``: the command line, the configuration and the shards then
+know its name. Readers yield records and never open a video.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from glscl import storage
+from glscl.data.benchmarks.base import FLAG, READERS, Benchmark, ReadResult, register
+from glscl.errors import UserError, did_you_mean
+
+__all__ = ["Benchmark", "ReadResult", "benchmark", "benchmark_names", "read", "register"]
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+
+def benchmark_names() -> list[str]:
+    """Names of all readers, sorted."""
+    return sorted(READERS)
+
+
+def benchmark(name: str) -> Benchmark:
+    """Return the reader of that name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in READERS:
+        known = benchmark_names()
+        raise UserError(f"unknown benchmark '{name}'{did_you_mean(name, known)}; known: {', '.join(known)}")
+    return READERS[name]
+
+
+def read(name: str, annotations: str, split: str) -> ReadResult:
+    """Read one split of a data set from its annotation files.
+
+    Args:
+        name: name of the reader.
+        annotations: local path or ``s3://`` URI of the folder (``jsonl`` and ``csv``: of the folder or the file).
+        split: one of the reader's splits.
+
+    Raises:
+        UserError: unknown name or split, folder or file missing, malformed file, no record in the split.
+    """
+    reader = benchmark(name)
+    if reader.splits and split not in reader.splits:
+        hint = did_you_mean(split, reader.splits)
+        raise UserError(f"{name} has no split '{split}'{hint}; its splits are {', '.join(reader.splits)}")
+    if not storage.exists(annotations):
+        raise UserError(f"{annotations}: no such file or folder; {FLAG} names the folder of {name}'s annotation files")
+    result = reader.read(annotations, split)
+    if not result.records:
+        notes = "".join(f"; {note}" for note in result.notes)
+        raise UserError(f"{name} split '{split}' is empty: no video in {', '.join(result.sources)}{notes}")
+    return result

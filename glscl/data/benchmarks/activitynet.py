@@ -1,0 +1,42 @@
+"""ActivityNet Captions (Krishna et al., ICCV 2017): the sentences of a video make one paragraph.
+
+Retrieval is reported on ``val_1``; ``val_2`` holds other annotators' sentences for the same videos.
+"""
+
+from __future__ import annotations
+
+from glscl.data.benchmarks.base import (
+    Annotations,
+    Benchmark,
+    ReadResult,
+    expect,
+    member,
+    number,
+    paragraph,
+    register,
+    restrict,
+)
+from glscl.data.records import Record
+
+VERSION = 1
+ID_LISTS = {"train": "train_ids.json", "val_1": "val_ids.json", "val_2": "val_ids.json"}
+
+
+def read_activitynet(folder: str, split: str) -> ReadResult:
+    """Read one split, in the order of its id list if there is one; ids without annotation are noted."""
+    files = Annotations(folder)
+    name = f"{split}.json"
+    records = {}
+    for video_id, entry in files.json(name, dict).items():
+        where = f"{files.path(name)}, '{video_id}'"
+        video = expect(entry, dict, where)
+        text = paragraph(member(video, "sentences", list, where), where)
+        records[video_id] = Record(video_id, (text,), duration=number(video, "duration", where))
+    listed = ID_LISTS[split]
+    if not files.has(listed):
+        return files.result(list(records.values()), [f"no {listed}: every annotated video is taken"])
+    ids = [expect(video_id, str, files.path(listed)) for video_id in files.json(listed, list)]
+    return files.result(*restrict(records, ids, listed, whole=True))
+
+
+register(Benchmark("activitynet", tuple(ID_LISTS), True, read_activitynet, VERSION))

@@ -1,0 +1,272 @@
+"""What every reader of annotation files is made of: the registry, the annotation folder, and its checks."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from glscl import storage
+from glscl.data.records import Record
+from glscl.errors import UserError
+
+T = TypeVar("T")
+FLAG = "--annotations"
+MOST_SECONDS = 1e9
+LISTED = 20  # ids that a note or a report names before it only counts
+
+
+@dataclass(frozen=True, slots=True)
+class ReadResult:
+    """The records of one split.
+
+    Attributes:
+        records: one per video, in the protocol's order.
+        sources: the files that were read.
+        notes: what the files disagree about, in sentences for the user.
+    """
+
+    records: list[Record]
+    sources: list[str]
+    notes: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """One data set's reader.
+
+    Attributes:
+        name: what users write.
+        splits: the splits of the protocol; empty where the files themselves say which there are.
+        paragraph: True where all sentences of a video are one text (paragraph-to-video retrieval).
+        read: annotation folder and split -> records, unchecked; call ``glscl.data.benchmarks.read`` instead.
+        version: raised whenever the same files would give other records.
+    """
+
+    name: str
+    splits: tuple[str, ...]
+    paragraph: bool
+    read: Callable[[str, str], ReadResult]
+    version: int
+
+
+READERS: dict[str, Benchmark] = {}
+
+
+def register(benchmark: Benchmark) -> None:
+    """Make a reader known by its name."""
+    if benchmark.name in READERS:
+        raise ValueError(f"two readers are called '{benchmark.name}'")
+    READERS[benchmark.name] = benchmark
+
+
+@dataclass(slots=True)
+class Annotations:
+    """An annotation folder (local or ``s3://``) that remembers which of its files were read."""
+
+    folder: str
+    sources: list[str] = field(default_factory=list)
+
+    def path(self, name: str) -> str:
+        """Address of one file of the folder."""
+        return storage.join(self.folder, name)
+
+    def has(self, name: str) -> bool:
+        """True if the folder holds the file."""
+        return storage.exists(self.path(name))
+
+    def first(self, *names: str) -> str:
+        """Return the first of several alternative file names that is there.
+
+        Raises:
+            UserError: none is.
+        """
+        for name in names:
+            if self.has(name):
+                return name
+        raise UserError(f"{self.folder}: there is no {' or '.join(names)}; {FLAG} names the folder that holds it")
+
+    def raw(self, name: str) -> bytes:
+        """Read one file.
+
+        Raises:
+            UserError: it is not there or is a folder.
+        """
+        path = self.path(name)
+        try:
+            data = storage.read_bytes(path)
+        except (FileNotFoundError, NotADirectoryError):
+            raise UserError(f"{path}: no such file; {FLAG} names the folder that holds {name}") from None
+        except (IsADirectoryError, PermissionError) as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+        self.sources.append(path)
+        return data
+
+    def text(self, name: str) -> str:
+        """Read one UTF-8 file, with or without a byte order mark.
+
+        Raises:
+            UserError: it is not there or is not UTF-8.
+        """
+        data = self.raw(name)
+        try:
+            return data.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            line = data.count(b"\n", 0, error.start) + 1
+            raise UserError(f"{self.path(name)}, line {line}: not UTF-8; convert the file to UTF-8") from None
+
+    def json(self, name: str, kind: type[T]) -> T:
+        """Read one JSON file whose outermost value is a ``kind``.
+
+        Raises:
+            UserError: it is not there, is not JSON or holds something else.
+        """
+        return expect(parse_json(self.text(name), self.path(name)), kind, self.path(name))
+
+    def lines(self, name: str) -> Iterator[tuple[int, str]]:
+        """Yield ``(line number, line)`` for the lines of a text file that are not blank."""
+        # not splitlines(): a sentence may hold U+2028 or U+0085, which are no line ends in these files
+        for count, line in enumerate(self.text(name).split("\n"), start=1):
+            if line.strip():
+                yield count, line.rstrip("\r")
+
+    def ids(self, name: str) -> list[str]:
+        """Read a list of video ids, one a line; repeated ids count once."""
+        return list(dict.fromkeys(line.strip() for _, line in self.lines(name)))
+
+    def rows(self, name: str, columns: Iterable[str]) -> Iterator[tuple[int, dict[str, str]]]:
+        """Yield ``(line number, row)`` of a comma-separated file with a header.
+
+        Raises:
+            UserError: a column is missing or named twice, or a row has more or fewer fields than the header.
+        """
+        path = self.path(name)
+        reader = csv.reader(io.StringIO(self.text(name), newline=""), strict=True)
+        try:
+            header = [column.strip() for column in next(reader, [])]
+            if repeated := sorted({column for column in header if header.count(column) > 1}):
+                raise UserError(f"{path}, line 1: several columns are called '{repeated[0]}'")
+            for column in columns:
+                if column not in header:
+                    raise UserError(f"{path}, line 1: no column '{column}'; the columns are {', '.join(header) or '-'}")
+            for row in reader:
+                if not row:
+                    continue
+                if len(row) != len(header):
+                    raise UserError(
+                        f"{path}, line {reader.line_num}: {len(row)} fields under {len(header)} columns; "
+                        "put quotes around texts with commas"
+                    )
+                yield reader.line_num, dict(zip(header, row, strict=True))
+        except csv.Error as error:
+            raise UserError(f"{path}, line {reader.line_num}: not valid CSV ({error})") from None
+
+    def result(self, records: list[Record], notes: Iterable[str] = ()) -> ReadResult:
+        """Close the reading."""
+        return ReadResult(records, list(self.sources), list(notes))
+
+
+def parse_json(text: str, where: str) -> Any:
+    """Parse JSON text.
+
+    Raises:
+        UserError: it is not JSON.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError also covers integers of thousands of digits
+        raise UserError(f"{where}: not valid JSON ({error})") from None
+
+
+def expect(value: object, kind: type[T], where: str) -> T:
+    """Return ``value`` if it is a ``kind``.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if not isinstance(value, kind):
+        raise UserError(f"{where}: expected {_NAMES.get(kind, kind.__name__)}, found {type(value).__name__}")
+    return value
+
+
+_NAMES: dict[type, str] = {dict: "an object {...}", list: "a list [...]", str: "a text"}
+
+
+def member(row: Mapping[str, object], key: str, kind: type[T], where: str) -> T:
+    """Return ``row[key]`` if it is there and is a ``kind``.
+
+    Raises:
+        UserError: it is not.
+    """
+    if key not in row:
+        raise UserError(f"{where}: '{key}' is missing")
+    return expect(row[key], kind, f"{where}, '{key}'")
+
+
+def number(row: Mapping[str, object], key: str, where: str) -> float:
+    """Return ``row[key]`` as a number of seconds.
+
+    Raises:
+        UserError: it is missing or no such number.
+    """
+    value: object = member(row, key, object, where)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MOST_SECONDS:
+        raise UserError(f"{where}, '{key}': expected seconds (a number from 0 up), found {str(value)[:40]}")
+    return float(value)
+
+
+def caption(text: object, where: str) -> str:
+    """Return a caption without surrounding white space.
+
+    Raises:
+        UserError: it is no text, is empty, or cannot be written as UTF-8.
+    """
+    stripped = expect(text, str, where).strip()
+    if not stripped:
+        raise UserError(f"{where}: empty caption; write one or remove the entry")
+    try:
+        stripped.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: the caption holds half of a surrogate pair; write the file as UTF-8") from None
+    return stripped
+
+
+def paragraph(sentences: list[Any], where: str) -> str:
+    """Join sentences, each stripped, by single spaces; empty ones are left out.
+
+    Raises:
+        UserError: no sentence is left, or one is no text.
+    """
+    return caption(" ".join(filter(None, (expect(s, str, where).strip() for s in sentences))), where)
+
+
+def restrict(
+    records: Mapping[str, Record], ids: Iterable[str], list_name: str, *, whole: bool
+) -> tuple[list[Record], list[str]]:
+    """Bring records into the order of a protocol's list of ids.
+
+    Args:
+        records: by id.
+        ids: the protocol's.
+        list_name: file of the ids, for the notes.
+        whole: the list is meant to name every record, so that one it does not name is worth a note.
+
+    Returns:
+        The records of the ids that have one, and notes on the ids without a record and the records without an id.
+    """
+    wanted = dict.fromkeys(ids)
+    notes = []
+    if bare := [video_id for video_id in wanted if video_id not in records]:
+        notes.append(f"{len(bare)} ids of {list_name} have no annotation and are left out: {listing(bare)}")
+    if whole and (extra := [video_id for video_id in records if video_id not in wanted]):
+        notes.append(f"{len(extra)} annotated videos are not in {list_name} and are left out: {listing(extra)}")
+    return [records[video_id] for video_id in wanted if video_id in records], notes
+
+
+def listing(ids: list[str]) -> str:
+    """Name the first ids and count the rest."""
+    shown = ", ".join(ids[:LISTED])
+    return f"{shown} and {len(ids) - LISTED} more" if len(ids) > LISTED else shown

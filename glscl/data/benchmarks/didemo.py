@@ -1,0 +1,42 @@
+"""DiDeMo (Hendricks et al., ICCV 2017): Flickr videos; the descriptions of a video make one paragraph.
+
+Ids are the names of the published files, extension included; some end in a bare dot.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from glscl.data.benchmarks.base import Annotations, Benchmark, ReadResult, expect, member, paragraph, register, restrict
+from glscl.data.records import Record
+
+VERSION = 1
+SPLITS = ("train", "val", "test")
+ANNOTATED_SECONDS = 30.0  # the annotators saw at most this much of a video
+
+
+def read_didemo(folder: str, split: str) -> ReadResult:
+    """Read one split: descriptions joined in the file's order, videos restricted to the split's list if there is one.
+
+    The list is the protocol's set (CLIP4Clip and its successors): test 1,004 of 1,037 annotated videos, val 1,065 of
+    1,094.
+    """
+    files = Annotations(folder)
+    name = f"{split}_data.json"
+    path = files.path(name)
+    descriptions: dict[str, list[str]] = defaultdict(list)
+    for index, entry in enumerate(files.json(name, list)):
+        where = f"{path}, [{index}]"
+        row = expect(entry, dict, where)
+        descriptions[member(row, "video", str, where)].append(member(row, "description", str, where))
+    records = {
+        video_id: Record(video_id, (paragraph(texts, f"{path}, '{video_id}'"),), end=ANNOTATED_SECONDS)
+        for video_id, texts in descriptions.items()
+    }
+    listed = f"{split}_list.txt"
+    if not files.has(listed):
+        return files.result(list(records.values()), [f"no {listed}: every annotated video is taken"])
+    return files.result(*restrict(records, files.ids(listed), listed, whole=True))
+
+
+register(Benchmark("didemo", SPLITS, True, read_didemo, VERSION))

@@ -1,0 +1,133 @@
+"""Anybody's own videos, as JSON lines or CSV, in UTF-8.
+
+A row has ``video_id`` (the file's name without extension) or ``video`` (its path under the video folder), and
+``caption`` or ``captions``; ``start``, ``end``, ``duration`` (seconds) and ``attributes`` are optional. In CSV,
+``captions`` and ``attributes`` hold JSON. Rows of the same video add captions to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from glscl import storage
+from glscl.data.benchmarks.base import (
+    FLAG,
+    Annotations,
+    Benchmark,
+    ReadResult,
+    caption,
+    expect,
+    listing,
+    member,
+    number,
+    parse_json,
+    register,
+)
+from glscl.data.records import Record
+from glscl.errors import UserError, did_you_mean
+
+VERSION = 1
+FIELDS = ("video_id", "video", "caption", "captions", "start", "end", "duration", "attributes")
+SECONDS = ("start", "end", "duration")
+
+
+def read_rows(kind: str, address: str, split: str) -> ReadResult:
+    """Read ``<folder>/<split>.jsonl`` (or ``.csv``), or the file itself where the address ends in that extension."""
+    folder, name = address, f"{split}.{kind}"
+    if address.lower().endswith(f".{kind}"):
+        folder, _, name = storage.resolve(address).rpartition("/")
+        folder = folder or "/"
+    files = Annotations(folder)
+    if not files.has(name):
+        names = storage.list_names(folder)
+        splits = [known.removesuffix(f".{kind}") for known in names if known.endswith(f".{kind}")]
+        found = f"its splits are {', '.join(splits)}" if splits else f"{FLAG} names a folder of <split>.{kind} files"
+        raise UserError(f"{files.path(name)}: no such file{did_you_mean(split, splits)}; {found}")
+
+    videos: dict[str, tuple[Record, int]] = {}  # with the line that said so first
+    unknown: dict[str, None] = {}
+    for line, row in (_json_rows if kind == "jsonl" else _csv_rows)(files, name):
+        record = _record(row, f"{files.path(name)}, line {line}")
+        unknown.update((key, None) for key in row if key not in FIELDS)
+        first, first_line = videos.get(record.video_id, (record, line))
+        if first is not record:
+            _same_facts(first, record, f"{files.path(name)}, line {line}", first_line)
+            record = replace(first, captions=first.captions + record.captions)
+        videos[record.video_id] = (record, first_line)
+    notes = [f"fields that are not used: {listing([repr(key) for key in unknown])}"] if unknown else []
+    return files.result([record for record, _ in videos.values()], notes)
+
+
+def _json_rows(files: Annotations, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    for line, text in files.lines(name):
+        where = f"{files.path(name)}, line {line}"
+        row = expect(parse_json(text, where), dict, where)
+        yield line, {key: value for key, value in row.items() if value is not None}
+
+
+def _csv_rows(files: Annotations, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    for line, cells in files.rows(name, []):
+        where = f"{files.path(name)}, line {line}"
+        row: dict[str, Any] = {}
+        for key, cell in cells.items():
+            if key in ("captions", "attributes") and cell.strip():
+                row[key] = parse_json(cell, f"{where}, '{key}'")
+            elif key in SECONDS and cell.strip():
+                row[key] = _float(cell, f"{where}, '{key}'")
+            elif cell.strip() or key == "caption":  # an empty cell is an absent value; an empty caption is a mistake
+                row[key] = cell
+        if "captions" in row and not row.get("caption", "").strip():
+            row.pop("caption", None)
+        yield line, row
+
+
+def _float(cell: str, where: str) -> float:
+    try:
+        return float(cell)
+    except ValueError:
+        raise UserError(f"{where}: expected seconds, found {cell!r}") from None
+
+
+def _one_of(row: dict[str, Any], one: str, other: str, where: str) -> str:
+    """Return which of two alternative fields the row has."""
+    if (one in row) == (other in row):
+        raise UserError(f"{where}: give either '{one}' or '{other}'{_typo(row)}")
+    return one if one in row else other
+
+
+def _typo(row: dict[str, Any]) -> str:
+    hints = [f"'{key}'{hint}" for key in row if key not in FIELDS and (hint := did_you_mean(key, FIELDS))]
+    return f" (unknown field {'; '.join(hints)})" if hints else ""
+
+
+def _record(row: dict[str, Any], where: str) -> Record:
+    key = _one_of(row, "video_id", "video", where)
+    video_id = member(row, key, str, where).strip()
+    if not video_id:
+        raise UserError(f"{where}: '{key}' is empty")
+    key = _one_of(row, "caption", "captions", where)
+    texts = [row["caption"]] if key == "caption" else member(row, "captions", list, where)
+    captions = tuple(caption(text, f"{where}, '{key}'") for text in texts)
+    if not captions:
+        raise UserError(f"{where}: 'captions' is empty")
+    seconds = {key: number(row, key, where) for key in SECONDS if key in row}
+    if seconds.get("end", float("inf")) <= seconds.get("start", 0.0):
+        raise UserError(f"{where}: 'end' ({seconds['end']:g}) is not after 'start' ({seconds.get('start', 0.0):g})")
+    attributes = member(row, "attributes", dict, where) if "attributes" in row else {}
+    return Record(video_id, captions, attributes=attributes, **seconds)
+
+
+def _same_facts(first: Record, again: Record, where: str, first_line: int) -> None:
+    for name in (*SECONDS, "attributes"):
+        if getattr(first, name) != getattr(again, name):
+            raise UserError(
+                f"{where}: '{first.video_id}' has another '{name}' than on line {first_line}; "
+                "one video is one part of one file: cut its parts into files of their own"
+            )
+
+
+for _kind in ("jsonl", "csv"):
+    register(Benchmark(_kind, (), False, partial(read_rows, _kind), VERSION))

@@ -1,0 +1,76 @@
+"""MSR-VTT (Xu et al., CVPR 2016): 10,000 clips, 20 captions each.
+
+``train_9k`` (Gabeur et al., 2020) and ``train_7k`` (Miech et al., 2018) train for ``test_1k_a`` (Yu et al., 2018:
+1,000 videos with one caption each); the ``*_full`` splits are the data set's own.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from glscl.data.benchmarks.base import (
+    Annotations,
+    Benchmark,
+    ReadResult,
+    caption,
+    expect,
+    member,
+    number,
+    register,
+    restrict,
+)
+from glscl.data.records import Record
+from glscl.errors import UserError
+
+VERSION = 1
+DATA = "MSRVTT_data.json"
+TRAIN_LISTS = {"train_9k": "MSRVTT_train.9k.csv", "train_7k": "MSRVTT_train.7k.csv"}
+TEST_1K_A = "MSRVTT_JSFUSION_test.csv"
+FULL = {"train_full": "train", "val_full": "validate", "test_full": "test"}
+
+
+def read_msrvtt(folder: str, split: str) -> ReadResult:
+    """Read one split; captions keep the order of the file."""
+    files = Annotations(folder)
+    if split == "test_1k_a":
+        return files.result(_test_1k_a(files))
+    videos, splits = _videos(files)
+    if split in TRAIN_LISTS:
+        rows = files.rows(TRAIN_LISTS[split], ["video_id"])
+        ids = [row["video_id"].strip() for _, row in rows]
+        return files.result(*restrict(videos, ids, TRAIN_LISTS[split], whole=False))
+    return files.result([videos[video_id] for video_id in videos if splits[video_id] == FULL[split]])
+
+
+def _test_1k_a(files: Annotations) -> list[Record]:
+    captions: dict[str, list[str]] = defaultdict(list)  # each row is one query
+    for line, row in files.rows(TEST_1K_A, ["video_id", "sentence"]):
+        where = f"{files.path(TEST_1K_A)}, line {line}"
+        captions[row["video_id"].strip()].append(caption(row["sentence"], where))
+    return [Record(video_id, tuple(texts)) for video_id, texts in captions.items()]
+
+
+def _videos(files: Annotations) -> tuple[dict[str, Record], dict[str, str]]:
+    """Every video of the data file, and its split field."""
+    path = files.path(DATA)
+    data = files.json(DATA, dict)
+    captions: dict[str, list[str]] = defaultdict(list)
+    for index, entry in enumerate(member(data, "sentences", list, path)):
+        where = f"{path}, sentences[{index}]"
+        sentence = expect(entry, dict, where)
+        captions[member(sentence, "video_id", str, where)].append(caption(sentence.get("caption"), where))
+    records, splits = {}, {}
+    for index, entry in enumerate(member(data, "videos", list, path)):
+        where = f"{path}, videos[{index}]"
+        video = expect(entry, dict, where)
+        video_id = member(video, "video_id", str, where)
+        if video_id not in captions:
+            raise UserError(f"{where}: '{video_id}' has no sentence")
+        # times are those of the source film: the data set's own files are already cut
+        duration = number(video, "end time", where) - number(video, "start time", where)
+        records[video_id] = Record(video_id, tuple(captions[video_id]), duration=round(duration, 3))
+        splits[video_id] = member(video, "split", str, where)
+    return records, splits
+
+
+register(Benchmark("msrvtt", (*TRAIN_LISTS, *FULL, "test_1k_a"), False, read_msrvtt, VERSION))

@@ -1,0 +1,64 @@
+"""MSVD (Chen and Dolan, ACL 2011): 1,970 clips with about 40 captions each, many of them repeated.
+
+Captions come from ``captions_msvd.json`` or from ``raw-captions.pkl``. A pickle may run code when it is loaded: this
+reader takes one that holds only containers, texts and numbers, and refuses every other.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from typing import Any
+
+from glscl.data.benchmarks.base import Annotations, Benchmark, ReadResult, caption, expect, register, restrict
+from glscl.data.records import Record
+from glscl.errors import UserError
+
+VERSION = 1
+JSON = "captions_msvd.json"
+PICKLE = "raw-captions.pkl"
+SPLITS = ("train", "val", "test")
+
+
+def read_msvd(folder: str, split: str) -> ReadResult:
+    """Read one split; repeated captions of a video stay, as the multi-caption protocol counts them."""
+    files = Annotations(folder)
+    name = files.first(JSON, PICKLE)
+    captions = files.json(JSON, dict) if name == JSON else _unpickle(files)
+    records = {}
+    for key, entries in captions.items():
+        video_id = expect(key, str, f"{files.path(name)}, an id")
+        records[video_id] = _record(video_id, entries, f"{files.path(name)}, '{video_id}'")
+    listed = f"{split}_list.txt"
+    return files.result(*restrict(records, files.ids(listed), listed, whole=False))
+
+
+def _record(video_id: str, entries: object, where: str) -> Record:
+    texts = []
+    for index, entry in enumerate(expect(entries, list, where)):
+        if isinstance(entry, list | tuple):  # the pickle keeps captions as tokens
+            entry = " ".join(expect(token, str, f"{where}[{index}]") for token in entry)
+        texts.append(caption(entry, f"{where}[{index}]"))
+    if not texts:
+        raise UserError(f"{where}: no caption")
+    return Record(video_id, tuple(texts))
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Loads builtin containers, texts and numbers, which need no import; refuses everything that needs one."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which could run code")
+
+
+def _unpickle(files: Annotations) -> dict[Any, Any]:
+    path = files.path(PICKLE)
+    data = files.raw(PICKLE)
+    try:
+        value = _PlainUnpickler(io.BytesIO(data), encoding="utf-8").load()
+    except Exception as error:  # a damaged pickle raises nearly anything
+        raise UserError(f"{path}: refused ({error}); ship the captions as {JSON} instead") from error
+    return expect(value, dict, path)
+
+
+register(Benchmark("msvd", SPLITS, False, read_msvd, VERSION))

@@ -1,0 +1,122 @@
+"""Reading a test or held-out set in order, every video once, for evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from glscl.data.shards import Sample, Shard, ShardSet
+from glscl.data.stream import Tokenize, quarantine_entry
+from glscl.data.video import FrameSampling, VideoError, load_frames
+
+
+@dataclass(slots=True)
+class GalleryBatch:
+    """Consecutive videos of a set with all their captions.
+
+    Attributes:
+        positions: (B,) index of each video in the set (manifest order).
+        frames: (B, F, 3, S, S) uint8, zero where masked.
+        frame_mask: (B, F) bool.
+        token_ids: (A, W) int64, the captions of these videos in order.
+        text_to_video: (A,) row of each caption's video in this batch.
+        samples: the videos.
+        truncated: captions cut to ``max_words`` tokens.
+        quarantined: videos that could not be used.
+    """
+
+    positions: list[int]
+    frames: Tensor
+    frame_mask: Tensor
+    token_ids: Tensor
+    text_to_video: Tensor
+    samples: list[Sample]
+    truncated: int
+    quarantined: list[dict[str, str]]
+
+
+class Gallery(IterableDataset[GalleryBatch]):
+    """Videos ``first`` to ``last`` (exclusive) of a shard set, in batches.
+
+    Args:
+        shard_set: the set.
+        first: index of the first video, in manifest order.
+        last: index after the last one.
+        sampling: frames per video.
+        tokenize: captions to token ids.
+        batch_size: videos per batch.
+    """
+
+    def __init__(
+        self,
+        shard_set: ShardSet,
+        first: int,
+        last: int,
+        sampling: FrameSampling,
+        tokenize: Tokenize,
+        batch_size: int,
+    ) -> None:
+        super().__init__()
+        self.shard_set = shard_set
+        self.first, self.last = first, last
+        self.sampling = sampling
+        self.tokenize = tokenize
+        self.batch_size = batch_size
+
+    def __iter__(self) -> Iterator[GalleryBatch]:
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        cuts = np.linspace(self.first, self.last, workers + 1).round().astype(int)
+        pending: list[tuple[int, Sample, Tensor]] = []
+        quarantined: list[dict[str, str]] = []
+        for position, sample, result in self._read(int(cuts[worker]), int(cuts[worker + 1])):
+            if isinstance(result, dict):
+                quarantined.append(result)
+            else:
+                pending.append((position, sample, result))
+            if len(pending) == self.batch_size:
+                yield self._collate(pending, quarantined)
+                pending, quarantined = [], []
+        if pending or quarantined:
+            yield self._collate(pending, quarantined)
+
+    def _read(self, first: int, last: int) -> Iterator[tuple[int, Sample, Tensor | dict[str, str]]]:
+        manifest = self.shard_set.manifest
+        base = 0
+        for index, entry in enumerate(manifest.shards):
+            begin, end = max(first, base), min(last, base + entry.samples)
+            if begin < end:
+                shard = Shard(self.shard_set, index)
+                for row in range(begin - base, end - base):
+                    sample = shard.samples[row]
+                    try:
+                        frames = load_frames(shard.video(row), self.sampling, sample.start, sample.end)
+                        yield base + row, sample, frames
+                    except VideoError as error:
+                        yield base + row, sample, quarantine_entry(manifest.domain, entry.name, sample, str(error))
+                shard.close()
+            base += entry.samples
+
+    def _collate(self, items: list[tuple[int, Sample, Tensor]], quarantined: list[dict[str, str]]) -> GalleryBatch:
+        size, count = self.sampling.size, self.sampling.max_frames
+        frames = torch.zeros(len(items), count, 3, size, size, dtype=torch.uint8)
+        mask = torch.zeros(len(items), count, dtype=torch.bool)
+        for row, (_, _, pictures) in enumerate(items):
+            frames[row, : len(pictures)] = pictures
+            mask[row, : len(pictures)] = True
+        samples = [sample for _, sample, _ in items]
+        token_ids, truncated = self.tokenize([caption for sample in samples for caption in sample.captions])
+        owners = torch.tensor([row for row, sample in enumerate(samples) for _ in sample.captions], dtype=torch.int64)
+        positions = [position for position, _, _ in items]
+        return GalleryBatch(positions, frames, mask, token_ids, owners, samples, int(truncated.sum()), quarantined)
+
+    def batches(self, loader_workers: int) -> Iterator[GalleryBatch]:
+        """Iterate with ``loader_workers`` decoding processes (0 decodes in this one); order of batches may vary."""
+        loader: DataLoader[Any] = DataLoader(self, batch_size=None, num_workers=loader_workers)
+        yield from loader

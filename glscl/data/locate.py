@@ -1,0 +1,134 @@
+"""Which file is the video of an id: names in annotation files and on disk differ in extension, case and folder."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+
+from glscl import storage
+from glscl.data.benchmarks.base import listing
+from glscl.errors import UserError
+
+# Preferred first where one video is there twice. "null" is no joke: Flickr gave DiDeMo such a name.
+VIDEO_EXTENSIONS = (
+    *("mp4", "m4v", "mkv", "webm", "mov", "qt", "avi", "divx", "mpg", "mpeg", "wmv", "asf", "flv", "f4v", "ogv"),
+    *("3gp", "3gpp", "3g2", "ts", "mts", "m2ts", "vob", "gif", "", "null"),
+)
+# What downloaders and feature extractors leave beside a video under the same name.
+OTHER_EXTENSIONS = frozenset(
+    (
+        *("aac", "csv", "description", "flac", "h5", "hdf5", "jpeg", "jpg", "json", "lock", "log", "m4a", "md", "md5"),
+        *("mp3", "npy", "npz", "ogg", "opus", "part", "pkl", "png", "pt", "sha256", "srt", "tar", "tmp", "tsv", "txt"),
+        *("url", "vtt", "wav", "webp", "xml", "yaml", "ytdl", "zip"),
+    )
+)
+_RANK = {extension: rank for rank, extension in enumerate(VIDEO_EXTENSIONS)}
+
+
+def locate_videos(video_ids: Iterable[str], folder: str) -> tuple[dict[str, str], list[str]]:
+    """Find the video file of every id in a folder and all folders below it, walking them once.
+
+    An id is a file name with its extension, without one, or a path under the folder. In this order a file matches that
+    has the id's very name, the id followed by an extension, or the id's name under another video extension (videos that
+    were re-encoded). The case of extensions is ignored, that of names is not: ``dQw4`` and ``DQW4`` are two videos.
+    Among several files the order of ``VIDEO_EXTENSIONS``, then the shorter path, then the alphabet decides.
+
+    Args:
+        video_ids: ids as the readers give them.
+        folder: local path or ``s3://`` URI.
+
+    Returns:
+        The path or URI of each id found, and the ids not found, both in the order given.
+
+    Raises:
+        UserError: the folder is not there.
+    """
+    by_name, by_stem = _index(folder)
+    root = storage.resolve(folder)
+    found: dict[str, str] = {}
+    missing: list[str] = []
+    for video_id in dict.fromkeys(video_ids):
+        name = video_id.removeprefix(f"{root}/").removeprefix("./")
+        stem, extension = _split(name)
+        candidates = by_name.get(_key(name)) or by_stem.get(name)
+        if not candidates and extension in _RANK:
+            candidates = by_stem.get(stem)
+        if candidates:
+            found[video_id] = storage.join(root, min(candidates, key=_preference))
+        else:
+            missing.append(video_id)
+    return found, missing
+
+
+def missing_report(missing: list[str], total: int, folder: str) -> str:
+    """Say in one line how many of ``total`` videos were found, and name the first that were not."""
+    if not missing:
+        return f"all {total:,} videos found in {folder}"
+    return f"{len(missing):,} of {total:,} videos are not in {folder}: {listing(missing)}"
+
+
+def _index(folder: str) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """Paths relative to the folder, by name and by name without extension; each also under its path."""
+    by_name: dict[str, list[str]] = defaultdict(list)
+    by_stem: dict[str, list[str]] = defaultdict(list)
+    for path in _walk(folder):
+        name = path.rpartition("/")[2]
+        for form in {path, name}:
+            stem, extension = _split(form)
+            if extension not in OTHER_EXTENSIONS:
+                by_name[_key(form)].append(path)
+                by_stem[stem].append(path)
+    return dict(by_name), dict(by_stem)
+
+
+def _walk(folder: str) -> Iterator[str]:
+    """Yield the paths, relative to the folder, of the files at any depth below it."""
+    fs, root = storage.filesystem(folder)
+    if storage.is_remote(folder):
+        fs.invalidate_cache(root)
+        try:
+            paths = fs.find(root)
+        except FileNotFoundError:
+            paths = []
+        if not paths:  # an object store has no empty folders
+            raise UserError(f"{folder}: no such folder, or nothing in it; --videos names the folder of video files")
+        yield from (path[len(root) :].lstrip("/") for path in paths)
+        return
+    if not os.path.isdir(root):
+        problem = "not a folder" if os.path.exists(root) else "no such folder"
+        raise UserError(f"{folder}: {problem}; --videos names the folder of video files")
+    seen = set()
+    # not fs.find: data sets are often put together from links to folders, which it does not enter
+    for parent, folders, names in os.walk(root, followlinks=True, onerror=_unreadable):
+        real = os.path.realpath(parent)
+        if real in seen:  # a link to a folder that was entered before, perhaps one above
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        for name in names:
+            path = os.path.join(parent, name)
+            if os.path.isfile(path):  # not a link into nowhere
+                yield os.path.relpath(path, root).replace(os.sep, "/")
+
+
+def _unreadable(error: OSError) -> None:
+    raise UserError(f"{error.filename}: cannot be read ({error.strerror}); --videos names the folder of video files")
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Cut off the last extension, in lower case: ``a.b.MP4`` -> ``a.b``, ``mp4``; ``a.`` and ``a`` -> ``a``, empty."""
+    head, slash, tail = name.rpartition("/")
+    stem, _, extension = tail.rpartition(".")
+    return (head + slash + stem, extension.lower()) if stem else (name, "")
+
+
+def _key(name: str) -> str:
+    """Return the name with its extension in lower case."""
+    stem, extension = _split(name)
+    return f"{stem}.{extension}" if len(stem) < len(name) else name
+
+
+def _preference(path: str) -> tuple[int, int, str]:
+    return _RANK.get(_split(path)[1], len(_RANK)), len(path), path

@@ -1,0 +1,38 @@
+"""Configuration of the data: which domains, in what order, decoded how."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from glscl.options import Options
+
+
+class DataConfig(Options):
+    """Which shard sets are read and how."""
+
+    train: tuple[str, ...] = ()
+    """Shard sets to train on, local folders or s3:// prefixes; several are mixed in every global batch."""
+    weights: tuple[float, ...] = ()
+    """Share of every global batch per training domain; empty means in proportion to their pairs."""
+    validation: tuple[str, ...] = ()
+    """Held-out parts of the training domains, on which the best checkpoint is chosen; never a test split."""
+    test: tuple[str, ...] = ()
+    """Shard sets to score after training; those of other domains than the training ones are the cross-domain tests."""
+    captions: Literal["all", "one"] = "all"
+    """`all`: every caption is a pair of the epoch (the papers' way); `one`: one caption drawn per video and epoch."""
+    virtual_streams: int = Field(default=32, ge=1)
+    """Streams that together fill a global batch: a multiple of workers x loader workers, a divisor of the batch."""
+    loader_workers: int = Field(default=2, ge=0)
+    """Decoding processes per training worker; 0 decodes in the training process."""
+    prefetch: int = Field(default=2, ge=1)
+    """Batches decoded ahead by each loader worker."""
+    sample_fps: float = Field(default=1.0, gt=0)
+    """Frames a second taken from a video, up to model.max_frames."""
+    decoder: Literal["pyav", "torchcodec"] = "pyav"
+    """Which library decodes; both give the same frames."""
+    max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
+    """Share of a training set's videos that may be undecodable before the run stops."""
+    cache_dir: str | None = None
+    """Folder for the one copy per virtual stream of a remote shard; None is the system's temporary folder."""

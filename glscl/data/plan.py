@@ -1,0 +1,229 @@
+"""The order of the stream: pure arithmetic over manifests, no files.
+
+Vocabulary: V virtual streams together fill every global batch of B pairs, each contributing ``B / V`` consecutive pairs
+of its own. Stream-major order inside a batch means that any rank (and any loader worker of it) that owns a contiguous
+run of streams owns a contiguous part of every global batch. Hence the global batch at a step is the same list of pairs
+whatever the number of ranks and workers.
+
+One epoch of a domain: its shards are permuted, the pairs inside each shard are permuted, and the resulting line of
+pairs is cut into equal contiguous ranges, one per virtual stream of the domain. Every stream therefore has exactly the
+same number of batches; the fewer-than-B pairs at the end of the line wait for the next epoch, whose order differs. A
+shard that a cut goes through is read by two streams, so no stream ever runs short however uneven the shards are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+import numpy as np
+
+from glscl.data.shards import Manifest
+from glscl.errors import UserError
+
+Captions = Literal["all", "one"]
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Where one pair of the stream lies.
+
+    Attributes:
+        domain: index of the manifest.
+        epoch: the domain's own epoch, from 0.
+        shard: index of the tar in the manifest.
+        rank_in_shard: position in the shard's permuted order.
+    """
+
+    domain: int
+    epoch: int
+    shard: int
+    rank_in_shard: int
+
+
+class StreamPlan:
+    """Which pair stands where, for every step, stream and place.
+
+    Args:
+        manifests: one per training domain.
+        weights: share of every global batch per domain; empty means in proportion to the domains' pairs.
+        global_batch: pairs per step over all ranks (B).
+        virtual_streams: V.
+        captions: ``all`` makes every caption a pair of the epoch; ``one`` draws one caption per video and epoch.
+        seed: of every permutation.
+
+    Raises:
+        UserError: B is no multiple of V, a domain is too small for one step, or its weight is below 1/V.
+    """
+
+    def __init__(
+        self,
+        manifests: Sequence[Manifest],
+        weights: Sequence[float],
+        global_batch: int,
+        virtual_streams: int,
+        captions: Captions,
+        seed: int,
+    ) -> None:
+        if not manifests:
+            raise UserError("data.train is empty: name at least one shard set")
+        if global_batch % virtual_streams:
+            raise UserError(
+                f"training.global_batch ({global_batch}) is not a multiple of data.virtual_streams "
+                f"({virtual_streams}): change one of them"
+            )
+        self.manifests = tuple(manifests)
+        self.virtual_streams = virtual_streams
+        self.pairs_per_stream_step = global_batch // virtual_streams
+        self.captions = captions
+        self.seed = seed
+        self._sizes = [
+            np.array([entry.pairs if captions == "all" else entry.samples for entry in manifest.shards])
+            for manifest in manifests
+        ]
+        totals = [int(sizes.sum()) for sizes in self._sizes]
+        self.streams_of_domain = _apportion(weights or totals, virtual_streams, [m.domain for m in manifests])
+        self.owner = _interleave(self.streams_of_domain)
+        self.domain_steps = []
+        for manifest, total, streams in zip(manifests, totals, self.streams_of_domain, strict=True):
+            steps = total // (streams * self.pairs_per_stream_step)
+            if not steps:
+                raise UserError(
+                    f"domain '{manifest.domain}' has {total} pairs but takes {streams * self.pairs_per_stream_step} "
+                    f"places of every global batch: lower training.global_batch or its weight in data.weights"
+                )
+            self.domain_steps.append(steps)
+        self.steps_per_epoch = sum(totals) // global_batch
+        self.pairs_per_epoch = sum(totals)
+
+    def slots(self, step: int, stream: int) -> list[Slot]:
+        """The pairs that one virtual stream contributes to global step ``step`` (counted from the run's start)."""
+        domain, place = self.owner[stream]
+        epoch, step_in_epoch = divmod(step, self.domain_steps[domain])
+        length = self.domain_steps[domain] * self.pairs_per_stream_step
+        first = place * length + step_in_epoch * self.pairs_per_stream_step
+        order, ends = self._line(domain, epoch)
+        slots = []
+        for position in range(first, first + self.pairs_per_stream_step):
+            at = int(np.searchsorted(ends, position, side="right"))
+            before = int(ends[at - 1]) if at else 0
+            slots.append(Slot(domain, epoch, int(order[at]), position - before))
+        return slots
+
+    def pair_in_shard(self, slot: Slot) -> int:
+        """Index, in file order, of the pair (``all``) or sample (``one``) that stands at the slot."""
+        return int(self._shard_order(slot.domain, slot.epoch, slot.shard)[slot.rank_in_shard])
+
+    def shard_size(self, domain: int, shard: int) -> int:
+        """Places that a shard fills in one epoch."""
+        return int(self._sizes[domain][shard])
+
+    def caption_of(self, slot: Slot, sample: int, captions: int) -> int:
+        """Which of a video's captions the epoch uses when ``captions`` is ``one``."""
+        return int(_mix(self.seed, 3, slot.domain, slot.epoch, slot.shard, sample)) % captions
+
+    def substitutes(self, slot: Slot) -> Any:
+        """Slots to try, in order, when the pair at ``slot`` is unusable: the rest of its shard, then other shards."""
+        size = self.shard_size(slot.domain, slot.shard)
+        for offset in range(1, size):
+            yield Slot(slot.domain, slot.epoch, slot.shard, (slot.rank_in_shard + offset) % size)
+        order, _ = self._line(slot.domain, slot.epoch)
+        here = int(np.flatnonzero(order == slot.shard)[0])
+        for offset in range(1, len(order)):
+            shard = int(order[(here + offset) % len(order)])
+            for place in range(self.shard_size(slot.domain, shard)):
+                yield Slot(slot.domain, slot.epoch, shard, place)
+
+    def owned(self, rank: int, world_size: int, worker: int, workers: int) -> range:
+        """Virtual streams of one loader worker of one rank (``workers`` counts at least 1).
+
+        Raises:
+            UserError: V cannot be dealt evenly.
+        """
+        self.check_world(world_size, workers)
+        count = self.virtual_streams // (world_size * workers)
+        first = (rank * workers + worker) * count
+        return range(first, first + count)
+
+    def check_world(self, world_size: int, workers: int) -> None:
+        """Refuse a world that does not divide the virtual streams, or that outnumbers the shards.
+
+        Raises:
+            UserError: naming the knobs.
+        """
+        readers = world_size * max(1, workers)
+        if self.virtual_streams % readers:
+            raise UserError(
+                f"data.virtual_streams ({self.virtual_streams}) is not a multiple of workers x loader workers "
+                f"({world_size} x {max(1, workers)}): change training.num_workers, data.loader_workers or "
+                f"data.virtual_streams"
+            )
+        shards = sum(len(manifest.shards) for manifest in self.manifests)
+        if shards < readers:
+            raise UserError(
+                f"too few shards: {shards} for {world_size} workers x {max(1, workers)} loader workers; lower "
+                f"data.loader_workers, or build the shards again with a smaller --samples-per-shard"
+            )
+
+    def _line(self, domain: int, epoch: int) -> tuple[Any, Any]:
+        return _line_of_shards(self.seed, domain, epoch, tuple(self._sizes[domain].tolist()))
+
+    def _shard_order(self, domain: int, epoch: int, shard: int) -> Any:
+        return _permutation(self.shard_size(domain, shard), self.seed, 2, domain, epoch, shard)
+
+
+@lru_cache(maxsize=32)
+def _line_of_shards(seed: int, domain: int, epoch: int, sizes: tuple[int, ...]) -> tuple[Any, Any]:
+    order = _permutation(len(sizes), seed, 1, domain, epoch)
+    return order, np.cumsum(np.array(sizes)[order])
+
+
+def _mix(*parts: int) -> Any:
+    """Hash integers to one uint64 (splitmix64, public domain): the same on every machine and library version."""
+    state = np.uint64(0x9E3779B97F4A7C15)
+    with np.errstate(over="ignore"):
+        for part in parts:
+            state = _scramble(state ^ np.uint64(part & 0xFFFFFFFFFFFFFFFF))
+    return state
+
+
+def _scramble(value: Any) -> Any:
+    value = value + np.uint64(0x9E3779B97F4A7C15)
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
+
+
+@lru_cache(maxsize=512)
+def _permutation(size: int, *key: int) -> Any:
+    """Permutation of ``range(size)``: the order of hashed indices, so no library's generator is part of the format."""
+    with np.errstate(over="ignore"):
+        hashed = _scramble(np.arange(size, dtype=np.uint64) + _mix(*key))
+    return np.argsort(hashed, kind="stable")
+
+
+def _apportion(weights: Sequence[float], places: int, names: Sequence[str]) -> list[int]:
+    """Share ``places`` by weight, largest remainder first; every domain gets at least one."""
+    if len(weights) != len(names):
+        raise UserError(f"data.weights has {len(weights)} numbers for {len(names)} training domains in data.train")
+    if any(not weight > 0 for weight in weights):
+        raise UserError(f"data.weights must be positive, got {list(weights)}")
+    exact = np.array(weights, dtype=float) / sum(weights) * places
+    shares = np.floor(exact).astype(int)
+    for index in np.argsort(-(exact - shares), kind="stable")[: places - int(shares.sum())]:
+        shares[index] += 1
+    if (shares == 0).any():
+        name = names[int(np.flatnonzero(shares == 0)[0])]
+        raise UserError(
+            f"domain '{name}' would get less than one of {places} virtual streams: raise data.virtual_streams or its "
+            f"weight in data.weights"
+        )
+    return [int(share) for share in shares]
+
+
+def _interleave(shares: Sequence[int]) -> list[tuple[int, int]]:
+    """Spread the domains' streams evenly, so that every rank carries a like mixture: (domain, place in domain)."""
+    keyed = [((place + 0.5) / share, domain, place) for domain, share in enumerate(shares) for place in range(share)]
+    return [(domain, place) for _, domain, place in sorted(keyed)]

@@ -1,0 +1,71 @@
+"""From a benchmark's official files to a shard set in one call."""
+
+from __future__ import annotations
+
+from glscl.data.benchmarks import benchmark, read
+from glscl.data.locate import locate_videos, missing_report
+from glscl.data.shards import Encoding, Manifest, Origin, build_shards
+from glscl.errors import UserError
+
+
+def build_from_annotations(
+    name: str,
+    annotations: str,
+    split: str,
+    videos: str,
+    output: str,
+    *,
+    domain: str,
+    samples_per_shard: int,
+    encoding: Encoding,
+    allow_missing: bool = False,
+    seed: int = 0,
+    overwrite: bool = False,
+    workers: int | None = None,
+) -> tuple[Manifest, list[str]]:
+    """Read annotations, find the video files, write the shards.
+
+    Args:
+        name: reader (`glscl.data.benchmarks`).
+        annotations: folder of the official files.
+        split: split as the reader names it.
+        videos: folder of video files.
+        output: folder or prefix of the shard set.
+        domain: name of the domain.
+        samples_per_shard: videos in one tar.
+        encoding: copy or re-encode.
+        allow_missing: leave out, and list in the manifest, videos without a file.
+        seed: of the shuffle over shards.
+        overwrite: replace an existing set.
+        workers: see `build_shards`.
+
+    Returns:
+        the manifest, and notes for the user (ids without annotation, missing files).
+
+    Raises:
+        UserError: missing files or folders, an empty split, or missing videos without ``allow_missing``.
+    """
+    reader = benchmark(name)
+    result = read(name, annotations, split)
+    found, missing = locate_videos([record.video_id for record in result.records], videos)
+    notes = list(result.notes)
+    if missing:
+        report = missing_report(missing, len(result.records), videos)
+        if not allow_missing:
+            raise UserError(f"{report}; add them, or pass --allow-missing to leave them out")
+        notes.append(report)
+    records = [record for record in result.records if record.video_id in found]
+    origin = Origin(domain, split, name, reader.version, tuple(result.sources))
+    manifest = build_shards(
+        records,
+        found,
+        output,
+        origin,
+        samples_per_shard=samples_per_shard,
+        encoding=encoding,
+        seed=seed,
+        overwrite=overwrite,
+        workers=workers,
+        missing=missing,
+    )
+    return manifest, notes

@@ -1,0 +1,27 @@
+"""The record: one video with its captions, before any pixel is touched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One video of a domain with every caption that describes it.
+
+    Attributes:
+        video_id: the data set's own id; also the stem by which the video file is found.
+        captions: one or more texts. Each (caption, video) is one pair.
+        start: first second of the described part of the video file, or None for its beginning.
+        end: last second of the described part, or None for its end.
+        duration: length of the described part in seconds where the annotations say so.
+        attributes: ground-truth facts of a synthetic video (toy domains); empty for real data.
+    """
+
+    video_id: str
+    captions: tuple[str, ...]
+    start: float | None = None
+    end: float | None = None
+    duration: float | None = None
+    attributes: dict[str, Any] = field(default_factory=dict)

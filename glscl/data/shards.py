@@ -1,0 +1,439 @@
+"""WebDataset shards with a manifest: written by Ray tasks, verified, read at random inside one shard.
+
+A shard set is a folder (local or ``s3://``) of ``shard-000000.tar ...`` and ``manifest.json``. A sample is two members,
+``<key>.mp4`` and ``<key>.json``; keys are running numbers, so names from annotation files never become paths.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import IO, Any
+
+import numpy as np
+import webdataset
+from pydantic import Field, ValidationError
+
+from glscl import storage
+from glscl.data.records import Record
+from glscl.data.video import VideoError, reencode
+from glscl.errors import UserError
+from glscl.options import Options
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+MAX_ANNOTATION_BYTES = 8 << 20
+
+
+class ShardEntry(Options):
+    """One tar of the set."""
+
+    name: str
+    samples: int
+    pairs: int
+    bytes: int
+    sha256: str
+
+
+class Manifest(Options):
+    """What a shard set holds; everything that the order of the stream depends on."""
+
+    format: int = FORMAT
+    domain: str
+    split: str
+    reader: str
+    reader_version: int
+    sources: tuple[str, ...]
+    encoding: str
+    videos: int
+    pairs: int
+    shards: tuple[ShardEntry, ...]
+    rejected: dict[str, str] = Field(default_factory=dict)
+    """Videos left out when the set was built, with the reason."""
+
+    def fingerprint(self) -> str:
+        """Hash of the contents (not of where they lie)."""
+        content = self.model_dump(include={"domain", "split", "shards"}, mode="json")
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class ShardSet:
+    """A manifest together with the folder that holds it."""
+
+    uri: str
+    manifest: Manifest
+
+    def shard_uri(self, index: int) -> str:
+        """Address of one tar."""
+        return storage.join(self.uri, self.manifest.shards[index].name)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One video with its captions inside an open shard."""
+
+    key: str
+    video_id: str
+    captions: tuple[str, ...]
+    start: float | None
+    end: float | None
+    attributes: dict[str, Any]
+
+
+def open_shard_set(uri: str) -> ShardSet:
+    """Read a manifest and check that every tar is there with the size it promises (one listing, no tar is read).
+
+    Raises:
+        UserError: no manifest, not a manifest, a tar missing or of another size.
+    """
+    uri = storage.resolve(uri)
+    where = storage.join(uri, MANIFEST)
+    if not storage.exists(where):
+        raise UserError(f"{where}: no such file; write the shards with `glscl shards build --output {uri}`")
+    try:
+        manifest = Manifest.model_validate(storage.read_json(where))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{where}: not a shard manifest ({'.'.join(map(str, first['loc']))}: {first['msg']})") from None
+    if manifest.format != FORMAT:
+        raise UserError(f"{where}: format {manifest.format}, this version reads {FORMAT}; build the shards again")
+    if sum(entry.pairs for entry in manifest.shards) != manifest.pairs:
+        raise UserError(f"{where}: the shards' pairs do not add up to {manifest.pairs}; build the shards again")
+    if not manifest.pairs:
+        raise UserError(f"{where}: domain '{manifest.domain}' split '{manifest.split}' is empty")
+    fs, path = storage.filesystem(uri)
+    fs.invalidate_cache(path)
+    sizes = {os.path.basename(item["name"]): item["size"] for item in fs.ls(path, detail=True)}
+    for entry in manifest.shards:
+        if entry.name not in sizes:
+            raise UserError(f"{storage.join(uri, entry.name)}: listed in {MANIFEST} but not there")
+        if sizes[entry.name] != entry.bytes:
+            raise UserError(
+                f"{storage.join(uri, entry.name)}: {sizes[entry.name]} bytes where {MANIFEST} says {entry.bytes}; "
+                f"run `glscl shards verify {uri}` and build or copy it again"
+            )
+    return ShardSet(uri, manifest)
+
+
+class Shard:
+    """Random access to the samples of one tar.
+
+    A local tar is read in place; a remote one is copied to an unnamed temporary file first, so memory holds the index
+    and the captions only, and nothing is left behind when the process is killed.
+
+    Raises:
+        UserError: the tar is torn or holds other samples than the manifest says.
+    """
+
+    def __init__(self, shard_set: ShardSet, index: int, cache_dir: str | None = None) -> None:
+        entry = shard_set.manifest.shards[index]
+        self.uri = shard_set.shard_uri(index)
+        self._file = _local_file(self.uri, cache_dir)
+        try:
+            self.samples, self._videos = _index_tar(self._file, self.uri)
+        except (tarfile.TarError, EOFError) as error:
+            raise self._broken(f"not a readable tar ({error})") from None
+        pairs = [(position, caption) for position, s in enumerate(self.samples) for caption in range(len(s.captions))]
+        if len(self.samples) != entry.samples or len(pairs) != entry.pairs:
+            raise self._broken(
+                f"{len(self.samples)} samples and {len(pairs)} pairs where {MANIFEST} says "
+                f"{entry.samples} and {entry.pairs}"
+            )
+        self.pairs = pairs
+
+    def _broken(self, what: str) -> UserError:
+        self.close()
+        folder = self.uri.rsplit("/", 1)[0]
+        return UserError(f"{self.uri}: {what}; run `glscl shards verify {folder}` and build or copy it again")
+
+    def video(self, position: int) -> bytes:
+        """Video bytes of one sample."""
+        offset, size = self._videos[position]
+        self._file.seek(offset)
+        data = self._file.read(size)
+        if len(data) != size:
+            raise self._broken(f"sample {self.samples[position].key} is cut short")
+        return data
+
+    def close(self) -> None:
+        """Release the file (and the disk space of a remote shard's copy)."""
+        self._file.close()
+
+
+def _local_file(uri: str, cache_dir: str | None) -> IO[bytes]:
+    fs, path = storage.filesystem(uri)
+    if not storage.is_remote(uri):
+        return open(path, "rb")
+    copy = tempfile.TemporaryFile(dir=cache_dir, prefix="glscl-shard-")  # noqa: SIM115 (lives as long as the shard)
+    try:
+        fs.get_file(path, copy)
+    except BaseException:
+        copy.close()
+        raise
+    copy.seek(0)
+    return copy
+
+
+def _index_tar(file: IO[bytes], uri: str) -> tuple[list[Sample], list[tuple[int, int]]]:
+    """Pair up ``.json`` and ``.mp4`` members in file order."""
+    texts: dict[str, dict[str, Any]] = {}
+    videos: dict[str, tuple[int, int]] = {}
+    end = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        for member in tar:
+            if not member.isfile():
+                raise tarfile.TarError(f"member {member.name!r} is not a plain file")
+            key, _, extension = member.name.partition(".")
+            if member.offset_data + member.size > end:
+                raise tarfile.TarError(f"member {member.name!r} is cut short")
+            if extension == "json":
+                if member.size > MAX_ANNOTATION_BYTES:
+                    raise tarfile.TarError(f"member {member.name!r} has {member.size} bytes")
+                handle = tar.extractfile(member)
+                assert handle is not None
+                texts[key] = _annotation(handle.read(), member.name, uri)
+            elif extension == "mp4":
+                videos[key] = (member.offset_data, member.size)
+            else:
+                raise tarfile.TarError(f"member {member.name!r} is neither .mp4 nor .json")
+    if texts.keys() != videos.keys():
+        odd = sorted(texts.keys() ^ videos.keys())[0]
+        raise tarfile.TarError(f"sample {odd!r} lacks its video or its annotation")
+    samples = [
+        Sample(key, t["video_id"], tuple(t["captions"]), t.get("start"), t.get("end"), t.get("attributes") or {})
+        for key, t in texts.items()
+    ]
+    return samples, [videos[sample.key] for sample in samples]
+
+
+def _annotation(data: bytes, name: str, uri: str) -> dict[str, Any]:
+    try:
+        value = json.loads(data)  # raises UnicodeDecodeError, a ValueError, on bytes that are not UTF-8
+    except ValueError as error:
+        raise UserError(f"{uri}: {name} is not UTF-8 JSON ({error}); build the shards again") from None
+    captions = value.get("captions") if isinstance(value, dict) else None
+    if not isinstance(captions, list) or not captions or not all(isinstance(text, str) for text in captions):
+        raise UserError(f"{uri}: {name} has no list of captions; build the shards again")
+    if not isinstance(value.get("video_id"), str):
+        raise UserError(f"{uri}: {name} has no video_id; build the shards again")
+    checked: dict[str, Any] = value
+    return checked
+
+
+# ---------------------------------------------------------------------------------------------------------- writing
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """Whether videos are copied as they are or re-encoded once.
+
+    Attributes:
+        short_side: pixels of the re-encoded short side; 0 copies the files untouched.
+        rate: frames a second of the copy.
+    """
+
+    short_side: int = 0
+    rate: float = 3.0
+
+    def __str__(self) -> str:
+        return f"short side {self.short_side}, {self.rate:g} fps" if self.short_side else "as is"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where the records of a shard set come from; goes into the manifest."""
+
+    domain: str
+    split: str
+    reader: str
+    reader_version: int
+    sources: tuple[str, ...]
+
+
+def build_shards(
+    records: Sequence[Record],
+    videos: dict[str, str],
+    output: str,
+    origin: Origin,
+    *,
+    samples_per_shard: int,
+    encoding: Encoding | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+    workers: int | None = None,
+    missing: Sequence[str] = (),
+) -> Manifest:
+    """Write a shard set with one Ray task per tar; the manifest comes last, so a half-written set is never readable.
+
+    Records are shuffled by ``seed`` first: annotation files are often sorted by source, and a shard is the unit in
+    which the stream shuffles.
+
+    Args:
+        records: videos and captions.
+        videos: path or URI of each record's video file.
+        output: folder or ``s3://`` prefix.
+        origin: provenance.
+        samples_per_shard: videos in one tar.
+        encoding: copy or re-encode; the default copies.
+        seed: of the shuffle.
+        overwrite: replace a set that is already there.
+        workers: tars written at once; None uses every CPU of the cluster, 0 writes in this process without Ray.
+        missing: videos known to have no file; listed in the manifest as rejected.
+
+    Raises:
+        UserError: nothing to write, or the folder already holds a set.
+    """
+    output = storage.resolve(output)
+    encoding = encoding or Encoding()
+    if not records:
+        raise UserError(f"domain '{origin.domain}' split '{origin.split}' is empty: nothing to write to {output}")
+    if samples_per_shard < 1:
+        raise UserError(f"--samples-per-shard is {samples_per_shard}; it must be at least 1")
+    if storage.exists(storage.join(output, MANIFEST)) and not overwrite:
+        raise UserError(f"{output}: already holds a shard set; choose another --output or pass --overwrite")
+    order = np.random.RandomState(seed).permutation(len(records))
+    chunks = [order[at : at + samples_per_shard] for at in range(0, len(order), samples_per_shard)]
+    jobs = [
+        (
+            [(int(i), records[i], videos[records[i].video_id]) for i in chunk],
+            storage.join(output, f"shard-{index:06d}.tar"),
+            origin.domain,
+            encoding,
+        )
+        for index, chunk in enumerate(chunks)
+    ]
+    written = [_write_shard(*job) for job in jobs] if workers == 0 else _write_with_ray(jobs, workers)
+    rejected = dict.fromkeys(missing, "no file")
+    rejected |= {video: reason for _, bad in written for video, reason in bad.items()}
+    shards = tuple(entry for entry, _ in written if entry is not None)
+    if not shards:
+        raise UserError(f"{origin.domain}: none of {len(records)} videos could be read: {_summary(rejected)}")
+    manifest = Manifest(
+        **asdict(origin),
+        encoding=str(encoding),
+        videos=sum(entry.samples for entry in shards),
+        pairs=sum(entry.pairs for entry in shards),
+        shards=shards,
+        rejected=dict(sorted(rejected.items())),
+    )
+    storage.write_json(storage.join(output, MANIFEST), manifest.model_dump(mode="json"))
+    return manifest
+
+
+_ShardJob = tuple[list[tuple[int, Record, str]], str, str, Encoding]
+_ShardResult = tuple[ShardEntry | None, dict[str, str]]
+
+
+def _write_with_ray(jobs: list[_ShardJob], workers: int | None) -> list[_ShardResult]:
+    """Write the tars as Ray tasks, a bounded number at a time; results in the order of ``jobs``."""
+    import ray
+
+    task = ray.remote(num_cpus=1)(_write_shard)
+    limit = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+    results: dict[int, _ShardResult] = {}
+    pending: dict[Any, int] = {}
+    for index, job in enumerate(jobs):
+        pending[task.remote(*job)] = index
+        while len(pending) >= limit or (pending and index == len(jobs) - 1):
+            done, _ = ray.wait(list(pending), num_returns=1)
+            results[pending.pop(done[0])] = ray.get(done[0])
+    return [results[index] for index in range(len(jobs))]
+
+
+def _write_shard(items: list[tuple[int, Record, str]], uri: str, domain: str, encoding: Encoding) -> _ShardResult:
+    """Write one tar; returns its entry (None if no video was readable) and the rejected videos."""
+    rejected: dict[str, str] = {}
+    samples = pairs = 0
+    with tempfile.NamedTemporaryFile(prefix="glscl-shard-", suffix=".tar") as file:
+        with webdataset.TarWriter(file, encoder=False, mtime=0, user="glscl", group="glscl") as tar:
+            for number, record, path in items:
+                data = storage.read_bytes(path)
+                try:
+                    if not data:
+                        raise VideoError("empty file")
+                    if encoding.short_side:
+                        data = reencode(data, encoding.short_side, encoding.rate)
+                except VideoError as error:
+                    rejected[record.video_id] = str(error)
+                    continue
+                annotation = asdict(record) | {"domain": domain}
+                tar.write(
+                    {
+                        "__key__": f"{number:08d}",
+                        "json": json.dumps(annotation, ensure_ascii=False, sort_keys=True).encode(),
+                        "mp4": data,
+                    }
+                )
+                samples += 1
+                pairs += len(record.captions)
+        file.flush()
+        if not samples:
+            return None, rejected
+        size = os.path.getsize(file.name)
+        digest = _sha256(file.name)
+        storage.upload(file.name, uri)
+    name = uri.rsplit("/", 1)[1]
+    return ShardEntry(name=name, samples=samples, pairs=pairs, bytes=size, sha256=digest), rejected
+
+
+# -------------------------------------------------------------------------------------------------- verify and info
+
+
+def verify_shards(uri: str) -> list[str]:
+    """Read every tar and compare it with the manifest: bytes, checksum, samples, pairs.
+
+    Returns:
+        One line per problem; empty when the set is sound.
+    """
+    shard_set = open_shard_set(uri)
+    return [problem for index in range(len(shard_set.manifest.shards)) for problem in _verify_one(shard_set, index)]
+
+
+def _verify_one(shard_set: ShardSet, index: int) -> Iterator[str]:
+    entry = shard_set.manifest.shards[index]
+    digest = hashlib.sha256()
+    with storage.open_read(shard_set.shard_uri(index)) as file:
+        while block := file.read(8 << 20):
+            digest.update(block)
+    if digest.hexdigest() != entry.sha256:
+        yield f"{shard_set.shard_uri(index)}: checksum differs from the manifest's"
+    try:
+        Shard(shard_set, index).close()
+    except UserError as error:
+        yield str(error)
+
+
+def describe(manifest: Manifest) -> dict[str, str]:
+    """What ``glscl shards info`` prints."""
+    sizes = [entry.bytes for entry in manifest.shards]
+    return {
+        "domain": manifest.domain,
+        "split": manifest.split,
+        "videos": f"{manifest.videos:,}",
+        "pairs": f"{manifest.pairs:,} ({manifest.pairs / manifest.videos:.2f} captions per video)",
+        "shards": f"{len(sizes)} of {min(sizes) / 1e6:.1f} to {max(sizes) / 1e6:.1f} MB",
+        "bytes": f"{sum(sizes):,}",
+        "encoding": manifest.encoding,
+        "reader": f"{manifest.reader} (version {manifest.reader_version})",
+        "sources": ", ".join(manifest.sources) or "none",
+        "rejected": _summary(manifest.rejected) or "none",
+        "fingerprint": manifest.fingerprint()[:16],
+    }
+
+
+def _summary(rejected: dict[str, str]) -> str:
+    return ", ".join(f"{count} x {reason}" for reason, count in Counter(rejected.values()).most_common())
+
+
+def _sha256(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

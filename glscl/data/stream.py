@@ -1,0 +1,244 @@
+"""The training stream: what `StreamPlan` orders, read from shards, decoded and batched.
+
+Resuming needs the step number alone: the arithmetic says where every virtual stream stands, and each opens the one
+shard it stands in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from glscl.data.plan import Slot, StreamPlan
+from glscl.data.shards import Sample, Shard, ShardSet
+from glscl.data.video import FrameSampling, VideoError, load_frames
+from glscl.errors import UserError
+
+Tokenize = Callable[[Sequence[str]], tuple[Tensor, Tensor]]
+"""Captions to (token ids (A, W) int64, truncated (A,) bool)."""
+
+
+@dataclass(slots=True)
+class Batch:
+    """One rank's contiguous part of a global batch.
+
+    Attributes:
+        token_ids: (A, W) int64.
+        frames: (A, F, 3, S, S) uint8, zero where masked.
+        frame_mask: (A, F) bool, True = real.
+        video_ids: (A,) int64; equal numbers are the same video, whose captions are all positives.
+        names: ``domain/video_id#caption`` of every pair, for logs and tests.
+        truncated: captions cut to ``max_words`` tokens.
+        quarantined: videos met for the first time by this loader that could not be used: domain, shard, key,
+            video_id and reason.
+    """
+
+    token_ids: Tensor
+    frames: Tensor
+    frame_mask: Tensor
+    video_ids: Tensor
+    names: list[str]
+    truncated: int = 0
+    quarantined: list[dict[str, str]] = field(default_factory=list)
+
+    @staticmethod
+    def concatenate(parts: Sequence[Batch]) -> Batch:
+        """Join the loader workers' parts in stream order."""
+        if len(parts) == 1:
+            return parts[0]
+        return Batch(
+            torch.cat([part.token_ids for part in parts]),
+            torch.cat([part.frames for part in parts]),
+            torch.cat([part.frame_mask for part in parts]),
+            torch.cat([part.video_ids for part in parts]),
+            [name for part in parts for name in part.names],
+            sum(part.truncated for part in parts),
+            [entry for part in parts for entry in part.quarantined],
+        )
+
+
+class PairStream(IterableDataset[Batch]):
+    """Endless parts of global batches for one rank, from ``start_step`` on.
+
+    Args:
+        shard_sets: the training domains, in the order of the plan's manifests.
+        plan: the order.
+        sampling: frames per video.
+        tokenize: captions to token ids.
+        rank: this rank.
+        world_size: number of ranks.
+        start_step: global step of the first batch.
+        cache_dir: where copies of remote shards live while they are read.
+    """
+
+    def __init__(
+        self,
+        shard_sets: Sequence[ShardSet],
+        plan: StreamPlan,
+        sampling: FrameSampling,
+        tokenize: Tokenize,
+        rank: int,
+        world_size: int,
+        start_step: int = 0,
+        cache_dir: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.shard_sets = tuple(shard_sets)
+        self.plan = plan
+        self.sampling = sampling
+        self.tokenize = tokenize
+        self.rank, self.world_size = rank, world_size
+        self.start_step = start_step
+        self.cache_dir = cache_dir
+        self.opened: list[tuple[int, int]] = []
+        """(stream, shard) in the order opened, for tests and diagnosis (of this process)."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        streams = self.plan.owned(self.rank, self.world_size, worker, workers)
+        readers = {stream: _StreamReader(self, stream) for stream in streams}
+        reported: set[tuple[int, int, int]] = set()
+        step = self.start_step
+        try:
+            while True:
+                items = [item for stream in streams for item in readers[stream].read(step)]
+                yield self._collate(items, reported)
+                step += 1
+        finally:
+            for reader in readers.values():
+                reader.close()
+
+    def _collate(self, items: list[_Item], reported: set[tuple[int, int, int]]) -> Batch:
+        token_ids, truncated = self.tokenize([item.caption for item in items])
+        size, count = self.sampling.size, self.sampling.max_frames
+        frames = torch.zeros(len(items), count, 3, size, size, dtype=torch.uint8)
+        mask = torch.zeros(len(items), count, dtype=torch.bool)
+        quarantined = []
+        for row, item in enumerate(items):
+            frames[row, : len(item.frames)] = item.frames
+            mask[row, : len(item.frames)] = True
+            for place, entry in item.quarantined:
+                if place not in reported:
+                    reported.add(place)
+                    quarantined.append(entry)
+        video_ids = torch.tensor([item.video_number for item in items], dtype=torch.int64)
+        names = [item.name for item in items]
+        return Batch(token_ids, frames, mask, video_ids, names, int(truncated.sum()), quarantined)
+
+
+@dataclass(slots=True)
+class _Item:
+    frames: Tensor
+    caption: str
+    video_number: int
+    name: str
+    quarantined: list[tuple[tuple[int, int, int], dict[str, str]]]
+
+
+class _StreamReader:
+    """One virtual stream: keeps the shard it stands in open."""
+
+    def __init__(self, stream: PairStream, number: int) -> None:
+        self._stream = stream
+        self._number = number
+        self._at: tuple[int, int] | None = None
+        self._shard: Shard | None = None
+        self._bad: dict[tuple[int, int, int], dict[str, str]] = {}
+
+    def read(self, step: int) -> Iterator[_Item]:
+        for slot in self._stream.plan.slots(step, self._number):
+            yield self._item(slot)
+
+    def close(self) -> None:
+        if self._shard is not None:
+            self._shard.close()
+        self._shard = self._at = None
+
+    def _open(self, slot: Slot) -> Shard:
+        if self._at != (slot.domain, slot.shard) or self._shard is None:
+            self.close()
+            self._shard = Shard(self._stream.shard_sets[slot.domain], slot.shard, self._stream.cache_dir)
+            self._at = (slot.domain, slot.shard)
+            self._stream.opened.append((self._number, slot.shard))
+        return self._shard
+
+    def _item(self, slot: Slot) -> _Item:
+        """The pair at a slot, or the first usable one after it; a bad video is tried once."""
+        met: list[tuple[tuple[int, int, int], dict[str, str]]] = []
+        item = self._try(slot, met)
+        if item is None:
+            for substitute in self._stream.plan.substitutes(slot):
+                item = self._try(substitute, met)
+                if item is not None:
+                    break
+        if item is None:
+            domain = self._stream.shard_sets[slot.domain]
+            raise UserError(f"{domain.uri}: no video of domain '{domain.manifest.domain}' can be decoded")
+        item.quarantined = met
+        return item
+
+    def _try(self, slot: Slot, met: list[tuple[tuple[int, int, int], dict[str, str]]]) -> _Item | None:
+        plan, stream = self._stream.plan, self._stream
+        shard = self._open(slot)
+        index = plan.pair_in_shard(slot)
+        if plan.captions == "all":
+            position, caption = shard.pairs[index]
+        else:
+            position, caption = index, plan.caption_of(slot, index, len(shard.samples[index].captions))
+        sample = shard.samples[position]
+        place = (slot.domain, slot.shard, position)
+        entry = self._bad.get(place)
+        if entry is None:
+            try:
+                frames = load_frames(shard.video(position), stream.sampling, sample.start, sample.end)
+            except VideoError as error:
+                manifest = stream.shard_sets[slot.domain].manifest
+                entry = quarantine_entry(manifest.domain, manifest.shards[slot.shard].name, sample, str(error))
+                self._bad[place] = entry
+        if entry is not None:
+            met.append((place, entry))
+            return None
+        name = f"{stream.shard_sets[slot.domain].manifest.domain}/{sample.video_id}#{caption}"
+        return _Item(frames, sample.captions[caption], video_number(*place), name, [])
+
+
+def quarantine_entry(domain: str, shard: str, sample: Sample, reason: str) -> dict[str, str]:
+    """One line of the quarantine list."""
+    return {"domain": domain, "shard": shard, "key": sample.key, "video_id": sample.video_id, "reason": reason}
+
+
+def video_number(domain: int, shard: int, position: int) -> int:
+    """A number that two pairs share exactly when they show the same video."""
+    return (domain << 48) | (shard << 24) | position
+
+
+def make_loader(stream: PairStream, loader_workers: int, prefetch: int) -> Iterator[Batch]:
+    """Iterate over a rank's batches, joining the parts of its loader workers in stream order.
+
+    Torch hands out the items of iterable data sets in strict rotation over the workers, so the next ``loader_workers``
+    items are the parts of one batch. Videos are decoded ``prefetch`` batches ahead.
+    """
+    stream.plan.check_world(stream.world_size, loader_workers)
+    loader: DataLoader[Any] = DataLoader(
+        stream,
+        batch_size=None,
+        num_workers=loader_workers,
+        prefetch_factor=prefetch if loader_workers else None,
+        worker_init_fn=_one_thread,
+    )
+    parts: list[Batch] = []
+    for part in loader:
+        parts.append(part)
+        if len(parts) == max(1, loader_workers):
+            yield Batch.concatenate(parts)
+            parts = []
+
+
+def _one_thread(_: int) -> None:
+    torch.set_num_threads(1)

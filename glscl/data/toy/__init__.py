@@ -1,0 +1,11 @@
+"""Toy domains: real h264 files of moving shapes, drawn from a seed, for quickstarts and tests.
+
+``toy_clips`` is MSR-VTT-like (about two seconds, several captions per video), ``toy_stories`` is ActivityNet-like
+(six to eight seconds, several events in order, one paragraph, textured grounds, other wording). The two share shapes,
+colours and part of their words, so that a model trained on one can be tested on the other.
+"""
+
+from glscl.data.toy.domains import TOY_SPLITS, toy_capacity, toy_names, toy_records
+from glscl.data.toy.render import render_video, write_toy
+
+__all__ = ["TOY_SPLITS", "render_video", "toy_capacity", "toy_names", "toy_records", "write_toy"]

@@ -1,0 +1,151 @@
+"""Which videos a toy domain holds: combinations of attributes, dealt to splits, and their captions.
+
+Every attribute is drawn independently of every other one. Combinations come in *twins* that differ in the order of
+events only; twins stay together, so every test video has a neighbour which only a model that has learned the order
+tells apart. Twins belong to one split by a draw that depends on the domain and the seed, never on the number of videos
+asked for: a test combination is never in another split, whatever the counts.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from dataclasses import dataclass
+from typing import Literal
+
+from glscl.data.records import Record
+from glscl.data.toy.wording import clip_captions, story_captions
+from glscl.errors import UserError, did_you_mean
+
+TOY_SPLITS = ("train", "dev", "test")
+_SHARES = {"test": 0.25, "dev": 0.125}  # of the combinations; training has the rest
+
+Domain = Literal["toy_clips", "toy_stories"]
+
+
+@dataclass(frozen=True, slots=True)
+class DomainSpec:
+    """What may vary in a domain.
+
+    Attributes:
+        values: attribute name -> its values; the combinations are their product.
+        twins: order -> the order that tells the same events the other way round.
+        seconds: shortest and longest duration.
+    """
+
+    values: dict[str, tuple[str, ...]]
+    twins: dict[str, str]
+    seconds: tuple[float, float]
+
+
+_COLOURS = ("red", "green", "blue", "yellow", "purple")
+_SHAPES = ("disc", "plank", "pillar")
+_CHANGES = ("grows", "shrinks", "whitens", "blackens")
+_STORY_ORDERS = tuple("-".join(order) for order in itertools.permutations(("across", "upright", "change")))
+
+DOMAINS: dict[str, DomainSpec] = {
+    "toy_clips": DomainSpec(
+        values={
+            "colour": _COLOURS,
+            "shape": _SHAPES,
+            "background": ("grey", "pink"),
+            "movement": ("left", "right", "up", "down"),
+            "change": _CHANGES,
+            "order": ("movement-change", "change-movement"),
+        },
+        twins={"movement-change": "change-movement", "change-movement": "movement-change"},
+        seconds=(1.75, 2.25),
+    ),
+    "toy_stories": DomainSpec(
+        values={
+            "colour": _COLOURS,
+            "shape": _SHAPES,
+            "ground": ("stripes", "checks", "bricks", "sand"),
+            "across": ("left", "right"),
+            "upright": ("up", "down"),
+            "change": _CHANGES,
+            "order": _STORY_ORDERS,
+        },
+        twins={order: "-".join(reversed(order.split("-"))) for order in _STORY_ORDERS},
+        seconds=(6.0, 8.0),
+    ),
+}
+FPS = 8
+
+
+def toy_names() -> tuple[str, ...]:
+    """Names of the toy domains."""
+    return tuple(DOMAINS)
+
+
+def domain_spec(domain: str) -> DomainSpec:
+    """Return what may vary in a domain.
+
+    Raises:
+        UserError: there is no such toy domain.
+    """
+    if domain not in DOMAINS:
+        raise UserError(
+            f"there is no toy domain '{domain}'{did_you_mean(domain, DOMAINS)}; there are {', '.join(DOMAINS)}"
+        )
+    return DOMAINS[domain]
+
+
+def toy_records(domain: str, split: str, count: int, seed: int) -> list[Record]:
+    """Draw the records of one split; the first ``n`` records are the same for every count.
+
+    Development and test videos all differ in their combination of attributes; training goes round its combinations
+    again when it has more videos than those, with other positions, sizes, speeds and words.
+
+    Raises:
+        UserError: unknown domain or split, or more development or test videos than there are combinations.
+    """
+    spec = domain_spec(domain)
+    combinations = _combinations(domain, split, seed)
+    if count < 1:
+        raise UserError(f"{domain} {split}: {count} videos asked for; ask for at least 1")
+    if split != "train" and count > len(combinations):
+        raise UserError(
+            f"{domain} {split}: {count} videos asked for, but only {len(combinations)} different combinations of "
+            f"attributes are kept for this split; ask for at most {len(combinations)}"
+        )
+    captions = clip_captions if domain == "toy_clips" else story_captions
+    records = []
+    for index in range(count):
+        attributes = combinations[index % len(combinations)]
+        draw = random.Random(f"{domain}/{split}/{seed}/{index}/record")
+        frames = draw.randint(round(spec.seconds[0] * FPS), round(spec.seconds[1] * FPS))
+        records.append(
+            Record(
+                video_id=f"{domain}-{split}-{index:05d}",
+                captions=captions(attributes, draw),
+                duration=frames / FPS,
+                attributes=dict(attributes),
+            )
+        )
+    return records
+
+
+def toy_capacity(domain: str, split: str) -> int:
+    """Number of different combinations of attributes that a split of a domain holds.
+
+    Raises:
+        UserError: unknown domain or split.
+    """
+    return len(_combinations(domain, split, 0))
+
+
+def _combinations(domain: str, split: str, seed: int) -> list[dict[str, str]]:
+    """Combinations of one split in the order in which they are used, twins side by side."""
+    if split not in TOY_SPLITS:
+        raise UserError(
+            f"{domain}: there is no split '{split}'{did_you_mean(split, TOY_SPLITS)}; there are {', '.join(TOY_SPLITS)}"
+        )
+    spec = domain_spec(domain)
+    product = [dict(zip(spec.values, chosen, strict=True)) for chosen in itertools.product(*spec.values.values())]
+    units = [unit for unit in product if unit["order"] < spec.twins[unit["order"]]]
+    random.Random(f"{domain}/{seed}/splits").shuffle(units)
+    test = round(len(units) * _SHARES["test"])
+    dev = test + round(len(units) * _SHARES["dev"])
+    chosen_units = {"test": units[:test], "dev": units[test:dev], "train": units[dev:]}[split]
+    return [twin for unit in chosen_units for twin in (unit, {**unit, "order": spec.twins[unit["order"]]})]

@@ -1,0 +1,195 @@
+"""Drawing the toy videos and encoding them as h264 in mp4.
+
+Nothing but the attributes differs systematically between two videos: position, size, path length, timing, shade and
+duration are drawn independently of them. Opposite events (left and right, growing and shrinking) show the same
+pictures in reverse, so a bag of frames cannot tell them apart: only their order in time can.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+from concurrent.futures import ProcessPoolExecutor
+from fractions import Fraction
+from itertools import repeat
+from multiprocessing import get_context
+
+import av
+import numpy as np
+import numpy.typing as npt
+from av.video.reformatter import VideoReformatter
+
+from glscl.data.records import Record
+from glscl.data.toy.domains import FPS, domain_spec, toy_records
+
+SIDE = 64  # pixels
+KEYFRAME_EVERY = 8  # frames
+
+Floats = npt.NDArray[np.float32]
+
+_INK = {
+    "toy_clips": {
+        "red": (215, 35, 35),
+        "green": (30, 170, 50),
+        "blue": (40, 70, 225),
+        "yellow": (230, 205, 30),
+        "purple": (150, 50, 180),
+    },
+    "toy_stories": {
+        "red": (180, 20, 60),
+        "green": (20, 140, 95),
+        "blue": (50, 120, 215),
+        "yellow": (220, 170, 40),
+        "purple": (175, 120, 205),
+    },
+}
+_PLAIN = {"grey": (118, 118, 118), "pink": (240, 165, 190)}
+_NEW_INK = {"whitens": (250, 250, 250), "blackens": (12, 12, 12)}
+_STEP = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}
+_SMALL, _MIDDLE, _LARGE = 6.5, 9.5, 12.5  # radius in pixels
+_SIZES = {"grows": (_SMALL, _LARGE), "shrinks": (_LARGE, _SMALL)}
+
+
+def render_video(domain: str, record: Record, seed: int) -> bytes:
+    """Draw one video: mp4, h264, yuv420p, 64 x 64 pixels, 8 frames a second; equal arguments give equal bytes.
+
+    Raises:
+        UserError: there is no such toy domain.
+    """
+    domain_spec(domain)
+    return _encode(_draw(domain, record, random.Random(f"{record.video_id}/{seed}/picture")))
+
+
+def write_toy(domain: str, split: str, count: int, seed: int, folder: str, processes: int = 1) -> list[Record]:
+    """Write ``videos/<video_id>.mp4`` and ``annotations.jsonl`` (the generic JSON-lines form) into a folder.
+
+    Raises:
+        UserError: unknown domain or split, or more videos than the split has combinations.
+    """
+    records = toy_records(domain, split, count, seed)
+    videos = os.path.join(folder, "videos")
+    os.makedirs(videos, exist_ok=True)
+    arguments = (repeat(domain), records, repeat(seed), repeat(videos))
+    if processes > 1:
+        # spawn, not fork: the caller may hold threads (Ray, torch), and this package imports quickly
+        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+            list(pool.map(_write_video, *arguments, chunksize=max(1, count // (4 * processes))))
+    else:
+        list(map(_write_video, *arguments))
+    with open(os.path.join(folder, "annotations.jsonl"), "w", encoding="utf-8") as file:
+        for record in records:
+            row = {
+                "video_id": record.video_id,
+                "captions": list(record.captions),
+                "duration": record.duration,
+                "attributes": record.attributes,
+            }
+            file.write(json.dumps(row) + "\n")
+    return records
+
+
+def _write_video(domain: str, record: Record, seed: int, folder: str) -> None:
+    with open(os.path.join(folder, f"{record.video_id}.mp4"), "wb") as file:
+        file.write(render_video(domain, record, seed))
+
+
+def _draw(domain: str, record: Record, draw: random.Random) -> npt.NDArray[np.uint8]:
+    """Frames (T, 64, 64, 3)."""
+    attributes = record.attributes
+    events = attributes["order"].split("-")
+    count = round((record.duration or 0.0) * FPS)
+    time = np.linspace(0.0, 1.0, count, dtype=np.float32)
+    progress = dict(zip(events, _progress(time, len(events), draw), strict=True))
+
+    movements = [key for key in events if key != "change"]
+    path = np.zeros((count, 2), dtype=np.float32)
+    for key in movements:
+        path += draw.uniform(25.0, 30.0) * progress[key][:, None] * np.array(_STEP[attributes[key]], dtype=np.float32)
+    # centre the path's bounding box, so that no direction starts nearer to a border than another one
+    path -= (path.max(axis=0) + path.min(axis=0)) / 2
+    path += SIDE / 2 + np.array([draw.uniform(-4.0, 4.0), draw.uniform(-4.0, 4.0)], dtype=np.float32)
+
+    change = progress["change"]
+    before, after = _SIZES.get(attributes["change"], (_MIDDLE, _MIDDLE))
+    radius = (before + (after - before) * change) * draw.uniform(0.93, 1.07)
+    shade = np.array([draw.uniform(-14, 14) for _ in range(3)], dtype=np.float32)
+    ink = np.array(_INK[domain][attributes["colour"]], dtype=np.float32) + shade
+    inks = np.repeat(ink[None], count, axis=0)
+    if attributes["change"] in _NEW_INK:
+        inks += change[:, None] * (np.array(_NEW_INK[attributes["change"]], dtype=np.float32) - ink)
+
+    cover = _cover(attributes["shape"], path, radius)[..., None]
+    back = _plain(attributes["background"], draw) if "background" in attributes else _ground(attributes["ground"], draw)
+    frames = back[None] * (1 - cover) + inks[:, None, None, :] * cover
+    return np.clip(np.rint(frames), 0, 255).astype(np.uint8)
+
+
+def _progress(time: Floats, events: int, draw: random.Random) -> list[Floats]:
+    """How far each event has gone (0 to 1) at each time: one after the other, with a short rest between."""
+    jitter = 0.12 / events
+    borders = [0.0, *(k / events + draw.uniform(-jitter, jitter) for k in range(1, events)), 1.0]
+    rest = 0.08 / events
+    return [
+        np.clip((time - (start + rest)) / (end - start - 2 * rest), 0.0, 1.0)
+        for start, end in zip(borders, borders[1:], strict=False)
+    ]
+
+
+def _cover(shape: str, centre: Floats, radius: Floats) -> Floats:
+    """Share of each pixel that the shape covers, (T, 64, 64)."""
+    grid = np.arange(SIDE, dtype=np.float32) + 0.5
+    x = grid[None, None, :] - centre[:, 0, None, None]
+    y = grid[None, :, None] - centre[:, 1, None, None]
+    r = radius[:, None, None]
+    if shape == "disc":
+        distance = np.sqrt(x * x + y * y) - r
+    else:
+        wide, high = (1.45, 0.6) if shape == "plank" else (0.6, 1.45)
+        distance = np.maximum(abs(x) - wide * r, abs(y) - high * r)
+    return np.clip(0.5 - distance, 0.0, 1.0).astype(np.float32)
+
+
+def _plain(name: str, draw: random.Random) -> Floats:
+    """A background of one colour, (64, 64, 3), a little lighter or darker every time."""
+    colour = np.array(_PLAIN[name], dtype=np.float32) + draw.uniform(-12, 12)
+    return np.broadcast_to(colour, (SIDE, SIDE, 3)).astype(np.float32)
+
+
+def _ground(name: str, draw: random.Random) -> Floats:
+    """A textured background, (64, 64, 3)."""
+    x, y = np.meshgrid(np.arange(SIDE) + draw.randrange(SIDE), np.arange(SIDE) + draw.randrange(SIDE))
+    noise = np.random.default_rng(draw.getrandbits(64)).random((SIDE, SIDE)).astype(np.float32)
+    if name == "stripes":
+        mix, dark, light = (x // 4) % 2, (70, 74, 90), (120, 124, 140)
+    elif name == "checks":
+        mix, dark, light = (x // 8 + y // 8) % 2, (40, 40, 44), (140, 140, 136)
+    elif name == "bricks":
+        mortar = (y % 8 == 0) | ((x + 8 * ((y // 8) % 2)) % 16 == 0)
+        mix, dark, light = mortar.astype(int), (120, 84, 66), (176, 168, 160)
+    else:
+        mix, dark, light = np.zeros_like(x), (168, 148, 112), (168, 148, 112)
+    low, high = np.array(dark, dtype=np.float32), np.array(light, dtype=np.float32)
+    picture = low + (high - low) * mix[..., None] + draw.uniform(-10, 10)
+    grain = 36.0 if name == "sand" else 6.0
+    return (picture + grain * (noise[..., None] - 0.5)).astype(np.float32)
+
+
+def _encode(frames: npt.NDArray[np.uint8]) -> bytes:
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=FPS)
+        stream.width = stream.height = SIDE
+        stream.pix_fmt = "yuv420p"
+        stream.time_base = Fraction(1, FPS)
+        # one thread: x264's output then does not depend on the machine's number of cores
+        stream.options = {"preset": "ultrafast", "crf": "23", "g": str(KEYFRAME_EVERY), "threads": "1"}
+        convert = VideoReformatter()  # one for all frames: setting it up costs more than using it
+        for index, pixels in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame = convert.reformat(frame, format="yuv420p", threads=1)
+            frame.pts = index
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return buffer.getvalue()

@@ -1,0 +1,115 @@
+"""What the captions of the toy domains say: every caption names every attribute, in words drawn anew each time."""
+
+from __future__ import annotations
+
+import random
+
+Forms = tuple[str, str]  # third person, gerund
+
+_CLIP_NOUNS: dict[str, tuple[str, ...]] = {
+    "disc": ("disc", "ball", "circle"),
+    "plank": ("plank", "board"),
+    "pillar": ("pillar", "pole"),
+}
+_CLIP_ADJECTIVES: dict[str, tuple[str, ...]] = {
+    "red": ("red",),
+    "green": ("green",),
+    "blue": ("blue",),
+    "yellow": ("yellow",),
+    "purple": ("purple", "violet"),
+}
+_CLIP_BACKGROUNDS: dict[str, tuple[str, ...]] = {
+    "grey": ("grey", "gray"),
+    "pink": ("pink",),
+}
+_CLIP_EVENTS: dict[str, tuple[Forms, ...]] = {
+    "left": (("moves left", "moving left"), ("slides to the left", "sliding to the left"), ("goes left", "going left")),
+    "right": (
+        ("moves right", "moving right"),
+        ("slides to the right", "sliding to the right"),
+        ("goes right", "going right"),
+    ),
+    "up": (("moves up", "moving up"), ("slides upwards", "sliding upwards"), ("rises", "rising")),
+    "down": (("moves down", "moving down"), ("slides downwards", "sliding downwards"), ("falls", "falling")),
+    "grows": (("grows", "growing"), ("gets bigger", "getting bigger"), ("becomes larger", "becoming larger")),
+    "shrinks": (("shrinks", "shrinking"), ("gets smaller", "getting smaller")),
+    "whitens": (("turns white", "turning white"), ("becomes white", "becoming white")),
+    "blackens": (("turns black", "turning black"), ("becomes black", "becoming black")),
+}
+_CLIP_TEMPLATES = (
+    "a {colour} {shape} {first} and then {second} on a {background} background",
+    "on a {background} background a {colour} {shape} first {first} , then {second}",
+    "there is a {colour} {shape} {first_ing} before {second_ing} in front of {background}",
+    "{background} background : the {shape} is {colour} , it {first} and afterwards it {second}",
+    "a {shape} in {colour} {first} , next it {second} , all is {background} behind it",
+    "a {colour} {shape} {second} after {first_ing} over a {background} backdrop",
+)
+CAPTIONS_PER_CLIP = 4
+
+_STORY_NOUNS: dict[str, tuple[str, ...]] = {
+    "disc": ("disc", "sphere"),
+    "plank": ("plank", "beam"),
+    "pillar": ("pillar", "column"),
+}
+_STORY_ADJECTIVES: dict[str, tuple[str, ...]] = {
+    "red": ("red", "crimson"),
+    "green": ("green", "jade"),
+    "blue": ("blue", "cobalt"),
+    "yellow": ("yellow", "golden"),
+    "purple": ("purple", "lilac"),
+}
+_STORY_GROUNDS: dict[str, tuple[str, ...]] = {
+    "stripes": ("a striped curtain", "striped cloth"),
+    "checks": ("a chessboard", "a checked floor"),
+    "bricks": ("a brick wall", "stacked bricks"),
+    "sand": ("a beach", "yellowish sand"),
+}
+_STORY_EVENTS: dict[str, tuple[str, ...]] = {
+    "left": ("moves left", "drifts to the left"),
+    "right": ("moves right", "drifts to the right"),
+    "up": ("moves up", "climbs"),
+    "down": ("moves down", "sinks"),
+    "grows": ("grows", "swells"),
+    "shrinks": ("shrinks", "dwindles"),
+    "whitens": ("turns white", "bleaches"),
+    "blackens": ("turns black", "darkens"),
+}
+_STORY_TEMPLATES = (
+    "a {colour} {shape} in front of {ground} . first it {one} . then it {two} . last it {three} .",
+    "{ground} with a {colour} {shape} . it {one} . after that it {two} . in the end it {three} .",
+    "a {colour} {shape} before {ground} . it {one} . next it {two} . finally it {three} .",
+)
+
+
+def clip_captions(attributes: dict[str, str], draw: random.Random) -> tuple[str, ...]:
+    """Write the captions of one clip: four different sentences, the events in order (or the order in words)."""
+    captions = []
+    for template in draw.sample(_CLIP_TEMPLATES, CAPTIONS_PER_CLIP):
+        events = [draw.choice(_CLIP_EVENTS[attributes[key]]) for key in attributes["order"].split("-")]
+        captions.append(
+            template.format(
+                colour=draw.choice(_CLIP_ADJECTIVES[attributes["colour"]]),
+                shape=draw.choice(_CLIP_NOUNS[attributes["shape"]]),
+                background=draw.choice(_CLIP_BACKGROUNDS[attributes["background"]]),
+                first=events[0][0],
+                first_ing=events[0][1],
+                second=events[1][0],
+                second_ing=events[1][1],
+            )
+        )
+    return tuple(captions)
+
+
+def story_captions(attributes: dict[str, str], draw: random.Random) -> tuple[str, ...]:
+    """Write the one paragraph of a story: a sentence for each event, in order."""
+    one, two, three = (draw.choice(_STORY_EVENTS[attributes[key]]) for key in attributes["order"].split("-"))
+    return (
+        draw.choice(_STORY_TEMPLATES).format(
+            colour=draw.choice(_STORY_ADJECTIVES[attributes["colour"]]),
+            shape=draw.choice(_STORY_NOUNS[attributes["shape"]]),
+            ground=draw.choice(_STORY_GROUNDS[attributes["ground"]]),
+            one=one,
+            two=two,
+            three=three,
+        ),
+    )

@@ -1,0 +1,104 @@
+"""Embedding a shard set: what the head caches of every text and video, computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glscl.data.gallery import Gallery
+from glscl.errors import UserError
+from glscl.models.heads.base import Features
+
+
+@dataclass(slots=True)
+class Embeddings:
+    """Caches of consecutive videos of a set and of all their captions, on the CPU.
+
+    Attributes:
+        text: the head's caches, leading dimension A.
+        video: the head's caches, leading dimension N.
+        text_to_video: (A,) int64, row of each caption's video.
+        positions: index of each video in the shard set.
+        video_ids: names of the videos.
+        captions: the texts.
+        attributes: ground truth of synthetic videos, one mapping per video.
+        truncated: captions cut to ``max_words`` tokens.
+        quarantined: videos that could not be decoded and are left out.
+    """
+
+    text: Features
+    video: Features
+    text_to_video: Tensor
+    positions: list[int]
+    video_ids: list[str]
+    captions: list[str]
+    attributes: list[dict[str, Any]]
+    truncated: int
+    quarantined: list[dict[str, str]]
+
+
+@torch.no_grad()
+def embed(model: Callable[..., Any], gallery: Gallery, loader_workers: int, device: torch.device) -> Embeddings | None:
+    """Embed a range of videos with their captions; None if the range holds no usable video.
+
+    Args:
+        model: called as ``model("text", token_ids)`` and ``model("video", frames, frame_mask)``.
+        gallery: which videos.
+        loader_workers: decoding processes.
+        device: where the model is.
+    """
+    parts = []
+    quarantined = []
+    for batch in gallery.batches(loader_workers):
+        quarantined += batch.quarantined
+        if not batch.samples:
+            continue
+        parts.append(
+            Embeddings(
+                text=_to_cpu(model("text", batch.token_ids.to(device))),
+                video=_to_cpu(model("video", batch.frames.to(device), batch.frame_mask.to(device))),
+                text_to_video=batch.text_to_video,
+                positions=batch.positions,
+                video_ids=[sample.video_id for sample in batch.samples],
+                captions=[caption for sample in batch.samples for caption in sample.captions],
+                attributes=[sample.attributes for sample in batch.samples],
+                truncated=batch.truncated,
+                quarantined=[],
+            )
+        )
+    if not parts:
+        return None
+    whole = concatenate(parts)
+    whole.quarantined = quarantined
+    return whole
+
+
+def concatenate(parts: Sequence[Embeddings | None]) -> Embeddings:
+    """Join parts of one set in manifest order, whoever computed them.
+
+    Raises:
+        UserError: no part holds a video.
+    """
+    present = sorted((part for part in parts if part is not None), key=lambda part: part.positions[0])
+    if not present:
+        raise UserError("no video of the set can be decoded")
+    offsets = torch.tensor([0] + [len(part.positions) for part in present]).cumsum(0)
+    return Embeddings(
+        text={key: torch.cat([part.text[key] for part in present]) for key in present[0].text},
+        video={key: torch.cat([part.video[key] for part in present]) for key in present[0].video},
+        text_to_video=torch.cat([p.text_to_video + o for p, o in zip(present, offsets[:-1], strict=True)]),
+        positions=[position for part in present for position in part.positions],
+        video_ids=[name for part in present for name in part.video_ids],
+        captions=[caption for part in present for caption in part.captions],
+        attributes=[attributes for part in present for attributes in part.attributes],
+        truncated=sum(part.truncated for part in present),
+        quarantined=[entry for part in present for entry in part.quarantined],
+    )
+
+
+def _to_cpu(features: Features) -> Features:
+    return {key: value.cpu() for key, value in features.items()}

@@ -1,0 +1,229 @@
+"""Exact ranks and retrieval metrics, for one or several captions per video.
+
+Text-to-video: every caption is a query against all videos; the right answer is the caption's own video.
+
+Video-to-text: every captioned video is a query against all captioned videos, each of which stands for its captions:
+the similarity of query video ``i`` to video ``j`` is the maximum over the captions of ``j``, and the rank is that of
+``j = i``. This is the multi-sentence protocol of CLIP4Clip (``tensor_video_to_text_sim``: maximum over the caption
+axis, then the diagonal's rank) used for MSVD and VATEX. With one caption per video the maximum is over one
+element and the rule is the plain one: the rank of the video's own caption among all captions.
+
+Ties share their mean rank: ``rank = 1 + #greater + 0.5 * #equal others``. CLIP4Clip's ``compute_metrics`` instead
+yields one extra "query" per tie, which changes every number as soon as two captions or two embeddings are equal.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from glscl.errors import UserError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Ranks of the right answers, one per query, counted from 1.
+
+    Attributes:
+        optimistic: (Q,) int64, ties broken in the right answer's favour: ``1 + #greater``.
+        pessimistic: (Q,) int64, ties broken against it: ``1 + #greater + #equal others``.
+    """
+
+    optimistic: Tensor
+    pessimistic: Tensor
+
+    @property
+    def mid(self) -> Tensor:
+        """(Q,) float64, the mean of the two bounds: ``1 + #greater + 0.5 * #equal others``."""
+        return (self.optimistic + self.pessimistic).double() / 2
+
+    def __len__(self) -> int:
+        return len(self.optimistic)
+
+    @staticmethod
+    def concatenate(parts: Sequence[Ranks]) -> Ranks:
+        """Join the ranks of consecutive blocks of queries."""
+        if not parts:
+            empty = torch.zeros(0, dtype=torch.int64)
+            return Ranks(empty, empty.clone())
+        return Ranks(torch.cat([p.optimistic for p in parts]), torch.cat([p.pessimistic for p in parts]))
+
+
+@dataclass(frozen=True)
+class RetrievalMetrics:
+    """Recall in per cent, and median and mean rank, of one direction.
+
+    A query counts for R@k when its (possibly fractional) rank is at most k. The optimistic and pessimistic R@1 bound
+    what any way of breaking ties could give; they differ from R@1 only if there are ties for the first place.
+    """
+
+    recall_at_1: float
+    recall_at_5: float
+    recall_at_10: float
+    recall_at_50: float
+    median_rank: float
+    mean_rank: float
+    queries: int
+    recall_at_1_optimistic: float
+    recall_at_1_pessimistic: float
+
+    @classmethod
+    def from_ranks(cls, ranks: Ranks) -> RetrievalMetrics:
+        """Summarise ranks.
+
+        Raises:
+            ValueError: there are no queries.
+        """
+        if len(ranks) == 0:
+            raise ValueError("no queries: there is nothing to measure")
+        mid = ranks.mid
+
+        def recall(values: Tensor, k: int) -> float:
+            return 100.0 * int((values <= k).sum()) / len(values)
+
+        return cls(
+            recall_at_1=recall(mid, 1),
+            recall_at_5=recall(mid, 5),
+            recall_at_10=recall(mid, 10),
+            recall_at_50=recall(mid, 50),
+            # Not torch.median, which returns the lower of the two middle values.
+            median_rank=statistics.median(mid.tolist()),
+            mean_rank=float(mid.mean()),
+            queries=len(mid),
+            recall_at_1_optimistic=recall(ranks.optimistic, 1),
+            recall_at_1_pessimistic=recall(ranks.pessimistic, 1),
+        )
+
+    def to_dict(self) -> dict[str, float | int]:
+        """The metrics under their customary names."""
+        return {
+            "R@1": self.recall_at_1,
+            "R@5": self.recall_at_5,
+            "R@10": self.recall_at_10,
+            "R@50": self.recall_at_50,
+            "MdR": self.median_rank,
+            "MnR": self.mean_rank,
+            "queries": self.queries,
+            "R@1_optimistic": self.recall_at_1_optimistic,
+            "R@1_pessimistic": self.recall_at_1_pessimistic,
+        }
+
+
+def check_similarity(similarity: Tensor) -> Tensor:
+    """Return ``similarity`` in fp32 (ranks of half-precision numbers would tie at random).
+
+    Raises:
+        UserError: it contains NaN, which has no rank.
+    """
+    bad = int(similarity.isnan().sum())
+    if bad:
+        raise UserError(
+            f"{bad} of {similarity.numel()} similarities are NaN, so there are no ranks: the checkpoint has diverged "
+            "or the model overflows in half precision; evaluate an earlier checkpoint or in fp32"
+        )
+    return similarity.float()
+
+
+def check_text_to_video(text_to_video: Tensor, texts: int, videos: int) -> Tensor:
+    """Return ``text_to_video`` as int64.
+
+    Raises:
+        ValueError: it is not (texts,) integers within ``[0, videos)``.
+    """
+    if text_to_video.shape != (texts,) or text_to_video.is_floating_point():
+        raise ValueError(
+            f"text_to_video must be ({texts},) integers, not {tuple(text_to_video.shape)} {text_to_video.dtype}"
+        )
+    text_to_video = text_to_video.long()
+    if texts and not 0 <= int(text_to_video.min()) <= int(text_to_video.max()) < videos:
+        raise ValueError(
+            f"text_to_video must lie in [0, {videos}), not [{int(text_to_video.min())}, {int(text_to_video.max())}]"
+        )
+    return text_to_video
+
+
+def rank_targets(similarity: Tensor, target: Tensor) -> Ranks:
+    """Rank one candidate of every row.
+
+    Args:
+        similarity: (Q, C), larger is closer.
+        target: (Q,) int64, the column of each query's right answer.
+
+    Raises:
+        UserError: NaN.
+    """
+    similarity = check_similarity(similarity)
+    own = similarity.gather(1, target[:, None])
+    optimistic = 1 + (similarity > own).sum(1)
+    pessimistic = (similarity >= own).sum(1)  # the right answer equals itself: this is 1 + greater + equal others
+    return Ranks(optimistic.cpu(), pessimistic.cpu())
+
+
+def text_to_video_ranks(similarity: Tensor, text_to_video: Tensor) -> Ranks:
+    """Rank each text's video among all videos.
+
+    Args:
+        similarity: (A, N) of every text and every video.
+        text_to_video: (A,) the video of each text.
+
+    Raises:
+        UserError: NaN.
+        ValueError: shapes that do not fit.
+    """
+    target = check_text_to_video(text_to_video, *similarity.shape).to(similarity.device)
+    return rank_targets(similarity, target)
+
+
+def video_to_text_ranks(similarity: Tensor, text_to_video: Tensor) -> Ranks:
+    """Rank each captioned video's best caption among the best captions of all captioned videos.
+
+    A video without captions has no right answer: it is no query here, and no candidate.
+
+    Args:
+        similarity: (A, N) of every text and every video.
+        text_to_video: (A,) the video of each text.
+
+    Returns:
+        One rank per captioned video, in increasing order of video.
+
+    Raises:
+        UserError: NaN.
+        ValueError: shapes that do not fit.
+    """
+    target = check_text_to_video(text_to_video, *similarity.shape).to(similarity.device)
+    captioned, group = target.unique(return_inverse=True)
+    similarity = check_similarity(similarity)[:, captioned].T
+    best = similarity.new_full((len(captioned), len(captioned)), -torch.inf)
+    fold_captions(best, similarity, group)
+    return rank_targets(best, torch.arange(len(captioned), device=best.device))
+
+
+def fold_captions(best: Tensor, similarity: Tensor, group: Tensor) -> None:
+    """Update, in place, each row's best caption per video.
+
+    Args:
+        best: (B, G) running maxima.
+        similarity: (B, a) of B videos and a texts.
+        group: (a,) int64, the column of ``best`` that each text belongs to.
+    """
+    best.scatter_reduce_(1, group.expand(len(similarity), -1), similarity, "amax")
+
+
+def hubness_skewness(neighbours: Tensor, videos: int) -> float:
+    """Skewness of the k-occurrence: how unevenly videos appear among the texts' k nearest (Radovanovic et al., 2010).
+
+    Args:
+        neighbours: (A, k) video indices of each text's k best videos.
+        videos: number of videos N.
+
+    Returns:
+        The third standardised moment of the N counts; 0 if all are equal.
+    """
+    counts = torch.bincount(neighbours.reshape(-1), minlength=videos).double()
+    centred = counts - counts.mean()
+    variance = centred.square().mean()
+    return float(centred.pow(3).mean() / variance.pow(1.5)) if variance > 0 else 0.0

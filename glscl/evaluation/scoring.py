@@ -1,0 +1,284 @@
+"""Blockwise scoring: ranks and best matches in both directions without the whole similarity matrix.
+
+What a head caches per text and per video is small; the (A, N) similarity matrix need not be. Text-to-video ranks need
+one block of texts against all videos, video-to-text ranks one block of videos against all texts, reduced on the fly
+to the best caption per video. So every pair is scored twice, once per direction, and the largest similarity held is
+``(text_block, N)`` or ``(video_block, N)``.
+
+Processes share the work by rows: each calls :func:`evaluate_scores` with its own ``text_rows`` and ``video_rows``
+(:func:`split_rows`), and :func:`merge` joins the results.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from glscl.evaluation.metrics import (
+    Ranks,
+    check_similarity,
+    check_text_to_video,
+    fold_captions,
+    hubness_skewness,
+    rank_targets,
+)
+
+Cache = dict[str, Tensor]
+"""What a head caches: tensors of one leading dimension, one row per text or per video."""
+
+ScoreFunction = Callable[[Cache, Cache], Tensor]
+"""Blocks of a texts and b videos -> similarity (a, b)."""
+
+
+@dataclass(frozen=True)
+class Matches:
+    """The best candidates of each query, best first; equal scores in increasing order of index.
+
+    Attributes:
+        indices: (Q, k) int64.
+        scores: (Q, k) fp32.
+    """
+
+    indices: Tensor
+    scores: Tensor
+
+
+@dataclass(frozen=True)
+class ScoringResult:
+    """Ranks of some rows of the similarity matrix and of some of its columns; everything is on the CPU.
+
+    Attributes:
+        text_rows: the texts ranked here.
+        video_rows: the videos ranked here.
+        text_to_video: one rank per text of ``text_rows``.
+        video_to_text: one rank per captioned video of ``video_rows``.
+        query_videos: (Q,) int64, the video that each rank of ``video_to_text`` belongs to.
+        text_matches: best videos of each text of ``text_rows``.
+        video_matches: best texts of each video of ``video_rows`` (also the uncaptioned), if asked for.
+    """
+
+    text_rows: range
+    video_rows: range
+    text_to_video: Ranks
+    video_to_text: Ranks
+    query_videos: Tensor
+    text_matches: Matches
+    video_matches: Matches | None
+
+    def hubness_skewness(self, videos: int) -> float:
+        """Skewness of the k-occurrence of ``videos`` videos among the texts' best matches."""
+        return hubness_skewness(self.text_matches.indices, videos)
+
+
+def split_rows(total: int, part: int, parts: int) -> range:
+    """Return the ``part``-th of ``parts`` contiguous ranges of ``range(total)``; sizes differ by at most one."""
+    return range(total * part // parts, total * (part + 1) // parts)
+
+
+def score_calls(text_rows: range, video_rows: range, texts: int, videos: int, text_block: int, video_block: int) -> int:
+    """Number of calls of the score function that :func:`evaluate_scores` makes for these rows."""
+    by_text = -(-len(text_rows) // text_block) * -(-videos // video_block)
+    by_video = -(-len(video_rows) // video_block) * -(-texts // text_block)
+    return by_text + by_video
+
+
+@torch.no_grad()
+def evaluate_scores(
+    score: ScoreFunction,
+    text: Cache,
+    video: Cache,
+    text_to_video: Tensor,
+    *,
+    text_block: int = 256,
+    video_block: int = 256,
+    text_rows: range | None = None,
+    video_rows: range | None = None,
+    k: int = 10,
+    match_videos: bool = False,
+    min_calls: int = 0,
+) -> ScoringResult:
+    """Rank texts and videos block by block.
+
+    The result does not depend on the block sizes, as far as ``score`` itself does not (matrix products of different
+    shapes may differ in the last bit).
+
+    Args:
+        score: similarity of a block of texts and a block of videos; blocks are slices of the caches, on their device.
+        text: caches of all A texts.
+        video: caches of all N videos.
+        text_to_video: (A,) the video of each text.
+        text_block: texts scored at a time.
+        video_block: videos scored at a time.
+        text_rows: texts to rank; all by default.
+        video_rows: videos to rank; all by default.
+        k: best matches kept per query (fewer if there are fewer candidates).
+        match_videos: also keep the best texts of each video.
+        min_calls: make at least this many calls of ``score``, the surplus on the first block and thrown away. A score
+            function with collectives in it (a head under ZeRO-3) must be called equally often on all processes: pass
+            the largest :func:`score_calls` of them.
+
+    Raises:
+        UserError: a similarity is NaN.
+        ValueError: caches, rows, ``text_to_video`` and scores do not fit together.
+    """
+    texts, videos = _length(text, "text"), _length(video, "video")
+    text_to_video = check_text_to_video(text_to_video, texts, videos).cpu()
+    text_rows = range(texts) if text_rows is None else text_rows
+    video_rows = range(videos) if video_rows is None else video_rows
+    for name, rows, total in (("text_rows", text_rows, texts), ("video_rows", video_rows, videos)):
+        if rows.step != 1 or (rows and not 0 <= rows.start < rows.stop <= total):
+            raise ValueError(f"{name} must be a contiguous part of range({total}), not {rows}")
+    if text_block < 1 or video_block < 1 or k < 1:
+        raise ValueError(f"text_block, video_block and k must be positive, not {text_block}, {video_block}, {k}")
+
+    tiles = _Tiles(score, text, video)
+    text_ranks, text_matches = _rank_texts(tiles, text_to_video, text_rows, videos, text_block, video_block, k)
+    captioned, group = text_to_video.unique(return_inverse=True)
+    video_ranks, video_matches = _rank_videos(
+        tiles, captioned, group, video_rows, text_block, video_block, k if match_videos else 0
+    )
+    while tiles.calls < min_calls and texts and videos:
+        tiles(range(min(text_block, texts)), range(min(video_block, videos)))
+    return ScoringResult(
+        text_rows=text_rows,
+        video_rows=video_rows,
+        text_to_video=text_ranks,
+        video_to_text=video_ranks,
+        query_videos=captioned[(captioned >= video_rows.start) & (captioned < video_rows.stop)],
+        text_matches=text_matches,
+        video_matches=video_matches if match_videos else None,
+    )
+
+
+def merge(parts: Sequence[ScoringResult]) -> ScoringResult:
+    """Join results of contiguous parts, given in any order, into the result of their union.
+
+    Raises:
+        ValueError: the parts overlap, leave a gap, or differ in what they kept.
+    """
+    if not parts:
+        raise ValueError("merge needs at least one result")
+    by_text = sorted(parts, key=lambda part: (part.text_rows.start, part.text_rows.stop))
+    by_video = sorted(parts, key=lambda part: (part.video_rows.start, part.video_rows.stop))
+    matched = [part.video_matches for part in by_video if part.video_matches is not None]
+    if len(matched) not in (0, len(parts)):
+        raise ValueError("some parts kept the best texts of each video (match_videos) and some did not")
+    return ScoringResult(
+        text_rows=_join_ranges("text_rows", [part.text_rows for part in by_text]),
+        video_rows=_join_ranges("video_rows", [part.video_rows for part in by_video]),
+        text_to_video=Ranks.concatenate([part.text_to_video for part in by_text]),
+        video_to_text=Ranks.concatenate([part.video_to_text for part in by_video]),
+        query_videos=torch.cat([part.query_videos for part in by_video]),
+        text_matches=_concatenate([part.text_matches for part in by_text]),
+        video_matches=_concatenate(matched) if matched else None,
+    )
+
+
+class _Tiles:
+    """Scores one tile of the similarity matrix at a time, in fp32 and checked, and counts the calls."""
+
+    def __init__(self, score: ScoreFunction, text: Cache, video: Cache) -> None:
+        self.score, self.text, self.video = score, text, video
+        self.calls = 0
+
+    def __call__(self, rows: range, columns: range) -> Tensor:
+        self.calls += 1
+        similarity = self.score(_rows(self.text, rows), _rows(self.video, columns))
+        if similarity.shape != (len(rows), len(columns)):
+            raise ValueError(f"score gave {tuple(similarity.shape)} for {len(rows)} texts and {len(columns)} videos")
+        return check_similarity(similarity)
+
+
+def _rank_texts(
+    tiles: _Tiles, text_to_video: Tensor, text_rows: range, videos: int, text_block: int, video_block: int, k: int
+) -> tuple[Ranks, Matches]:
+    """Blocks of texts, each against all videos: the row block (text_block, N) is held for its ranks."""
+    ranks: list[Ranks] = []
+    matches: list[Matches] = []
+    for rows in _blocks(text_rows, text_block):
+        row_block = torch.empty(0)
+        best: Matches | None = None
+        for columns in _blocks(range(videos), video_block):
+            similarity = tiles(rows, columns)
+            if columns.start == 0:
+                row_block = similarity.new_empty(len(rows), videos)
+            row_block[:, columns.start : columns.stop] = similarity
+            best = _update_matches(best, similarity, columns, k)
+        ranks.append(rank_targets(row_block, text_to_video[rows.start : rows.stop].to(row_block.device)))
+        matches.extend([_to_cpu(best)] if best else [])
+    return Ranks.concatenate(ranks), _concatenate(matches, min(k, videos))
+
+
+def _rank_videos(
+    tiles: _Tiles, captioned: Tensor, group: Tensor, video_rows: range, text_block: int, video_block: int, k: int
+) -> tuple[Ranks, Matches]:
+    """Blocks of videos, each against all texts: only the best caption per video is held, (video_block, G).
+
+    ``captioned`` (G,) are the videos with captions, ``group`` (A,) the place of each text's video among them; without
+    ``k`` no matches are kept.
+    """
+    texts = len(group)
+    ranks: list[Ranks] = []
+    matches: list[Matches] = []
+    for columns in _blocks(video_rows, video_block):
+        folded = torch.empty(0)
+        best: Matches | None = None
+        for rows in _blocks(range(texts), text_block):
+            similarity = tiles(rows, columns).T
+            if rows.start == 0:
+                folded = similarity.new_full((len(columns), len(captioned)), -torch.inf)
+            fold_captions(folded, similarity, group[rows.start : rows.stop].to(similarity.device))
+            if k:
+                best = _update_matches(best, similarity, rows, k)
+        own = ((captioned >= columns.start) & (captioned < columns.stop)).nonzero()[:, 0]
+        queries = captioned[own] - columns.start
+        if len(own):
+            ranks.append(rank_targets(folded[queries.to(folded.device)], own.to(folded.device)))
+        matches.extend([_to_cpu(best)] if best else [])
+    return Ranks.concatenate(ranks), _concatenate(matches, min(k, texts))
+
+
+def _length(cache: Cache, name: str) -> int:
+    lengths = {key: len(value) for key, value in cache.items()}
+    if len(set(lengths.values())) != 1:
+        raise ValueError(f"the {name} cache needs tensors of one common leading dimension, not {lengths}")
+    return next(iter(lengths.values()))
+
+
+def _rows(cache: Cache, rows: range) -> Cache:
+    return {key: value[rows.start : rows.stop] for key, value in cache.items()}
+
+
+def _blocks(rows: range, size: int) -> Iterator[range]:
+    return (rows[start : start + size] for start in range(0, len(rows), size))
+
+
+def _update_matches(best: Matches | None, similarity: Tensor, columns: range, k: int) -> Matches:
+    """Merge a tile (q, c) of further candidates into the running best k; earlier candidates win ties."""
+    indices = torch.arange(columns.start, columns.stop, device=similarity.device).expand(len(similarity), -1)
+    if best is not None:
+        similarity = torch.cat([best.scores, similarity], 1)
+        indices = torch.cat([best.indices, indices], 1)
+    order = similarity.sort(dim=1, descending=True, stable=True).indices[:, :k]  # topk does not order ties
+    return Matches(indices.gather(1, order), similarity.gather(1, order))
+
+
+def _to_cpu(matches: Matches) -> Matches:
+    return Matches(matches.indices.cpu(), matches.scores.cpu())
+
+
+def _concatenate(parts: Sequence[Matches], width: int = 0) -> Matches:
+    if not parts:
+        return Matches(torch.zeros(0, width, dtype=torch.int64), torch.zeros(0, width))
+    return Matches(torch.cat([part.indices for part in parts]), torch.cat([part.scores for part in parts]))
+
+
+def _join_ranges(name: str, ranges: Sequence[range]) -> range:
+    for before, after in itertools.pairwise(ranges):
+        if before.stop != after.start:
+            raise ValueError(f"{name} of the parts do not join: {before} is followed by {after}")
+    return range(ranges[0].start, ranges[-1].stop)

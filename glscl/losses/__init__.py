@@ -1,0 +1,8 @@
+"""The loss over a global batch: a weighted sum of terms. One file per term, registered by name."""
+
+from __future__ import annotations
+
+from glscl.losses.base import LossInputs, Term, register_term
+from glscl.losses.total import LossConfig, applicable_terms, compute_losses, term_names
+
+__all__ = ["LossConfig", "LossInputs", "Term", "applicable_terms", "compute_losses", "register_term", "term_names"]

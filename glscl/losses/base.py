@@ -1,0 +1,76 @@
+"""What every loss term is given, and how it is registered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import Field
+from torch import Tensor
+
+from glscl.models.heads.base import Features
+from glscl.models.registry import Registry
+from glscl.options import Options
+
+
+class TermOptions(Options):
+    """Options that every term has; a term's own options derive from this."""
+
+    weight: float = Field(1.0, ge=0)
+    """Factor of the term in the total; 0 switches it off."""
+
+
+@dataclass(frozen=True)
+class LossInputs:
+    """One process's view of a global batch of N pairs, of which n are its own; pair i is text i with video i.
+
+    Attributes:
+        rows: logits (n, N), own texts × all videos.
+        columns: logits (N, n), all texts × own videos.
+        row_positives: (n, N) bool, True where the text describes the video.
+        column_positives: (N, n) bool, the same for ``columns``.
+        text: the head's caches of all texts, leading dimension N.
+        video: the head's caches of all videos, leading dimension N.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    row_positives: Tensor
+    column_positives: Tensor
+    text: Features
+    video: Features
+
+
+TermFunction = Callable[[Any, LossInputs], Tensor]
+
+
+@dataclass(frozen=True)
+class Term:
+    """A loss term.
+
+    Attributes:
+        options: class of its section of the configuration.
+        needs: caches that the head must provide for texts and videos.
+        function: from (options, inputs) to the unweighted loss, a scalar. Averaged over the ranks it must be the
+            loss of the global batch: a mean over own rows and columns, or anything computed from the caches alone.
+    """
+
+    options: type[TermOptions]
+    needs: tuple[str, ...]
+    function: TermFunction
+
+
+registry: Registry[Term] = Registry("loss term", "glscl.losses", "glscl.losses")
+
+
+def register_term(
+    name: str, options: type[TermOptions], needs: tuple[str, ...] = ()
+) -> Callable[[TermFunction], TermFunction]:
+    """Decorator: make a function known as a loss term, whose name is its field in the configuration."""
+
+    def register(function: TermFunction) -> TermFunction:
+        registry.add(name, Term(options, needs, function))
+        return function
+
+    return register

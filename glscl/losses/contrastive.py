@@ -1,0 +1,29 @@
+"""Symmetric InfoNCE in which a video's other captions are positives too."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from glscl.losses.base import LossInputs, TermOptions, register_term
+
+
+class ContrastiveOptions(TermOptions):
+    """Contrastive loss over the global batch, text to video and video to text."""
+
+
+@register_term("contrastive", ContrastiveOptions)
+def contrastive(options: ContrastiveOptions, inputs: LossInputs) -> Tensor:
+    """``½ [CE(S) + CE(Sᵀ)]`` over logits S (N, N), each side a mean over its queries.
+
+    ``CE = -(1/|P_i|) Σ_{j∈P_i} log softmax(S_i)_j`` with the positives P_i of query i. With one caption per video that
+    is the cross-entropy with the diagonal as target.
+    """
+    text_to_video = _cross_entropy(inputs.rows, inputs.row_positives)
+    video_to_text = _cross_entropy(inputs.columns.T, inputs.column_positives.T)
+    return (text_to_video + video_to_text) / 2
+
+
+def _cross_entropy(logits: Tensor, positives: Tensor) -> Tensor:
+    """Mean over queries (n, N) of the cross-entropy with uniform targets over the positives."""
+    targets = positives / positives.sum(1, keepdim=True)
+    return -(targets * logits.float().log_softmax(1)).sum(1).mean()

@@ -1,0 +1,68 @@
+"""The sum of the terms, and its configuration."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field, create_model
+from torch import Tensor
+
+from glscl.errors import UserError
+from glscl.losses.base import LossInputs, Term, TermOptions, registry
+from glscl.models.heads.base import Head
+from glscl.options import Options
+
+if TYPE_CHECKING:
+
+    class LossConfig(Options):
+        """Loss over the global batch: one section per term, each with a weight."""
+else:
+    LossConfig = create_model(
+        "LossConfig",
+        __base__=Options,
+        __doc__="Loss over the global batch: one section per term, each with a weight.",
+        **{
+            name: (term.options, Field(term.options(), description=term.options.__doc__))
+            for name, term in registry.entries().items()
+        },
+    )
+
+
+def term_names() -> tuple[str, ...]:
+    """Names of all terms, those of installed plug-ins (entry-point group ``glscl.losses``) included."""
+    return tuple(registry.entries())
+
+
+def applicable_terms(config: LossConfig, head: Head) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Which terms a head can be trained with.
+
+    Returns:
+        names of the terms that are on and apply, and of those that are on but need a cache the head does not provide.
+    """
+    wanted = _switched_on(config)
+    fit = [name for name, term, _ in wanted if set(term.needs) <= set(head.provides)]
+    return tuple(fit), tuple(name for name, _, _ in wanted if name not in fit)
+
+
+def compute_losses(config: LossConfig, inputs: LossInputs) -> dict[str, Tensor]:
+    """Every applicable term that is on, times its weight, under its name; and their sum under "total".
+
+    Terms whose caches the head does not provide are left out, as `applicable_terms` says.
+
+    Raises:
+        UserError: no term is left.
+    """
+    losses = {
+        name: options.weight * term.function(options, inputs)
+        for name, term, options in _switched_on(config)
+        if set(term.needs) <= inputs.text.keys() & inputs.video.keys()
+    }
+    if not losses:
+        raise UserError("loss: no term is on that this head can be trained with; give a term a weight above 0")
+    return {**losses, "total": sum(losses.values(), start=next(iter(losses.values())).new_zeros(()))}
+
+
+def _switched_on(config: LossConfig) -> list[tuple[str, Term, TermOptions]]:
+    """Name, term and options of every term whose weight is not 0."""
+    sections = [(name, term, getattr(config, name)) for name, term in registry.entries().items()]
+    return [section for section in sections if section[2].weight != 0]

@@ -1,0 +1,71 @@
+"""Temporal transformer over frame features (CLIP4Clip's ``seqTransf``)."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from open_clip.transformer import QuickGELU, ResidualAttentionBlock, TextTransformer
+from torch import Tensor, nn
+
+from glscl.errors import UserError
+
+_HIDDEN = -1e6  # additive; finite, so that a video without a real frame still has numbers
+
+
+class FrameContext(nn.Module):
+    """Lets every frame see the others: ``v = u + Transformer(u + p)`` (ArrowLuo/CLIP4Clip, ``sim_header seqTransf``).
+
+    Pre-norm residual blocks with QuickGELU and LayerNorm of eps 1e-12; padded frames are hidden from attention.
+
+    Args:
+        width: feature width D.
+        layers: number of blocks.
+        heads: attention heads.
+        positions: rows of the frame position table, the most frames it can take.
+    """
+
+    def __init__(self, width: int, layers: int, heads: int, positions: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.position_embeddings = nn.Embedding(positions, width)
+        norm = partial(nn.LayerNorm, eps=1e-12)
+        self.resblocks = nn.ModuleList(
+            ResidualAttentionBlock(width, heads, act_layer=QuickGELU, norm_layer=norm) for _ in range(layers)
+        )
+        for name, parameter in self.named_parameters():
+            if parameter.ndim > 1:
+                nn.init.normal_(parameter, std=0.02)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+    @torch.no_grad()
+    def initialise_from(self, text: TextTransformer) -> None:
+        """Copy the text tower's positions and first layers, as far as their shapes agree (as CLIP4Clip does)."""
+        table = self.position_embeddings.weight
+        rows = min(len(table), len(text.positional_embedding))
+        if text.positional_embedding.shape[1] == table.shape[1]:
+            table[:rows] = text.positional_embedding[:rows]
+        for own, given in zip(self.resblocks, text.transformer.resblocks, strict=False):
+            state = given.state_dict()
+            if {k: v.shape for k, v in state.items()} == {k: v.shape for k, v in own.state_dict().items()}:
+                own.load_state_dict(state)
+
+    def forward(self, frames: Tensor, frame_mask: Tensor) -> Tensor:
+        """Contextual frame features (B, F, D) of frame features (B, F, D) with their mask (B, F).
+
+        Raises:
+            UserError: more frames than the position table has rows.
+        """
+        videos, length, _ = frames.shape
+        if length > self.position_embeddings.num_embeddings:
+            raise UserError(
+                f"{length} frames, but this model's frame positions end at {self.position_embeddings.num_embeddings}: "
+                "raise model.max_frames before training, or lower it now"
+            )
+        x: Tensor = frames + self.position_embeddings(torch.arange(length, device=frames.device))
+        hidden = (~frame_mask.bool()).to(x.dtype)[:, None, None, :] * _HIDDEN
+        mask = hidden.expand(videos, self.heads, length, length).reshape(-1, length, length)
+        for block in self.resblocks:
+            x = block(x, attn_mask=mask)
+        return frames + x

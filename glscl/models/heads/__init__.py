@@ -1,0 +1,7 @@
+"""Heads: features in, text × video similarity out. One file per head, registered by name."""
+
+from __future__ import annotations
+
+from glscl.models.heads.base import Features, Head, head_class, head_names, register_head
+
+__all__ = ["Features", "Head", "head_class", "head_names", "register_head"]

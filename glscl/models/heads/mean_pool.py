@@ -1,0 +1,43 @@
+"""Mean pooling: the parameter-free head of CLIP4Clip."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from glscl.models.heads.base import Features, Head, register_head
+from glscl.options import Options
+
+
+class MeanPoolOptions(Options):
+    """CLIP4Clip's mean pooling has no options."""
+
+
+@register_head("mean_pool")
+class MeanPool(Head):
+    """Cosine of the sentence feature and the mean of the unit frame features.
+
+    ``s_ab = cos(t_a, Σ_f m_bf v_bf / |v_bf|)`` (ArrowLuo/CLIP4Clip, ``sim_header meanP``).
+    """
+
+    Options = MeanPoolOptions
+
+    def __init__(self, width: int, options: MeanPoolOptions) -> None:
+        super().__init__(width, options)
+
+    def encode_text(self, sentence: Tensor, tokens: Tensor, token_mask: Tensor) -> Features:
+        """Unit sentence features (A, D)."""
+        return {"sentence": F.normalize(sentence.float(), dim=-1)}
+
+    def encode_video(self, frames: Tensor, frame_mask: Tensor) -> Features:
+        """Unit mean of the unit frame features (B, D); zero for a video without a real frame."""
+        weights = frame_mask.float()
+        weights = weights / weights.sum(-1, keepdim=True).clamp_min(1.0)
+        mean = (F.normalize(frames.float(), dim=-1) * weights.unsqueeze(-1)).sum(1)
+        return {"pooled": F.normalize(mean, dim=-1)}
+
+    def forward(self, text: Features, video: Features) -> Tensor:
+        """Cosines (A, B)."""
+        with torch.autocast(text["sentence"].device.type, enabled=False):
+            return text["sentence"] @ video["pooled"].T

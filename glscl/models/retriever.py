@@ -1,0 +1,185 @@
+"""The retriever: clip towers, frame context and head behind one call."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+from pydantic import Field, create_model, field_validator
+from torch import Tensor, nn
+
+from glscl.errors import UserError
+from glscl.models.frame_context import FrameContext
+from glscl.models.heads.base import Features, Head, head_class, head_names
+from glscl.models.towers import Towers
+from glscl.options import Options
+
+MAX_SCALE = 100.0
+
+if TYPE_CHECKING:
+
+    class HeadsConfig(Options):
+        """Options of every head, one field per head; only the chosen head's are used."""
+else:
+    _heads = {name: head_class(name) for name in head_names()}
+    HeadsConfig = create_model(
+        "HeadsConfig",
+        __base__=Options,
+        __doc__="Options of every head, one field per head; only the chosen head's are used.",
+        **{name: (cls.Options, Field(cls.Options(), description=cls.Options.__doc__)) for name, cls in _heads.items()},
+    )
+
+
+class ModelConfig(Options):
+    """What the model is made of."""
+
+    clip: str = "ViT-B-32"
+    """open_clip architecture of the clip towers ("glscl-tiny" runs on a CPU), or the path of its JSON configuration."""
+    pretrained: str | None = None
+    """Weights of the clip towers: an open_clip tag, a local file, or none for random weights."""
+    frame_context: Literal["none", "transformer"] = "none"
+    """Transformer over the frames before the head (CLIP4Clip's seqTransf), or none."""
+    context_layers: int = Field(4, ge=1)
+    """Layers of the frame context."""
+    head: str = "glscl"
+    """Name of the head."""
+    heads: HeadsConfig = Field(default_factory=HeadsConfig)
+    """Options of the heads."""
+    max_words: int = Field(32, ge=3)
+    """Tokens of a caption, start and end included; longer captions are cut."""
+    max_frames: int = Field(12, ge=1)
+    """Frames of a video."""
+    grad_checkpointing: bool = False
+    """Recompute the towers' activations in the backward pass: less memory, about a third more time."""
+
+    @field_validator("head")
+    @classmethod
+    def _known_head(cls, name: str) -> str:
+        head_class(name)
+        return name
+
+
+class _ClampLog(torch.autograd.Function):
+    """``min(l, ln 100)`` whose gradient still lets a value above the limit come back down."""
+
+    @staticmethod
+    def forward(ctx: Any, log_scale: Tensor) -> Tensor:
+        limit = math.log(MAX_SCALE)
+        ctx.save_for_backward(log_scale > limit)
+        return log_scale.clamp(max=limit)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (above,) = ctx.saved_tensors
+        return grads[0].masked_fill(above & (grads[0] < 0), 0.0)  # a negative gradient would raise it further
+
+
+class Retriever(nn.Module):
+    """Text-video retrieval model.
+
+    Training goes through ``model(mode, ...)`` (so that an engine's hooks run); `encode_text`, `encode_video`, `score`
+    and `scale` are the same things as plain methods.
+
+    Args:
+        config: what to build. Random weights come from torch's global generator: seed it first.
+
+    Raises:
+        UserError: unknown architecture, head or weights, or lengths that the towers cannot take.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.towers = Towers(config.clip, config.pretrained, config.grad_checkpointing)
+        if config.max_words > self.towers.context_length:
+            raise UserError(
+                f"model.max_words: {config.max_words} is more than the {self.towers.context_length} tokens "
+                f"that {config.clip} can read"
+            )
+        self.logit_scale = nn.Parameter(torch.tensor([self.towers.log_scale]))
+        width = self.towers.width
+        self.frame_context: FrameContext | None = None
+        if config.frame_context == "transformer":
+            text = self.towers.text
+            heads = text.heads if text.width == width else max(1, width // 64)
+            if width % heads:
+                raise UserError(
+                    f"model.frame_context: feature width {width} of {config.clip} is no multiple of {heads}"
+                )
+            positions = max(self.towers.context_length, config.max_frames)
+            self.frame_context = FrameContext(width, config.context_layers, heads, positions)
+            self.frame_context.initialise_from(text)
+        cls = head_class(config.head)
+        self.head: Head = cls(width, getattr(config.heads, config.head))
+
+    @property
+    def frame_size(self) -> int:
+        """Height and width in pixels of the frames that the image tower takes."""
+        return self.towers.frame_size
+
+    def forward(self, mode: Literal["text", "video", "score", "scale"], *args: Any) -> Any:
+        """Run one of `encode_text` ("text"), `encode_video` ("video"), `score` and `scale`."""
+        if mode == "text":
+            return self.encode_text(*args)
+        if mode == "video":
+            return self.encode_video(*args)
+        if mode == "score":
+            return self.score(*args)
+        return self.scale()
+
+    def encode_text(self, token_ids: Tensor) -> Features:
+        """What the head caches of token ids (A, W) int64; leading dimension A."""
+        return self.head.encode_text(*self.towers.encode_text(token_ids))
+
+    def encode_video(self, frames: Tensor, frame_mask: Tensor) -> Features:
+        """What the head caches of uint8 frames (B, F, 3, S, S) with mask (B, F); leading dimension B."""
+        features = self.towers.encode_frames(frames)
+        if self.frame_context is not None:
+            features = self.frame_context(features, frame_mask)
+        return self.head.encode_video(features, frame_mask)
+
+    def score(self, text: Features, video: Features) -> Tensor:
+        """Similarities (A, B), float32, before the logit scale."""
+        return cast(Tensor, self.head(text, video))
+
+    def scale(self) -> Tensor:
+        """The logit scale (1,), float32, at most 100.
+
+        Above the limit, only gradients that would lower it pass. With several ranks, the gradient that arrives here
+        must already be the average over them, or ranks would disagree about its sign.
+        """
+        return cast(Tensor, _ClampLog.apply(self.logit_scale.float())).exp()
+
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Optimiser groups: name ("towers" or "head"), params, weight_decay.
+
+        The head group holds everything that is not pretrained, the frame context included; the logit scale counts to
+        the towers. Biases, norms and other vectors are not decayed (CLIP4Clip).
+        """
+        groups = []
+        for name in ("towers", "head"):
+            own = [
+                parameter
+                for key, parameter in self.named_parameters()
+                if parameter.requires_grad and (key.startswith(("towers.", "logit_scale")) == (name == "towers"))
+            ]
+            for decay, params in (
+                (weight_decay, [parameter for parameter in own if parameter.ndim > 1]),
+                (0.0, [parameter for parameter in own if parameter.ndim <= 1]),
+            ):
+                if params:
+                    groups.append({"name": name, "params": params, "weight_decay": decay})
+        return groups
+
+    def describe(self) -> dict[str, int]:
+        """Number of parameters of the towers (logit scale included), the frame context and the head."""
+
+        def count(module: nn.Module | None) -> int:
+            return sum(parameter.numel() for parameter in module.parameters()) if module is not None else 0
+
+        return {
+            "towers": count(self.towers) + self.logit_scale.numel(),
+            "frame_context": count(self.frame_context),
+            "head": count(self.head),
+        }

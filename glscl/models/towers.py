@@ -1,0 +1,189 @@
+"""The clip towers: any open_clip architecture with a CLIP text transformer, giving tokens and frames."""
+
+from __future__ import annotations
+
+import logging
+import os
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from open_clip.factory import get_model_config
+from open_clip.transformer import TextTransformer
+from torch import Tensor, nn
+
+from glscl.errors import UserError, did_you_mean
+from glscl.models.tokenizer import VOCABULARY
+
+open_clip.add_model_config(Path(__file__).parent / "configs")
+
+
+class TokenTextTransformer(TextTransformer):
+    """open_clip's text transformer, giving every token's feature in the joint space.
+
+    The parameters are open_clip's own; only what `forward` returns differs. It is a `forward` of the module that owns
+    them so that hooks which gather sharded parameters run.
+    """
+
+    def forward(self, token_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Encode token ids (A, W), W at most the context length.
+
+        Returns:
+            sentence features (A, D), the end token's; token features (A, W, D); token mask (A, W), True up to and
+            including the end token.
+        """
+        words = token_ids.shape[1]
+        ids, mask = token_ids, self.attn_mask
+        if mask is None:
+            # Every token sees the padding, so the padding must be as long as it was in pretraining.
+            ids = F.pad(ids, (0, self.context_length - words), value=self.pad_id)
+        else:
+            mask = mask[:words, :words]
+        x = self.token_embedding(ids)
+        x = x + self.positional_embedding[: ids.shape[1]].to(x.dtype)
+        x = self.ln_final(self.transformer(x, attn_mask=mask))[:, :words]
+        if isinstance(self.text_projection, nn.Linear):
+            x = self.text_projection(x)
+        elif self.text_projection is not None:
+            x = x @ self.text_projection
+        is_end = token_ids == self.eos_id if self.pool_type == "eos" else token_ids
+        end = is_end.int().argmax(-1)
+        sentence = x[torch.arange(len(x), device=x.device), end]
+        token_mask = torch.arange(words, device=x.device) <= end.unsqueeze(-1)
+        return sentence, x, token_mask
+
+
+class Towers(nn.Module):
+    """The text and the image tower of one open_clip model.
+
+    Args:
+        clip: open_clip architecture, or the path of an open_clip configuration file (``*.json``).
+        pretrained: tag of pretrained weights, path of a weights file, or None for random weights.
+        grad_checkpointing: recompute activations in the backward pass.
+
+    Attributes:
+        width: D, width of the joint space.
+        frame_size: height and width of a frame in pixels.
+        context_length: most tokens of a caption.
+        log_scale: the logit scale before ``exp`` that came with the weights.
+
+    Raises:
+        UserError: unknown or unsupported architecture; weights missing or of another architecture.
+    """
+
+    def __init__(self, clip: str, pretrained: str | None = None, grad_checkpointing: bool = False) -> None:
+        super().__init__()
+        name, config = _architecture(clip)
+        model = _create(name, pretrained)
+        text, visual = model.text, model.visual
+        image_size = visual.image_size if isinstance(visual.image_size, tuple) else (visual.image_size,) * 2
+        if image_size[0] != image_size[1]:
+            raise UserError(
+                f"model.clip: '{clip}' takes {image_size[0]}×{image_size[1]} images; square ones are needed"
+            )
+        text.__class__ = TokenTextTransformer  # same parameters, another forward
+        self.text = cast(TokenTextTransformer, text)
+        self.visual = visual
+        if grad_checkpointing:
+            text.set_grad_checkpointing(True)
+            visual.set_grad_checkpointing(True)
+        self.width = int(config["embed_dim"])
+        self.frame_size = int(image_size[0])
+        self.context_length = int(text.context_length)
+        self.log_scale = model.logit_scale.item()
+        self._mean = tuple(255.0 * value for value in visual.preprocess_cfg["mean"])
+        self._std = tuple(255.0 * value for value in visual.preprocess_cfg["std"])
+
+    def encode_text(self, token_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Sentence features (A, D), token features (A, W, D) and token mask (A, W) of token ids (A, W)."""
+        return cast(tuple[Tensor, Tensor, Tensor], self.text(token_ids))
+
+    def encode_frames(self, frames: Tensor) -> Tensor:
+        """Frame features (B, F, D) of uint8 frames (B, F, 3, S, S), 0 to 255."""
+        videos, length = frames.shape[:2]
+        mean, std = (torch.tensor(v, device=frames.device).view(3, 1, 1) for v in (self._mean, self._std))
+        dtype = next(self.visual.parameters()).dtype
+        features = self.visual(((frames.flatten(0, 1).float() - mean) / std).to(dtype))
+        features = features[0] if isinstance(features, tuple) else features
+        return cast(Tensor, features.unflatten(0, (videos, length)))
+
+
+def _architecture(clip: str) -> tuple[str, dict[str, Any]]:
+    """open_clip's name and configuration of an architecture, refused where its captions cannot be ours."""
+    if clip.endswith(".json"):
+        if not os.path.isfile(clip):
+            raise UserError(f"model.clip: no open_clip configuration file at {clip}")
+        open_clip.add_model_config(Path(clip))
+        clip = Path(clip).stem
+    config = get_model_config(clip.replace("/", "-"))
+    if config is None:
+        raise UserError(
+            f"model.clip: open_clip knows no architecture '{clip}'{did_you_mean(clip, open_clip.list_models())}"
+        )
+    text = config["text_cfg"]
+    reason = None
+    if text.get("hf_model_name"):
+        reason = "its text tower is not open_clip's TextTransformer"
+    elif "multimodal_cfg" in config or text.get("embed_cls"):
+        reason = "its text tower has a class token"
+    elif text.get("hf_tokenizer_name") or text.get("vocab_size", VOCABULARY) != VOCABULARY:
+        reason = "it does not read CLIP's byte-pair tokens"
+    elif text.get("pool_type", "argmax") not in ("argmax", "eos"):
+        reason = "its sentence feature is not the end token's"
+    if reason:
+        raise UserError(f"model.clip: '{clip}' is not supported: {reason}; choose a CLIP architecture such as ViT-B-32")
+    return clip, config
+
+
+def _create(name: str, pretrained: str | None) -> Any:
+    """Build the architecture, with weights of a tag or a file."""
+    options: dict[str, Any] = {}
+    if pretrained is not None:
+        tag = open_clip.get_pretrained_cfg(name, pretrained)
+        if not tag and not os.path.isfile(pretrained):
+            tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
+            raise UserError(
+                f"model.pretrained: '{pretrained}' is neither an existing file nor a tag of {name} (tags: {tags})"
+            )
+        if tag:
+            options["force_quick_gelu"] = bool(tag.get("quick_gelu"))
+        else:
+            options["weights_only"] = not _is_torchscript(pretrained)
+    try:
+        with _without_root_warnings():
+            return open_clip.create_model(
+                name, pretrained=pretrained, force_custom_text=True, nonscalar_logit_scale=True, **options
+            )
+    except Exception as error:
+        if pretrained is None:
+            raise
+        detail = str(error).strip()[:400]
+        raise UserError(
+            f"model.pretrained: '{pretrained}' cannot be loaded into {name} ({type(error).__name__}: {detail}); "
+            "give weights of this architecture, or set model.clip to theirs"
+        ) from error
+
+
+def _is_torchscript(path: str) -> bool:
+    """True for TorchScript archives, such as OpenAI's own ``ViT-B-32.pt``."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+@contextmanager
+def _without_root_warnings() -> Iterator[None]:
+    """Silence open_clip's warning about random weights, which are asked for; errors still raise."""
+    root = logging.getLogger()
+    before = root.level
+    root.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        root.setLevel(before)

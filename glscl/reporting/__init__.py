@@ -1,0 +1,1 @@
+"""What a person reads: the terminal, and the self-contained HTML report."""

@@ -1,0 +1,82 @@
+"""What the driver prints: rich panels and tables on a terminal, plain lines anywhere else (logs, pipes, CI)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import IO, Any
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from glscl.reporting.schema import Results, parse_results
+
+RESULT_COLUMNS = ("domain", "relation", "direction", "R@1", "R@5", "R@10", "MdR", "MnR", "queries")
+TEXT_COLUMNS = 3
+
+
+def console(file: IO[str] | None = None) -> Console:
+    """A console on ``file`` (standard output by default) that marks nothing up by itself."""
+    return Console(file=file or sys.stdout, highlight=False, markup=False, soft_wrap=True)
+
+
+def start_panel(title: str, facts: Mapping[str, object], *, file: IO[str] | None = None) -> None:
+    """Print what is about to run: a panel on a terminal, else ``key: value`` lines."""
+    out = console(file)
+    if not out.is_terminal:
+        out.print(title)
+        for key, value in facts.items():
+            out.print(f"{key}: {value}")
+        return
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim")
+    grid.add_column(overflow="fold")
+    for key, value in facts.items():
+        grid.add_row(Text(key), Text(str(value)))
+    out.print(Panel(grid, title=Text(title, style="bold"), title_align="left", border_style="dim", expand=False))
+
+
+def results_table(results: Mapping[str, Any] | Results, *, file: IO[str] | None = None) -> None:
+    """Print one row per test domain and direction, recalls in per cent.
+
+    Raises:
+        UserError: ``results`` lack something.
+    """
+    rows = []
+    for test in parse_results(results).tests:
+        for direction, metrics in (("text to video", test.text_to_video), ("video to text", test.video_to_text)):
+            numbers = [f"{metrics[name]:.1f}" for name in RESULT_COLUMNS[TEXT_COLUMNS:-1]]
+            rows.append([test.domain, test.relation, direction, *numbers, f"{int(metrics['queries'])}"])
+    print_table(RESULT_COLUMNS, rows, text_columns=TEXT_COLUMNS, file=file)
+
+
+def print_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: int = 1, file: IO[str] | None = None
+) -> None:
+    """Print a table whose first ``text_columns`` columns are flush left and the others, numbers, flush right."""
+    out = console(file)
+    if not out.is_terminal:
+        widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+        for row in [header, *rows]:
+            cells = [
+                cell.ljust(width) if column < text_columns else cell.rjust(width)
+                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ]
+            out.print("  ".join(cells).rstrip())
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    for column, name in enumerate(header):
+        table.add_column(
+            Text(name), justify="left" if column < text_columns else "right", no_wrap=column >= text_columns
+        )
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    out.print(table)
+
+
+def verdict(ok: bool, text: str, *, file: IO[str] | None = None) -> None:
+    """Print the last line of a command, ``glscl: OK ...`` or ``glscl: FAILED ...``, for people and scripts alike."""
+    word, style = ("OK", "bold green") if ok else ("FAILED", "bold red")
+    console(file).print(Text.assemble("glscl: ", (word, style), " " + " ".join(text.split())))

@@ -1,0 +1,76 @@
+"""Published figures beside one's own: a CSV of results of papers, one row per method and direction."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass, replace
+
+from glscl.errors import UserError
+from glscl.storage import read_bytes
+
+COLUMNS = ("method", "backbone", "dataset", "direction", "recall_at_1", "recall_at_5", "recall_at_10")
+RECALLS = COLUMNS[4:]
+NAMES = ("method", "venue", "backbone", "note", "source", "dataset")
+
+
+@dataclass(frozen=True)
+class PublishedRow:
+    """A method's recalls (R@1, R@5, R@10; None where unpublished) on one data set."""
+
+    method: str
+    venue: str
+    backbone: str
+    note: str
+    source: str
+    dataset: str
+    text_to_video: tuple[float | None, ...] = (None, None, None)
+    video_to_text: tuple[float | None, ...] = (None, None, None)
+
+
+def read_published(uri: str) -> list[PublishedRow]:
+    """Read a CSV with the columns ``method, backbone, dataset, direction, recall_at_1, recall_at_5, recall_at_10``.
+
+    ``venue``, ``note`` (say, the post-processing) and ``source`` are optional; ``direction`` is ``text_to_video`` or
+    ``video_to_text``.
+
+    Raises:
+        UserError: the file is missing, a column is missing, or a value is no number.
+    """
+    try:
+        text = read_bytes(uri).decode("utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"{uri}: no such file with published figures") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{uri}: not UTF-8 text ({error})") from None
+    reader = csv.DictReader(io.StringIO(text))
+    missing = [name for name in COLUMNS if name not in (reader.fieldnames or [])]
+    if missing:
+        raise UserError(f"{uri}: no column {', '.join(missing)}; needed are {', '.join(COLUMNS)}")
+    found: dict[tuple[str, ...], PublishedRow] = {}
+    for row in reader:
+        direction, line = row["direction"], f"{uri}:{reader.line_num}"
+        if direction not in ("text_to_video", "video_to_text"):
+            raise UserError(f"{line}: direction is '{direction}', not text_to_video or video_to_text")
+        try:
+            recalls = tuple(float(row[name]) if row[name] else None for name in RECALLS)
+        except ValueError as error:
+            raise UserError(f"{line}: {error}") from None
+        method, venue, backbone, note, source, dataset = key = tuple(row.get(name) or "" for name in NAMES)
+        before = found.get(key, PublishedRow(method, venue, backbone, note, source, dataset))
+        found[key] = (
+            replace(before, text_to_video=recalls)
+            if direction == "text_to_video"
+            else replace(before, video_to_text=recalls)
+        )
+    return list(found.values())
+
+
+def for_domain(rows: list[PublishedRow], domain: str) -> list[PublishedRow]:
+    """The rows on the data set that ``domain`` is named after: ``msrvtt_1k_a`` finds ``MSR-VTT``."""
+    name = _plain(domain)
+    return [row for row in rows if _plain(row.dataset) and name.startswith(_plain(row.dataset))]
+
+
+def _plain(name: str) -> str:
+    return "".join(character for character in name.lower() if character.isalnum())

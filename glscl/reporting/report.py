@@ -1,0 +1,159 @@
+"""The HTML report: one file, nothing loaded from elsewhere, for a screen of any width, light or dark, and for paper.
+
+``results`` follows :mod:`glscl.reporting.schema`. Captions and identifiers are other people's text: the template
+escapes all of it, pictures may only be ``data:`` URIs, and the page's content security policy forbids everything else.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from glscl import __version__
+from glscl.errors import UserError
+from glscl.reporting.charts import BOTTOM, HEIGHT, LEFT, RIGHT, WIDTH, training_charts
+from glscl.reporting.published import PublishedRow, for_domain, read_published
+from glscl.reporting.schema import Example, Results, Test, parse_results
+from glscl.storage import write_bytes
+
+DATA_URI = re.compile(r"data:image/(jpeg|png|webp);base64,[A-Za-z0-9+/]+=*\Z")
+RECALL_LEVELS = (1, 5, 10)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A horizontal bar: value and chance level in per cent."""
+
+    label: str
+    value: float
+    chance: float | None = None
+    kind: str = ""
+
+
+def write_report(results: Mapping[str, Any] | Results, output_uri: str, *, published: str | None = None) -> None:
+    """Write the report of an evaluation.
+
+    Args:
+        results: see :mod:`glscl.reporting.schema`.
+        output_uri: the HTML file, local or ``s3://``.
+        published: CSV of published figures (:func:`glscl.reporting.published.read_published`), shown for those test
+            domains that it knows.
+
+    Raises:
+        UserError: ``results`` or the CSV lack something.
+    """
+    rows = read_published(published) if published else []
+    write_bytes(output_uri, render_report(results, rows).encode())
+
+
+def render_report(results: Mapping[str, Any] | Results, published: Sequence[PublishedRow] = ()) -> str:
+    """Return the page as :func:`write_report` writes it.
+
+    Raises:
+        UserError: ``results`` lack something, or a thumbnail is no picture.
+    """
+    parsed = parse_results(results)
+    environment = Environment(
+        loader=PackageLoader("glscl.reporting"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(number=number, thumbnails=thumbnails, when=when)
+    page = environment.get_template("report.html.j2").render(
+        results=parsed,
+        version=__version__,
+        directions=(("text_to_video", "Text to video", "T→V"), ("video_to_text", "Video to text", "V→T")),
+        recall_bars=recall_bars,
+        chance=chance,
+        oracle_bars=oracle_bars,
+        attribute_rows=attribute_rows,
+        in_top=in_top,
+        charts=training_charts(parsed.history),
+        frame={"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "bottom": BOTTOM},
+        published=[(test, rows) for test in parsed.tests if (rows := for_domain(list(published), test.domain))],
+    )
+    return page
+
+
+def number(value: float | None, digits: int = 1) -> str:
+    """A number of fixed decimals with thousands separated; a dash if there is none."""
+    return f"{value:,.{digits}f}" if value is not None and math.isfinite(value) else "–"
+
+
+def when(iso: str) -> str:
+    """``2025-06-01T12:30:00+00:00`` -> ``1 June 2025, 12:30 UTC``; any other text as it is."""
+    try:
+        moment = datetime.fromisoformat(iso)
+    except ValueError:
+        return iso
+    return f"{moment.day} {moment:%B %Y, %H:%M %Z}".strip()
+
+
+def thumbnails(value: str | bytes | Sequence[str | bytes] | None) -> list[str]:
+    """Return pictures as ``data:`` URIs.
+
+    Raises:
+        UserError: one is neither bytes nor a ``data:`` URI of a picture (an address would be loaded from the network).
+    """
+    if not value:
+        return []
+    pictures = [value] if isinstance(value, str | bytes) else list(value)
+    uris = []
+    for picture in pictures:
+        if isinstance(picture, bytes):
+            picture = "data:image/jpeg;base64," + base64.b64encode(picture).decode()
+        if not DATA_URI.match(picture):
+            raise UserError(f"thumbnail {picture[:40]!r} is not a 'data:image/jpeg;base64,' URI")
+        uris.append(picture)
+    return uris
+
+
+def chance(test: Test, direction: str, k: int) -> float:
+    """R@k in per cent of a random order: k out of the candidates of that direction.
+
+    The candidates are all videos for a text, and all captioned videos (as many as there are queries) for a video.
+    """
+    candidates = test.videos if direction == "text_to_video" else int(test.video_to_text["queries"])
+    return min(100.0, 100.0 * k / max(candidates, 1))
+
+
+def recall_bars(test: Test, direction: str) -> list[Bar]:
+    """R@1, R@5 and R@10 of one direction."""
+    metrics: dict[str, float] = getattr(test, direction)
+    return [Bar(f"R@{k}", metrics[f"R@{k}"], chance(test, direction, k), direction) for k in RECALL_LEVELS]
+
+
+def oracle_bars(test: Test) -> list[Bar]:
+    """The model's text-to-video R@1 beside the best oracles and chance."""
+    bars = [Bar("this model", test.text_to_video["R@1"], kind="text_to_video")]
+    if test.oracles:
+        for kind, scores in (("two attributes", test.oracles.pair), ("one attribute", test.oracles.single)):
+            if scores:
+                name = max(scores, key=lambda attribute: scores[attribute])
+                bars.append(Bar(f"{kind}: {name.replace('+', ' + ')}", scores[name]))
+    return [*bars, Bar("chance", chance(test, "text_to_video", 1))]
+
+
+def attribute_rows(test: Test) -> list[tuple[str, float | None, float | None, float | None]]:
+    """``(attribute, accuracy, chance, R@1 of its oracle)`` of every attribute known."""
+    accuracy = test.attribute_accuracy or {}
+    single = test.oracles.single if test.oracles else {}
+    rows = []
+    for name in dict.fromkeys([*accuracy, *single]):
+        known = accuracy.get(name)
+        rows.append((name, known.accuracy if known else None, known.chance if known else None, single.get(name)))
+    return rows
+
+
+def in_top(example: Example) -> bool:
+    """True if the right video is among the results shown."""
+    return any(match.correct for match in example.results)

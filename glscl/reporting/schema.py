@@ -1,0 +1,109 @@
+"""The ``results`` of an evaluation, as ``results.json`` holds them and the report shows them.
+
+All recalls, accuracies, chance levels and oracle scores are in per cent. Keys beyond these are ignored, so that a
+driver may record more. ``results.json`` leaves the thumbnails out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from glscl.errors import UserError
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class Match(_Section):
+    """One retrieved video of an example."""
+
+    video_id: str
+    score: float
+    correct: bool
+    thumbnail: str | bytes | Sequence[str | bytes] | None = None
+    """JPEG bytes or a ``data:image/...;base64,`` URI, or several of them: frames in the order of time."""
+
+
+class Example(_Section):
+    """A text, the rank of its video, and the best videos found for it."""
+
+    query: str
+    rank: float
+    results: list[Match]
+
+
+class Oracles(_Section):
+    """R@1 of retrieval by known attribute values: what a shortcut through them would score."""
+
+    single: dict[str, float] = {}
+    """Attribute -> R@1."""
+    pair: dict[str, float] = {}
+    """``"a+b"`` -> R@1."""
+
+
+class AttributeAccuracy(_Section):
+    """How often the first video found agrees with the right one in an attribute, and would by chance."""
+
+    accuracy: float
+    chance: float
+
+
+class Test(_Section):
+    """One test domain."""
+
+    __test__ = False  # not a test case, whatever pytest makes of the name
+
+    domain: str
+    split: str
+    relation: Literal["in-domain", "cross-domain"]
+    videos: int
+    texts: int
+    captions_per_video: float
+    max_frames: int
+    max_words: int
+    truncated_texts: int
+    quarantined: int
+    text_to_video: dict[str, float]
+    """``RetrievalMetrics.to_dict()``."""
+    video_to_text: dict[str, float]
+    hubness_skewness: float
+    oracles: Oracles | None = None
+    attribute_accuracy: dict[str, AttributeAccuracy] | None = None
+    examples: list[Example] = []
+
+
+class Results(_Section):
+    """One run's evaluation in all its test domains."""
+
+    run: str
+    verdict: str
+    created: str
+    """ISO 8601."""
+    head: str
+    clip: str
+    checkpoint_step: int
+    seed: int
+    git_commit: str | None
+    command: str
+    train_domains: list[str]
+    tests: list[Test]
+    history: list[dict[str, Any]] = []
+    """Per logged step: ``step``, loss terms by name, and where measured ``validation``: metric name -> value."""
+
+
+def parse_results(results: Mapping[str, Any] | Results) -> Results:
+    """Check the structure of ``results``.
+
+    Raises:
+        UserError: a key is missing or of another type; names the first one.
+    """
+    try:
+        return Results.model_validate(results)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"results: {where}: {first['msg'].lower()}; was this file written by `glscl eval`?") from None

@@ -1,0 +1,1 @@
+"""The driver, the loop that every worker runs, and what they share."""

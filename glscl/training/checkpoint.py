@@ -1,0 +1,207 @@
+"""Checkpoints: sharded, checked, complete or not offered.
+
+Resume rules:
+
+1. The same run name continues from the run directory's latest complete checkpoint; without one it starts at step 0.
+2. A checkpoint is complete when the file list of every rank that saved it is there and every listed file has its size
+   and SHA-256. Ray Train registers a checkpoint only after every rank's upload; what is registered but does not match
+   its lists is named in the log and passed over for the one before.
+3. The same number of workers resumes bit-identically on CPU in fp32: parameters, optimiser state, random number
+   generators and the stream's position are those of the moment of saving.
+4. Another number of workers is refused, naming ``training.num_workers``, unless ``training.zero_stage`` is 0, whose
+   checkpoints hold the whole state.
+5. A configuration that changes the model, the loss, the data or the optimisation is refused with the differing keys;
+   what only changes logging, evaluation, retention or the machines is free to differ (`FREE_KEYS`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import distributed
+
+from glscl.errors import UserError
+
+STATE = "state.json"
+TAG = "deepspeed"
+
+FREE_KEYS = (
+    "name",
+    "storage",
+    "data.validation",
+    "data.test",
+    "data.loader_workers",
+    "data.prefetch",
+    "data.decoder",
+    "data.cache_dir",
+    "data.max_bad_fraction",
+    "model.pretrained",
+    "model.grad_checkpointing",
+    "training.num_workers",
+    "training.use_gpu",
+    "training.cpus_per_worker",
+    "training.log_every",
+    "training.max_failures",
+    "training.accumulate",
+    "checkpoint",
+    "evaluation",
+)
+"""Configuration keys (or sections) in which a resumed run may differ from the run that saved."""
+
+
+@dataclass(slots=True)
+class TrainState:
+    """What a checkpoint says beside the tensors.
+
+    Attributes:
+        step: steps done; the next batch of the stream is this one.
+        world_size: ranks that saved it.
+        zero_stage: how the optimiser state is sharded.
+        config: the run configuration.
+        manifests: fingerprints of the training shard sets.
+        quarantined: videos found unusable so far.
+        metrics: held-out metrics at this step, where it was scored.
+    """
+
+    step: int
+    world_size: int
+    zero_stage: int
+    config: dict[str, Any]
+    manifests: list[str]
+    quarantined: list[dict[str, str]] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+class IncompleteCheckpointError(Exception):
+    """The files do not match the lists that their writers left."""
+
+
+def save(engine: Any, folder: str, state: TrainState, rank: int) -> None:
+    """Write this rank's part of a checkpoint into its own folder (collective: every rank calls it)."""
+    engine.save_checkpoint(folder, tag=TAG)
+    generators = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        generators["cuda"] = torch.cuda.get_rng_state()
+    save_file(generators, os.path.join(folder, f"generators-{rank:05d}.safetensors"))
+    if rank == 0:
+        Path(folder, STATE).write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
+    files = {}
+    for path in sorted(Path(folder).rglob("*")):
+        if path.is_file():
+            files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    Path(folder, _list_name(rank)).write_text(json.dumps(files, indent=1), encoding="utf-8")
+
+
+def read_state(folder: str) -> TrainState:
+    """Read what a checkpoint says of itself.
+
+    Raises:
+        IncompleteCheckpointError: no readable state file.
+    """
+    try:
+        return TrainState(**json.loads(Path(folder, STATE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise IncompleteCheckpointError(f"{STATE}: {error}") from None
+
+
+def check_complete(folder: str, ranks: Sequence[int] | None = None) -> TrainState:
+    """Compare a checkpoint's files with the lists of the ranks that wrote them.
+
+    Args:
+        folder: local folder with every rank's files.
+        ranks: whose files are read and hashed here; None is everybody's. Sizes are compared for all.
+
+    Raises:
+        IncompleteCheckpointError: naming the file.
+    """
+    state = read_state(folder)
+    for rank in range(state.world_size):
+        try:
+            files = json.loads(Path(folder, _list_name(rank)).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise IncompleteCheckpointError(f"{_list_name(rank)}: {error}") from None
+        for name, expected in files.items():
+            path = Path(folder, name)
+            if not path.is_file():
+                raise IncompleteCheckpointError(f"{name}: missing")
+            if path.stat().st_size != expected["bytes"]:
+                raise IncompleteCheckpointError(
+                    f"{name}: {path.stat().st_size} bytes where {expected['bytes']} were saved"
+                )
+            if (ranks is None or rank in ranks) and _sha256(path) != expected["sha256"]:
+                raise IncompleteCheckpointError(f"{name}: checksum differs")
+    return state
+
+
+def restore(engine: Any, folder: str, state: TrainState, rank: int) -> None:
+    """Load a complete checkpoint into an engine of the same world size (collective)."""
+    path, _ = engine.load_checkpoint(folder, tag=TAG)
+    if path is None:
+        raise IncompleteCheckpointError(f"{folder}: DeepSpeed found nothing to load")
+    if state.world_size != distributed.get_world_size():
+        return  # stage 0 on another number of workers: generators of the new ranks start afresh
+    generators = load_file(os.path.join(folder, f"generators-{rank:05d}.safetensors"))
+    torch.set_rng_state(generators["cpu"])
+    if "cuda" in generators and torch.cuda.is_available():
+        torch.cuda.set_rng_state(generators["cuda"])
+
+
+def check_resumable(state: TrainState, config: dict[str, Any], manifests: Sequence[str], world_size: int) -> None:
+    """Apply resume rules 4 and 5.
+
+    Raises:
+        UserError: with every differing key.
+    """
+    different = differing_keys(state.config, config)
+    if different:
+        raise UserError(
+            f"the run directory holds a run of another configuration: {'; '.join(different)}. "
+            f"Choose another --name, or restore these values"
+        )
+    if list(manifests) != state.manifests:
+        raise UserError(
+            "data.train: the shards differ from those that the run directory's checkpoint was trained on; "
+            "choose another --name, or restore the shards"
+        )
+    if world_size != state.world_size and state.zero_stage > 0:
+        raise UserError(
+            f"training.num_workers is {world_size} but the checkpoint was saved by {state.world_size} workers "
+            f"with ZeRO stage {state.zero_stage}: resume with --training.num-workers {state.world_size}"
+        )
+
+
+def differing_keys(saved: dict[str, Any], current: dict[str, Any], prefix: str = "") -> list[str]:
+    """``key: saved -> current`` for every key outside `FREE_KEYS` whose value differs."""
+    found = []
+    for key in sorted(saved.keys() | current.keys()):
+        name = prefix + key
+        if name in FREE_KEYS:
+            continue
+        before, after = saved.get(key), current.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += differing_keys(before, after, name + ".")
+        elif before != after:
+            found.append(f"{name}: {before} -> {after}")
+    return found
+
+
+def directory_name(step: int, world_size: int, attempt: str) -> str:
+    """A name no other attempt uses: Ray merges files of equally named checkpoints."""
+    return f"step_{step:08d}-w{world_size}-{attempt}"
+
+
+def _list_name(rank: int) -> str:
+    return f"files-{rank:05d}.json"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,74 @@
+"""Collectives with gradients. Without a process group each of them is the identity."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Number of processes, 1 without a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def gather(tensor: Tensor) -> Tensor:
+    """Concatenate the ranks' tensors along dimension 0, in rank order, on every rank.
+
+    The gradient of a rank's part is the sum over all ranks of their gradients with respect to it. Every rank must
+    pass the same shape and type; integers and booleans pass without gradient.
+    """
+    if world_size() == 1:
+        return tensor
+    return cast(Tensor, _Gather.apply(tensor)) if tensor.is_floating_point() else _all_gather(tensor)
+
+
+def gather_features(features: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`gather` of every tensor."""
+    return {name: gather(tensor) for name, tensor in features.items()}
+
+
+def mean_gradient(tensor: Tensor) -> Tensor:
+    """The tensor itself; its gradient is the average of the ranks' gradients."""
+    return tensor if world_size() == 1 else cast(Tensor, _MeanGradient.apply(tensor))
+
+
+def _all_gather(tensor: Tensor) -> Tensor:
+    sent = tensor.contiguous()
+    if sent.dtype == torch.bool:  # not every backend sends booleans
+        return _all_gather(sent.to(torch.uint8)).bool()
+    parts = [torch.empty_like(sent) for _ in range(world_size())]
+    dist.all_gather(parts, sent)
+    return torch.cat(parts)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return _all_gather(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        grad = grads[0].contiguous()
+        own = len(grad) // world_size()
+        if dist.get_backend() == "nccl":
+            part = grad.new_empty(own, *grad.shape[1:])
+            dist.reduce_scatter_tensor(part, grad)
+            return part
+        grad = grad.clone()  # autograd's own buffer must not change
+        dist.all_reduce(grad)
+        return grad[dist.get_rank() * own : (dist.get_rank() + 1) * own]
+
+
+class _MeanGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        grad = grads[0].clone()
+        dist.all_reduce(grad)
+        return grad / world_size()

@@ -1,0 +1,106 @@
+"""DeepSpeed: precision, sharding of state, gradient reduction and clipping, on CPU (gloo) and GPU (NCCL) alike."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from glscl.models.retriever import Retriever
+from glscl.training.global_batch import backward_calls
+from glscl.training.options import TrainingConfig
+
+
+def build_engine(model: Retriever, config: TrainingConfig, device: torch.device, world_size: int) -> Any:
+    """Wrap a model in a DeepSpeed engine with AdamW over the towers' and the head's parameter groups.
+
+    The process group must exist already (Ray Train makes it).
+
+    Returns:
+        ``deepspeed.DeepSpeedEngine``.
+    """
+    if device.type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    import deepspeed
+    import deepspeed.ops
+
+    # Without it DeepSpeed compiles a shared-memory collective at start (needs a compiler, no gain measured).
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    groups = [
+        group | {"lr": 0.0, "peak": config.lr_towers if group["name"] == "towers" else config.lr_head}
+        for group in model.parameter_groups(config.weight_decay)
+    ]
+    # torch's own AdamW: DeepSpeed's fused one would be compiled on the user's machine.
+    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps)
+    backwards = backward_calls(config.accumulate)
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=optimizer,
+        dist_init_required=False,
+        config={
+            # DeepSpeed counts backward calls, not pairs: its batch size only has to add up.
+            "train_batch_size": backwards * world_size,
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": backwards,
+            "gradient_clipping": config.clip_grad,
+            "zero_optimization": {"stage": config.zero_stage, "overlap_comm": device.type == "cuda"},
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+            "bf16": {"enabled": config.precision == "bf16"},
+            "steps_per_print": 2**31 - 1,
+        },
+    )
+    return engine
+
+
+def set_learning_rates(engine: Any, config: TrainingConfig, step: int, total_steps: int) -> float:
+    """Set each group's rate for a step: linear warm-up, then a cosine to zero. Returns the factor of the peak rate.
+
+    A function of the step alone, so there is no scheduler state to save.
+    """
+    factor = schedule(step, total_steps, config.warmup)
+    for group in engine.optimizer.param_groups:
+        group["lr"] = group["peak"] * factor
+    return factor
+
+
+def schedule(step: int, total_steps: int, warmup: float) -> float:
+    """Factor of the peak learning rate at a step counted from 0."""
+    rising = math.ceil(total_steps * warmup)
+    if step < rising:
+        return (step + 1) / rising
+    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, total_steps - rising)))
+
+
+def gradient_norm(engine: Any) -> float | None:
+    """Norm of the last step's gradient before clipping, where DeepSpeed computed it."""
+    norm = engine.get_global_grad_norm()
+    return None if norm is None else float(norm)
+
+
+def backward(engine: Any, loss: Tensor, *, last: bool) -> None:
+    """Accumulate a piece's gradients, unscaled; reduce them over the ranks with the last piece."""
+    engine.set_gradient_accumulation_boundary(last)
+    engine.backward(loss, scale_wrt_gas=False)
+
+
+def evaluation_model(engine: Any) -> Retriever:
+    """The model with whole parameters, in evaluation mode.
+
+    Under ZeRO-3 that is a copy gathered from all ranks (collective): ranks score unequal numbers of blocks, which a
+    partitioned model cannot follow.
+    """
+    model: Retriever = engine.module
+    if engine.zero_optimization_stage() < 3:
+        return model.eval()
+    import deepspeed
+
+    with torch.random.fork_rng():  # a copy's random weights must not move the run's generators
+        copy = Retriever(model.config.model_copy(update={"pretrained": None}))
+    copy.to(engine.device, next(model.parameters()).dtype)
+    with deepspeed.zero.GatheredParameters(list(model.parameters())):
+        copy.load_state_dict(model.state_dict())
+    return copy.eval()

@@ -1,0 +1,185 @@
+"""Loss and gradients of a global batch that is spread over ranks and, within a rank, over chunks.
+
+Everything here keeps one promise: **the loss averaged over the ranks, and the gradients averaged over the ranks, are
+those of one process that holds the whole global batch** (to rounding, dropout aside), at any number of ranks and
+chunks. Each rank encodes its own pairs, gathers what the head caches with gradients, and scores its own texts against
+all videos and all texts against its own videos, so that the work per rank falls with the number of ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from glscl.errors import UserError
+from glscl.losses import LossConfig, LossInputs, compute_losses
+from glscl.models.heads.base import Features
+from glscl.training.collectives import gather, gather_features, mean_gradient, world_size
+
+Call = Callable[..., Any]
+"""A `Retriever`, or an engine around one: called with a mode and that mode's arguments."""
+
+
+class Backward(Protocol):
+    """Accumulates the gradients of a scalar, unscaled, into the parameters; ``last`` marks the step's last piece."""
+
+    def __call__(self, loss: Tensor, *, last: bool) -> None: ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A rank's share of a global batch: b pairs.
+
+    Attributes:
+        token_ids: (b, W) int64.
+        frames: (b, F, 3, S, S) uint8.
+        frame_mask: (b, F).
+        video_ids: (b,) int64, equal for pairs of the same video, whichever rank holds them.
+    """
+
+    token_ids: Tensor
+    frames: Tensor
+    frame_mask: Tensor
+    video_ids: Tensor
+
+    def split(self, chunks: int) -> list[Batch]:
+        """Cut into chunks of equal size.
+
+        Raises:
+            UserError: the number of pairs is no multiple of the number of chunks.
+        """
+        pairs = len(self.token_ids)
+        if pairs % chunks:
+            raise UserError(
+                f"training.accumulate: {pairs} pairs per worker cannot be cut into {chunks} equal chunks; choose a "
+                "divisor of global_batch / num_workers"
+            )
+        fields = (self.token_ids, self.frames, self.frame_mask, self.video_ids)
+        return [Batch(*parts) for parts in zip(*(field.split(pairs // chunks) for field in fields), strict=True)]
+
+
+def step_loss(call: Call, config: LossConfig, text: Features, video: Features, video_ids: Tensor) -> dict[str, Tensor]:
+    """Loss terms of the global batch, as this rank's part of their mean over the ranks.
+
+    Args:
+        call: scores ("score") and gives the logit scale ("scale").
+        config: the terms.
+        text: caches of this rank's b texts.
+        video: caches of this rank's b videos, in the same order; every rank has the same b.
+        video_ids: (b,) int64, equal for pairs of the same video.
+
+    Returns:
+        weighted terms by name and their sum, "total". Back-propagate "total" on every rank and average the
+        parameters' gradients over the ranks.
+    """
+    scale = mean_gradient(call("scale"))
+    all_ids = gather(video_ids)
+    all_text, all_video = gather_features(text), gather_features(video)
+    # Copies, because ZeRO-3's hooks replace the tensors inside the dictionaries that they see.
+    rows = scale * call("score", dict(text), dict(all_video))
+    columns = rows if world_size() == 1 else scale * call("score", dict(all_text), dict(video))
+    return compute_losses(
+        config,
+        LossInputs(
+            rows=rows,
+            columns=columns,
+            row_positives=video_ids[:, None] == all_ids[None, :],
+            column_positives=all_ids[:, None] == video_ids[None, :],
+            text=all_text,
+            video=all_video,
+        ),
+    )
+
+
+def backward_global_batch(
+    call: Call, backward: Backward, config: LossConfig, batch: Batch, accumulate: int = 1
+) -> dict[str, Tensor]:
+    """Run forward and backward of one step over this rank's share of the global batch.
+
+    With ``accumulate`` > 1 only one chunk's activations are held at a time (a two-pass gradient cache, Gao et al.
+    2021, arXiv 2101.06983): encode every chunk without a graph; back-propagate the loss of the whole global batch to
+    the caches; encode each chunk again, under the random state it had the first time, and back-propagate the inner
+    product of its caches with their gradients. Parameters that scoring uses directly, and the logit scale, get their
+    gradient in the second stage, once.
+
+    ``backward`` is called `backward_calls(accumulate)` times. The gradients must arrive unscaled, since the caches'
+    gradients enter the later pieces. With a DeepSpeed engine: set ``gradient_accumulation_steps`` to
+    `backward_calls(accumulate)`, call ``engine.set_gradient_accumulation_boundary(last)`` and then
+    ``engine.backward(loss, scale_wrt_gas=False)``; after the last piece ``engine.step()``. Precisions that scale the
+    loss (fp16) do not fit.
+
+    Args:
+        call: the retriever or the engine around it.
+        backward: see `Backward`.
+        config: the terms.
+        batch: this rank's pairs.
+        accumulate: number of chunks.
+
+    Returns:
+        the loss terms of `step_loss`, detached.
+
+    Raises:
+        UserError: ``accumulate`` does not divide the rank's pairs.
+    """
+    if accumulate == 1:
+        losses = step_loss(call, config, *_encode(call, batch), batch.video_ids)
+        backward(losses["total"], last=True)
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    chunks = batch.split(accumulate)
+    device = batch.frames.device
+    states: list[tuple[Tensor, Tensor | None]] = []
+    cached: list[tuple[Features, Features]] = []
+    with torch.no_grad():
+        for chunk in chunks:
+            states.append(_random_state(device))
+            cached.append(_encode(call, chunk))
+    text, video = (_leaves([caches[side] for caches in cached]) for side in (0, 1))
+    losses = step_loss(call, config, text, video, batch.video_ids)
+    backward(losses["total"], last=False)
+
+    for index, (chunk, state) in enumerate(zip(chunks, states, strict=True)):
+        with _replayed(state, device):
+            again = _encode(call, chunk)
+        pieces = []
+        for leaves, features in zip((text, video), again, strict=True):
+            for name, tensor in features.items():
+                grad = leaves[name].grad
+                if tensor.requires_grad and grad is not None:
+                    pieces.append((tensor.float() * grad.chunk(accumulate)[index].float()).sum())
+        backward(torch.stack(pieces).sum(), last=index == accumulate - 1)
+    return {name: loss.detach() for name, loss in losses.items()}
+
+
+def backward_calls(accumulate: int) -> int:
+    """How many times `backward_global_batch` calls ``backward``."""
+    return 1 if accumulate == 1 else 1 + accumulate
+
+
+def _encode(call: Call, batch: Batch) -> tuple[Features, Features]:
+    return call("text", batch.token_ids), call("video", batch.frames, batch.frame_mask)
+
+
+def _leaves(chunks: list[Features]) -> Features:
+    """Concatenate chunks of caches; floating-point ones become leaves that collect gradients."""
+    whole = {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
+    return {name: t.requires_grad_() if t.is_floating_point() else t for name, t in whole.items()}
+
+
+def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+
+@contextmanager
+def _replayed(state: tuple[Tensor, Tensor | None], device: torch.device) -> Iterator[None]:
+    """Run under an earlier random state, and leave the present one as it was."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.set_rng_state(state[0])
+        if state[1] is not None:
+            torch.cuda.set_rng_state(state[1], device)
+        yield

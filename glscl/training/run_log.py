@@ -1,0 +1,81 @@
+"""What a run leaves behind while it trains: JSON lines, TensorBoard events, the quarantine list."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+from glscl import storage
+
+METRICS = "metrics.jsonl"
+QUARANTINE = "quarantine.jsonl"
+TENSORBOARD = "tensorboard"
+
+
+class RunLog:
+    """Metrics of the run directory, written by rank 0.
+
+    A remote run directory is written locally and copied at every `flush`. A resumed run drops the rows after the step
+    it resumes from, so the file reads as if nothing had happened.
+
+    Args:
+        run_directory: path or URI.
+        step: the step resumed from.
+    """
+
+    def __init__(self, run_directory: str, step: int) -> None:
+        self._uri = run_directory
+        self._scratch = tempfile.TemporaryDirectory(prefix="glscl-log-") if storage.is_remote(run_directory) else None
+        self._folder = self._scratch.name if self._scratch else storage.resolve(run_directory)
+        os.makedirs(self._folder, exist_ok=True)
+        rows = [row for row in read_metrics(run_directory) if row["step"] <= step]
+        storage.write_bytes(
+            os.path.join(self._folder, METRICS), "".join(json.dumps(row) + "\n" for row in rows).encode()
+        )
+        self._file = open(os.path.join(self._folder, METRICS), "a", encoding="utf-8")  # noqa: SIM115 (closed in close)
+        self._events = SummaryWriter(os.path.join(self._folder, TENSORBOARD), purge_step=step + 1, flush_secs=30)
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Add one row; numbers also become TensorBoard scalars."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            if isinstance(value, (int, float)):
+                self._events.add_scalar(name.replace("@", "_"), value, step)  # TensorBoard refuses @
+
+    def quarantine(self, entries: list[dict[str, str]]) -> None:
+        """Replace the list of unusable videos (nothing is written while it is empty)."""
+        if entries:
+            text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
+            storage.write_bytes(storage.join(self._uri, QUARANTINE), text.encode())
+
+    def flush(self) -> None:
+        """Copy to a remote run directory."""
+        self._events.flush()
+        if self._scratch is None:
+            return
+        for folder, _, names in os.walk(self._folder):
+            for name in names:
+                path = os.path.join(folder, name)
+                storage.upload(path, storage.join(self._uri, os.path.relpath(path, self._folder)))
+
+    def close(self) -> None:
+        """Flush and release."""
+        self.flush()
+        self._file.close()
+        self._events.close()
+        if self._scratch is not None:
+            self._scratch.cleanup()
+
+
+def read_metrics(run_directory: str) -> list[dict[str, Any]]:
+    """Rows of ``metrics.jsonl``; empty if there is none. A torn last line (a killed writer's) is left out."""
+    where = storage.join(run_directory, METRICS)
+    if not storage.exists(where):
+        return []
+    lines = storage.read_bytes(where).decode("utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]

@@ -1,0 +1,328 @@
+"""The loop that every training worker runs: load, step, log, evaluate, save."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+from ray.train import Checkpoint, CheckpointUploadMode
+from torch import distributed
+
+from glscl.config import RunConfig
+from glscl.data import stream
+from glscl.data.gallery import Gallery
+from glscl.data.plan import StreamPlan
+from glscl.data.shards import ShardSet, open_shard_set
+from glscl.data.video import FrameSampling
+from glscl.errors import UserError
+from glscl.evaluation.embed import concatenate, embed
+from glscl.evaluation.retrieval import Part, metrics_of, score_part
+from glscl.evaluation.scoring import merge, split_rows
+from glscl.models.retriever import Retriever
+from glscl.models.tokenizer import tokenize
+from glscl.training import checkpoint
+from glscl.training.checkpoint import IncompleteCheckpointError, TrainState
+from glscl.training.engine import backward, build_engine, evaluation_model, gradient_norm, set_learning_rates
+from glscl.training.global_batch import Batch, backward_global_batch
+from glscl.training.run_log import RunLog
+
+SELECTION_METRIC = "validation_R@1"
+
+
+@dataclass(frozen=True, slots=True)
+class Horizon:
+    """Length of a run in steps."""
+
+    steps_per_epoch: int
+    total: int
+    save_every: int
+    evaluate_every: int
+
+    @classmethod
+    def of(cls, config: RunConfig, plan: StreamPlan) -> Horizon:
+        """Derive from epochs, ``max_steps`` and the plan."""
+        steps = plan.steps_per_epoch
+        total = min(config.training.epochs * steps, config.training.max_steps or math.inf)
+        return cls(steps, int(total), config.checkpoint.every_steps or steps, config.evaluation.every_epochs * steps)
+
+
+def sampling_of(config: RunConfig, frame_size: int) -> FrameSampling:
+    """The frame sampling that data and model options ask for."""
+    return FrameSampling(config.model.max_frames, config.data.sample_fps, frame_size, config.data.decoder)
+
+
+def make_plan(config: RunConfig, shard_sets: list[ShardSet]) -> StreamPlan:
+    """The order of the stream that a configuration asks for."""
+    return StreamPlan(
+        [shard_set.manifest for shard_set in shard_sets],
+        config.data.weights,
+        config.training.global_batch,
+        config.data.virtual_streams,
+        config.data.captions,
+        config.seed,
+    )
+
+
+def train_worker(values: dict[str, Any]) -> None:
+    """Train from the latest complete checkpoint to the last step.
+
+    Args:
+        values: the resolved `RunConfig` as plain values.
+    """
+    config = RunConfig.model_validate(values)
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    device = ray.train.torch.get_device() if config.training.use_gpu else torch.device("cpu")
+
+    # Load
+    torch.manual_seed(config.seed)
+    model = Retriever(config.model)
+    frame_size = model.frame_size
+    engine = build_engine(model, config.training, device, world)
+    shard_sets = [open_shard_set(uri) for uri in config.data.train]
+    plan = make_plan(config, shard_sets)
+    horizon = Horizon.of(config, plan)
+    torch.manual_seed(config.seed * 1_000_003 + rank)  # dropout differs between ranks
+    state = _resume(engine, config, shard_sets, rank, world)
+    attempt = _shared_token(rank)
+    sampling = sampling_of(config, frame_size)
+    words = partial(tokenize, max_words=config.model.max_words)
+    pairs = stream.PairStream(
+        shard_sets, plan, sampling, words, rank, world, start_step=state.step, cache_dir=config.data.cache_dir
+    )
+    batches = stream.make_loader(pairs, config.data.loader_workers, config.data.prefetch)
+    log = RunLog(config.run_directory, state.step) if rank == 0 else None
+    meter = _Meter(horizon, config, world)
+    videos = sum(shard_set.manifest.videos for shard_set in shard_sets)
+
+    while state.step < horizon.total:
+        # Step
+        factor = set_learning_rates(engine, config.training, state.step, horizon.total)
+        batch = meter.wait_for(batches)
+        engine.train()
+        losses = backward_global_batch(
+            engine, partial(backward, engine), config.loss, _to_device(batch, device), config.training.accumulate
+        )
+        engine.step()
+        state.step += 1
+        meter.count(batch, losses)
+        state.metrics = {}
+        scored = bool(config.data.validation) and (
+            state.step % horizon.evaluate_every == 0 or state.step == horizon.total
+        )
+        saved = state.step % horizon.save_every == 0 or state.step == horizon.total or scored
+
+        # Log
+        if state.step % config.training.log_every == 0 or saved:
+            row = meter.row(engine, factor, state, videos, config.data.max_bad_fraction)
+            if log is not None:
+                log.write(state.step, row)
+                log.quarantine(state.quarantined)
+                print(meter.line(state.step, row), flush=True)
+
+        # Evaluate
+        if scored:
+            state.metrics = _evaluate(engine, config, sampling, rank, world, device)
+            if log is not None:
+                log.write(state.step, state.metrics)
+                print(f"step={state.step} " + " ".join(f"{k}={v:.2f}" for k, v in state.metrics.items()), flush=True)
+
+        # Save
+        if saved:
+            _save(engine, state, rank, world, attempt)
+            if log is not None:
+                log.flush()
+    if log is not None:
+        log.close()
+
+
+def _resume(engine: Any, config: RunConfig, shard_sets: list[ShardSet], rank: int, world: int) -> TrainState:
+    """Restore the newest complete checkpoint that Ray Train registered (resume rules 1 to 5)."""
+    values = config.model_dump(mode="json")
+    manifests = [shard_set.manifest.fingerprint() for shard_set in shard_sets]
+    fresh = TrainState(0, world, config.training.zero_stage, values, manifests)
+    latest = ray.train.get_checkpoint()
+    if latest is None:
+        return fresh
+    reported = [item.checkpoint for item in ray.train.get_all_reported_checkpoints()]
+    older = [item for item in reversed(reported) if item != latest]
+    for candidate in [latest, *older]:
+        with candidate.as_directory() as folder:
+            problem: str | None = None
+            try:
+                saved = checkpoint.check_complete(folder, ranks=[rank])
+            except IncompleteCheckpointError as error:
+                problem = str(error)
+            problems: list[str | None] = [None] * world
+            distributed.all_gather_object(problems, problem)
+            if any(problems):
+                if rank == 0:
+                    reason = next(item for item in problems if item)
+                    print(f"checkpoint {candidate.path} is incomplete ({reason}): trying the one before", flush=True)
+                continue
+            checkpoint.check_resumable(saved, values, manifests, world)
+            checkpoint.restore(engine, folder, saved, rank)
+        if rank == 0:
+            print(f"resumed step={saved.step} from {candidate.path}", flush=True)
+        return TrainState(saved.step, world, config.training.zero_stage, values, manifests, saved.quarantined)
+    raise UserError(f"{config.run_directory}: none of its checkpoints is complete; choose another --name")
+
+
+def _save(engine: Any, state: TrainState, rank: int, world: int, attempt: str) -> None:
+    """Write this rank's files and hand them to Ray Train, which uploads them while training goes on."""
+    folder = tempfile.mkdtemp(prefix="checkpoint-", dir=os.getcwd())  # the worker's own folder in Ray's session
+    try:
+        checkpoint.save(engine, folder, state, rank)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    ray.train.report(
+        {"step": state.step, **state.metrics},
+        checkpoint=Checkpoint.from_directory(folder),
+        checkpoint_dir_name=checkpoint.directory_name(state.step, world, attempt),
+        checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+    )
+
+
+def _evaluate(
+    engine: Any, config: RunConfig, sampling: FrameSampling, rank: int, world: int, device: torch.device
+) -> dict[str, float]:
+    """Held-out metrics, every rank embedding and scoring its share; the same dictionary on every rank."""
+    model = evaluation_model(engine)
+    tokens = partial(tokenize, max_words=config.model.max_words)
+    metrics: dict[str, float] = {}
+    for uri in config.data.validation:
+        shard_set = open_shard_set(uri)
+        own = split_rows(shard_set.manifest.videos, rank, world)
+        gallery = Gallery(shard_set, own.start, own.stop, sampling, tokens, config.evaluation.batch_size)
+        parts: list[Any] = [None] * world
+        distributed.all_gather_object(parts, embed(model, gallery, config.data.loader_workers, device))
+        embeddings = concatenate(parts)
+        scores: list[Any] = [None] * world
+        with torch.no_grad():
+            result = score_part(partial(model, "score"), embeddings, config.evaluation, Part(rank, world), device)
+        distributed.all_gather_object(scores, result)
+        directions = metrics_of(merge(scores))
+        domain = shard_set.manifest.domain
+        for direction, values in directions.items():
+            metrics |= {f"validation/{domain}/{direction}_R@{k}": float(values[f"R@{k}"]) for k in (1, 5, 10)}
+    recalls = [value for name, value in metrics.items() if name.endswith("text_to_video_R@1")]
+    metrics[SELECTION_METRIC] = sum(recalls) / len(recalls)
+    return metrics
+
+
+def _to_device(batch: stream.Batch, device: torch.device) -> Batch:
+    fields = (batch.token_ids, batch.frames, batch.frame_mask, batch.video_ids)
+    return Batch(*(tensor.to(device, non_blocking=True) for tensor in fields))
+
+
+def _shared_token(rank: int) -> str:
+    """A few random characters, the same on every rank, that tell this attempt's checkpoints from others'."""
+    token = [uuid.uuid4().hex[:8] if rank == 0 else None]
+    distributed.broadcast_object_list(token)
+    return str(token[0])
+
+
+class _Meter:
+    """What the log line says: losses, speed, waiting for data, quarantine."""
+
+    def __init__(self, horizon: Horizon, config: RunConfig, world: int) -> None:
+        self._horizon = horizon
+        self._batch = config.training.global_batch
+        self._world = world
+        self._new_quarantined: list[dict[str, str]] = []
+        self._losses: dict[str, torch.Tensor] = {}
+        self._restart()
+
+    def _restart(self) -> None:
+        self._began = time.perf_counter()
+        self._waited = 0.0
+        self._steps = self._truncated = 0
+
+    def wait_for(self, batches: Iterator[stream.Batch]) -> stream.Batch:
+        """The next batch, timing the wait."""
+        began = time.perf_counter()
+        batch = next(batches)
+        self._waited += time.perf_counter() - began
+        return batch
+
+    def count(self, batch: stream.Batch, losses: dict[str, torch.Tensor]) -> None:
+        """Take note of one step."""
+        self._steps += 1
+        self._truncated += batch.truncated
+        self._new_quarantined += batch.quarantined
+        self._losses = losses
+
+    def row(
+        self, engine: Any, factor: float, state: TrainState, videos: int, max_bad_fraction: float
+    ) -> dict[str, float]:
+        """Figures since the last row, over all ranks (collective); also merges the quarantine into the state.
+
+        Raises:
+            UserError: too many videos are unusable.
+            FloatingPointError: the loss is not finite.
+        """
+        names = sorted(self._losses)
+        local = torch.stack([self._losses[name].float() for name in names]).cpu()
+        gathered: list[Any] = [None] * self._world
+        distributed.all_gather_object(gathered, (local, self._new_quarantined, self._truncated))
+        self._new_quarantined = []
+        known = {(entry["domain"], entry["shard"], entry["key"]) for entry in state.quarantined}
+        for _, entries, _ in gathered:
+            for entry in entries:
+                place = (entry["domain"], entry["shard"], entry["key"])
+                if place not in known:
+                    known.add(place)
+                    state.quarantined.append(entry)
+        elapsed = time.perf_counter() - self._began
+        losses = torch.stack([values for values, _, _ in gathered]).double().mean(0).tolist()
+        row = {f"loss/{name}" if name != "total" else "loss": value for name, value in zip(names, losses, strict=True)}
+        row |= {
+            "epoch": state.step / self._horizon.steps_per_epoch,
+            "learning_rate_factor": factor,
+            "pairs_per_second": self._steps * self._batch / elapsed,
+            "data_wait": self._waited / elapsed,
+            "truncated": sum(count for *_, count in gathered) / (self._steps * self._batch),
+            "quarantined": len(state.quarantined),
+        }
+        norm = gradient_norm(engine)
+        if norm is not None:
+            row["gradient_norm"] = norm
+        self._restart()
+        if not math.isfinite(row["loss"]):
+            raise FloatingPointError(
+                f"the loss is {row['loss']} at step {state.step}: lower training.lr_towers or training.lr_head, "
+                f"or train in fp32 (training.precision)"
+            )
+        if len(state.quarantined) > max_bad_fraction * videos:
+            raise UserError(_too_many(state.quarantined, videos, max_bad_fraction))
+        return row
+
+    def line(self, step: int, row: dict[str, float]) -> str:
+        """One plain line."""
+        losses = " ".join(f"{name.removeprefix('loss/')}={row[name]:.4f}" for name in row if name.startswith("loss"))
+        return (
+            f"step={step}/{self._horizon.total} epoch={row['epoch']:.2f} {losses} "
+            f"lr_factor={row['learning_rate_factor']:.3f} pairs/s={row['pairs_per_second']:.1f} "
+            f"data_wait={row['data_wait']:.0%} truncated={row['truncated']:.1%} quarantined={int(row['quarantined'])}"
+        )
+
+
+def _too_many(entries: list[dict[str, str]], videos: int, limit: float) -> str:
+    listed = "; ".join(f"{entry['domain']}/{entry['video_id']} ({entry['reason']})" for entry in entries[:10])
+    more = f" and {len(entries) - 10} more" if len(entries) > 10 else ""
+    return (
+        f"{len(entries)} of {videos} training videos cannot be used, more than data.max_bad_fraction ({limit:g}): "
+        f"{listed}{more}; mend or remove them, or raise data.max_bad_fraction"
+    )

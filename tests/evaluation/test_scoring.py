@@ -1,0 +1,173 @@
+"""Blockwise scoring against the whole matrix."""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from glscl.errors import UserError
+from glscl.evaluation.metrics import text_to_video_ranks, video_to_text_ranks
+from glscl.evaluation.scoring import evaluate_scores, merge, score_calls, split_rows
+
+torch.set_num_threads(1)
+
+
+def caches(
+    texts: int, videos: int, seed: int = 0
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], torch.Tensor]:
+    """Small integers: products are exact in any order, so blocks must agree to the bit; there are many ties."""
+    generator = torch.Generator().manual_seed(seed)
+    text = {"t": torch.randint(-2, 3, (texts, 4), generator=generator).float()}
+    video = {"v": torch.randint(-2, 3, (videos, 4), generator=generator).float()}
+    return text, video, torch.randint(0, videos, (texts,), generator=generator)
+
+
+def score(text: dict[str, torch.Tensor], video: dict[str, torch.Tensor]) -> torch.Tensor:
+    return text["t"] @ video["v"].T
+
+
+def assert_same(a: object, b: object) -> None:
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)  # type: ignore[arg-type]
+    elif is_dataclass(a):
+        for field in fields(a):
+            assert_same(getattr(a, field.name), getattr(b, field.name))
+    else:
+        assert a == b
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 30), st.integers(1, 15), st.integers(1, 31), st.integers(1, 16), st.integers(0, 9))
+def test_any_block_size_equals_the_whole_matrix(texts: int, videos: int, a: int, b: int, seed: int) -> None:
+    text, video, owners = caches(texts, videos, seed)
+    result = evaluate_scores(score, text, video, owners, text_block=a, video_block=b, k=5, match_videos=True)
+    whole = score(text, video)
+    assert_same(result.text_to_video, text_to_video_ranks(whole, owners))
+    assert_same(result.video_to_text, video_to_text_ranks(whole, owners))
+    assert result.query_videos.tolist() == sorted(set(owners.tolist()))
+    assert result.text_matches.indices.shape == (texts, min(5, videos))
+    by_text = whole.sort(dim=1, descending=True, stable=True)
+    assert torch.equal(result.text_matches.indices, by_text.indices[:, :5])
+    assert torch.equal(result.text_matches.scores, by_text.values[:, :5])
+    assert result.video_matches is not None
+    by_video = whole.T.sort(dim=1, descending=True, stable=True)
+    assert torch.equal(result.video_matches.indices, by_video.indices[:, :5])
+    assert torch.equal(result.video_matches.scores, by_video.values[:, :5])
+
+
+@pytest.mark.parametrize("parts", [2, 3, 40])  # 40: more processes than videos
+def test_parts_merge_to_the_whole(parts: int) -> None:
+    text, video, owners = caches(50, 20)
+    blocks = {"text_block": 7, "video_block": 3, "match_videos": True}
+    whole = evaluate_scores(score, text, video, owners, **blocks)  # type: ignore[arg-type]
+    results = [
+        evaluate_scores(
+            score,
+            text,
+            video,
+            owners,
+            text_rows=split_rows(50, part, parts),
+            video_rows=split_rows(20, part, parts),
+            **blocks,  # type: ignore[arg-type]
+        )
+        for part in range(parts)
+    ]
+    assert_same(merge(results[::-1]), whole)
+    with pytest.raises(ValueError, match="text_rows of the parts do not join"):
+        merge([results[0], results[-1], results[-1]])
+
+
+def test_split_rows_covers_everything_evenly() -> None:
+    for total in (0, 1, 7, 100):
+        for parts in (1, 2, 3, 8):
+            ranges = [split_rows(total, part, parts) for part in range(parts)]
+            assert [i for r in ranges for i in r] == list(range(total))
+            assert max(map(len, ranges)) - min(map(len, ranges)) <= 1
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the number of elements of the largest tensor any operation gives."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        out = func(*args, **(kwargs or {}))
+        for value in out if isinstance(out, tuple | list) else (out,):
+            # A view of a cache is no new memory.
+            if isinstance(value, torch.Tensor) and not value._is_view():
+                self.largest = max(self.largest, value.numel())
+        return out
+
+
+def test_memory_follows_the_block_and_not_the_matrix() -> None:
+    texts, videos, a, b = 600, 300, 16, 20
+    text, video, owners = caches(texts, videos)
+    tiles: list[tuple[int, int]] = []
+
+    def spy(text: dict[str, torch.Tensor], video: dict[str, torch.Tensor]) -> torch.Tensor:
+        tiles.append((len(text["t"]), len(video["v"])))
+        return score(text, video)
+
+    with LargestTensor() as mode:
+        evaluate_scores(spy, text, video, owners, text_block=a, video_block=b, match_videos=True)
+    assert max(rows for rows, _ in tiles) == a
+    assert max(columns for _, columns in tiles) == b
+    assert max(a, b) * videos >= mode.largest  # one row block or one block of maxima; the matrix is 30 times as much
+    assert mode.largest >= a * videos  # the recorder does see the row block
+    assert len(tiles) == score_calls(range(texts), range(videos), texts, videos, a, b)
+
+
+def test_min_calls_evens_out_processes() -> None:
+    text, video, owners = caches(10, 5)
+    blocks = {"text_block": 4, "video_block": 2}
+    whole = evaluate_scores(score, text, video, owners, **blocks)  # type: ignore[arg-type]
+    counts, results = [], []
+    ranges = [(split_rows(10, part, 3), split_rows(5, part, 3)) for part in range(3)]
+    needed = max(score_calls(rows, columns, 10, 5, 4, 2) for rows, columns in ranges)
+    for rows, columns in ranges:
+        calls = 0
+
+        def counted(text: dict[str, torch.Tensor], video: dict[str, torch.Tensor]) -> torch.Tensor:
+            nonlocal calls
+            calls += 1
+            return score(text, video)
+
+        results.append(
+            evaluate_scores(
+                counted,
+                text,
+                video,
+                owners,
+                text_rows=rows,
+                video_rows=columns,
+                min_calls=needed,
+                **blocks,  # type: ignore[arg-type]
+            )
+        )
+        counts.append(calls)
+    assert counts == [needed] * 3
+    assert_same(merge(results), whole)
+
+
+def test_nan_is_refused() -> None:
+    text, video, owners = caches(4, 4)
+    text["t"][2, 0] = torch.nan
+    with pytest.raises(UserError, match="NaN"):
+        evaluate_scores(score, text, video, owners)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    text, video, owners = caches(4, 4)
+    with pytest.raises(ValueError, match="score gave"):
+        evaluate_scores(lambda t, v: t["t"], text, video, owners, video_block=3)
+    with pytest.raises(ValueError, match="common leading dimension"):
+        evaluate_scores(score, text | {"x": torch.zeros(3)}, video, owners)
+    with pytest.raises(ValueError, match="text_rows must be"):
+        evaluate_scores(score, text, video, owners, text_rows=range(2, 9))
+    with pytest.raises(ValueError, match="must be positive"):
+        evaluate_scores(score, text, video, owners, text_block=0)

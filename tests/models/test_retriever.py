@@ -1,0 +1,112 @@
+"""The retriever: one call, its logit scale, its parameter groups."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from glscl.errors import UserError
+from glscl.models import ModelConfig, Retriever, head_names, tokenize
+
+HEADS = {"glscl": {"queries": 2, "layers": 1, "attention_heads": 2, "feedforward": 16}}
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> str:
+    path = tmp_path / "retriever-test.json"
+    vision = {"image_size": 32, "patch_size": 16, "width": 16, "head_width": 8, "layers": 1}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+    path.write_text(json.dumps({"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}))
+    return str(path)
+
+
+def _batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    ids, _ = tokenize(["a red square", "blue", "a green circle moves"], 16)
+    return (
+        ids,
+        torch.randint(0, 256, (3, 4, 3, 32, 32), dtype=torch.uint8),
+        torch.tensor([[1] * 4, [1, 1, 0, 0], [0] * 4]),
+    )
+
+
+@pytest.mark.parametrize("context", ["none", "transformer"])
+@pytest.mark.parametrize("head", head_names())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_parameter_gets_a_finite_gradient(clip: str, head: str, context: str, dtype: torch.dtype) -> None:
+    config = ModelConfig.model_validate(
+        {"clip": clip, "head": head, "heads": HEADS, "frame_context": context, "max_words": 16}
+    )
+    model = Retriever(config).to(dtype)
+    ids, frames, mask = _batch()
+    text, video = model("text", ids), model("video", frames, mask)
+    similarity = model("score", text, video)
+    assert similarity.shape == (3, 3)
+    assert similarity.dtype == torch.float32
+    (model("scale") * similarity).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+def test_padded_frames_do_not_matter(clip: str) -> None:
+    model = Retriever(ModelConfig.model_validate({"clip": clip, "heads": HEADS, "frame_context": "transformer"})).eval()
+    _, frames, mask = _batch()
+    other = frames.clone()
+    other[1, 2:] = 255
+    before, after = model.encode_video(frames, mask), model.encode_video(other, mask)
+    text = model.encode_text(_batch()[0])
+    assert torch.allclose(model.score(text, before)[:, 1], model.score(text, after)[:, 1], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("log_scale", "gradient", "passes"),
+    [(1.0, -1.0, True), (1.0, 1.0, True), (5.0, -1.0, False), (5.0, 1.0, True)],
+)
+def test_logit_scale_is_at_most_100_and_can_come_back(
+    clip: str, log_scale: float, gradient: float, passes: bool
+) -> None:
+    model = Retriever(ModelConfig.model_validate({"clip": clip, "head": "mean_pool"}))
+    with torch.no_grad():
+        model.logit_scale.fill_(log_scale)
+    scale = model.scale()
+    assert scale.item() == pytest.approx(min(math.exp(log_scale), 100.0), rel=1e-5)
+    (gradient * scale).sum().backward()
+    assert model.logit_scale.grad is not None
+    assert model.logit_scale.grad.item() == pytest.approx(gradient * scale.item() if passes else 0.0)
+
+
+def test_groups_hold_every_parameter_once(clip: str) -> None:
+    model = Retriever(ModelConfig.model_validate({"clip": clip, "heads": HEADS, "frame_context": "transformer"}))
+    groups = model.parameter_groups(0.2)
+    ids = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(ids) == sorted(id(parameter) for parameter in model.parameters())
+    assert [(group["name"], group["weight_decay"]) for group in groups] == [
+        ("towers", 0.2),
+        ("towers", 0.0),
+        ("head", 0.2),
+        ("head", 0.0),
+    ]
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for group in groups:
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            assert name.startswith(("towers.", "logit_scale")) == (group["name"] == "towers")
+            vector = name.endswith("bias") or "ln_" in name or "norm" in name or name == "logit_scale"
+            assert not (vector and group["weight_decay"]), name
+    counts = model.describe()
+    assert sum(counts.values()) == sum(parameter.numel() for parameter in model.parameters())
+    assert all(counts.values())
+
+
+def test_configuration_errors_name_the_knob(clip: str) -> None:
+    with pytest.raises(UserError, match=r"model\.max_words: 78"):
+        Retriever(ModelConfig.model_validate({"clip": clip, "max_words": 78}))
+    with pytest.raises(UserError, match="unknown head"):
+        ModelConfig(head="glcsl")
+    with pytest.raises(ValidationError, match="taux"):
+        ModelConfig.model_validate({"heads": {"glscl": {"taux": 1}}})

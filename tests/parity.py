@@ -1,0 +1,192 @@
+"""Compare the project's heads and losses with outputs recorded from the authors' own code.
+
+    python tests/parity.py FILE.safetensors...
+
+Prints the largest difference of every recorded tensor, and exits 1 if one is beyond tolerance, was not compared, or
+belongs to a head that the project does not have.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from glscl.errors import UserError
+from glscl.losses import LossConfig, LossInputs, compute_losses
+from glscl.losses.inter_consistency import parts
+from glscl.models.heads import Head, head_class
+
+ABSOLUTE = 1e-5  # similarities, concepts
+RELATIVE = 1e-4  # losses, gradients: of the tensor's largest entry
+ROUNDING = 1e-8  # a recorded loss or gradient of exactly zero
+
+
+@dataclass(frozen=True)
+class Case:
+    """One recorded case: metadata, and tensors by the part of their name after the first dot."""
+
+    metadata: dict[str, str]
+    inputs: dict[str, Tensor]
+    params: dict[str, Tensor]
+    expected: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far one tensor is from its recording."""
+
+    key: str
+    found: float
+    allowed: float
+    kind: str
+
+    @property
+    def ok(self) -> bool:
+        return self.found <= self.allowed  # False for NaN
+
+
+def load(path: str | Path) -> Case:
+    """Read a file of recorded tensors."""
+    groups: dict[str, dict[str, Tensor]] = {"input": {}, "param": {}, "expected": {}}
+    with safe_open(str(path), "pt") as file:
+        for key in file.keys():  # noqa: SIM118 (not a dict)
+            group, _, name = key.partition(".")
+            groups[group][name] = file.get_tensor(key)
+        return Case(file.metadata() or {}, groups["input"], groups["param"], groups["expected"])
+
+
+def build(case: Case) -> Head:
+    """The project's head with the recorded options and parameters, in training mode without dropout."""
+    meta = case.metadata
+    cls = head_class(meta["head"])
+    options: dict[str, Any] = {}
+    if meta["head"] == "glscl":
+        options = {
+            "tau": float(meta["tau"]),
+            "local_weight": float(meta["lam"]),
+            "queries": int(meta["queries"]),
+            "layers": int(meta["layers"]),
+            "attention_heads": int(meta["heads"]),
+            "feedforward": int(meta["feedforward"]),
+            "dropout": 0.0,
+            "mask_padding": False,
+        }
+    head = cls(int(meta["width"]), cls.Options(**options))
+    head.load_state_dict(case.params)
+    return head.train()
+
+
+def compute(case: Case) -> dict[str, Tensor]:
+    """Everything that the project can compute of a case, under the recorded names."""
+    head = build(case)
+    inputs = {name: tensor.clone() for name, tensor in case.inputs.items()}
+    for name in inputs.keys() - {"token_mask", "frame_mask"}:
+        inputs[name].requires_grad_()
+    text = head.encode_text(inputs["text_eos"], inputs["text_tokens"], inputs["token_mask"])
+    video = head.encode_video(inputs["frames"], inputs["frame_mask"])
+    similarity = head(text, video)
+    found = {"similarity": similarity}
+    if case.metadata["head"] == "glscl":
+        found |= {
+            "global_similarity": head.global_similarity(text, video),
+            "local_similarity": head.local_similarity(text, video),
+            "text_concepts": text["concepts"],
+            "video_concepts": video["concepts"],
+        }
+        found |= _losses(case.metadata, similarity * inputs["log_logit_scale"].exp(), text, video)
+        objective = found["total_loss"]
+    else:
+        objective = (similarity * torch.linspace(-1, 1, similarity.numel()).view_as(similarity)).sum()
+    objective.backward()
+    for name, tensor in [*inputs.items(), *head.named_parameters()]:
+        if tensor.grad is not None:
+            found[f"grad.{name}"] = tensor.grad
+    return {name: tensor.detach() for name, tensor in found.items()}
+
+
+def _losses(
+    meta: dict[str, str], logits: Tensor, text: dict[str, Tensor], video: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """The official losses of a batch whose pairs all have videos of their own."""
+    config = LossConfig.model_validate(
+        {
+            "contrastive": {"weight": 1.0},
+            "inter_consistency": {
+                "weight": 1.0,
+                "margin_weight": float(meta["beta"]),
+                "target": float(meta["target"]),
+                "form": "official",
+            },
+            "intra_diversity": {"weight": float(meta["alpha"]), "margin": float(meta["margin"]), "form": "official"},
+        }
+    )
+    pairs = torch.eye(len(logits), dtype=torch.bool)
+    losses = compute_losses(config, LossInputs(logits, logits, pairs, pairs, text, video))
+    mse, margin = parts(config.inter_consistency, text["concepts"], video["concepts"])
+    return {
+        "contrastive_loss": losses["contrastive"],
+        "inter_consistency_loss": losses["inter_consistency"],
+        "intra_diversity_loss": losses.get("intra_diversity", torch.zeros(())),
+        "total_loss": losses["total"],
+        "inter_consistency_mse": mse,
+        "inter_consistency_margin": margin,
+    }
+
+
+def compare(path: str | Path) -> list[Difference]:
+    """Differences of every recorded tensor of a file; one that cannot be computed differs infinitely.
+
+    Raises:
+        UserError: the project has no such head, or it has no such parameters.
+    """
+    case = load(path)
+    found = compute(case)
+    differences = []
+    for key, expected in sorted(case.expected.items()):
+        relative = key.startswith(("grad.", "inter_consistency_")) or key.endswith("_loss")
+        kind = "relative" if relative else "absolute"
+        actual = found.get(key)
+        if actual is None or actual.shape != expected.shape:
+            differences.append(Difference(key, float("inf"), 0.0, "not compared" if actual is None else "other shape"))
+            continue
+        largest = (actual - expected).abs().max().item()
+        reference = expected.abs().max().item()
+        if not relative:
+            differences.append(Difference(key, largest, ABSOLUTE, kind))
+        elif reference == 0:
+            differences.append(Difference(key, largest, ROUNDING, "absolute, of zero"))
+        else:
+            differences.append(Difference(key, largest / reference, RELATIVE, kind))
+    return differences
+
+
+def main(paths: list[str]) -> int:
+    """Print every difference of every file; 0 if all agree."""
+    if not paths:
+        print("usage: python tests/parity.py FILE.safetensors...")
+        return 2
+    failed = 0
+    for path in paths:
+        print(path)
+        try:
+            differences = compare(path)
+        except (UserError, KeyError, RuntimeError, OSError) as error:
+            failed += 1
+            print(f"  FAIL  {type(error).__name__}: {error}")
+            continue
+        for difference in differences:
+            mark = "ok  " if difference.ok else "FAIL"
+            print(f"  {mark}  {difference.key:32s} {difference.found:.2e} {difference.kind} (≤ {difference.allowed:g})")
+        failed += not differences or not all(difference.ok for difference in differences)
+    print(f"parity: {len(paths) - failed} of {len(paths)} files agree")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,94 @@
+"""What the driver prints, into a pipe and on a terminal."""
+
+from __future__ import annotations
+
+import io
+import os
+import pty
+from typing import Any
+
+import pytest
+
+from glscl.reporting.console import results_table, start_panel, verdict
+
+METRICS = {"R@1": 63.52, "R@5": 91.0, "R@10": 96.5, "MdR": 1.0, "MnR": 2.25, "queries": 200}
+TEST: dict[str, Any] = {
+    "domain": "toy_clips",
+    "split": "test",
+    "relation": "in-domain",
+    "videos": 200,
+    "texts": 200,
+    "captions_per_video": 1.0,
+    "max_frames": 8,
+    "max_words": 32,
+    "truncated_texts": 0,
+    "quarantined": 0,
+    "text_to_video": METRICS,
+    "video_to_text": METRICS | {"R@1": 9.0},
+    "hubness_skewness": 0.0,
+}
+RESULTS: dict[str, Any] = {
+    "run": "r",
+    "verdict": "OK",
+    "created": "2025-06-01",
+    "head": "glscl",
+    "clip": "glscl-tiny",
+    "checkpoint_step": 1,
+    "seed": 0,
+    "git_commit": None,
+    "command": "glscl eval",
+    "train_domains": [],
+    "tests": [TEST],
+}
+
+
+def on_terminal(write: Any) -> str:
+    """What ``write(file=...)`` sends to a real pseudo-terminal."""
+    leader, follower = pty.openpty()
+    with os.fdopen(follower, "w") as file:
+        write(file=file)
+        file.flush()
+        text = os.read(leader, 1 << 16).decode()
+    os.close(leader)
+    return text
+
+
+def test_start_panel_is_plain_lines_in_a_pipe() -> None:
+    out = io.StringIO()
+    start_panel(
+        "glscl train", {"head": "glscl", "output": "s3://bucket/" + "x" * 200, "note": "[bold]as is[/bold]"}, file=out
+    )
+    assert out.getvalue().splitlines() == [
+        "glscl train",
+        "head: glscl",
+        "output: s3://bucket/" + "x" * 200,
+        "note: [bold]as is[/bold]",
+    ]
+
+
+def test_results_table_is_aligned_in_a_pipe() -> None:
+    out = io.StringIO()
+    results_table(RESULTS, file=out)
+    header, first, second = out.getvalue().splitlines()
+    assert header.split() == ["domain", "relation", "direction", "R@1", "R@5", "R@10", "MdR", "MnR", "queries"]
+    assert first == "toy_clips  in-domain  text to video  63.5  91.0  96.5  1.0  2.2      200"
+    assert second == "toy_clips  in-domain  video to text   9.0  91.0  96.5  1.0  2.2      200"
+    assert len(header) == len(first)
+
+
+@pytest.mark.parametrize(("ok", "line"), [(True, "glscl: OK 3 of 3\n"), (False, "glscl: FAILED 3 of 3\n")])
+def test_verdict_is_one_plain_line_in_a_pipe(ok: bool, line: str) -> None:
+    out = io.StringIO()
+    verdict(ok, "3 of\n 3", file=out)
+    assert out.getvalue() == line
+
+
+def test_terminal_gets_a_panel_and_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    panel = on_terminal(lambda file: start_panel("glscl train", {"head": "[red]glscl[/red]"}, file=file))
+    assert "╭" in panel
+    assert "[red]glscl[/red]" in panel
+    assert "toy_clips" in on_terminal(lambda file: results_table(RESULTS, file=file))
+    assert "\x1b[1;32mOK\x1b[0m" in on_terminal(lambda file: verdict(True, "done", file=file))
