@@ -25,6 +25,13 @@ USAGE = """usage: glscl COMMAND [options]
 
 `glscl COMMAND --help` explains a command's options. Paths may be local or s3://."""
 
+ABOUT_TRAIN = """Train a run, or continue it where it stopped.
+
+  --config NAME|FILE.yaml   start from a preset (`glscl presets`) or a YAML file; the options below win over it
+  --dry-run                 print the effective configuration, check shards, batch arithmetic and model, start nothing
+
+Defaults shown are those of the preset or file that --config names."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit status."""
@@ -71,6 +78,9 @@ def _command(words: list[str]) -> tuple[str, Command, list[str]]:
         if name in commands:
             return name, commands[name], words[length:]
     if words[0] == "shards":
+        if words[1:] in (["-h"], ["--help"]):
+            print(USAGE)
+            raise SystemExit(0)
         raise UserError("`glscl shards` needs build, verify or info")
     raise UserError(f"unknown command '{words[0]}'{did_you_mean(words[0], commands)}; see `glscl --help`")
 
@@ -86,11 +96,13 @@ def _verdict(ok: bool, text: str) -> None:
 
 def _train(words: list[str], program: str) -> str:
     from glscl.config import run_config, to_yaml
+
+    dry = "--dry-run" in words
+    config = run_config([word for word in words if word != "--dry-run"], program, ABOUT_TRAIN).resolved()
+
     from glscl.reporting.console import start_panel
     from glscl.training.launch import preflight
 
-    dry = "--dry-run" in words
-    config = run_config([word for word in words if word != "--dry-run"], program).resolved()
     ready = preflight(config)
     if dry:
         print(to_yaml(config), end="")
@@ -107,6 +119,7 @@ def _run(config: Any, ready: Any) -> str:
     from glscl.training.launch import REPORT, ray_session, train, write_results, write_status
 
     where = config.run_directory
+    storage.check_writable(where, "--storage")
     write_status(where, state="running", verdict="")
     try:
         with ray_session():
@@ -132,8 +145,8 @@ def _print_oracles(results: dict[str, Any]) -> None:
         name = f"{test['domain']}/{test['split']}"
         single, pair = (max(test["oracles"][kind].items(), key=lambda item: item[1]) for kind in ("single", "pair"))
         print(
-            f"{name}: R@1 {test['text_to_video']['R@1']:.1f}, chance {100 / test['videos']:.1f}; an oracle that knows one "
-            f"attribute: at best {single[1]:.1f} ({single[0]}); two attributes: at best {pair[1]:.1f} ({pair[0]})"
+            f"{name}: R@1 {test['text_to_video']['R@1']:.1f}, chance {100 / test['videos']:.1f}; an oracle that knows "
+            f"one attribute: at best {single[1]:.1f} ({single[0]}); two attributes: at best {pair[1]:.1f} ({pair[0]})"
         )
         rows = [
             [
@@ -178,11 +191,12 @@ def _evaluate(words: list[str], program: str) -> str:
     check_tests(options.run, options.test)
     run = storage.resolve(options.run)
     tests = tuple(storage.resolve(uri) for uri in options.test)
+    output = storage.resolve(options.output) if options.output else storage.join(run, "eval")
+    storage.check_writable(output, "--output")
     with ray_session():
         results = evaluate(
             run, tests, workers=options.workers, use_gpu=options.use_gpu, loader_workers=options.loader_workers
         )
-    output = storage.resolve(options.output) if options.output else storage.join(run, "eval")
     write_results(results, output)
     results_table(results)
     _print_oracles(results)
@@ -233,20 +247,20 @@ def _shards_build(words: list[str], program: str) -> str:
         from glscl.data.benchmarks import benchmark
 
         benchmark(options.benchmark)
-    with ray_session():
-        manifest, notes = build_from_annotations(
-            options.benchmark,
-            options.annotations,
-            options.split,
-            options.videos,
-            options.output,
-            domain=options.domain or options.benchmark,
-            samples_per_shard=options.samples_per_shard,
-            encoding=Encoding(options.short_side, options.fps),
-            allow_missing=options.allow_missing,
-            seed=options.seed,
-            overwrite=options.overwrite,
-        )
+    manifest, notes = build_from_annotations(
+        options.benchmark,
+        options.annotations,
+        options.split,
+        options.videos,
+        options.output,
+        domain=options.domain or options.benchmark,
+        samples_per_shard=options.samples_per_shard,
+        encoding=Encoding(options.short_side, options.fps),
+        allow_missing=options.allow_missing,
+        seed=options.seed,
+        overwrite=options.overwrite,
+        session=ray_session,
+    )
     start_panel(program, describe(manifest))
     for note in notes:
         print(note)
@@ -320,6 +334,8 @@ def _presets(words: list[str], program: str) -> str:
 
     if words and words[0] in ("-h", "--help"):
         print(f"usage: {program} [NAME]\n\nlist the packaged configurations, or print one")
+    elif len(words) > 1:
+        raise UserError(f"`{program}` takes one name: {' '.join(words)}")
     elif words:
         print(preset_text(words[0]), end="")
     else:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
+from difflib import SequenceMatcher
+from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import tyro
 import yaml
@@ -26,6 +28,11 @@ from glscl.losses import LossConfig
 from glscl.models.retriever import ModelConfig
 from glscl.options import Options
 from glscl.training.options import CheckpointConfig, TrainingConfig
+
+LONGEST_VALUE = 80
+"""Characters of a wrong value that a message repeats."""
+LEAST_LIKENESS = 0.6
+"""Below it, a known key is no suggestion for an unknown one (0: nothing in common, 1: the same)."""
 
 
 class RunConfig(Options):
@@ -56,12 +63,14 @@ class RunConfig(Options):
                 part: tuple(storage.resolve(uri) for uri in getattr(self.data, part))
                 for part in ("train", "validation", "test")
             }
+            | {"cache_dir": storage.resolve(self.data.cache_dir) if self.data.cache_dir else None}
         )
         name = self.name or datetime.now().strftime("%Y%m%d-%H%M%S")
         pretrained = self.model.pretrained
         if pretrained and not storage.is_remote(pretrained) and Path(pretrained).expanduser().exists():
             pretrained = storage.resolve(pretrained)
-        model = self.model.model_copy(update={"pretrained": pretrained})
+        clip = storage.resolve(self.model.clip) if self.model.clip.endswith(".json") else self.model.clip
+        model = self.model.model_copy(update={"pretrained": pretrained, "clip": clip})
         update = {"data": data, "name": name, "model": model, "storage": storage.resolve(self.storage)}
         return self.model_copy(update=update)
 
@@ -101,12 +110,24 @@ def load_config(source: str | None) -> RunConfig:
     else:
         text, where = preset_text(source), f"preset {source}"
     try:
-        values = yaml.safe_load(text) or {}
+        values = yaml.load(text, _UniqueKeyLoader) or {}
     except yaml.YAMLError as error:
         raise UserError(f"{where}: not YAML ({error})") from None
     if not isinstance(values, dict):
         raise UserError(f"{where}: expected a mapping of sections, got {type(values).__name__}")
     return validate(values, where)
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Plain YAML in which a key given twice is an error: otherwise the first of two sections would be lost."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key '{key.value}' is given twice", key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
 
 
 def validate(values: dict[str, Any], where: str) -> RunConfig:
@@ -118,12 +139,35 @@ def validate(values: dict[str, Any], where: str) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            raise UserError(f"{where}: unknown key '{key}'{did_you_mean(key, keys())}") from None
-        more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise UserError(f"{where}: {key} = {first['input']!r}: {first['msg']}{more}") from None
+        raise UserError(f"{where}: {_first_mistake(error, RunConfig)}") from None
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def _first_mistake(error: ValidationError, kind: type[BaseModel], prefix: str = "") -> str:
+    """What is wrong first, by its full key, in one line; ``prefix`` is the key of the section that was validated."""
+    first = error.errors()[0]
+    key = ".".join([*filter(None, [prefix]), *map(str, first["loc"])])
+    if first["type"] == "extra_forbidden":
+        return f"unknown key '{key}'{nearest_key(key, keys(kind))}"
+    given = repr(first["input"])
+    more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{key} = {given if len(given) <= LONGEST_VALUE else given[:LONGEST_VALUE] + '...'}: {first['msg']}{more}"
+
+
+def nearest_key(name: str, known: Iterable[str]) -> str:
+    """Return ``", did you mean 'a.b'?"`` for the closest dotted key, or an empty string.
+
+    The last word counts as much as the whole, so that ``tau`` finds ``model.heads.glscl.tau``.
+    """
+
+    def likeness(key: str) -> float:
+        given, other = name.lstrip("-"), key.lstrip("-")
+        whole = SequenceMatcher(None, given, other).ratio()
+        return (whole + SequenceMatcher(None, given.rpartition(".")[2], other.rpartition(".")[2]).ratio()) / 2
+
+    best = max(known, key=likeness, default="")
+    return f", did you mean '{best}'?" if best and likeness(best) >= LEAST_LIKENESS else ""
 
 
 def keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[str]:
@@ -139,7 +183,9 @@ def keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[str]:
 SectionType = TypeVar("SectionType", bound=Options)
 
 
-def parse_options(kind: type[SectionType], arguments: Sequence[str], program: str, default: Any = None) -> SectionType:
+def parse_options(
+    kind: type[SectionType], arguments: Sequence[str], program: str, default: Any = None, about: str | None = None
+) -> SectionType:
     """Parse ``--a.b value`` options with tyro; ``--help`` prints every key and leaves.
 
     Args:
@@ -147,31 +193,47 @@ def parse_options(kind: type[SectionType], arguments: Sequence[str], program: st
         arguments: command-line words.
         program: what the help calls the command.
         default: values where no option is given; None takes the class's own.
+        about: what the help says first; None is the class's docstring.
 
     Raises:
         UserError: unknown option, or a value of the wrong type.
     """
-    given = {} if default is None else {"default": default}
+    cli = partial(tyro.cli, kind, prog=program, description=about, **({} if default is None else {"default": default}))
     if "--help" in arguments or "-h" in arguments:
-        return tyro.cli(kind, args=["--help"], prog=program, **given)
+        return cast(SectionType, cli(args=["--help"]))
     known = {name.replace("_", "-") for name in keys(kind)}
     for argument in arguments:
         match = re.match(r"^--([A-Za-z][\w.-]*)", argument)
         name = match.group(1).replace("_", "-") if match else ""
         if match and name not in known and not _is_no_flag(name, known):
-            raise UserError(f"unknown option '--{match.group(1)}'{did_you_mean(name, known)}")
-    errors = io.StringIO()
+            raise UserError(
+                f"unknown option '--{match.group(1)}'{nearest_key(f'--{name}', [f'--{option}' for option in known])}"
+            )
+    printed = io.StringIO()
     try:
-        with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(errors):
-            return tyro.cli(kind, args=list(arguments), prog=program, **given)
-    except SystemExit:
-        words = " ".join(re.sub(r"[│╭╮╰╯─]+", " ", errors.getvalue()).split())
-        raise UserError(f"bad option: {words.removeprefix('Parsing error').strip()}") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(
-            f"bad option: {'.'.join(map(str, first['loc']))} = {first['input']!r}: {first['msg']}"
-        ) from None
+        with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
+            return cast(SectionType, cli(args=list(arguments)))
+    except SystemExit as leaving:
+        raise UserError(f"bad option: {_one_line(printed.getvalue(), leaving, kind)}") from None
+    except ValidationError as error:  # tyro lets those of the outermost section through
+        raise UserError(f"bad option: {_first_mistake(error, kind)}") from None
+
+
+def _one_line(printed: str, leaving: SystemExit, kind: type[BaseModel]) -> str:
+    """What tyro complains about, without its box, its rules and the help that it repeats."""
+    words = " ".join(re.sub(r"[│╭╮╰╯|+]", " ", printed).split())
+    blocks = [block.strip() for block in re.split(r"[-─]{4,}", words) if block.strip()]
+    text = blocks[1] if len(blocks) > 1 else words
+    cause = leaving.__context__
+    while cause is not None and not isinstance(cause, ValidationError):
+        cause = cause.__context__
+    if cause is not None:
+        section = re.match(r"Error parsing ([\w.-]+):", text)
+        prefix = section.group(1).replace("-", "_") if section else ""
+        return _first_mistake(cause, kind, "" if prefix == kind.__name__ else prefix)
+    if re.match(r"Unrecognized options:.* (true|false)\b", text, re.IGNORECASE):
+        text += " (switches take no value: write --a.b or --a.no-b)"
+    return text.removeprefix("Error parsing ")
 
 
 def _is_no_flag(name: str, known: set[str]) -> bool:
@@ -182,23 +244,36 @@ def _is_no_flag(name: str, known: set[str]) -> bool:
 
 def to_yaml(config: RunConfig) -> str:
     """The effective configuration as YAML that `load_config` reads back."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    values = config.model_dump(mode="json")
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    if yaml.safe_load(text) != values:  # PyYAML folds some characters (U+0085) unless it escapes them
+        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=False)
+    return text
 
 
-def run_config(arguments: Sequence[str], program: str) -> RunConfig:
+def run_config(arguments: Sequence[str], program: str, about: str | None = None) -> RunConfig:
     """``--config FILE_OR_PRESET`` plus flags to a configuration.
+
+    Args:
+        arguments: command-line words.
+        program: what the help calls the command.
+        about: what the help says first.
 
     Raises:
         UserError: see `load_config` and `parse_options`.
     """
-    rest = list(arguments)
-    source = None
-    for index, argument in enumerate(rest):
-        if argument == "--config" or argument.startswith("--config="):
-            if argument == "--config" and index + 1 == len(rest):
+    rest: list[str] = []
+    sources: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if word == "--config" or word.startswith("--config="):
+            source = next(words, "") if word == "--config" else word.partition("=")[2]
+            if not source or source.startswith("--"):
                 raise UserError("--config needs a YAML file or a preset's name")
-            source = rest[index + 1] if argument == "--config" else argument.partition("=")[2]
-            del rest[index : index + (2 if argument == "--config" else 1)]
-            break
-    parsed = parse_options(RunConfig, rest, program, load_config(source))
+            sources.append(source)
+        else:
+            rest.append(word)
+    if len(sources) > 1:
+        raise UserError(f"--config is given {len(sources)} times ({', '.join(sources)}); give it once")
+    parsed = parse_options(RunConfig, rest, program, load_config(sources[0] if sources else None), about)
     return validate(parsed.model_dump(), "options")

@@ -6,16 +6,21 @@ Credentials and endpoints come from the standard variables (``AWS_ACCESS_KEY_ID`
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
+import uuid
 from typing import IO, Any
 
 import fsspec
 
 from glscl.errors import UserError
 
-S3_OPTIONS: dict[str, Any] = {"config_kwargs": {"retries": {"max_attempts": 8, "mode": "adaptive"}}}
+S3_OPTIONS: dict[str, Any] = {
+    "use_listings_cache": False,  # other processes (Ray tasks, other workers) write what this one lists
+    "config_kwargs": {"retries": {"max_attempts": 8, "mode": "adaptive"}},
+}
 
 
 def is_remote(uri: str) -> bool:
@@ -114,6 +119,24 @@ def write_json(uri: str, value: Any) -> None:
     write_bytes(uri, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
+def check_writable(folder: str, knob: str) -> None:
+    """Write and remove a small file.
+
+    Args:
+        folder: path or URI; made if it is not there.
+        knob: the option that chose it.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    probe = join(folder, f".glscl-{uuid.uuid4().hex}")
+    try:
+        write_bytes(probe, b"")
+        remove(probe)
+    except Exception as error:  # file systems and S3 clients have no exception in common
+        raise UserError(f"{folder}: cannot be written ({type(error).__name__}: {error}); change {knob}") from error
+
+
 def upload(local_path: str, uri: str) -> None:
     """Copy a local file to a path or URI."""
     fs, path = filesystem(uri)
@@ -126,6 +149,13 @@ def download(uri: str, local_path: str) -> None:
     """Copy a file at a path or URI to a local file."""
     fs, path = filesystem(uri)
     fs.get_file(path, local_path)
+
+
+def remove(uri: str) -> None:
+    """Delete one file; it is no error if it is not there."""
+    fs, path = filesystem(uri)
+    with contextlib.suppress(FileNotFoundError):
+        fs.rm_file(path)
 
 
 def list_names(uri: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +13,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from glscl.data.shards import Sample, Shard, ShardSet
-from glscl.data.stream import Tokenize, quarantine_entry
+from glscl.data.stream import Tokenize, errors_as_items, quarantine_entry, raise_items
 from glscl.data.video import FrameSampling, VideoError, load_frames
+from glscl.errors import UserError
 
 
 @dataclass(slots=True)
@@ -41,7 +43,7 @@ class GalleryBatch:
     quarantined: list[dict[str, str]]
 
 
-class Gallery(IterableDataset[GalleryBatch]):
+class Gallery(IterableDataset["GalleryBatch | UserError"]):
     """Videos ``first`` to ``last`` (exclusive) of a shard set, in batches.
 
     Args:
@@ -69,7 +71,10 @@ class Gallery(IterableDataset[GalleryBatch]):
         self.tokenize = tokenize
         self.batch_size = batch_size
 
-    def __iter__(self) -> Iterator[GalleryBatch]:
+    def __iter__(self) -> Iterator[GalleryBatch | UserError]:
+        return errors_as_items(self._parts())
+
+    def _parts(self) -> Iterator[GalleryBatch]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         cuts = np.linspace(self.first, self.last, workers + 1).round().astype(int)
@@ -92,15 +97,15 @@ class Gallery(IterableDataset[GalleryBatch]):
         for index, entry in enumerate(manifest.shards):
             begin, end = max(first, base), min(last, base + entry.samples)
             if begin < end:
-                shard = Shard(self.shard_set, index)
-                for row in range(begin - base, end - base):
-                    sample = shard.samples[row]
-                    try:
-                        frames = load_frames(shard.video(row), self.sampling, sample.start, sample.end)
-                        yield base + row, sample, frames
-                    except VideoError as error:
-                        yield base + row, sample, quarantine_entry(manifest.domain, entry.name, sample, str(error))
-                shard.close()
+                with closing(Shard(self.shard_set, index)) as shard:
+                    for row in range(begin - base, end - base):
+                        sample = shard.samples[row]
+                        try:
+                            result = load_frames(shard.video(row), self.sampling, sample.start, sample.end)
+                        except VideoError as error:
+                            yield base + row, sample, quarantine_entry(manifest.domain, entry.name, sample, str(error))
+                        else:
+                            yield base + row, sample, result
             base += entry.samples
 
     def _collate(self, items: list[tuple[int, Sample, Tensor]], quarantined: list[dict[str, str]]) -> GalleryBatch:
@@ -118,5 +123,10 @@ class Gallery(IterableDataset[GalleryBatch]):
 
     def batches(self, loader_workers: int) -> Iterator[GalleryBatch]:
         """Iterate with ``loader_workers`` decoding processes (0 decodes in this one); order of batches may vary."""
-        loader: DataLoader[Any] = DataLoader(self, batch_size=None, num_workers=loader_workers)
-        yield from loader
+        loader: DataLoader[Any] = DataLoader(
+            self,
+            batch_size=None,
+            num_workers=loader_workers,
+            generator=torch.Generator(),  # the run's stays unmoved
+        )
+        yield from raise_items(loader)

@@ -196,7 +196,7 @@ def _scramble(value: Any) -> Any:
     return value ^ (value >> np.uint64(31))
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=128)
 def _permutation(size: int, *key: int) -> Any:
     """Permutation of ``range(size)``: the order of hashed indices, so no library's generator is part of the format."""
     with np.errstate(over="ignore"):

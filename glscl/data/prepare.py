@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
 from glscl.data.benchmarks import benchmark, read
 from glscl.data.locate import locate_videos, missing_report
-from glscl.data.shards import Encoding, Manifest, Origin, build_shards
+from glscl.data.shards import Encoding, Manifest, Origin, build_shards, check_output
 from glscl.errors import UserError
 
 
@@ -22,6 +25,7 @@ def build_from_annotations(
     seed: int = 0,
     overwrite: bool = False,
     workers: int | None = None,
+    session: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> tuple[Manifest, list[str]]:
     """Read annotations, find the video files, write the shards.
 
@@ -38,6 +42,7 @@ def build_from_annotations(
         seed: of the shuffle over shards.
         overwrite: replace an existing set.
         workers: see `build_shards`.
+        session: entered once annotations and files are found to be sound, around the writing; starts Ray, say.
 
     Returns:
         the manifest, and notes for the user (ids without annotation, missing files).
@@ -56,16 +61,18 @@ def build_from_annotations(
         notes.append(report)
     records = [record for record in result.records if record.video_id in found]
     origin = Origin(domain, split, name, reader.version, tuple(result.sources))
-    manifest = build_shards(
-        records,
-        found,
-        output,
-        origin,
-        samples_per_shard=samples_per_shard,
-        encoding=encoding,
-        seed=seed,
-        overwrite=overwrite,
-        workers=workers,
-        missing=missing,
-    )
+    check_output(records, output, origin, overwrite)
+    with session():
+        manifest = build_shards(
+            records,
+            found,
+            output,
+            origin,
+            samples_per_shard=samples_per_shard,
+            encoding=encoding,
+            seed=seed,
+            overwrite=overwrite,
+            workers=workers,
+            missing=missing,
+        )
     return manifest, notes

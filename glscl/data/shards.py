@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import tarfile
 import tempfile
 from collections import Counter
@@ -102,11 +103,16 @@ def open_shard_set(uri: str) -> ShardSet:
         manifest = Manifest.model_validate(storage.read_json(where))
     except ValidationError as error:
         first = error.errors()[0]
-        raise UserError(f"{where}: not a shard manifest ({'.'.join(map(str, first['loc']))}: {first['msg']})") from None
+        field = ".".join(map(str, first["loc"])) or "top level"
+        raise UserError(f"{where}: not a shard manifest ({field}: {first['msg']})") from None
     if manifest.format != FORMAT:
         raise UserError(f"{where}: format {manifest.format}, this version reads {FORMAT}; build the shards again")
-    if sum(entry.pairs for entry in manifest.shards) != manifest.pairs:
-        raise UserError(f"{where}: the shards' pairs do not add up to {manifest.pairs}; build the shards again")
+    for what, total, parts in (
+        ("samples", manifest.videos, [entry.samples for entry in manifest.shards]),
+        ("pairs", manifest.pairs, [entry.pairs for entry in manifest.shards]),
+    ):
+        if sum(parts) != total or any(part < 1 for part in parts):
+            raise UserError(f"{where}: the shards' {what} do not add up to {total}; build the shards again")
     if not manifest.pairs:
         raise UserError(f"{where}: domain '{manifest.domain}' split '{manifest.split}' is empty")
     fs, path = storage.filesystem(uri)
@@ -136,11 +142,17 @@ class Shard:
     def __init__(self, shard_set: ShardSet, index: int, cache_dir: str | None = None) -> None:
         entry = shard_set.manifest.shards[index]
         self.uri = shard_set.shard_uri(index)
-        self._file = _local_file(self.uri, cache_dir)
         try:
-            self.samples, self._videos = _index_tar(self._file, self.uri)
-        except (tarfile.TarError, EOFError) as error:
-            raise self._broken(f"not a readable tar ({error})") from None
+            self._file = _local_file(self.uri, cache_dir)
+        except FileNotFoundError:
+            raise UserError(f"{self.uri}: listed in {MANIFEST} but not there; build or copy it again") from None
+        try:
+            self.samples, self._videos = _index_tar(self._file, self.uri, shard_set.manifest.domain)
+        except (tarfile.TarError, EOFError, ValueError) as error:
+            raise self._broken(f"unusable ({error})") from None
+        except BaseException:
+            self.close()
+            raise
         pairs = [(position, caption) for position, s in enumerate(self.samples) for caption in range(len(s.captions))]
         if len(self.samples) != entry.samples or len(pairs) != entry.pairs:
             raise self._broken(
@@ -169,12 +181,14 @@ class Shard:
 
 
 def _local_file(uri: str, cache_dir: str | None) -> IO[bytes]:
-    fs, path = storage.filesystem(uri)
     if not storage.is_remote(uri):
-        return open(path, "rb")
+        return open(uri, "rb")
+    if cache_dir:
+        os.makedirs(cache_dir, exist_ok=True)
     copy = tempfile.TemporaryFile(dir=cache_dir, prefix="glscl-shard-")  # noqa: SIM115 (lives as long as the shard)
     try:
-        fs.get_file(path, copy)
+        with storage.open_read(uri) as remote:  # get_file wants a name, and a named copy would outlive a killed process
+            shutil.copyfileobj(remote, copy, 8 << 20)
     except BaseException:
         copy.close()
         raise
@@ -182,7 +196,7 @@ def _local_file(uri: str, cache_dir: str | None) -> IO[bytes]:
     return copy
 
 
-def _index_tar(file: IO[bytes], uri: str) -> tuple[list[Sample], list[tuple[int, int]]]:
+def _index_tar(file: IO[bytes], uri: str, domain: str) -> tuple[list[Sample], list[tuple[int, int]]]:
     """Pair up ``.json`` and ``.mp4`` members in file order."""
     texts: dict[str, dict[str, Any]] = {}
     videos: dict[str, tuple[int, int]] = {}
@@ -193,6 +207,10 @@ def _index_tar(file: IO[bytes], uri: str) -> tuple[list[Sample], list[tuple[int,
             if not member.isfile():
                 raise tarfile.TarError(f"member {member.name!r} is not a plain file")
             key, _, extension = member.name.partition(".")
+            if "/" in member.name or not key:
+                raise tarfile.TarError(f"member {member.name!r} is not a plain name")
+            if key in (texts if extension == "json" else videos):
+                raise tarfile.TarError(f"member {member.name!r} is there twice")
             if member.offset_data + member.size > end:
                 raise tarfile.TarError(f"member {member.name!r} is cut short")
             if extension == "json":
@@ -201,6 +219,9 @@ def _index_tar(file: IO[bytes], uri: str) -> tuple[list[Sample], list[tuple[int,
                 handle = tar.extractfile(member)
                 assert handle is not None
                 texts[key] = _annotation(handle.read(), member.name, uri)
+                if texts[key].get("domain") != domain:
+                    found = texts[key].get("domain")
+                    raise tarfile.TarError(f"{member.name} is of domain {found!r} where {MANIFEST} says {domain!r}")
             elif extension == "mp4":
                 videos[key] = (member.offset_data, member.size)
             else:
@@ -217,14 +238,18 @@ def _index_tar(file: IO[bytes], uri: str) -> tuple[list[Sample], list[tuple[int,
 
 def _annotation(data: bytes, name: str, uri: str) -> dict[str, Any]:
     try:
-        value = json.loads(data)  # raises UnicodeDecodeError, a ValueError, on bytes that are not UTF-8
-    except ValueError as error:
+        value = json.loads(data.decode())  # UnicodeDecodeError is a ValueError
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{uri}: {name} is not UTF-8 JSON ({error}); build the shards again") from None
     captions = value.get("captions") if isinstance(value, dict) else None
     if not isinstance(captions, list) or not captions or not all(isinstance(text, str) for text in captions):
         raise UserError(f"{uri}: {name} has no list of captions; build the shards again")
     if not isinstance(value.get("video_id"), str):
         raise UserError(f"{uri}: {name} has no video_id; build the shards again")
+    if not all(isinstance(value.get(edge), int | float | None) for edge in ("start", "end")):
+        raise UserError(f"{uri}: {name}: start and end must be seconds; build the shards again")
+    if not isinstance(value.get("attributes", {}), dict):
+        raise UserError(f"{uri}: {name}: attributes must be an object; build the shards again")
     checked: dict[str, Any] = value
     return checked
 
@@ -294,12 +319,16 @@ def build_shards(
     """
     output = storage.resolve(output)
     encoding = encoding or Encoding()
-    if not records:
-        raise UserError(f"domain '{origin.domain}' split '{origin.split}' is empty: nothing to write to {output}")
+    check_output(records, output, origin, overwrite)
     if samples_per_shard < 1:
         raise UserError(f"--samples-per-shard is {samples_per_shard}; it must be at least 1")
-    if storage.exists(storage.join(output, MANIFEST)) and not overwrite:
-        raise UserError(f"{output}: already holds a shard set; choose another --output or pass --overwrite")
+    if overwrite:  # the manifest first: until the new one is there, nobody may take the folder for a whole set
+        for name in storage.list_names(output):
+            if name == MANIFEST:
+                storage.remove(storage.join(output, name))
+        for name in storage.list_names(output):
+            if name.startswith("shard-") and name.endswith(".tar"):
+                storage.remove(storage.join(output, name))
     order = np.random.RandomState(seed).permutation(len(records))
     chunks = [order[at : at + samples_per_shard] for at in range(0, len(order), samples_per_shard)]
     jobs = [
@@ -329,6 +358,19 @@ def build_shards(
     return manifest
 
 
+def check_output(records: Sequence[Record], output: str, origin: Origin, overwrite: bool) -> None:
+    """Refuse what `build_shards` cannot write.
+
+    Raises:
+        UserError: nothing to write, or the folder already holds a set or cannot be written.
+    """
+    if not records:
+        raise UserError(f"domain '{origin.domain}' split '{origin.split}' is empty: nothing to write to {output}")
+    if storage.exists(storage.join(output, MANIFEST)) and not overwrite:
+        raise UserError(f"{output}: already holds a shard set; choose another --output or pass --overwrite")
+    storage.check_writable(storage.resolve(output), "--output")
+
+
 _ShardJob = tuple[list[tuple[int, Record, str]], str, str, Encoding]
 _ShardResult = tuple[ShardEntry | None, dict[str, str]]
 
@@ -349,6 +391,13 @@ def _write_with_ray(jobs: list[_ShardJob], workers: int | None) -> list[_ShardRe
     return [results[index] for index in range(len(jobs))]
 
 
+def _video_file(path: str) -> bytes:
+    try:
+        return storage.read_bytes(path)
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise VideoError(f"unreadable file ({type(error).__name__})") from None
+
+
 def _write_shard(items: list[tuple[int, Record, str]], uri: str, domain: str, encoding: Encoding) -> _ShardResult:
     """Write one tar; returns its entry (None if no video was readable) and the rejected videos."""
     rejected: dict[str, str] = {}
@@ -356,8 +405,8 @@ def _write_shard(items: list[tuple[int, Record, str]], uri: str, domain: str, en
     with tempfile.NamedTemporaryFile(prefix="glscl-shard-", suffix=".tar") as file:
         with webdataset.TarWriter(file, encoder=False, mtime=0, user="glscl", group="glscl") as tar:
             for number, record, path in items:
-                data = storage.read_bytes(path)
                 try:
+                    data = _video_file(path)
                     if not data:
                         raise VideoError("empty file")
                     if encoding.short_side:
@@ -369,7 +418,7 @@ def _write_shard(items: list[tuple[int, Record, str]], uri: str, domain: str, en
                 tar.write(
                     {
                         "__key__": f"{number:08d}",
-                        "json": json.dumps(annotation, ensure_ascii=False, sort_keys=True).encode(),
+                        "json": json.dumps(annotation, ensure_ascii=False, sort_keys=True).encode("utf-8", "replace"),
                         "mp4": data,
                     }
                 )

@@ -6,9 +6,9 @@ shard it stands in.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ from glscl.errors import UserError
 
 Tokenize = Callable[[Sequence[str]], tuple[Tensor, Tensor]]
 """Captions to (token ids (A, W) int64, truncated (A,) bool)."""
+
+
+_Part = TypeVar("_Part")
 
 
 @dataclass(slots=True)
@@ -62,7 +65,7 @@ class Batch:
         )
 
 
-class PairStream(IterableDataset[Batch]):
+class PairStream(IterableDataset["Batch | UserError"]):
     """Endless parts of global batches for one rank, from ``start_step`` on.
 
     Args:
@@ -98,7 +101,10 @@ class PairStream(IterableDataset[Batch]):
         self.opened: list[tuple[int, int]] = []
         """(stream, shard) in the order opened, for tests and diagnosis (of this process)."""
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Batch | UserError]:
+        return errors_as_items(self._parts())
+
+    def _parts(self) -> Iterator[Batch]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         streams = self.plan.owned(self.rank, self.world_size, worker, workers)
@@ -231,13 +237,32 @@ def make_loader(stream: PairStream, loader_workers: int, prefetch: int) -> Itera
         num_workers=loader_workers,
         prefetch_factor=prefetch if loader_workers else None,
         worker_init_fn=_one_thread,
+        generator=torch.Generator(),  # or starting to read would move the run's, and a resumed run starts again
     )
     parts: list[Batch] = []
-    for part in loader:
+    for part in raise_items(loader):
         parts.append(part)
         if len(parts) == max(1, loader_workers):
             yield Batch.concatenate(parts)
             parts = []
+
+
+def errors_as_items(parts: Iterator[_Part]) -> Iterator[_Part | UserError]:
+    """In a loader process, end with the error as an item: torch would pack a traceback into its message."""
+    try:
+        yield from parts
+    except UserError as error:
+        if get_worker_info() is None:
+            raise
+        yield error
+
+
+def raise_items(parts: Iterable[_Part | UserError]) -> Iterator[_Part]:
+    """Undo `errors_as_items` in the process that reads the loader."""
+    for part in parts:
+        if isinstance(part, UserError):
+            raise part
+        yield part
 
 
 def _one_thread(_: int) -> None:

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
+from glscl.errors import UserError
+
 Decoder = Literal["pyav", "torchcodec"]
 
 MAX_PIXELS = 8192 * 4320
@@ -72,15 +74,28 @@ def load_frames(data: bytes, sampling: FrameSampling, start: float | None = None
     if not data:
         raise VideoError("empty file")
     try:
-        with av.open(io.BytesIO(data), metadata_errors="ignore") as container:
+        with _open(data) as container:
             index = _index(container)
             wanted = index.select(sampling, start, end)
             if sampling.decoder == "torchcodec":
                 return _fit(_decode_torchcodec(data, index, wanted), sampling.size)
             pictures = _decode_pyav(container, index, wanted)
+        if missing := set(wanted) - set(pictures):  # in some formats a seek lands too late: read from the start
+            with _open(data) as container:
+                pictures |= _decode_from(container, None, missing)
     except (av.error.FFmpegError, ValueError, OverflowError, MemoryError) as error:
         raise VideoError(f"undecodable ({type(error).__name__})") from error
+    if not pictures.keys() >= set(wanted):
+        raise VideoError("frames missing from the stream")
     return torch.stack([_fit(torch.from_numpy(pictures[pts]).permute(2, 0, 1), sampling.size) for pts in wanted])
+
+
+def _open(data: bytes) -> Any:
+    container = av.open(io.BytesIO(data), metadata_errors="ignore")
+    for stream in container.streams.video:
+        if stream.codec_context is not None:
+            stream.thread_type, stream.codec_context.thread_count = "NONE", 1  # loader workers are the parallelism
+    return container
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +123,10 @@ def _index(container: Any) -> _Index:
         raise VideoError("no video stream")
     stream = container.streams.video[0]
     context = stream.codec_context
+    if context is None:
+        raise VideoError("no decoder for this codec")
     if context.width * context.height > MAX_PIXELS:
         raise VideoError(f"picture too large ({context.width} x {context.height})")
-    stream.thread_type = "NONE"
-    context.thread_count = 1  # loader workers are the parallelism
     pts: list[int] = []
     keyframes: list[int] = []
     tail = 0
@@ -140,38 +155,39 @@ def _decode_pyav(container: Any, index: _Index, wanted: list[int]) -> dict[int, 
         groups.setdefault(index.keyframes[position] if position >= 0 else index.pts[0], set()).add(pts)
     pictures: dict[int, np.ndarray[Any, Any]] = {}
     for keyframe, group in sorted(groups.items()):
-        pictures |= _decode_from(container, keyframe, group, skip=True)
-    missing = set(wanted) - set(pictures)
-    if missing:  # some muxers place keyframes where a seek does not land: read from the start, skipping nothing
-        pictures |= _decode_from(container, index.pts[0], missing, skip=False)
-        missing -= set(pictures)
-    if missing:
-        raise VideoError("frames missing from the stream")
+        pictures |= _decode_from(container, keyframe, group)
     return pictures
 
 
-def _decode_from(container: Any, start: int, wanted: set[int], skip: bool) -> dict[int, np.ndarray[Any, Any]]:
+def _decode_from(container: Any, start: int | None, wanted: set[int]) -> dict[int, np.ndarray[Any, Any]]:
+    """Decode until all wanted frames came, from a keyframe, or (None) from the start without skipping any frame."""
     stream = container.streams.video[0]
     context = stream.codec_context
-    container.seek(start, stream=stream, backward=True)
+    if start is not None:
+        container.seek(start, stream=stream, backward=True)
     pictures: dict[int, np.ndarray[Any, Any]] = {}
     for packet in container.demux(stream):
-        if skip:
+        if start is not None:
             context.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in wanted else "NONREF"
         for frame in packet.decode():
             if frame.pts in wanted and frame.pts not in pictures:
-                picture = frame.to_ndarray(format="rgb24")
-                turns = round(getattr(frame, "rotation", 0) / 90) % 4
-                pictures[frame.pts] = np.ascontiguousarray(np.rot90(picture, turns)) if turns else picture
+                pictures[frame.pts] = np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), _turns(frame)))
         if len(pictures) == len(wanted):
             break
     context.skip_frame = "DEFAULT"
     return pictures
 
 
-def _decode_torchcodec(data: bytes, index: _Index, wanted: list[int]) -> Tensor:
-    from torchcodec.decoders import VideoDecoder
+def _turns(frame: Any) -> int:
+    """Quarter turns to the left that the file asks a player for."""
+    return int(round(frame.rotation / 90) % 4)
 
+
+def _decode_torchcodec(data: bytes, index: _Index, wanted: list[int]) -> Tensor:
+    try:
+        from torchcodec.decoders import VideoDecoder
+    except (ImportError, RuntimeError) as error:  # RuntimeError: installed, but FFmpeg's libraries are not
+        raise UserError(f"data.decoder is torchcodec, which cannot be loaded ({error}); set it to pyav") from None
     try:
         decoder = VideoDecoder(data, seek_mode="exact", num_ffmpeg_threads=1, dimension_order="NCHW")
         positions = [bisect.bisect_left(index.pts, pts) for pts in wanted]
@@ -199,41 +215,56 @@ def reencode(data: bytes, short_side: int, rate: float) -> bytes:
         VideoError: the video cannot be decoded.
     """
     target = io.BytesIO()
-    written = 0
     try:
-        with av.open(io.BytesIO(data), metadata_errors="ignore") as source, av.open(target, "w", format="mp4") as out:
-            if not source.streams.video:
-                raise VideoError("no video stream")
-            stream = source.streams.video[0]
-            stream.thread_type = "NONE"
-            width, height = stream.codec_context.width, stream.codec_context.height
-            if width * height > MAX_PIXELS or min(width, height) == 0:
-                raise VideoError(f"picture size {width} x {height}")
-            scale = short_side / min(width, height)
-            encoder = out.add_stream("libx264", rate=Fraction(rate).limit_denominator(1000))
-            encoder.width, encoder.height = (round(side * scale / 2) * 2 for side in (width, height))
-            encoder.pix_fmt = "yuv420p"
-            encoder.options = {"crf": "20", "preset": "veryfast", "threads": "1", "keyint": "12"}
-            encoder.codec_context.gop_size = 12
-            encoder.codec_context.time_base = Fraction(1, 12800)
-            first: float | None = None
-            due = 0.0
-            for frame in source.decode(stream):
-                if frame.pts is None:
+        with _open(data) as source:
+            index = _index(source)
+        with _open(data) as source, av.open(target, "w", format="mp4") as out:
+            encoder: Any = None
+            last, due = -math.inf, 0.0
+            for frame in source.decode(source.streams.video[0]):
+                seconds = float((frame.pts - index.pts[0]) * index.time_base) if frame.pts is not None else -math.inf
+                if seconds <= last or seconds + 1e-6 < due:
                     continue
-                seconds = float(frame.pts * stream.time_base)
-                first = seconds if first is None else first
-                if seconds - first + 1e-6 < due:
-                    continue
-                due = max(due + 1 / rate, seconds - first)
-                picture = frame.reformat(encoder.width, encoder.height, "yuv420p", interpolation="BICUBIC")
-                picture.pts, picture.time_base = round((seconds - first) * 12800), Fraction(1, 12800)
+                last, due = seconds, max(due + 1 / rate, seconds)
+                picture = _upright(frame)
+                encoder = encoder or _encoder(out, picture, short_side, rate)
+                picture = picture.reformat(encoder.width, encoder.height, "yuv420p", interpolation="BICUBIC")
+                picture.pts, picture.time_base = round(seconds * _TICKS), Fraction(1, _TICKS)
                 picture.pict_type = 0
-                out.mux(encoder.encode(picture))
-                written += 1
-            out.mux(encoder.encode(None))
-    except (av.error.FFmpegError, ValueError) as error:
+                _mux(out, encoder, picture, index.duration)
+            if encoder is None:
+                raise VideoError("no frames")
+            _mux(out, encoder, None, index.duration)
+    except (av.error.FFmpegError, ValueError, OverflowError, MemoryError) as error:
         raise VideoError(f"undecodable ({type(error).__name__})") from error
-    if not written:
-        raise VideoError("no frames")
     return target.getvalue()
+
+
+_TICKS = 90000  # of a re-encoded copy's clock, per second: whole numbers for the usual rates
+
+
+def _mux(out: Any, encoder: Any, picture: Any, duration: float) -> None:
+    for packet in encoder.encode(picture):
+        packet.duration = max(1, round(duration * _TICKS) - packet.pts)  # the muxer looks at the last packet's alone
+        out.mux(packet)
+
+
+def _upright(frame: Any) -> Any:
+    if not _turns(frame):
+        return frame
+    turned = np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), _turns(frame)))
+    return av.VideoFrame.from_ndarray(turned, format="rgb24")
+
+
+def _encoder(out: Any, picture: Any, short_side: int, rate: float) -> Any:
+    if min(picture.width, picture.height) == 0 or picture.width * picture.height > MAX_PIXELS:
+        raise VideoError(f"picture size {picture.width} x {picture.height}")
+    scale = short_side / min(picture.width, picture.height)
+    encoder = out.add_stream("libx264", rate=Fraction(rate).limit_denominator(1000))
+    encoder.width, encoder.height = (round(side * scale / 2) * 2 for side in (picture.width, picture.height))
+    encoder.pix_fmt = "yuv420p"
+    encoder.options = {"crf": "20", "preset": "veryfast", "threads": "1"}
+    encoder.codec_context.gop_size = 12
+    encoder.codec_context.max_b_frames = 0  # packets in order of time, so that the last one says when the copy ends
+    encoder.codec_context.time_base = Fraction(1, _TICKS)
+    return encoder

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from glscl.data.gallery import Gallery
 from glscl.errors import UserError
 from glscl.models.heads.base import Features
+
+THUMBNAIL_SIDE = 112
 
 
 @dataclass(slots=True)
@@ -28,6 +32,7 @@ class Embeddings:
         attributes: ground truth of synthetic videos, one mapping per video.
         truncated: captions cut to ``max_words`` tokens.
         quarantined: videos that could not be decoded and are left out.
+        thumbnails: first, middle and last frame of each video as JPEG, if they were asked for.
     """
 
     text: Features
@@ -39,17 +44,25 @@ class Embeddings:
     attributes: list[dict[str, Any]]
     truncated: int
     quarantined: list[dict[str, str]]
+    thumbnails: list[list[bytes]] = field(default_factory=list)
 
 
 @torch.no_grad()
-def embed(model: Callable[..., Any], gallery: Gallery, loader_workers: int, device: torch.device) -> Embeddings | None:
-    """Embed a range of videos with their captions; None if the range holds no usable video.
+def embed(
+    model: Callable[..., Any],
+    gallery: Gallery,
+    loader_workers: int,
+    device: torch.device,
+    thumbnails: bool = False,
+) -> Embeddings:
+    """Embed a range of videos with their captions; without rows or caches if the range holds no usable video.
 
     Args:
         model: called as ``model("text", token_ids)`` and ``model("video", frames, frame_mask)``.
         gallery: which videos.
         loader_workers: decoding processes.
         device: where the model is.
+        thumbnails: also keep small pictures of every video.
     """
     parts = []
     quarantined = []
@@ -68,24 +81,27 @@ def embed(model: Callable[..., Any], gallery: Gallery, loader_workers: int, devi
                 attributes=[sample.attributes for sample in batch.samples],
                 truncated=batch.truncated,
                 quarantined=[],
+                thumbnails=[_strip(*video) for video in zip(batch.frames, batch.frame_mask, strict=True)]
+                if thumbnails
+                else [],
             )
         )
     if not parts:
-        return None
-    whole = concatenate(parts)
-    whole.quarantined = quarantined
-    return whole
+        return Embeddings({}, {}, torch.zeros(0, dtype=torch.int64), [], [], [], [], 0, quarantined)
+    return replace(concatenate(parts), quarantined=quarantined)
 
 
-def concatenate(parts: Sequence[Embeddings | None]) -> Embeddings:
-    """Join parts of one set in manifest order, whoever computed them.
+def concatenate(parts: Sequence[Embeddings]) -> Embeddings:
+    """Join parts of one set in manifest order, whoever computed them; also the order of the quarantine.
 
     Raises:
         UserError: no part holds a video.
     """
-    present = sorted((part for part in parts if part is not None), key=lambda part: part.positions[0])
+    present = sorted((part for part in parts if part.positions), key=lambda part: part.positions[0])
+    quarantined = [entry for part in parts for entry in part.quarantined]
     if not present:
-        raise UserError("no video of the set can be decoded")
+        reasons = "; ".join(f"{e['domain']}/{e['video_id']} ({e['reason']})" for e in quarantined[:3])
+        raise UserError(f"no video of the set can be decoded: {reasons}")
     offsets = torch.tensor([0] + [len(part.positions) for part in present]).cumsum(0)
     return Embeddings(
         text={key: torch.cat([part.text[key] for part in present]) for key in present[0].text},
@@ -96,8 +112,22 @@ def concatenate(parts: Sequence[Embeddings | None]) -> Embeddings:
         captions=[caption for part in present for caption in part.captions],
         attributes=[attributes for part in present for attributes in part.attributes],
         truncated=sum(part.truncated for part in present),
-        quarantined=[entry for part in present for entry in part.quarantined],
+        quarantined=sorted(quarantined, key=lambda entry: (entry["shard"], entry["key"])),
+        thumbnails=[strip for part in present for strip in part.thumbnails],
     )
+
+
+def _strip(frames: Tensor, mask: Tensor) -> list[bytes]:
+    """First, middle and last real frame of one video's (F, 3, S, S) as JPEG."""
+    real = frames[mask]
+    pictures = []
+    for index in sorted({0, len(real) // 2, len(real) - 1}):
+        picture = Image.fromarray(real[index].permute(1, 2, 0).cpu().numpy())
+        picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG", quality=80)
+        pictures.append(buffer.getvalue())
+    return pictures
 
 
 def _to_cpu(features: Features) -> Features:

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from PIL import Image
 
-from glscl import storage
 from glscl.data.gallery import Gallery
-from glscl.data.shards import Shard, ShardSet, open_shard_set
-from glscl.data.video import FrameSampling, load_frames
+from glscl.data.shards import ShardSet, open_shard_set
+from glscl.errors import UserError
 from glscl.evaluation.embed import Embeddings, concatenate, embed
 from glscl.evaluation.options import EvaluationConfig
 from glscl.evaluation.oracles import attribute_accuracy, attribute_pair_oracles, single_attribute_oracles
 from glscl.evaluation.retrieval import Part, metrics_of, score_part
-from glscl.evaluation.saved import ModelCard, load_model, read_card
+from glscl.evaluation.saved import ModelCard, check_weights, load_model, read_card
 from glscl.evaluation.scoring import ScoringResult, merge, split_rows
 from glscl.models.tokenizer import tokenize
-
-THUMBNAIL_SIDE = 112
 
 
 class Evaluator:
@@ -35,13 +29,13 @@ class Evaluator:
         self.config = config
         self.loader_workers = loader_workers
 
-    def embed(self, uri: str, part: Part) -> Embeddings | None:
+    def embed(self, uri: str, part: Part) -> Embeddings:
         """Embed this part's videos and their captions."""
         shard_set = open_shard_set(uri)
         rows = split_rows(shard_set.manifest.videos, part.index, part.count)
         sampling = self.card.sampling(self.model.frame_size)
         gallery = Gallery(shard_set, rows.start, rows.stop, sampling, self._tokenize, self.config.batch_size)
-        return embed(self.model, gallery, self.loader_workers, self.device)
+        return embed(self.model, gallery, self.loader_workers, self.device, thumbnails=self.config.examples > 0)
 
     def _tokenize(self, captions: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         return tokenize(captions, self.card.model.max_words)
@@ -83,21 +77,29 @@ def evaluate_model(
     """
     import ray
 
+    if not tests:
+        return []
     folder, card = read_card(model_uri)
     sets = [open_shard_set(uri) for uri in tests]
     actor = ray.remote(num_cpus=cpus_per_worker, num_gpus=int(use_gpu))(Evaluator)
     actors = [actor.remote(folder, config, use_gpu, loader_workers) for _ in range(workers)]
     parts = [Part(index, workers) for index in range(workers)]
     entries = []
-    for shard_set in sets:
-        pieces = [a.embed.remote(shard_set.uri, part) for a, part in zip(actors, parts, strict=True)]
-        embeddings = concatenate(ray.get(pieces))
-        shared = ray.put(embeddings)
-        scores = ray.get([a.score.remote(shared, part) for a, part in zip(actors, parts, strict=True)])
-        entries.append(_entry(shard_set, card, embeddings, merge(scores), config.examples))
-        del shared
-    for a in actors:
-        ray.kill(a)
+    try:
+        for shard_set in sets:
+            pieces = [a.embed.remote(shard_set.uri, part) for a, part in zip(actors, parts, strict=True)]
+            embeddings = concatenate(ray.get(pieces))
+            shared = ray.put(embeddings)
+            scores = ray.get([a.score.remote(shared, part) for a, part in zip(actors, parts, strict=True)])
+            entries.append(_entry(shard_set, card, embeddings, merge(scores), config.examples))
+            del shared
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise UserError(str(error.cause)) from None  # Ray's own carries the actor's traceback in its text
+        raise
+    finally:
+        for a in actors:
+            ray.kill(a)
     return entries
 
 
@@ -106,7 +108,8 @@ def _entry(
 ) -> dict[str, Any]:
     manifest = shard_set.manifest
     videos, texts = len(embeddings.video_ids), len(embeddings.captions)
-    synthetic = all(embeddings.attributes)
+    names = {frozenset(row) for row in embeddings.attributes}
+    synthetic = len(names) == 1 and names != {frozenset()}
     attributes = [{key: str(value) for key, value in row.items()} for row in embeddings.attributes]
     top = result.text_matches.indices[:, 0].tolist()
     return {
@@ -137,7 +140,7 @@ def _entry(
         }
         if synthetic
         else None,
-        "examples": _examples(shard_set, embeddings, result, examples),
+        "examples": _examples(embeddings, result, examples),
     }
 
 
@@ -145,13 +148,12 @@ def _per_cent(shares: dict[str, float]) -> dict[str, float]:
     return {name: 100.0 * share for name, share in shares.items()}
 
 
-def _examples(shard_set: ShardSet, embeddings: Embeddings, result: ScoringResult, count: int) -> list[dict[str, Any]]:
+def _examples(embeddings: Embeddings, result: ScoringResult, count: int) -> list[dict[str, Any]]:
     """Queries spread evenly over the set with their five best videos: half hits, half misses, as far as there are."""
     ranks = result.text_to_video.mid.tolist()
     hits = [query for query, rank in enumerate(ranks) if rank <= 1]
     misses = [query for query, rank in enumerate(ranks) if rank > 1]
     chosen = _spread(hits, count - min(len(misses), count // 2)) + _spread(misses, count - min(len(hits), count // 2))
-    thumbnails = _Thumbnails(shard_set, embeddings.positions)
     examples = []
     for query in chosen[:count]:
         right = int(embeddings.text_to_video[query])
@@ -166,7 +168,7 @@ def _examples(shard_set: ShardSet, embeddings: Embeddings, result: ScoringResult
                         "video_id": embeddings.video_ids[video],
                         "score": score,
                         "correct": video == right,
-                        "thumbnail": thumbnails.get(video),
+                        "thumbnail": embeddings.thumbnails[video],
                     }
                     for video, score in zip(best, scores, strict=True)
                 ],
@@ -178,33 +180,6 @@ def _examples(shard_set: ShardSet, embeddings: Embeddings, result: ScoringResult
 def _spread(items: list[int], count: int) -> list[int]:
     count = min(count, len(items))
     return [items[index * len(items) // count] for index in range(count)]
-
-
-class _Thumbnails:
-    """Middle frames as JPEG data URIs, each made once."""
-
-    def __init__(self, shard_set: ShardSet, positions: list[int]) -> None:
-        self._shard_set = shard_set
-        self._positions = positions
-        self._made: dict[int, str] = {}
-
-    def get(self, video: int) -> str:
-        if video not in self._made:
-            position = self._positions[video]
-            index = 0
-            for index, entry in enumerate(self._shard_set.manifest.shards):  # noqa: B007
-                if position < entry.samples:
-                    break
-                position -= entry.samples
-            shard = Shard(self._shard_set, index)
-            sample = shard.samples[position]
-            sampling = FrameSampling(max_frames=1, rate=1.0, size=THUMBNAIL_SIDE)
-            picture = load_frames(shard.video(position), sampling, sample.start, sample.end)[0]
-            shard.close()
-            buffer = io.BytesIO()
-            Image.fromarray(picture.permute(1, 2, 0).numpy()).save(buffer, "JPEG", quality=80)
-            self._made[video] = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-        return self._made[video]
 
 
 def without_thumbnails(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -223,11 +198,11 @@ def without_thumbnails(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]
 
 
 def check_tests(model_uri: str, tests: Sequence[str]) -> None:
-    """Fail early on what would fail in an actor: the model's card and every manifest.
+    """Fail early on what would fail in an actor: the model's card and weights, and every manifest.
 
     Raises:
-        UserError: naming what is missing.
+        UserError: naming what is missing or does not fit.
     """
-    read_card(storage.resolve(model_uri))
+    check_weights(model_uri)
     for uri in tests:
         open_shard_set(uri)

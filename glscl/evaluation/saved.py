@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
-from typing import Any
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from glscl.options import Options
 FOLDER = "model"
 WEIGHTS = "weights.safetensors"
 CARD = "model.json"
+MAX_HEADER_BYTES = 100_000_000  # of the safetensors format
 
 
 class ModelCard(Options):
@@ -64,34 +64,77 @@ def read_card(uri: str) -> tuple[str, ModelCard]:
             except ValidationError as error:
                 first = error.errors()[0]
                 key = ".".join(map(str, first["loc"]))
-                raise UserError(f"{where}: not a model card of this version ({key}: {first['msg']})") from None
+                raise UserError(
+                    f"{where}: not a model card of this version ({key or 'top level'}: {first['msg']})"
+                ) from None
+            except UserError as error:
+                raise UserError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None
     raise UserError(f"{uri}: no trained model there ({CARD} or {FOLDER}/{CARD}); --run names a finished run directory")
+
+
+def check_weights(uri: str) -> None:
+    """Compare the names and shapes in a weights file with what its card describes; reads the file's header only.
+
+    Raises:
+        UserError: no model, a torn file, or weights of another architecture.
+    """
+    folder, card = read_card(uri)
+    _check_shapes(_empty_model(folder, card), storage.join(folder, WEIGHTS))
+
+
+def _check_shapes(model: Retriever, where: str) -> None:
+    shapes = _shapes(where)
+    for name, tensor in model.state_dict().items():
+        found = shapes.pop(name, None)
+        if found != list(tensor.shape):
+            says = f"'{name}' is {'missing' if found is None else found}"
+            raise UserError(f"{where}: weights of another architecture than {CARD} says: {says}, not {[*tensor.shape]}")
+    if shapes:
+        raise UserError(f"{where}: weights of another architecture than {CARD} says: '{min(shapes)}' has no place")
 
 
 def load_model(uri: str) -> tuple[Retriever, ModelCard]:
     """Load a trained model in evaluation mode, on the CPU, in fp32.
 
     Raises:
-        UserError: no model, or weights of another architecture.
+        UserError: as `check_weights`.
     """
     folder, card = read_card(uri)
     where = storage.join(folder, WEIGHTS)
-    if not storage.exists(where):
-        raise UserError(f"{where}: no such file, although {CARD} is there")
-    with torch.random.fork_rng():
-        model = Retriever(card.model.model_copy(update={"pretrained": None}))
+    model = _empty_model(folder, card)
+    _check_shapes(model, where)
     with tempfile.TemporaryDirectory(prefix="glscl-model-") as scratch:
         path = where
         if storage.is_remote(where):
             path = os.path.join(scratch, WEIGHTS)
             storage.download(where, path)
-        try:
-            weights: dict[str, Any] = load_file(path)
-        except SafetensorError as error:
-            raise UserError(f"{where}: not a readable safetensors file ({error})") from None
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        first = str(error).splitlines()[1 if "\n" in str(error) else 0].strip()
-        raise UserError(f"{where}: weights of another architecture than {CARD} says: {first}") from None
+        model.load_state_dict(load_file(path))
     return model.eval(), card
+
+
+def _empty_model(folder: str, card: ModelCard) -> Retriever:
+    with torch.random.fork_rng():  # its random weights are no part of anybody's run
+        try:
+            return Retriever(card.model, load_weights=False)
+        except UserError as error:
+            raise UserError(f"{storage.join(folder, CARD)}: {error}") from None
+
+
+def _shapes(where: str) -> dict[str, list[int]]:
+    """Shapes by name, from the header of a safetensors file."""
+    try:
+        with storage.open_read(where) as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > MAX_HEADER_BYTES:
+                raise ValueError("no header")
+            header = json.loads(file.read(length))
+            header.pop("__metadata__", None)
+            end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+            size = file.seek(0, os.SEEK_END)
+            if size != end:
+                raise ValueError(f"{size} bytes where its header says {end}")
+            return {name: entry["shape"] for name, entry in header.items()}
+    except FileNotFoundError:
+        raise UserError(f"{where}: no such file, although {CARD} is there") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{where}: not a readable safetensors file ({error})") from None

@@ -83,15 +83,16 @@ class Retriever(nn.Module):
 
     Args:
         config: what to build. Random weights come from torch's global generator: seed it first.
+        load_weights: false leaves out loading ``config.pretrained``, for a model whose weights are set afterwards.
 
     Raises:
         UserError: unknown architecture, head or weights, or lengths that the towers cannot take.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, *, load_weights: bool = True) -> None:
         super().__init__()
         self.config = config
-        self.towers = Towers(config.clip, config.pretrained, config.grad_checkpointing)
+        self.towers = Towers(config.clip, config.pretrained, config.grad_checkpointing, load_weights)
         if config.max_words > self.towers.context_length:
             raise UserError(
                 f"model.max_words: {config.max_words} is more than the {self.towers.context_length} tokens "

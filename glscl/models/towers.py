@@ -65,6 +65,8 @@ class Towers(nn.Module):
         clip: open_clip architecture, or the path of an open_clip configuration file (``*.json``).
         pretrained: tag of pretrained weights, path of a weights file, or None for random weights.
         grad_checkpointing: recompute activations in the backward pass.
+        load_weights: false gives random weights in the architecture that ``pretrained`` asks for (a tag also sets the
+            activation function and the colour normalisation), and fetches nothing.
 
     Attributes:
         width: D, width of the joint space.
@@ -76,10 +78,16 @@ class Towers(nn.Module):
         UserError: unknown or unsupported architecture; weights missing or of another architecture.
     """
 
-    def __init__(self, clip: str, pretrained: str | None = None, grad_checkpointing: bool = False) -> None:
+    def __init__(
+        self,
+        clip: str,
+        pretrained: str | None = None,
+        grad_checkpointing: bool = False,
+        load_weights: bool = True,
+    ) -> None:
         super().__init__()
         name, config = _architecture(clip)
-        model = _create(name, pretrained)
+        model = _create(name, pretrained, load_weights)
         text, visual = model.text, model.visual
         image_size = visual.image_size if isinstance(visual.image_size, tuple) else (visual.image_size,) * 2
         if image_size[0] != image_size[1]:
@@ -140,20 +148,24 @@ def _architecture(clip: str) -> tuple[str, dict[str, Any]]:
     return clip, config
 
 
-def _create(name: str, pretrained: str | None) -> Any:
+def _create(name: str, pretrained: str | None, load_weights: bool) -> Any:
     """Build the architecture, with weights of a tag or a file."""
     options: dict[str, Any] = {}
     if pretrained is not None:
         tag = open_clip.get_pretrained_cfg(name, pretrained)
-        if not tag and not os.path.isfile(pretrained):
+        if not tag and load_weights and not os.path.isfile(pretrained):
             tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
             raise UserError(
                 f"model.pretrained: '{pretrained}' is neither an existing file nor a tag of {name} (tags: {tags})"
             )
         if tag:
             options["force_quick_gelu"] = bool(tag.get("quick_gelu"))
-        else:
+        elif load_weights:
             options["weights_only"] = not _is_torchscript(pretrained)
+        if not load_weights:
+            if tag:
+                options["force_preprocess_cfg"] = {key: tag[key] for key in ("mean", "std") if key in tag}
+            pretrained = None
     try:
         with _without_root_warnings():
             return open_clip.create_model(

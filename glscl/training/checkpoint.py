@@ -43,7 +43,6 @@ FREE_KEYS = (
     "data.decoder",
     "data.cache_dir",
     "data.max_bad_fraction",
-    "model.pretrained",
     "model.grad_checkpointing",
     "training.num_workers",
     "training.use_gpu",

@@ -99,7 +99,7 @@ def evaluation_model(engine: Any) -> Retriever:
     import deepspeed
 
     with torch.random.fork_rng():  # a copy's random weights must not move the run's generators
-        copy = Retriever(model.config.model_copy(update={"pretrained": None}))
+        copy = Retriever(model.config, load_weights=False)
     copy.to(engine.device, next(model.parameters()).dtype)
     with deepspeed.zero.GatheredParameters(list(model.parameters())):
         copy.load_state_dict(model.state_dict())

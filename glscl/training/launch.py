@@ -121,13 +121,15 @@ def _check_run_directory(config: RunConfig) -> bool:
     if not storage.exists(where):
         return False
     saved = storage.read_json(where)
+    if not isinstance(saved, dict):
+        raise UserError(f"{where}: not a run configuration; choose another --name")
     different = differing_keys(saved, config.model_dump(mode="json"))
     if different:
         raise UserError(
             f"{config.run_directory} holds a run of another configuration: {'; '.join(different)}; choose another "
             f"--name, or restore these values"
         )
-    workers = saved["training"]["num_workers"]
+    workers = saved["training"].get("num_workers")
     if saved["training"]["zero_stage"] and workers != config.training.num_workers and _has_checkpoint(config):
         raise UserError(
             f"{config.run_directory} was trained by {workers} workers with ZeRO stage "
@@ -203,9 +205,9 @@ def train(config: RunConfig, ready: Preflight) -> dict[str, Any]:
         UserError: bad input that only the workers could see.
         ray.train.TrainingFailedError: the worker group failed more often than ``training.max_failures``.
     """
-    storage.write_json(storage.join(config.run_directory, CONFIG), config.model_dump(mode="json"))
     training = config.training
     check_resources(training.num_workers, training.cpus_per_worker, training.use_gpu)
+    storage.write_json(storage.join(config.run_directory, CONFIG), config.model_dump(mode="json"))
     result = _fit(config)
     card = _save_best(config, ready, result)
     entries = evaluate_model(
@@ -249,7 +251,7 @@ def _fit(config: RunConfig) -> Any:
         ),
     )
     try:
-        return trainer.fit()
+        result = trainer.fit()
     except TrainingFailedError as error:
         for failure in getattr(error, "worker_failures", {}).values():
             cause: BaseException | None = failure
@@ -258,6 +260,9 @@ def _fit(config: RunConfig) -> Any:
                     raise UserError(str(cause)) from error
                 cause = cause.__cause__ or getattr(cause, "cause", None)
         raise
+    if result.return_value:
+        raise UserError(result.return_value)
+    return result
 
 
 def _save_best(config: RunConfig, ready: Preflight, result: Any) -> ModelCard:
@@ -288,6 +293,8 @@ def _save_best(config: RunConfig, ready: Preflight, result: Any) -> ModelCard:
 def whole_weights(folder: str, zero_stage: int) -> dict[str, Any]:
     """Unsharded fp32 weights of a checkpoint that this project wrote (DeepSpeed's files are pickles)."""
     import torch
+
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # the driver only reads files
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     if zero_stage == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import shutil
@@ -74,12 +75,28 @@ def make_plan(config: RunConfig, shard_sets: list[ShardSet]) -> StreamPlan:
     )
 
 
-def train_worker(values: dict[str, Any]) -> None:
+class RunStoppedError(UserError):
+    """A reason to end the run that every rank finds at the same point: a restart would only find it again."""
+
+
+def train_worker(values: dict[str, Any]) -> str | None:
     """Train from the latest complete checkpoint to the last step.
 
     Args:
         values: the resolved `RunConfig` as plain values.
+
+    Returns:
+        None, or why the run was stopped. (Ray Train restarts workers that raise; these reasons are the same again.)
     """
+    try:
+        _train(values)
+    except RunStoppedError as error:
+        return str(error)
+    return None
+
+
+def _train(values: dict[str, Any]) -> None:
+    logging.getLogger().setLevel(logging.WARNING)  # Ray announces every report at INFO
     config = RunConfig.model_validate(values)
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
@@ -136,7 +153,7 @@ def train_worker(values: dict[str, Any]) -> None:
             state.metrics = _evaluate(engine, config, sampling, rank, world, device)
             if log is not None:
                 log.write(state.step, state.metrics)
-                print(f"step={state.step} " + " ".join(f"{k}={v:.2f}" for k, v in state.metrics.items()), flush=True)
+                print(f"step={state.step} {SELECTION_METRIC}={state.metrics[SELECTION_METRIC]:.2f}", flush=True)
 
         # Save
         if saved:
@@ -171,12 +188,15 @@ def _resume(engine: Any, config: RunConfig, shard_sets: list[ShardSet], rank: in
                     reason = next(item for item in problems if item)
                     print(f"checkpoint {candidate.path} is incomplete ({reason}): trying the one before", flush=True)
                 continue
-            checkpoint.check_resumable(saved, values, manifests, world)
+            try:
+                checkpoint.check_resumable(saved, values, manifests, world)
+            except UserError as error:
+                raise RunStoppedError(str(error)) from None
             checkpoint.restore(engine, folder, saved, rank)
         if rank == 0:
             print(f"resumed step={saved.step} from {candidate.path}", flush=True)
         return TrainState(saved.step, world, config.training.zero_stage, values, manifests, saved.quarantined)
-    raise UserError(f"{config.run_directory}: none of its checkpoints is complete; choose another --name")
+    raise RunStoppedError(f"{config.run_directory}: none of its checkpoints is complete; choose another --name")
 
 
 def _save(engine: Any, state: TrainState, rank: int, world: int, attempt: str) -> None:
@@ -270,8 +290,7 @@ class _Meter:
         """Figures since the last row, over all ranks (collective); also merges the quarantine into the state.
 
         Raises:
-            UserError: too many videos are unusable.
-            FloatingPointError: the loss is not finite.
+            RunStoppedError: too many videos are unusable, or the loss is not finite.
         """
         names = sorted(self._losses)
         local = torch.stack([self._losses[name].float() for name in names]).cpu()
@@ -301,12 +320,12 @@ class _Meter:
             row["gradient_norm"] = norm
         self._restart()
         if not math.isfinite(row["loss"]):
-            raise FloatingPointError(
+            raise RunStoppedError(
                 f"the loss is {row['loss']} at step {state.step}: lower training.lr_towers or training.lr_head, "
                 f"or train in fp32 (training.precision)"
             )
         if len(state.quarantined) > max_bad_fraction * videos:
-            raise UserError(_too_many(state.quarantined, videos, max_bad_fraction))
+            raise RunStoppedError(_too_many(state.quarantined, videos, max_bad_fraction))
         return row
 
     def line(self, step: int, row: dict[str, float]) -> str:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
 import pytest
-import s3fs
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from moto.server import ThreadedMotoServer
 
 from glscl.data.benchmarks import read
 from glscl.data.locate import locate_videos, missing_report
@@ -177,26 +174,6 @@ def test_any_set_of_names(tmp_path_factory: pytest.TempPathFactory, stems: set[s
     folder = files(tmp_path_factory.mktemp("any"), *(f"{stem}.{extension}" for stem in stems))
     assert located(folder, *sorted(stems)) == [f"{stem}.{extension}" for stem in sorted(stems)]
     assert located(folder, *(f"{s}.{extension}" for s in sorted(stems))) == [f"{s}.{extension}" for s in sorted(stems)]
-
-
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A bucket on a storage server of this test's own."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    for key, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(key, value)
-    s3fs.S3FileSystem.clear_instance_cache()
-    boto3.client("s3").create_bucket(Bucket="data")
-    yield "s3://data"
-    s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
 
 
 def test_videos_and_annotations_on_a_storage_server(bucket: str) -> None:

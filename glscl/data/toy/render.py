@@ -13,7 +13,7 @@ import os
 import random
 from concurrent.futures import ProcessPoolExecutor
 from fractions import Fraction
-from itertools import repeat
+from itertools import pairwise, repeat
 from multiprocessing import get_context
 
 import av
@@ -38,17 +38,17 @@ _INK = {
         "purple": (150, 50, 180),
     },
     "toy_stories": {
-        "red": (180, 20, 60),
-        "green": (20, 140, 95),
-        "blue": (50, 120, 215),
-        "yellow": (220, 170, 40),
-        "purple": (175, 120, 205),
+        "red": (190, 30, 55),
+        "green": (25, 150, 80),
+        "blue": (45, 100, 225),
+        "yellow": (225, 190, 40),
+        "purple": (160, 85, 195),
     },
 }
 _PLAIN = {"grey": (118, 118, 118), "pink": (240, 165, 190)}
 _NEW_INK = {"whitens": (250, 250, 250), "blackens": (12, 12, 12)}
 _STEP = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}
-_SMALL, _MIDDLE, _LARGE = 6.5, 9.5, 12.5  # radius in pixels
+_SMALL, _MIDDLE, _LARGE = 7.0, 9.5, 12.0  # radius in pixels
 _SIZES = {"grows": (_SMALL, _LARGE), "shrinks": (_LARGE, _SMALL)}
 
 
@@ -131,10 +131,7 @@ def _progress(time: Floats, events: int, draw: random.Random) -> list[Floats]:
     jitter = 0.12 / events
     borders = [0.0, *(k / events + draw.uniform(-jitter, jitter) for k in range(1, events)), 1.0]
     rest = 0.08 / events
-    return [
-        np.clip((time - (start + rest)) / (end - start - 2 * rest), 0.0, 1.0)
-        for start, end in zip(borders, borders[1:], strict=False)
-    ]
+    return [np.clip((time - (start + rest)) / (end - start - 2 * rest), 0.0, 1.0) for start, end in pairwise(borders)]
 
 
 def _cover(shape: str, centre: Floats, radius: Floats) -> Floats:
@@ -146,9 +143,10 @@ def _cover(shape: str, centre: Floats, radius: Floats) -> Floats:
     if shape == "disc":
         distance = np.sqrt(x * x + y * y) - r
     else:
-        wide, high = (1.45, 0.6) if shape == "plank" else (0.6, 1.45)
+        wide, high = (1.6, 0.55) if shape == "plank" else (0.55, 1.6)
         distance = np.maximum(abs(x) - wide * r, abs(y) - high * r)
-    return np.clip(0.5 - distance, 0.0, 1.0).astype(np.float32)
+    cover: Floats = np.clip(0.5 - distance, 0.0, 1.0).astype(np.float32)
+    return cover
 
 
 def _plain(name: str, draw: random.Random) -> Floats:
@@ -162,17 +160,17 @@ def _ground(name: str, draw: random.Random) -> Floats:
     x, y = np.meshgrid(np.arange(SIDE) + draw.randrange(SIDE), np.arange(SIDE) + draw.randrange(SIDE))
     noise = np.random.default_rng(draw.getrandbits(64)).random((SIDE, SIDE)).astype(np.float32)
     if name == "stripes":
-        mix, dark, light = (x // 4) % 2, (70, 74, 90), (120, 124, 140)
+        mix, dark, light = (x // 4) % 2, (96, 100, 112), (124, 128, 140)
     elif name == "checks":
-        mix, dark, light = (x // 8 + y // 8) % 2, (40, 40, 44), (140, 140, 136)
+        mix, dark, light = (x // 8 + y // 8) % 2, (84, 84, 88), (124, 124, 120)
     elif name == "bricks":
         mortar = (y % 8 == 0) | ((x + 8 * ((y // 8) % 2)) % 16 == 0)
-        mix, dark, light = mortar.astype(int), (120, 84, 66), (176, 168, 160)
+        mix, dark, light = mortar.astype(int), (142, 112, 98), (176, 160, 150)
     else:
-        mix, dark, light = np.zeros_like(x), (168, 148, 112), (168, 148, 112)
+        mix, dark, light = np.zeros_like(x), (176, 160, 130), (176, 160, 130)
     low, high = np.array(dark, dtype=np.float32), np.array(light, dtype=np.float32)
     picture = low + (high - low) * mix[..., None] + draw.uniform(-10, 10)
-    grain = 36.0 if name == "sand" else 6.0
+    grain = 30.0 if name == "sand" else 6.0
     return (picture + grain * (noise[..., None] - 0.5)).astype(np.float32)
 
 

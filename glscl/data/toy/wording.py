@@ -47,16 +47,16 @@ _CLIP_TEMPLATES = (
 CAPTIONS_PER_CLIP = 4
 
 _STORY_NOUNS: dict[str, tuple[str, ...]] = {
-    "disc": ("disc", "sphere"),
-    "plank": ("plank", "beam"),
-    "pillar": ("pillar", "column"),
+    "disc": ("disc", "circle", "sphere"),
+    "plank": ("plank", "board", "beam"),
+    "pillar": ("pillar", "pole", "column"),
 }
 _STORY_ADJECTIVES: dict[str, tuple[str, ...]] = {
-    "red": ("red", "crimson"),
-    "green": ("green", "jade"),
-    "blue": ("blue", "cobalt"),
-    "yellow": ("yellow", "golden"),
-    "purple": ("purple", "lilac"),
+    "red": ("red", "red", "crimson"),
+    "green": ("green", "green", "jade"),
+    "blue": ("blue", "blue", "cobalt"),
+    "yellow": ("yellow", "yellow", "golden"),
+    "purple": ("purple", "violet", "lilac"),
 }
 _STORY_GROUNDS: dict[str, tuple[str, ...]] = {
     "stripes": ("a striped curtain", "striped cloth"),
@@ -65,14 +65,14 @@ _STORY_GROUNDS: dict[str, tuple[str, ...]] = {
     "sand": ("a beach", "yellowish sand"),
 }
 _STORY_EVENTS: dict[str, tuple[str, ...]] = {
-    "left": ("moves left", "drifts to the left"),
-    "right": ("moves right", "drifts to the right"),
-    "up": ("moves up", "climbs"),
-    "down": ("moves down", "sinks"),
-    "grows": ("grows", "swells"),
-    "shrinks": ("shrinks", "dwindles"),
-    "whitens": ("turns white", "bleaches"),
-    "blackens": ("turns black", "darkens"),
+    "left": ("moves left", "goes left", "drifts to the left"),
+    "right": ("moves right", "goes right", "drifts to the right"),
+    "up": ("moves up", "rises", "climbs"),
+    "down": ("moves down", "falls", "sinks"),
+    "grows": ("grows", "gets bigger", "swells"),
+    "shrinks": ("shrinks", "gets smaller", "dwindles"),
+    "whitens": ("turns white", "becomes white", "bleaches"),
+    "blackens": ("turns black", "becomes black", "darkens"),
 }
 _STORY_TEMPLATES = (
     "a {colour} {shape} in front of {ground} . first it {one} . then it {two} . last it {three} .",

@@ -1,0 +1,43 @@
+"""Ray's cluster-launcher file (``ray up FILE``), checked as Ray checks it, without a cloud or a running Ray."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from glscl import storage
+from glscl.errors import UserError
+
+
+def validate_launcher(path: str) -> dict[str, Any]:
+    """Check a launcher file against Ray's schema and rules; the installed Ray's, which is the one that would read it.
+
+    Returns:
+        the file's content with Ray's defaults for its provider filled in.
+
+    Raises:
+        UserError: missing, not YAML, or something that `ray up` would refuse.
+    """
+    # The checks are private to Ray and the only ones there are; nothing else in this project imports them.
+    from jsonschema import ValidationError  # type: ignore[import-untyped]
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    try:
+        values = yaml.safe_load(storage.read_bytes(path))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not YAML ({error})") from None
+    if not isinstance(values, dict) or not isinstance(values.get("provider"), dict):
+        raise UserError(f"{path}: not a cluster-launcher file: it has no provider section")
+    try:
+        prepared: dict[str, Any] = prepare_config(values)
+        validate_config(prepared)
+    except ValidationError as error:
+        raise UserError(f"{path}: {error.json_path.removeprefix('$.')}: {error.message[:300]}") from None
+    except (ValueError, RuntimeError, NotImplementedError) as error:
+        raise UserError(f"{path}: {error}") from None
+    except (KeyError, TypeError, AttributeError) as error:  # Ray fills in defaults before it looks at the schema
+        raise UserError(f"{path}: not in the form that Ray reads ({type(error).__name__}: {error})") from error
+    return prepared

@@ -1,0 +1,77 @@
+"""Training on real video files: from a local path and from S3, killed and continued, bit by bit the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glscl import storage
+
+pytestmark = pytest.mark.e2e
+
+Words = Callable[[str, str, str], list[str]]
+
+
+@pytest.fixture(scope="module")
+def kept() -> dict[str, Any]:
+    """What the uninterrupted run ended with, for the tests that repeat it with interruptions."""
+    return {}
+
+
+def weights(run: str) -> str:
+    return hashlib.sha256(storage.read_bytes(storage.join(run, "model", "weights.safetensors"))).hexdigest()
+
+
+def test_memorises_real_clips_and_is_scored_in_both_domains(
+    glscl: Callable[..., Any], train_words: Words, clips: Path, tmp_path: Path, kept: dict[str, Any]
+) -> None:
+    output = glscl(*train_words(str(clips), str(tmp_path), "reference")).wait()
+    run = tmp_path / "reference"
+    results = json.loads((run / "results.json").read_text())
+    train, test, other = results["tests"]
+    assert train["text_to_video"]["R@1"] >= 90, output
+    assert (train["videos"], train["texts"]) == (60, 180)
+    assert (test["relation"], test["videos"]) == ("in-domain", 30)
+    assert (other["domain"], other["relation"], other["videos"]) == ("activitynet", "cross-domain", 25)
+    assert "<svg" in (run / "report.html").read_text()
+    assert output.splitlines()[-1].startswith("glscl: OK run=reference")
+    status = json.loads((run / "status.json").read_text())
+    assert status["state"] == "finished"
+    assert len([path for path in run.iterdir() if path.name.startswith("step_")]) == 2  # checkpoint.keep
+    kept["weights"] = weights(str(run))
+
+
+def test_from_s3_with_a_worker_killed_in_epoch_2(
+    glscl: Callable[..., Any], train_words: Words, clips: Path, bucket: str, kept: dict[str, Any]
+) -> None:
+    for path in sorted(clips.rglob("*")):
+        if path.is_file():
+            storage.upload(str(path), storage.join(bucket, "shards", str(path.relative_to(clips))))
+    command = glscl(*train_words(f"{bucket}/shards", f"{bucket}/runs", "killed"))
+    command.wait_for_step(15)
+    victim = command.workers()[-1]
+    victim.kill()
+    output = command.wait()
+    assert "resumed step=12" in output
+    rows = [json.loads(line) for line in storage.read_bytes(f"{bucket}/runs/killed/metrics.jsonl").splitlines()]
+    steps = [row["step"] for row in rows]
+    assert steps == sorted(set(steps)), "a resumed run's log reads as if nothing had happened"
+    assert weights(f"{bucket}/runs/killed") == kept["weights"]
+    assert storage.exists(f"{bucket}/runs/killed/report.html")
+
+
+def test_driver_killed_in_epoch_2_and_started_again(
+    glscl: Callable[..., Any], train_words: Words, clips: Path, tmp_path: Path, kept: dict[str, Any]
+) -> None:
+    words = train_words(str(clips), str(tmp_path), "again")
+    first = glscl(*words)
+    first.wait_for_step(15)
+    first.kill()
+    output = glscl(*words).wait()
+    assert "resumed step=12" in output
+    assert weights(str(tmp_path / "again")) == kept["weights"]

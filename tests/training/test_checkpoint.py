@@ -1,0 +1,395 @@
+"""Checkpoints: what is saved is what comes back, bit by bit, and what is damaged is not offered."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from glscl.config import RunConfig
+from glscl.errors import UserError
+from glscl.evaluation.saved import ModelCard, load_model, save_model
+from glscl.losses import LossConfig
+from glscl.models import ModelConfig, Retriever
+from glscl.training import checkpoint
+from glscl.training.checkpoint import IncompleteCheckpointError, TrainState
+from glscl.training.engine import backward, build_engine, set_learning_rates
+from glscl.training.global_batch import Batch, backward_global_batch
+from glscl.training.launch import whole_weights
+from glscl.training.options import TrainingConfig
+
+WORLD = 2
+PAIRS, WORDS, FRAMES, SIZE = 4, 8, 2, 16  # pairs of one rank
+BEFORE, AFTER = 2, 2
+CASES = [(stage, precision) for stage in (0, 1, 2, 3) for precision in ("fp32", "bf16")]
+multiprocessing.set_forkserver_preload(["glscl.training.launch"])  # imports once, for all processes
+
+
+def name_of(stage: int, precision: str) -> str:
+    return f"zero{stage}-{precision}"
+
+
+def model_config(clip: str) -> ModelConfig:
+    head = {"queries": 2, "layers": 1, "attention_heads": 2, "feedforward": 16, "dropout": 0.3}
+    return ModelConfig.model_validate(
+        {"clip": clip, "frame_context": "transformer", "context_layers": 1, "max_words": WORDS, "max_frames": FRAMES}
+        | {"heads": {"glscl": head}}
+    )
+
+
+def training_config(stage: int, precision: str) -> TrainingConfig:
+    rates = {"lr_towers": 1e-3, "lr_head": 1e-2}
+    return TrainingConfig.model_validate({"zero_stage": stage, "precision": precision, "num_workers": WORLD, **rates})
+
+
+def engine_of(clip: str, stage: int, precision: str, seed: int, world: int = WORLD) -> Any:
+    torch.manual_seed(seed)
+    return build_engine(Retriever(model_config(clip)), training_config(stage, precision), torch.device("cpu"), world)
+
+
+def batch_of(step: int, rank: int) -> Batch:
+    generator = torch.Generator().manual_seed(100 * step + rank)
+    ids = torch.randint(1, 49000, (PAIRS, WORDS), generator=generator)
+    frames = torch.randint(0, 256, (PAIRS, FRAMES, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8)
+    return Batch(ids, frames, torch.ones(PAIRS, FRAMES, dtype=torch.bool), torch.arange(PAIRS) + PAIRS * rank)
+
+
+def train(engine: Any, config: TrainingConfig, steps: range, rank: int) -> None:
+    engine.train()
+    for step in steps:
+        set_learning_rates(engine, config, step, BEFORE + AFTER)
+        backward_global_batch(engine, partial(backward, engine), LossConfig(), batch_of(step, rank))
+        engine.step()
+
+
+def tensors_in(value: Any, path: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    if isinstance(value, torch.Tensor):
+        yield path, value.detach().clone()
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from tensors_in(item, f"{path}/{key}")
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from tensors_in(item, f"{path}/{index}")
+
+
+def everything(engine: Any) -> dict[str, torch.Tensor]:
+    """Parameters (this rank's part under ZeRO-3), optimiser state, and where the random numbers stand."""
+    parameters = {name: getattr(p, "ds_tensor", p) for name, p in engine.module.named_parameters()}
+    found = dict(tensors_in({"parameters": parameters, "optimiser": engine.optimizer.state_dict()}))
+    return found | {"generator": torch.get_rng_state()}
+
+
+def whole(engine: Any) -> dict[str, torch.Tensor]:
+    import deepspeed
+
+    zero3 = engine.zero_optimization_stage() == 3
+    with deepspeed.zero.GatheredParameters(list(engine.module.parameters())) if zero3 else nullcontext():
+        return {name: tensor.detach().clone() for name, tensor in engine.module.state_dict().items()}
+
+
+def process_group(rank: int, world: int, store: str) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+
+
+def uninterrupted(rank: int, clip: str, folder: str) -> None:
+    """Train, save into a folder of this rank, train on; every case in turn."""
+    process_group(rank, WORLD, f"{folder}/store-1")
+    try:
+        for stage, precision in CASES:
+            engine = engine_of(clip, stage, precision, seed=0)
+            torch.manual_seed(1000 + rank)
+            config = training_config(stage, precision)
+            train(engine, config, range(BEFORE), rank)
+            own = Path(folder, name_of(stage, precision), f"rank-{rank}")
+            own.mkdir(parents=True)
+            checkpoint.save(engine, str(own), TrainState(BEFORE, WORLD, stage, {"seed": 1}, ["f"]), rank)
+            live = whole(engine)
+            if rank == 0:
+                torch.save(live, f"{folder}/{name_of(stage, precision)}/live.pt")
+            train(engine, config, range(BEFORE, BEFORE + AFTER), rank)
+            torch.save(everything(engine), f"{folder}/{name_of(stage, precision)}/end-{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+def resumed(rank: int, clip: str, folder: str) -> None:
+    """Restore in a new process, from other weights and another random state, and train on."""
+    process_group(rank, WORLD, f"{folder}/store-2")
+    try:
+        for stage, precision in CASES:
+            engine = engine_of(clip, stage, precision, seed=5)
+            whole_folder = f"{folder}/{name_of(stage, precision)}/whole"
+            state = checkpoint.check_complete(whole_folder, ranks=[rank])
+            checkpoint.restore(engine, whole_folder, state, rank)
+            train(engine, training_config(stage, precision), range(state.step, BEFORE + AFTER), rank)
+            torch.save(everything(engine), f"{folder}/{name_of(stage, precision)}/resumed-{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+def alone(rank: int, clip: str, folder: str) -> None:
+    """Restore what two ranks saved with ZeRO 0 in one."""
+    process_group(rank, 1, f"{folder}/store-3")
+    try:
+        for precision in ("fp32", "bf16"):
+            engine = engine_of(clip, 0, precision, seed=5, world=1)
+            whole_folder = f"{folder}/{name_of(0, precision)}/whole"
+            checkpoint.restore(engine, whole_folder, checkpoint.check_complete(whole_folder), 0)
+            torch.save(whole(engine), f"{folder}/{name_of(0, precision)}/alone.pt")
+            train(engine, training_config(0, precision), range(BEFORE, BEFORE + 1), 0)
+    finally:
+        dist.destroy_process_group()
+
+
+def start(worker: Callable[..., None], clip: str, folder: Path, world: int = WORLD) -> None:
+    mp.start_processes(worker, args=(clip, str(folder)), nprocs=world, start_method="forkserver")
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("clip") / "checkpoint-test.json"
+    vision = {"image_size": SIZE, "patch_size": 8, "width": 16, "head_width": 8, "layers": 1}
+    text = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+    path.write_text(json.dumps({"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def runs(clip: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every case trained through, with its checkpoint merged as Ray Train merges the ranks' folders."""
+    folder = tmp_path_factory.mktemp("runs")
+    start(uninterrupted, clip, folder)
+    for case in CASES:
+        for rank in range(WORLD):
+            part = folder / name_of(*case)
+            shutil.copytree(part / f"rank-{rank}", part / "whole", dirs_exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def continued(runs: Path, clip: str) -> Path:
+    start(resumed, clip, runs)
+    return runs
+
+
+@pytest.mark.parametrize(("stage", "precision"), CASES)
+def test_resuming_is_bit_identical(stage: int, precision: str, continued: Path) -> None:
+    folder = continued / name_of(stage, precision)
+    for rank in range(WORLD):
+        reference, found = (torch.load(folder / f"{name}-{rank}.pt") for name in ("end", "resumed"))
+        assert found.keys() == reference.keys()
+        assert sum("optimiser" in name for name in reference) >= 2, "moments of the optimiser are compared"
+        different = [name for name, tensor in reference.items() if not torch.equal(tensor, found[name])]
+        assert different == []
+
+
+def test_the_steps_after_the_checkpoint_moved_the_weights(runs: Path) -> None:
+    """Otherwise bit-identity would say nothing."""
+    live = torch.load(runs / "zero0-fp32" / "live.pt")
+    end = torch.load(runs / "zero0-fp32" / "end-0.pt")
+    same = [name for name, tensor in live.items() if torch.equal(tensor, end.get(f"/parameters/{name}", tensor))]
+    assert len(same) < len(live) / 4
+
+
+@pytest.mark.parametrize(("stage", "precision"), CASES)
+def test_whole_weights(stage: int, precision: str, runs: Path, clip: str, tmp_path: Path) -> None:
+    folder = runs / name_of(stage, precision)
+    weights = whole_weights(str(folder / "whole"), stage)
+    live = torch.load(folder / "live.pt")
+    assert weights.keys() == live.keys()
+    for name, tensor in live.items():
+        assert torch.equal(weights[name].to(tensor.dtype), tensor), name
+    if precision == "bf16":
+        assert any(not torch.equal(w.float(), w.bfloat16().float()) for w in weights.values()), "the fp32 originals"
+    card = ModelCard(
+        model=model_config(clip), sample_fps=1.0, decoder="pyav", train_domains=("toy",), step=BEFORE, seed=0, run="r",
+        validation={},
+    )  # fmt: skip
+    save_model(str(tmp_path / "model"), card, weights)
+    model, _ = load_model(str(tmp_path))
+    assert all(torch.equal(tensor, weights[name].float()) for name, tensor in model.state_dict().items())
+
+
+def test_zero_0_goes_on_with_another_number_of_workers(runs: Path, clip: str) -> None:
+    start(alone, clip, runs, world=1)
+    for precision in ("fp32", "bf16"):
+        live, found = (torch.load(runs / name_of(0, precision) / f"{name}.pt") for name in ("live", "alone"))
+        assert all(torch.equal(tensor, found[name]) for name, tensor in live.items())
+
+
+@pytest.fixture
+def damaged(runs: Path, tmp_path: Path) -> Path:
+    """A copy of a good checkpoint, to be damaged."""
+    return Path(shutil.copytree(runs / "zero2-fp32" / "whole", tmp_path / "copy"))
+
+
+def test_a_good_checkpoint_is_complete(damaged: Path) -> None:
+    state = checkpoint.check_complete(str(damaged))
+    assert state == TrainState(BEFORE, WORLD, 2, {"seed": 1}, ["f"])
+
+
+OPTIMISER = "deepspeed/zero_pp_rank_1_mp_rank_00_optim_states.pt"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "state.json",
+        "files-00000.json",
+        "files-00001.json",
+        "generators-00001.safetensors",
+        "deepspeed/mp_rank_00_model_states.pt",
+        OPTIMISER,
+    ],
+)
+def test_a_missing_file_is_named(name: str, damaged: Path) -> None:
+    (damaged / name).unlink()
+    with pytest.raises(IncompleteCheckpointError, match=name):
+        checkpoint.check_complete(str(damaged))
+
+
+@pytest.mark.parametrize("name", ["state.json", "files-00000.json", OPTIMISER])
+def test_a_truncated_file_is_named(name: str, damaged: Path) -> None:
+    data = (damaged / name).read_bytes()
+    (damaged / name).write_bytes(data[: len(data) // 2])
+    with pytest.raises(IncompleteCheckpointError, match=name):
+        checkpoint.check_complete(str(damaged), ranks=[0])  # sizes are looked at whoever wrote the file
+
+
+def test_a_flipped_byte_is_named(damaged: Path) -> None:
+    data = bytearray((damaged / OPTIMISER).read_bytes())
+    data[len(data) // 2] ^= 1
+    (damaged / OPTIMISER).write_bytes(data)
+    with pytest.raises(IncompleteCheckpointError, match=f"{OPTIMISER}: checksum differs"):
+        checkpoint.check_complete(str(damaged))
+    with pytest.raises(IncompleteCheckpointError, match=f"{OPTIMISER}: checksum differs"):
+        checkpoint.check_complete(str(damaged), ranks=[1])
+    checkpoint.check_complete(str(damaged), ranks=[0])  # rank 1 is the one that hashes its own files
+
+
+def test_a_file_of_another_attempt_is_noticed(damaged: Path, runs: Path) -> None:
+    shutil.copy(runs / "zero2-bf16" / "rank-0" / "generators-00000.safetensors", damaged)
+    checkpoint.check_complete(str(damaged))  # the same random state, the same bytes
+    shutil.copy(runs / "zero2-fp32" / "rank-1" / "files-00001.json", damaged / "files-00000.json")
+    (damaged / "generators-00001.safetensors").unlink()
+    with pytest.raises(IncompleteCheckpointError, match="generators-00001"):
+        checkpoint.check_complete(str(damaged))
+
+
+@dataclass
+class Saved:
+    config: dict[str, Any]
+
+    def resume(
+        self, changes: dict[str, Any], world: int = 2, stage: int = 2, manifests: list[str] | None = None
+    ) -> None:
+        state = TrainState(10, 2, stage, self.config, ["a", "b"])
+        config = json.loads(json.dumps(self.config))
+        for key, value in changes.items():
+            section = config
+            *path, last = key.split(".")
+            for part in path:
+                section = section[part]
+            assert last in section, key
+            section[last] = value
+        checkpoint.check_resumable(state, config, manifests or ["a", "b"], world)
+
+
+@pytest.fixture
+def saved() -> Saved:
+    return Saved(RunConfig.model_validate({"data": {"train": ["/x"]}}).model_dump(mode="json"))
+
+
+def test_every_differing_key_is_listed(saved: Saved) -> None:
+    changes = {
+        "seed": 7,
+        "data.train": ["/y"],
+        "data.captions": "one",
+        "data.virtual_streams": 4,
+        "data.sample_fps": 2.5,
+        "model.clip": "glscl-tiny",
+        "model.heads.glscl.tau": 9.0,
+        "model.pretrained": "openai",
+        "loss.intra_diversity.weight": 0.5,
+        "training.lr_head": 0.5,
+        "training.zero_stage": 3,
+        "training.precision": "fp32",
+        "training.global_batch": 64,
+        "training.epochs": 50,
+        "training.weight_decay": 0.0,
+        "training.warmup": 0.5,
+        "training.clip_grad": 0.1,
+    }
+    with pytest.raises(UserError) as caught:
+        saved.resume(changes)
+    message = str(caught.value)
+    assert [key for key in changes if f"{key}: " not in message] == []
+    assert "training.lr_head: 0.0001 -> 0.5" in message
+    assert "\n" not in message
+    assert message.count(" -> ") == len(changes)
+
+
+def test_logging_evaluation_retention_and_machines_are_free(saved: Saved) -> None:
+    saved.resume({})
+    saved.resume(
+        {
+            "name": "x",
+            "storage": "/other",
+            "data.validation": ["/v"],
+            "data.test": ["/t"],
+            "data.loader_workers": 0,
+            "data.prefetch": 9,
+            "data.cache_dir": "/c",
+            "data.max_bad_fraction": 0.5,
+            "model.grad_checkpointing": True,
+            "training.accumulate": 4,
+            "training.log_every": 3,
+            "training.max_failures": 0,
+            "training.cpus_per_worker": 4.0,
+            "checkpoint.every_steps": 5,
+            "checkpoint.keep": 9,
+            "evaluation.batch_size": 3,
+            "evaluation.examples": 0,
+        }
+    )
+
+
+def test_a_key_that_the_saved_configuration_lacks_is_a_difference(saved: Saved) -> None:
+    current = json.loads(json.dumps(saved.config))
+    del saved.config["loss"]["contrastive"]
+    assert checkpoint.differing_keys(saved.config, current) == [
+        f"loss.contrastive: None -> {current['loss']['contrastive']}"
+    ]
+
+
+def test_other_shards_are_refused(saved: Saved) -> None:
+    with pytest.raises(UserError, match=r"data\.train: the shards differ"):
+        saved.resume({}, manifests=["b", "a"])
+
+
+def test_another_number_of_workers(saved: Saved) -> None:
+    saved.resume({"training.num_workers": 4}, world=4, stage=0)
+    for stage in (1, 2, 3):
+        with pytest.raises(UserError, match=r"training\.num_workers is 4 .* resume with --training\.num-workers 2"):
+            saved.resume({"training.num_workers": 4}, world=4, stage=stage)
+
+
+def test_directory_names_sort_by_step_and_differ_by_attempt() -> None:
+    names = [checkpoint.directory_name(step, 2, "a") for step in (9, 10, 100)]
+    assert names == sorted(names)
+    assert len({checkpoint.directory_name(1, world, attempt) for world in (1, 2) for attempt in "ab"}) == 4
