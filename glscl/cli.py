@@ -237,8 +237,10 @@ def _shards_build(words: list[str], program: str) -> str:
         """Frames a second of the re-encoded copy."""
         allow_missing: bool = False
         """Leave out videos whose file is missing (they are listed in the manifest) instead of stopping."""
+        hold_out: int = Field(default=0, ge=0)
+        """Videos to keep apart in a second set, OUTPUT-held-out, for data.validation."""
         seed: int = 0
-        """Of the shuffle of videos over shards."""
+        """Of the shuffle of videos over shards and of the choice of held-out ones."""
         overwrite: bool = False
         """Replace a shard set that is already there."""
 
@@ -247,7 +249,7 @@ def _shards_build(words: list[str], program: str) -> str:
         from glscl.data.benchmarks import benchmark
 
         benchmark(options.benchmark)
-    manifest, notes = build_from_annotations(
+    manifests, notes = build_from_annotations(
         options.benchmark,
         options.annotations,
         options.split,
@@ -257,14 +259,17 @@ def _shards_build(words: list[str], program: str) -> str:
         samples_per_shard=options.samples_per_shard,
         encoding=Encoding(options.short_side, options.fps),
         allow_missing=options.allow_missing,
+        hold_out=options.hold_out,
         seed=options.seed,
         overwrite=options.overwrite,
         session=ray_session,
     )
-    start_panel(program, describe(manifest))
+    for manifest in manifests:
+        start_panel(f"{program}: {manifest.split}", describe(manifest))
     for note in notes:
         print(note)
-    return f"{options.output}: {manifest.videos} videos, {manifest.pairs} pairs in {len(manifest.shards)} shards"
+    sizes = [f"{m.split} {m.videos} videos, {m.pairs} pairs in {len(m.shards)} shards" for m in manifests]
+    return f"{options.output}: {'; '.join(sizes)}"
 
 
 def _shards_verify(words: list[str], program: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from functools import cache
@@ -46,6 +47,8 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     }.items():
         monkeypatch.setenv(key, value)
     s3fs.S3FileSystem.clear_instance_cache()
+    reset = urllib.request.Request(f"http://{host}:{port}/moto-api/reset", method="POST")
+    urllib.request.urlopen(reset).close()  # its state belongs to the process and outlives the server
     boto3.client("s3").create_bucket(Bucket="data")
     yield "s3://data"
     s3fs.S3FileSystem.clear_instance_cache()

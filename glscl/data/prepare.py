@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
@@ -9,6 +10,8 @@ from glscl.data.benchmarks import benchmark, read
 from glscl.data.locate import locate_videos, missing_report
 from glscl.data.shards import Encoding, Manifest, Origin, build_shards, check_output
 from glscl.errors import UserError
+
+HELD_OUT = "-held-out"
 
 
 def build_from_annotations(
@@ -22,11 +25,12 @@ def build_from_annotations(
     samples_per_shard: int,
     encoding: Encoding,
     allow_missing: bool = False,
+    hold_out: int = 0,
     seed: int = 0,
     overwrite: bool = False,
     workers: int | None = None,
     session: Callable[[], AbstractContextManager[None]] = nullcontext,
-) -> tuple[Manifest, list[str]]:
+) -> tuple[list[Manifest], list[str]]:
     """Read annotations, find the video files, write the shards.
 
     Args:
@@ -39,13 +43,16 @@ def build_from_annotations(
         samples_per_shard: videos in one tar.
         encoding: copy or re-encode.
         allow_missing: leave out, and list in the manifest, videos without a file.
+        hold_out: videos kept apart in a second set, ``<output>-held-out``, to choose checkpoints on: most benchmarks
+            have no official part for that which is neither trained nor tested on. Which videos these are depends on
+            their ids and ``seed`` alone.
         seed: of the shuffle over shards.
         overwrite: replace an existing set.
         workers: see `build_shards`.
         session: entered once annotations and files are found to be sound, around the writing; starts Ray, say.
 
     Returns:
-        the manifest, and notes for the user (ids without annotation, missing files).
+        the manifests (two with ``hold_out``), and notes for the user (ids without annotation, missing files).
 
     Raises:
         UserError: missing files or folders, an empty split, or missing videos without ``allow_missing``.
@@ -60,19 +67,36 @@ def build_from_annotations(
             raise UserError(f"{report}; add them, or pass --allow-missing to leave them out")
         notes.append(report)
     records = [record for record in result.records if record.video_id in found]
-    origin = Origin(domain, split, name, reader.version, tuple(result.sources))
-    check_output(records, output, origin, overwrite)
+    if not 0 <= hold_out < len(records):
+        raise UserError(f"--hold-out is {hold_out}; it must be less than the {len(records)} videos of {name} {split}")
+    parts = {"": records}
+    if hold_out:
+        draw = sorted(records, key=lambda record: hashlib.sha256(f"{seed}/{record.video_id}".encode()).digest())
+        apart = {record.video_id for record in draw[:hold_out]}
+        parts = {
+            "": [record for record in records if record.video_id not in apart],
+            HELD_OUT: [record for record in records if record.video_id in apart],
+        }
+    jobs = [
+        (output.rstrip("/") + suffix, Origin(domain, split + suffix, name, reader.version, tuple(result.sources)), part)
+        for suffix, part in parts.items()
+    ]
+    for target, origin, part in jobs:
+        check_output(part, target, origin, overwrite)
     with session():
-        manifest = build_shards(
-            records,
-            found,
-            output,
-            origin,
-            samples_per_shard=samples_per_shard,
-            encoding=encoding,
-            seed=seed,
-            overwrite=overwrite,
-            workers=workers,
-            missing=missing,
-        )
-    return manifest, notes
+        manifests = [
+            build_shards(
+                part,
+                found,
+                target,
+                origin,
+                samples_per_shard=samples_per_shard,
+                encoding=encoding,
+                seed=seed,
+                overwrite=overwrite,
+                workers=workers,
+                missing=missing,
+            )
+            for target, origin, part in jobs
+        ]
+    return manifests, notes

@@ -323,9 +323,7 @@ def build_shards(
     if samples_per_shard < 1:
         raise UserError(f"--samples-per-shard is {samples_per_shard}; it must be at least 1")
     if overwrite:  # the manifest first: until the new one is there, nobody may take the folder for a whole set
-        for name in storage.list_names(output):
-            if name == MANIFEST:
-                storage.remove(storage.join(output, name))
+        storage.remove(storage.join(output, MANIFEST))
         for name in storage.list_names(output):
             if name.startswith("shard-") and name.endswith(".tar"):
                 storage.remove(storage.join(output, name))

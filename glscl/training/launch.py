@@ -291,7 +291,10 @@ def _save_best(config: RunConfig, ready: Preflight, result: Any) -> ModelCard:
 
 
 def whole_weights(folder: str, zero_stage: int) -> dict[str, Any]:
-    """Unsharded fp32 weights of a checkpoint that this project wrote (DeepSpeed's files are pickles)."""
+    """Unsharded weights of a checkpoint that this project wrote (DeepSpeed's files are pickles).
+
+    They are the optimiser's fp32 ones, except under ZeRO 0 with bf16, whose files name only the bf16 ones.
+    """
     import torch
 
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # the driver only reads files

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import uuid
 from typing import Any
 
 from tensorboardX import SummaryWriter
@@ -37,7 +38,12 @@ class RunLog:
             os.path.join(self._folder, METRICS), "".join(json.dumps(row) + "\n" for row in rows).encode()
         )
         self._file = open(os.path.join(self._folder, METRICS), "a", encoding="utf-8")  # noqa: SIM115 (closed in close)
-        self._events = SummaryWriter(os.path.join(self._folder, TENSORBOARD), purge_step=step + 1, flush_secs=30)
+        self._events = SummaryWriter(
+            os.path.join(self._folder, TENSORBOARD),
+            purge_step=step + 1,
+            flush_secs=30,
+            filename_suffix=f".{uuid.uuid4().hex[:8]}",  # else attempts of the same second write the same file
+        )
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Add one row; numbers also become TensorBoard scalars."""
@@ -54,8 +60,11 @@ class RunLog:
             storage.write_bytes(storage.join(self._uri, QUARANTINE), text.encode())
 
     def flush(self) -> None:
-        """Copy to a remote run directory."""
+        """Copy to a remote run directory (TensorBoard's events may lag: its writer has a queue)."""
         self._events.flush()
+        self._copy()
+
+    def _copy(self) -> None:
         if self._scratch is None:
             return
         for folder, _, names in os.walk(self._folder):
@@ -64,10 +73,10 @@ class RunLog:
                 storage.upload(path, storage.join(self._uri, os.path.relpath(path, self._folder)))
 
     def close(self) -> None:
-        """Flush and release."""
-        self.flush()
+        """Write out everything and release."""
         self._file.close()
         self._events.close()
+        self._copy()
         if self._scratch is not None:
             self._scratch.cleanup()
 

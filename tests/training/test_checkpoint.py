@@ -214,7 +214,7 @@ def test_whole_weights(stage: int, precision: str, runs: Path, clip: str, tmp_pa
     assert weights.keys() == live.keys()
     for name, tensor in live.items():
         assert torch.equal(weights[name].to(tensor.dtype), tensor), name
-    if precision == "bf16":
+    if precision == "bf16" and stage > 0:
         assert any(not torch.equal(w.float(), w.bfloat16().float()) for w in weights.values()), "the fp32 originals"
     card = ModelCard(
         model=model_config(clip), sample_fps=1.0, decoder="pyav", train_domains=("toy",), step=BEFORE, seed=0, run="r",

@@ -1,0 +1,396 @@
+"""What a difference between two models is worth: intervals over queries and seeds, correction, and the sentence.
+
+A figure of the study is the mean of a per-query value over Q queries and S trainings that differ in their seed. Both
+are samples: other queries could have been written, other seeds drawn. Queries are resampled (10,000 times, the same
+resamples for every model, so that comparisons are paired). Seeds are too few to be resampled: the bootstrap variance
+of a mean of three is 2/3 of the true one, and its tails are those of a normal distribution. Measured on simulated
+models with three seeds, 95 % intervals of the bootstrap that resamples queries and seeds hold the truth in 99 % of
+cases where seeds hardly matter and in 87 % where they do.
+
+So seeds are treated as a random effect, as readers are in reader studies (Dorfman, Berbaum & Metz 1992; Obuchowski &
+Rockette 1995; degrees of freedom of Hillis 2007). With the two-way analysis of variance of the (S, Q) values::
+
+    V       = seeds + max(queries - residual, 0)
+    seeds   = variance of the S seed means / S               (holds the residual, with S - 1 degrees of freedom)
+    queries = variance of the Q query means / Q              (holds the residual too, so that it is taken off once)
+    df      = V² / (seeds² / (S - 1) + (V - seeds)² / (Q - 1))
+
+Every resample of the queries is one draw of the figure; it gets normal noise for the variance that the queries do
+not explain, and its deviation is multiplied by ``sqrt(df / chi²_df)``, which makes it Student's t. The 2.5 and 97.5 %
+points of the draws are the interval, the share of draws beyond the null value gives the p-value. Differences and
+retention are linearised per query first, and the seed variances of the two models add up (Welch).
+
+Assumed: seeds are exchangeable and independent between the two models compared (if the same seed helps both, the
+interval is too wide, not too narrow); seed effects are not far from normal; queries are independent, or grouped so
+that the groups are (the captions of one video are not). With one seed nothing is known of the differences between
+trainings: the interval then speaks of that one training, and says so. ``tests/evaluation/test_statistics.py`` checks
+the coverage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glscl.evaluation.metrics import Ranks
+
+Array = NDArray[np.floating[Any]]
+Key = TypeVar("Key", bound=Hashable)
+
+LEVEL = 0.95
+_CHUNK = 1 << 22  # resampled queries held at a time
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A metric that is a mean over queries.
+
+    Attributes:
+        unit: of a difference, for sentences.
+        higher_is_better: whether it is.
+        of_ranks: ranks (Q,) -> values (Q,).
+    """
+
+    unit: str
+    higher_is_better: bool
+    of_ranks: Callable[[Array], Array]
+
+
+METRICS: dict[str, Metric] = {
+    "R@1": Metric("points", True, lambda rank: 100.0 * (rank <= 1)),
+    "R@5": Metric("points", True, lambda rank: 100.0 * (rank <= 5)),
+    "R@10": Metric("points", True, lambda rank: 100.0 * (rank <= 10)),
+    "MRR": Metric("points", True, lambda rank: 100.0 / rank),
+    "MnR": Metric("ranks", False, lambda rank: rank),
+}
+"""Metrics by name; R@k and the mean reciprocal rank in per cent. The median rank is no mean and is not among them."""
+
+
+def per_query(ranks: Ranks) -> dict[str, Array]:
+    """Every metric's value of every query, (Q,), whose mean over queries is the metric."""
+    mid = ranks.mid.numpy()
+    return {name: np.asarray(metric.of_ranks(mid), dtype=np.float64) for name, metric in METRICS.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """A metric over seeds. ``deviation`` is the sample standard deviation, None for one seed."""
+
+    mean: float
+    deviation: float | None
+    minimum: float
+    maximum: float
+    seeds: int
+
+
+def over_seeds(values: Any) -> Spread:
+    """Mean and spread of a metric over seeds.
+
+    Args:
+        values: (S,) the metric of each seed, or (S, Q) the values of each seed and query.
+    """
+    means = np.asarray(values, dtype=np.float64)
+    if means.ndim == 2:
+        means = means.mean(1)
+    if means.ndim != 1 or not len(means):
+        raise ValueError(f"values must be (S,) or (S, Q) with at least one seed, not {means.shape}")
+    deviation = float(means.std(ddof=1)) if len(means) > 1 else None
+    return Spread(float(means.mean()), deviation, float(means.min()), float(means.max()), len(means))
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """An estimate, its confidence interval, and what went into it.
+
+    Attributes:
+        estimate: of the data themselves.
+        low: lower end; ``-inf`` is possible for retention.
+        high: upper end.
+        p_value: two-sided, of the null value (difference 0, retention 100 %); None for a mean, which has none.
+        null: the null value.
+        standard_error: of the estimate (of its logarithm, for retention).
+        degrees: of freedom.
+        queries: number of queries.
+        seeds: number of trainings of each model; 0 for one that is not trained, and has no seed.
+    """
+
+    estimate: float
+    low: float
+    high: float
+    p_value: float | None
+    null: float | None
+    standard_error: float
+    degrees: float
+    queries: int
+    seeds: tuple[int, ...]
+
+    @property
+    def excludes_null(self) -> bool:
+        """True if the null value lies outside the interval."""
+        return self.null is not None and not self.low <= self.null <= self.high
+
+    @property
+    def note(self) -> str:
+        """What the interval covers, as a sentence."""
+        if self.low == self.high:
+            return "Every resample gives the same value: the queries show no uncertainty, which does not mean that there is none."
+        covered = f"Over {self.queries:,} queries"
+        trained = [seeds for seeds in self.seeds if seeds]
+        if not trained:
+            return f"{covered}; nothing is trained."
+        if min(trained) == 1:
+            return f"{covered} of one training: how another seed would have fared is not in the interval."
+        return f"{covered} and {' and '.join(map(str, trained))} seeds, as a random effect (Student's t)."
+
+    def to_dict(self) -> dict[str, float | str | None]:
+        """For ``results.json`` and tables."""
+        return {
+            "estimate": self.estimate,
+            "low": self.low,
+            "high": self.high,
+            "p_value": self.p_value,
+            "standard_error": self.standard_error,
+            "degrees": self.degrees,
+            "note": self.note,
+        }
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class System:
+    """One model's values on a test set, with its resampled means; made by `QueryBootstrap.system`.
+
+    Attributes:
+        owner: the bootstrap that made it: only systems of one bootstrap are paired.
+        units: (S, G) values of the resampled units, whose mean over G is the seed's metric.
+        draws: (resamples,) the mean over seeds, of resampled queries.
+        trained: False for a model without training, which has no seed.
+    """
+
+    owner: QueryBootstrap
+    units: Array
+    draws: Array
+    trained: bool
+
+    @property
+    def mean(self) -> float:
+        """The metric, over all queries and seeds."""
+        return float(self.units.mean())
+
+
+class QueryBootstrap:
+    """Paired bootstrap over the queries of one test set and direction.
+
+    Args:
+        queries: number of queries Q, or (Q,) integers that name each query's group, for queries that are not
+            independent: the captions of one video. Groups are resampled whole.
+        resamples: number of resamples; also the resolution of p-values, 2 / (resamples + 1).
+        seed: of the resampling. Results depend on nothing else, not even on the order of calls.
+
+    Raises:
+        ValueError: fewer than two queries or groups.
+    """
+
+    def __init__(self, queries: int | Any, resamples: int = 10_000, seed: int = 0) -> None:
+        names = np.arange(queries) if isinstance(queries, int) else np.asarray(queries)
+        if names.ndim != 1:
+            raise ValueError(f"queries must be a number or (Q,) names of groups, not of shape {names.shape}")
+        sizes: NDArray[np.intp]
+        _, self._group, sizes = np.unique(names, return_inverse=True, return_counts=True)
+        self.queries, self.groups = len(names), len(sizes)
+        if self.groups < 2 or resamples < 1:
+            raise ValueError(f"needs at least 2 independent queries and 1 resample, not {self.groups} and {resamples}")
+        self.resamples, self.seed = resamples, seed
+        self._sizes = sizes.astype(np.float64)
+        self._counts = self._resample()
+
+    def _resample(self) -> NDArray[np.uint8]:
+        """(resamples, G) how often each resample holds each group."""
+        generator = np.random.default_rng([self.seed, 0])
+        counts = np.empty((self.resamples, self.groups), dtype=np.uint8)
+        for rows in self._chunks():
+            drawn = generator.integers(0, self.groups, (rows.stop - rows.start, self.groups))
+            drawn += self.groups * np.arange(len(drawn))[:, None]
+            counts[rows] = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
+        return counts
+
+    def _chunks(self) -> list[slice]:
+        size = max(1, _CHUNK // self.groups)
+        return [slice(start, min(start + size, self.resamples)) for start in range(0, self.resamples, size)]
+
+    def system(self, values: Any, *, trained: bool = True) -> System:
+        """One model's values, resampled.
+
+        Args:
+            values: (S, Q) per-query values of each seed, or (Q,) of one.
+            trained: False for a model without training (zero-shot towers), whose one row is all there is to know.
+
+        Raises:
+            ValueError: of another shape, not finite, or several rows of an untrained model.
+        """
+        table = np.atleast_2d(np.asarray(values, dtype=np.float64))
+        if table.ndim != 2 or table.shape[1] != self.queries or not len(table):
+            raise ValueError(f"values must be (seeds, {self.queries}), not {np.shape(values)}")
+        if not np.isfinite(table).all():
+            raise ValueError("values must be finite")
+        if not trained and len(table) != 1:
+            raise ValueError(f"a model that is not trained has no seeds, but there are {len(table)} rows")
+        sums = np.stack([np.bincount(self._group, row, self.groups) for row in table])
+        columns = np.stack([sums.mean(0), self._sizes], axis=1)
+        totals = np.concatenate([self._counts[rows].astype(np.float64) @ columns for rows in self._chunks()])
+        mean = table.mean()
+        # Groups of unequal size: the mean is a ratio of sums, here linearised. Single queries stay what they are.
+        units = mean + (sums - mean * self._sizes) * (self.groups / self.queries)
+        return System(self, units, totals[:, 0] / totals[:, 1], trained)
+
+    def mean(self, system: System, bounds: tuple[float, float] = (-np.inf, np.inf)) -> Interval:
+        """The metric itself. Its interval is cut at ``bounds``, what the metric can be at all."""
+        deviations = system.draws - system.mean
+        return self._interval([system], [system.units], system.mean, deviations, None, lambda x: np.clip(x, *bounds))
+
+    def difference(self, first: System, second: System) -> Interval:
+        """``first - second``, paired over queries. Lift is the difference from a system that is not trained."""
+        estimate = first.mean - second.mean
+        deviations = first.draws - second.draws - estimate
+        return self._interval([first, second], [first.units, -second.units], estimate, deviations, 0.0, lambda x: x)
+
+    def retention(self, transferred: System, in_domain: System) -> Interval | None:
+        """What is left of ``in_domain`` after training elsewhere: ``100 * transferred / in_domain``, in per cent.
+
+        Both are tested on the same queries; the interval is that of the logarithm, for values that are not negative.
+
+        Returns:
+            None if either figure is 0: then there is no ratio, or none with an interval.
+        """
+        top, base = transferred.mean, in_domain.mean
+        if top <= 0 or base <= 0:
+            return None
+        with np.errstate(divide="ignore", invalid="ignore"):  # a resample may hold no hit: retention 0 or infinite
+            deviations = np.nan_to_num(
+                np.log(transferred.draws / in_domain.draws), nan=0.0, posinf=np.inf, neginf=-np.inf
+            )
+        estimate = float(np.log(top / base))
+        parts = [transferred.units / top, -in_domain.units / base]
+        systems = [transferred, in_domain]
+        return self._interval(systems, parts, estimate, deviations - estimate, 0.0, lambda x: 100.0 * np.exp(x))
+
+    def _interval(
+        self,
+        systems: Sequence[System],
+        parts: Sequence[Array],
+        estimate: float,
+        deviations: Array,
+        null: float | None,
+        scale: Callable[[Any], Any],
+    ) -> Interval:
+        """The interval of a sum of seed means: ``parts`` (S, G) are each system's linearised share of it.
+
+        ``deviations`` (resamples,) are the statistic's under resampled queries; ``scale``, increasing, takes estimate,
+        null value and ends to the unit that they are told in.
+        """
+        if any(system.owner is not self for system in systems):
+            raise ValueError("the systems belong to another bootstrap, so they are not paired over these queries")
+        variance, queries, degrees = _variance(parts)
+        generator = np.random.default_rng([self.seed, 1])
+        draws = deviations * min(1.0, np.sqrt(variance / queries)) if queries > 0 else deviations
+        draws = draws + generator.standard_normal(self.resamples) * np.sqrt(max(0.0, variance - queries))
+        draws = draws * np.sqrt(degrees / generator.chisquare(degrees, self.resamples)) + estimate
+        low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="inverted_cdf")  # may be infinite
+        p_value = None
+        if null is not None:
+            beyond = min(int((draws <= null).sum()), int((draws >= null).sum()))
+            p_value = min(1.0, 2 * (beyond + 1) / (self.resamples + 1))
+        return Interval(
+            estimate=float(scale(estimate)),
+            low=float(scale(low)),
+            high=float(scale(high)),
+            p_value=p_value,
+            null=None if null is None else float(scale(null)),
+            standard_error=float(np.sqrt(variance)),
+            degrees=degrees,
+            queries=self.queries,
+            seeds=tuple(len(system.units) if system.trained else 0 for system in systems),
+        )
+
+
+def _variance(parts: Sequence[Array]) -> tuple[float, float, float]:
+    """Variance of a sum of means over independent seeds and common queries.
+
+    Args:
+        parts: (S, G) linearised values per system; the number of seeds may differ.
+
+    Returns:
+        the variance, its part that resampling the queries shows (both with the residual), and degrees of freedom.
+    """
+    groups = parts[0].shape[1]
+    queries = float(np.sum([part.mean(0) for part in parts], axis=0).var(ddof=1)) / groups
+    seeds = residual = penalty = 0.0
+    for part in parts:
+        count = len(part)
+        if count > 1:
+            between = float(part.mean(1).var(ddof=1)) / count
+            rest = part - part.mean(0) - part.mean(1, keepdims=True) + part.mean()
+            residual += float(np.square(rest).sum()) / ((count - 1) * (groups - 1)) / (count * groups)
+            penalty += between**2 / (count - 1)
+            seeds += between
+    sampled = max(queries - residual, 0.0)
+    variance = seeds + sampled
+    penalty += sampled**2 / (groups - 1)
+    return variance, queries, variance**2 / penalty if penalty > 0 else float(groups - 1)
+
+
+def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:
+    """Holm's step-down correction for a family of comparisons (Holm 1979): adjusted p-values, in the order given.
+
+    Raises:
+        ValueError: a p-value is not between 0 and 1.
+    """
+    if any(not 0 <= p <= 1 for p in p_values.values()):
+        raise ValueError(f"p-values must lie between 0 and 1, not {sorted(p_values.values())}")
+    adjusted: dict[Key, float] = {}
+    largest = 0.0
+    for position, (key, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
+        largest = max(largest, min(1.0, (len(p_values) - position) * p))
+        adjusted[key] = largest
+    return {key: adjusted[key] for key in p_values}
+
+
+def claim(
+    difference: Interval, first: str, second: str, metric: str, where: str = "", adjusted_p: float | None = None
+) -> str:
+    """The sentence that a difference allows, and no more.
+
+    Args:
+        difference: `QueryBootstrap.difference` of ``first`` and ``second``.
+        first: name of the first model.
+        second: name of the second.
+        metric: key of `METRICS`.
+        where: test set or condition, as in ``"on activitynet"``.
+        adjusted_p: of `holm`; a difference that does not survive the correction is not shown either.
+    """
+    kind = METRICS[metric]
+    place = f" {where}" if where else ""
+    numbers = _signed(difference.estimate, difference.low, difference.high)
+    figures = f"{numbers[0]} {kind.unit} (95 % interval {numbers[1]} to {numbers[2]})"
+    if not difference.excludes_null:
+        verdict = f"No difference shown between {first} and {second} in {metric}{place}: {figures}."
+    elif adjusted_p is not None and adjusted_p > 1 - LEVEL:
+        verdict = (
+            f"No difference shown between {first} and {second} in {metric}{place}: {figures}, "
+            f"but p = {adjusted_p:.2g} after Holm's correction for the other comparisons."
+        )
+    else:
+        better = (difference.estimate > 0) == kind.higher_is_better
+        verdict = f"{first} is {'better' if better else 'worse'} than {second} in {metric}{place}: {figures}."
+    return f"{verdict} {difference.note}"
+
+
+def _signed(*values: float) -> list[str]:
+    """Numbers with sign, all to the same decimals: one, or as many as keep a number that is not 0 from reading 0."""
+    decimals = 1
+    while decimals < 4 and any(value != 0 and round(abs(value), decimals) == 0 for value in values):
+        decimals += 1
+    return [f"{value:+.{decimals}f}".replace("-", "−") if round(value, decimals) else "0" for value in values]
