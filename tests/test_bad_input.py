@@ -147,7 +147,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "empty split": (
         lambda s: _edit(s / "manifest.json", lambda m: m.update(shards=[], videos=0, pairs=0)),
-        r"manifest\.json: domain 'toy' split 'train' is empty",
+        r"manifest\.json: domain 'broken' split 'train' is empty",
     ),
 }
 
@@ -158,7 +158,7 @@ def test_damaged_shard_set(
 ) -> None:
     """As training set, as test set of a run and of an evaluation, and to the verifier."""
     damage, says = DAMAGES[name]
-    broken = Path(make_shards(captions=[2] * 12, per_shard=3).uri)
+    broken = Path(make_shards("broken", captions=[2] * 12, per_shard=3).uri)
     sound = make_shards("sound", captions=[2] * 12, per_shard=3).uri
     damage(broken)
     for words in (
@@ -187,12 +187,13 @@ def test_tar_that_changed_under_its_manifest(refused: Refuse, shards: Path) -> N
 @pytest.fixture
 def annotated(tmp_path: Path, make_video: Callable[..., bytes]) -> Path:
     """A folder with ``train.jsonl`` of two videos, and the videos."""
-    (tmp_path / "videos").mkdir()
+    folder = tmp_path / "annotated"
+    (folder / "videos").mkdir(parents=True)
     for name in "ab":
-        (tmp_path / "videos" / f"{name}.mp4").write_bytes(make_video())
+        (folder / "videos" / f"{name}.mp4").write_bytes(make_video())
     rows = [{"video_id": name, "caption": f"text of {name}"} for name in "ab"]
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return tmp_path
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return folder
 
 
 def _missing(folder: Path) -> None:
@@ -210,7 +211,8 @@ def _missing(folder: Path) -> None:
         ({}, _missing, "1 of 2 .*--allow-missing"),
         ({"output": "{}/train.jsonl/sub"}, None, "{}/train.jsonl/sub: cannot be written.*--output"),
         ({"samples-per-shard": "0"}, None, "samples_per_shard = 0"),
-        ({"benchmark": "msrvtt"}, None, "{}"),
+        ({"benchmark": "msrvtt"}, None, "msrvtt has no split 'train', did you mean 'train_9k'"),
+        ({"benchmark": "msrvtt", "split": "train_9k"}, None, "{}.*no such file"),
     ],
 )
 def test_shards_build(
@@ -388,14 +390,11 @@ def test_bucket_that_is_not_there(
     assert refused(*train("--data.train", f"{gone}/x")).startswith(f"{gone}/x/manifest.json: no such file")
     assert refused(*train("--data.test", f"{bucket}/x")).startswith(f"{bucket}/x/manifest.json: no such file")
     assert "no trained model there" in refused("eval", "--run", f"{gone}/run", "--test", shards)
+    build = ["--benchmark", "jsonl", "--annotations", annotated, "--split", "train", "--videos", annotated / "videos"]
     for words, knob in (
         (train("--storage", gone), "--storage"),
         (["eval", "--run", model, "--test", shards, "--output", f"{gone}/out"], "--output"),
-        (
-            ["shards", "build", "--benchmark", "jsonl", "--annotations", annotated, "--split", "train"]
-            + ["--videos", annotated / "videos", "--output", f"{gone}/out"],
-            "--output",
-        ),
+        (["shards", "build", *build, "--output", f"{gone}/out"], "--output"),
     ):
         message = refused(*words)
         assert message.startswith(gone)

@@ -57,15 +57,20 @@ class FrameContext(nn.Module):
         Raises:
             UserError: more frames than the position table has rows.
         """
-        videos, length, _ = frames.shape
+        length = frames.shape[1]
         if length > self.position_embeddings.num_embeddings:
             raise UserError(
                 f"{length} frames, but this model's frame positions end at {self.position_embeddings.num_embeddings}: "
                 "raise model.max_frames before training, or lower it now"
             )
-        x: Tensor = frames + self.position_embeddings(torch.arange(length, device=frames.device))
-        hidden = (~frame_mask.bool()).to(x.dtype)[:, None, None, :] * _HIDDEN
-        mask = hidden.expand(videos, self.heads, length, length).reshape(-1, length, length)
+        positions = self.position_embeddings(torch.arange(length, device=frames.device))
+        return frames + self.attend(frames + positions, frame_mask)
+
+    def attend(self, x: Tensor, mask: Tensor) -> Tensor:
+        """The blocks alone, of sequences (N, L, D) that have their positions, with their mask (N, L)."""
+        sequences, length, _ = x.shape
+        hidden = (~mask.bool()).to(x.dtype)[:, None, None, :] * _HIDDEN
+        bias = hidden.expand(sequences, self.heads, length, length).reshape(-1, length, length)
         for block in self.resblocks:
-            x = block(x, attn_mask=mask)
-        return frames + x
+            x = block(x, attn_mask=bias)
+        return x

@@ -47,6 +47,7 @@ FREE_KEYS = (
     "training.num_workers",
     "training.use_gpu",
     "training.cpus_per_worker",
+    "training.wait_for_nodes_s",
     "training.log_every",
     "training.max_failures",
     "training.accumulate",

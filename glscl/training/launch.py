@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -173,22 +174,37 @@ def ray_session() -> Iterator[None]:
         ray.shutdown()
 
 
-def check_resources(workers: int, cpus_per_worker: float, use_gpu: bool) -> None:
-    """Refuse what the cluster can never give (Ray would wait for ever).
+def check_resources(workers: int, cpus_per_worker: float, use_gpu: bool, wait_s: float = 0.0) -> None:
+    """Refuse what the cluster does not have (Ray would wait for ever), after giving an autoscaler time to bring it.
 
     Raises:
         UserError: naming the knob.
     """
     import ray
+    from ray.autoscaler.sdk import request_resources
 
-    there = ray.cluster_resources()
-    for kind, per_worker in (("CPU", cpus_per_worker), ("GPU", float(use_gpu))):
-        if workers * per_worker > there.get(kind, 0.0):
-            raise UserError(
-                f"{workers} workers x {per_worker:g} {kind} are asked for and the cluster has "
-                f"{there.get(kind, 0.0):g}: lower training.num_workers"
-                + (" or training.cpus_per_worker" if kind == "CPU" else " or set training.use_gpu to false")
-            )
+    wanted = {"CPU": workers * cpus_per_worker} | ({"GPU": float(workers)} if use_gpu else {})
+
+    def lacking() -> list[str]:
+        there = ray.cluster_resources()
+        return [
+            f"{amount:g} {kind} (there: {there.get(kind, 0.0):g})"
+            for kind, amount in wanted.items()
+            if amount > there.get(kind, 0.0)
+        ]
+
+    deadline = time.monotonic() + wait_s
+    if wait_s and lacking():
+        bundle = {"CPU": max(1, round(cpus_per_worker))} | ({"GPU": 1} if use_gpu else {})
+        request_resources(bundles=[bundle] * workers)
+        while lacking() and time.monotonic() < deadline:
+            time.sleep(1.0)
+        request_resources(bundles=[])  # the workers' own placement group keeps the nodes from here on
+    if missing := lacking():
+        raise UserError(
+            f"{workers} workers need {' and '.join(missing)}: lower training.num_workers or training.cpus_per_worker, "
+            f"set training.use_gpu to false, or raise training.wait_for_nodes_s where the cluster can grow"
+        )
 
 
 def train(config: RunConfig, ready: Preflight) -> dict[str, Any]:
@@ -206,7 +222,7 @@ def train(config: RunConfig, ready: Preflight) -> dict[str, Any]:
         ray.train.TrainingFailedError: the worker group failed more often than ``training.max_failures``.
     """
     training = config.training
-    check_resources(training.num_workers, training.cpus_per_worker, training.use_gpu)
+    check_resources(training.num_workers, training.cpus_per_worker, training.use_gpu, training.wait_for_nodes_s)
     storage.write_json(storage.join(config.run_directory, CONFIG), config.model_dump(mode="json"))
     result = _fit(config)
     card = _save_best(config, ready, result)

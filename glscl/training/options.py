@@ -45,6 +45,8 @@ class TrainingConfig(Options):
     """One GPU and NCCL per worker; otherwise CPU and gloo."""
     cpus_per_worker: float = Field(default=1.0, gt=0)
     """CPUs that Ray reserves per worker; loader workers run inside this share."""
+    wait_for_nodes_s: float = Field(default=0.0, ge=0)
+    """Seconds that an autoscaling cluster is given to bring the nodes these workers need; 0 refuses at once."""
     log_every: int = Field(default=20, ge=1)
     """Steps between two log lines."""
     max_failures: int = Field(default=3, ge=-1)

@@ -2,6 +2,24 @@
 
 from __future__ import annotations
 
-from glscl.models.heads.base import Features, Head, head_class, head_names, register_head
+from glscl.models.heads.base import (
+    Features,
+    Head,
+    HeadFacts,
+    LengthTiedHead,
+    build_head,
+    head_class,
+    head_names,
+    register_head,
+)
 
-__all__ = ["Features", "Head", "head_class", "head_names", "register_head"]
+__all__ = [
+    "Features",
+    "Head",
+    "HeadFacts",
+    "LengthTiedHead",
+    "build_head",
+    "head_class",
+    "head_names",
+    "register_head",
+]

@@ -4,15 +4,43 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar, TypeVar
+from dataclasses import dataclass
+from typing import ClassVar, Literal, TypeVar
 
+import torch
+from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from glscl.errors import UserError
 from glscl.models.registry import Registry
 from glscl.options import Options as BaseOptions
 
 Features = dict[str, Tensor]
 """What a head caches: named tensors that share their leading dimension, one row per text or per video."""
+
+Length = Literal["words", "frames"]
+
+
+@dataclass(frozen=True)
+class HeadFacts:
+    """What a head is and costs at some number of words and frames.
+
+    Attributes:
+        parameters: number of its parameters.
+        length_tied: which lengths its parameters are tied to.
+        multiply_adds: see `Head.multiply_adds`.
+        implemented_multiply_adds: see `Head.implemented_multiply_adds`.
+        text_cache: shape of each tensor cached per text.
+        video_cache: shape of each tensor cached per video.
+    """
+
+    parameters: int
+    length_tied: tuple[Length, ...]
+    multiply_adds: int
+    implemented_multiply_adds: int
+    text_cache: dict[str, tuple[int, ...]]
+    video_cache: dict[str, tuple[int, ...]]
 
 
 class Head(nn.Module, ABC):
@@ -25,19 +53,28 @@ class Head(nn.Module, ABC):
     Attributes:
         Options: the head's section of the configuration.
         name: the name it is registered under.
-        length_tied: True where a parameter's shape depends on the number of tokens or frames, so that the trained
-            head cannot be used at other lengths.
-        provides: names of caches, present for texts and videos alike, that loss terms may ask for ("concepts").
+        length_tied: the lengths that a parameter's shape depends on, so that the trained head cannot be used at
+            others; such heads are `LengthTiedHead`s.
+        parts: names of the scores whose mean is the similarity, where there are several. Such a head's ``forward``
+            takes a third argument, ``parts``: where true it returns those scores (A, B, P) instead.
+        provides: what loss terms may ask for: names of caches, present for texts and videos alike ("concepts"), and
+            "score_parts" of a head that has parts.
+        width: D.
     """
 
     Options: ClassVar[type[BaseOptions]]
     name: ClassVar[str]
-    length_tied: ClassVar[bool] = False
+    length_tied: ClassVar[tuple[Length, ...]] = ()
+    parts: ClassVar[tuple[str, ...]] = ()
     provides: tuple[str, ...] = ()
 
     @abstractmethod
     def __init__(self, width: int, options: BaseOptions) -> None:
         super().__init__()
+        self.width = width
+
+    def initialise_from(self, text: TextTransformer) -> None:  # noqa: B027 (most heads have nothing to copy)
+        """Copy from the text tower what the head's authors start from it; nothing by default."""
 
     @abstractmethod
     def encode_text(self, sentence: Tensor, tokens: Tensor, token_mask: Tensor) -> Features:
@@ -68,6 +105,69 @@ class Head(nn.Module, ABC):
     def forward(self, text: Features, video: Features) -> Tensor:
         """Score A cached texts against B cached videos: similarities (A, B), float32."""
 
+    def multiply_adds(self, words: int, frames: int) -> int:
+        """Multiply-adds per pair, everything cached that depends on one text or one video alone.
+
+        That of the head's equations as its authors' code evaluates them, products of matrices and vectors only. A
+        head that does not say is counted.
+        """
+        text, video = self._caches_of_zeros(words, frames)
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            self(text, video)
+        return int(counter.get_total_flops()) // 2
+
+    def implemented_multiply_adds(self, words: int, frames: int) -> int:
+        """Multiply-adds per pair of ``forward``, as torch's counter sees them; fewer where the algebra is better."""
+        return self.multiply_adds(words, frames)
+
+    def facts(self, words: int, frames: int) -> HeadFacts:
+        """What the head is and costs at these lengths."""
+        text, video = self._caches_of_zeros(words, frames)
+        return HeadFacts(
+            parameters=sum(parameter.numel() for parameter in self.parameters()),
+            length_tied=self.length_tied,
+            multiply_adds=self.multiply_adds(words, frames),
+            implemented_multiply_adds=self.implemented_multiply_adds(words, frames),
+            text_cache={name: tuple(tensor.shape[1:]) for name, tensor in text.items()},
+            video_cache={name: tuple(tensor.shape[1:]) for name, tensor in video.items()},
+        )
+
+    @torch.no_grad()
+    def _caches_of_zeros(self, words: int, frames: int) -> tuple[Features, Features]:
+        """Caches of one text and one video whose features are zero."""
+        like = next(self.parameters(), torch.zeros(()))
+        text = self.encode_text(
+            like.new_zeros(1, self.width), like.new_zeros(1, words, self.width), like.new_ones(1, words)
+        )
+        return text, self.encode_video(like.new_zeros(1, frames, self.width), like.new_ones(1, frames))
+
+
+class LengthTiedHead(Head):
+    """A head with parameters whose shapes are numbers of words or frames; `length_tied` says of which.
+
+    Attributes:
+        words: tokens of every text.
+        frames: frames of every video.
+    """
+
+    @abstractmethod
+    def __init__(self, width: int, options: BaseOptions, lengths: tuple[int, int]) -> None:
+        super().__init__(width, options)
+        self.words, self.frames = lengths
+
+    def check_length(self, what: Length, found: int) -> None:
+        """Refuse another length than the one the parameters have.
+
+        Raises:
+            UserError: the lengths differ.
+        """
+        own = getattr(self, what)
+        if found != own:
+            raise UserError(
+                f"head '{self.name}' has parameters for {own} {what} and cannot take {found}: keep model.max_{what} "
+                f"at {own} for this model, or train it with {found}"
+            )
+
 
 HeadType = TypeVar("HeadType", bound=type[Head])
 _registry: Registry[type[Head]] = Registry("head", "glscl.models.heads", "glscl.heads")
@@ -96,3 +196,19 @@ def head_class(name: str) -> type[Head]:
         UserError: no head has that name.
     """
     return _registry.get(name)
+
+
+def build_head(name: str, width: int, options: BaseOptions, lengths: tuple[int, int]) -> Head:
+    """Build a head; only one that is tied to lengths is told them.
+
+    Args:
+        name: name it is registered under.
+        width: feature width D.
+        options: its section of the configuration.
+        lengths: words of every text and frames of every video.
+
+    Raises:
+        UserError: no head has that name, or its options do not fit the width.
+    """
+    cls = head_class(name)
+    return cls(width, options, lengths) if issubclass(cls, LengthTiedHead) else cls(width, options)

@@ -102,6 +102,16 @@ class GLSCL(Head):
             local = self.options.local_weight * self.local_similarity(text, video)
             return self.global_similarity(text, video) + local if self.options.use_global else local
 
+    def multiply_adds(self, words: int, frames: int) -> int:
+        """``2FD + D`` for the pooled video and its cosine, ``KD`` for the concepts."""
+        pooled = (2 * frames + 1) * self.width if self.options.use_global else 0
+        return pooled + (self.options.queries * self.width if self.options.use_local else 0)
+
+    def implemented_multiply_adds(self, words: int, frames: int) -> int:
+        """``FD + F²`` with the Gram matrix, ``KD`` for the concepts."""
+        pooled = frames * self.width + frames**2 if self.options.use_global else 0
+        return pooled + (self.options.queries * self.width if self.options.use_local else 0)
+
     def global_similarity(self, text: Features, video: Features) -> Tensor:
         """Cosine of each text and the video pooled for it: (A, B)."""
         sentence = text["sentence"].float().T  # (D, A)

@@ -41,3 +41,7 @@ class MeanPool(Head):
         """Cosines (A, B)."""
         with torch.autocast(text["sentence"].device.type, enabled=False):
             return text["sentence"] @ video["pooled"].T
+
+    def multiply_adds(self, words: int, frames: int) -> int:
+        """One dot product: D."""
+        return self.width

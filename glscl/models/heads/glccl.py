@@ -1,0 +1,127 @@
+"""GLCCL: four scores with video features pooled anew for the sentence and for every word."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from glscl.models.heads.base import Features, LengthTiedHead, register_head
+from glscl.models.heads.scoring import attend_over_scores, score_by_tiles
+from glscl.options import Options
+
+_LEAST_SQUARED_NORM = 1e-12
+
+
+class GLCCLOptions(Options):
+    """Head of GLCCL (arXiv 2605.17959): global-local interaction without parameters, four scores. Tied to words."""
+
+    tau: float = Field(5.0, gt=0)
+    """Temperature of the pooling over frames (τ)."""
+    mask_padding: bool = True
+    """Leave padded words and frames out of every score; false uses them, as the authors' code does."""
+
+
+@register_head("glccl")
+class GLCCL(LengthTiedHead):
+    """Mean of sentence-video, word-video, sentence-frame and word-frame scores (JingXiaolun/GLCCL).
+
+    A text's queries are its sentence and its words, ``q_0 = s`` and ``q_w``. Each pools the video for itself:
+    ``g_i = norm(Σ_f α_if v_f)`` with ``α_i = softmax_f(q_i · v_f / τ)``. With unit ŝ, ŵ and
+    ``att_M(x) = Σ_i [softmax(x / 0.01) M]_i x_i`` the scores are ``(ŝ G) · g_0``, ``att(ŵ · g_0)``, ``att(ŝ · g_w)``
+    and half the sum of two two-level attentions over ``Z_tu = (ŵ_t L) · g_u``.
+
+    Every product with a pooled feature is a mixture of products with frames, and ``|Σ_f α_f v_f|² = αᵀ V Vᵀ α`` with
+    a Gram matrix per video: the texts × videos × words × D tensor of pooled features is never built.
+    """
+
+    Options = GLCCLOptions
+    length_tied = ("words",)
+    parts = ("sentence_video", "word_video", "sentence_frame", "word_frame")
+    provides = ("score_parts",)
+
+    def __init__(self, width: int, options: GLCCLOptions, lengths: tuple[int, int]) -> None:
+        super().__init__(width, options, lengths)
+        self.options = options
+        self.global_mat_weight, self.local_mat_weight = (nn.Parameter(torch.eye(width)) for _ in range(2))
+        self.word_logit_weight, self.word_frame_logit_weight = (nn.Parameter(torch.eye(self.words)) for _ in range(2))
+        self.word_mat_weight, self.word_frame_mat_weight, self.word_mat_weight2, self.word_frame_mat_weight2 = (
+            nn.Parameter(torch.eye(self.words)) for _ in range(4)
+        )
+
+    def encode_text(self, sentence: Tensor, tokens: Tensor, token_mask: Tensor) -> Features:
+        """Queries (A, 1 + W, D), their norms (A, 1 + W), mapped unit queries (ŝ G, ŵ L) and the mask (A, W).
+
+        Raises:
+            UserError: another number of tokens than the head was built for.
+        """
+        self.check_length("words", tokens.shape[1])
+        with torch.autocast(tokens.device.type, enabled=False):
+            queries = torch.cat([sentence.unsqueeze(1), tokens], 1).float()
+            unit = F.normalize(queries, dim=-1)
+            mapped = torch.cat(
+                [unit[:, :1] @ self.global_mat_weight.float(), unit[:, 1:] @ self.local_mat_weight.float()], 1
+            )
+            return {
+                "queries": queries,
+                "norms": queries.norm(dim=-1).clamp_min(_LEAST_SQUARED_NORM),
+                "mapped": mapped,
+                "token_mask": token_mask.bool() | (not self.options.mask_padding),
+            }
+
+    def encode_video(self, frames: Tensor, frame_mask: Tensor) -> Features:
+        """Frame features (B, F, D), their Gram matrix (B, F, F) and mask (B, F)."""
+        with torch.autocast(frames.device.type, enabled=False):
+            gram = frames.float() @ frames.float().transpose(1, 2)
+        return {
+            "frames": frames,
+            "gram": gram,
+            "frame_mask": frame_mask.bool() | (not self.options.mask_padding),
+        }
+
+    def forward(self, text: Features, video: Features, parts: bool = False) -> Tensor:
+        """Means of the four scores (A, B); the scores (A, B, 4) themselves where ``parts`` is true."""
+        largest = (1 + self.words) * max(video["frames"].shape[1], self.words)
+        scores = score_by_tiles(self._scores, text, video, largest)
+        return scores if parts else scores.mean(-1)
+
+    def multiply_adds(self, words: int, frames: int) -> int:
+        """``2(1 + W)FD`` for pooling, ``(1 + 2W + W²) D`` for products, ``4W² + 2W³`` for the learned matrices."""
+        pooling = 2 * (1 + words) * frames * self.width
+        return pooling + (1 + words) ** 2 * self.width + 4 * words**2 + 2 * words**3
+
+    def implemented_multiply_adds(self, words: int, frames: int) -> int:
+        """``2(1 + W)FD`` for products with frames, ``(1 + W)(F² + F) + W(1 + W)F`` to mix them, and the matrices."""
+        mixing = (1 + words) * (frames**2 + frames) + words * (1 + words) * frames
+        return 2 * (1 + words) * frames * self.width + mixing + 4 * words**2 + 2 * words**3
+
+    def _scores(self, text: Features, video: Features) -> Tensor:
+        frames, real, words = video["frames"].float(), video["frame_mask"][:, None], text["token_mask"][:, None]
+        products = torch.einsum("aqd,bfd->abqf", text["queries"], frames)
+        logits = (products / self.options.tau).masked_fill(~real, torch.finfo(torch.float32).min)
+        weights = logits.softmax(-1) * real
+        squared = ((weights @ video["gram"]) * weights).sum(-1)
+        weights = weights * squared.clamp_min(_LEAST_SQUARED_NORM).rsqrt().unsqueeze(-1)  # of unit pooled features
+
+        unit = products / text["norms"][:, None, :, None]
+        mapped = torch.einsum("aqd,bfd->abqf", text["mapped"], frames)
+        for_sentence, for_words = weights[:, :, :1], weights[:, :, 1:]
+        with_video = unit[:, :, 1:] @ for_sentence.transpose(2, 3)  # (a, b, W, 1)
+        with_frames = for_words @ unit[:, :, :1].transpose(2, 3)
+        fine = mapped[:, :, 1:] @ for_words.transpose(2, 3)  # (a, b, t, u): word t, video for word u
+        of_views = attend_over_scores(fine.transpose(2, 3), words[:, :, None], self.word_mat_weight.float())
+        of_words = attend_over_scores(fine, words[:, :, None], self.word_frame_mat_weight.float())
+        return torch.stack(
+            [
+                (mapped[:, :, :1] @ for_sentence.transpose(2, 3)).flatten(2).squeeze(-1),
+                attend_over_scores(with_video.squeeze(-1), words, self.word_logit_weight.float()),
+                attend_over_scores(with_frames.squeeze(-1), words, self.word_frame_logit_weight.float()),
+                (
+                    attend_over_scores(of_views, words, self.word_frame_mat_weight2.float())
+                    + attend_over_scores(of_words, words, self.word_mat_weight2.float())
+                )
+                / 2,
+            ],
+            -1,
+        )

@@ -1,0 +1,63 @@
+"""Temporal transformer, then mean pooling: CLIP4Clip's ``seqTransf`` as a head."""
+
+from __future__ import annotations
+
+from open_clip.transformer import TextTransformer
+from pydantic import Field
+from torch import Tensor
+
+from glscl.errors import UserError
+from glscl.models.frame_context import FrameContext
+from glscl.models.heads.base import Features, register_head
+from glscl.models.heads.mean_pool import MeanPool
+from glscl.options import Options
+
+
+class SeqTransformerOptions(Options):
+    """Head of CLIP4Clip with sequential transformer: frames see each other before they are averaged."""
+
+    layers: int = Field(4, ge=1)
+    """Layers of the transformer over the frames."""
+    attention_heads: int | None = Field(None, ge=1)
+    """Attention heads; one per 64 of the feature width where not given."""
+    positions: int = Field(77, ge=1)
+    """Rows of the frame position table, the most frames that the head can take."""
+
+
+@register_head("seq_transformer")
+class SeqTransformer(MeanPool):
+    """Mean pooling of contextual frame features (ArrowLuo/CLIP4Clip, ``sim_header seqTransf``).
+
+    The same model as ``mean_pool`` with ``frame_context: transformer``; as a head it can be compared with the others
+    under one frame context.
+    """
+
+    Options = SeqTransformerOptions
+
+    def __init__(self, width: int, options: SeqTransformerOptions) -> None:
+        super().__init__(width, options)
+        self.positions = options.positions
+        heads = options.attention_heads or max(1, width // 64)
+        if width % heads:
+            raise UserError(
+                f"model.heads.seq_transformer.attention_heads: {heads} does not divide the feature width {width} of "
+                "the clip towers"
+            )
+        self.context = FrameContext(width, options.layers, heads, options.positions)
+
+    def initialise_from(self, text: TextTransformer) -> None:
+        """Positions and layers start as the text tower's first, as far as their shapes agree."""
+        self.context.initialise_from(text)
+
+    def encode_video(self, frames: Tensor, frame_mask: Tensor) -> Features:
+        """Unit mean of the unit contextual frame features (B, D).
+
+        Raises:
+            UserError: more frames than positions.
+        """
+        if frames.shape[1] > self.positions:
+            raise UserError(
+                f"model.heads.seq_transformer.positions: {frames.shape[1]} frames, but the position table has "
+                f"{self.positions} rows; raise it before training, or lower model.max_frames"
+            )
+        return super().encode_video(self.context(frames, frame_mask), frame_mask)
