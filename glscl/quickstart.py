@@ -12,7 +12,7 @@ from glscl.data.toy import write_toy
 
 SEED = 0
 SETS = (
-    ("toy_clips", "train", 1500),
+    ("toy_clips", "train", 1600),
     ("toy_clips", "dev", 100),
     ("toy_clips", "test", 200),
     ("toy_stories", "test", 200),

@@ -9,6 +9,7 @@ belongs to a head that the project does not have.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 from glscl.errors import UserError
+from glscl.evaluation.normalise import qb_norm
 from glscl.losses import LossConfig, LossInputs, compute_losses
 from glscl.losses.inter_consistency import parts
-from glscl.models.heads import Head, head_class
+from glscl.models.heads import Head, build_head, head_class
 
 ABSOLUTE = 1e-5  # similarities, concepts
 RELATIVE = 1e-4  # losses, gradients: of the tensor's largest entry
@@ -61,24 +63,80 @@ def load(path: str | Path) -> Case:
         return Case(file.metadata() or {}, groups["input"], groups["param"], groups["expected"])
 
 
-def build(case: Case) -> Head:
-    """The project's head with the recorded options and parameters, in training mode without dropout."""
+def _glscl_options(case: Case) -> dict[str, Any]:
     meta = case.metadata
-    cls = head_class(meta["head"])
-    options: dict[str, Any] = {}
-    if meta["head"] == "glscl":
-        options = {
-            "tau": float(meta["tau"]),
-            "local_weight": float(meta["lam"]),
-            "queries": int(meta["queries"]),
-            "layers": int(meta["layers"]),
-            "attention_heads": int(meta["heads"]),
-            "feedforward": int(meta["feedforward"]),
-            "dropout": 0.0,
-            "mask_padding": False,
-        }
-    head = cls(int(meta["width"]), cls.Options(**options))
-    head.load_state_dict(case.params)
+    return {
+        "tau": float(meta["tau"]),
+        "local_weight": float(meta["lam"]),
+        "queries": int(meta["queries"]),
+        "layers": int(meta["layers"]),
+        "attention_heads": int(meta["heads"]),
+        "feedforward": int(meta["feedforward"]),
+        "dropout": 0.0,
+        "mask_padding": False,
+    }
+
+
+def _transformer_options(case: Case, table: str) -> dict[str, Any]:
+    """Options of CLIP4Clip's transformers; ``table`` is the position table's name."""
+    layers, heads = int(case.metadata["layers"]), int(case.metadata["heads"])
+    return {"layers": layers, "attention_heads": heads, "positions": len(case.params[table])}
+
+
+_TIGHT_POSITIONS = "cross.embeddings.position_embeddings.weight"
+
+OPTIONS: dict[str, Callable[[Case], dict[str, Any]]] = {
+    "mean_pool": lambda case: {},
+    "glscl": _glscl_options,
+    "glccl": lambda case: {"tau": float(case.metadata["tau"]), "mask_padding": False},
+    "seq_transformer": lambda case: _transformer_options(case, "frame_position_embeddings.weight"),
+    "tight_transformer": lambda case: _transformer_options(case, _TIGHT_POSITIONS) | {"dropout": 0.0},
+    "xpool": lambda case: {"attention_heads": int(case.metadata["heads"]), "dropout": 0.0, "mask_padding": False},
+    "wti": lambda case: {"mask_padding": False},
+    "xclip": lambda case: {"mask_padding": False},
+    "dicosa": lambda case: {
+        "tau": float(case.metadata["tau"]),
+        "centers": int(case.metadata["centers"]),
+        "mask_padding": False,
+    },
+}
+"""From a case to the options of the project's head."""
+
+RENAMED: dict[str, tuple[tuple[str, str], ...]] = {
+    "seq_transformer": (("frame_position_embeddings", "context.position_embeddings"), ("transformerClip", "context")),
+    "tight_transformer": (
+        ("cross.embeddings.", "context."),
+        ("cross.transformer.", "context."),
+        ("cross.pooler.", ""),
+        ("similarity_dense.", "similarity."),
+    ),
+    "xpool": (("cross_attn.", ""),),
+    "dicosa": (("weight_fc.0.", "hidden."), ("weight_fc.2.", "weight.")),
+}
+"""Beginnings of the authors' parameter names, and the project's in their place; other names are equal."""
+
+
+def rename(head: str, name: str) -> str:
+    """The project's name of an authors' parameter."""
+    for theirs, ours in RENAMED.get(head, ()):
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    return name
+
+
+def build(case: Case) -> Head:
+    """The project's head with the recorded options and parameters, in training mode without dropout.
+
+    Raises:
+        UserError: the project has no such head, or this script cannot set it up.
+    """
+    name = case.metadata["head"]
+    cls = head_class(name)
+    if name not in OPTIONS:
+        raise UserError(f"head '{name}' is not covered: say in OPTIONS how its recorded options are set")
+    lengths = case.inputs["text_tokens"].shape[1], case.inputs["frames"].shape[1]
+    head = build_head(name, int(case.metadata["width"]), cls.Options.model_validate(OPTIONS[name](case)), lengths)
+    head.load_state_dict({rename(name, key): tensor for key, tensor in case.params.items()})
     return head.train()
 
 
@@ -92,6 +150,10 @@ def compute(case: Case) -> dict[str, Tensor]:
     video = head.encode_video(inputs["frames"], inputs["frame_mask"])
     similarity = head(text, video)
     found = {"similarity": similarity}
+    if head.parts:
+        parts = head(text, video, parts=True)
+        found |= {f"scores.{name}": parts[..., index] for index, name in enumerate(head.parts)}
+        found |= _consistency_loss(parts)
     if case.metadata["head"] == "glscl":
         found |= {
             "global_similarity": head.global_similarity(text, video),
@@ -108,6 +170,29 @@ def compute(case: Case) -> dict[str, Tensor]:
         if tensor.grad is not None:
             found[f"grad.{name}"] = tensor.grad
     return {name: tensor.detach() for name, tensor in found.items()}
+
+
+def compute_order(case: Case) -> dict[str, Tensor]:
+    """The ranking of videos per text after query-bank normalisation, which is no head but is recorded like one."""
+    scores = qb_norm(
+        case.inputs["similarity"],
+        case.inputs["bank_similarity"],
+        beta=float(case.metadata["temperature"]),
+        top_k=int(case.metadata["top_k"]),
+        threshold=int(case.metadata["activation_threshold"]),
+    )
+    return {"order": scores.argsort(dim=1, descending=True, stable=True)}
+
+
+def _consistency_loss(parts: Tensor) -> dict[str, Tensor]:
+    """The score consistency loss, from which the logit scale cancels, where every text has its video."""
+    if parts.shape[0] != parts.shape[1]:
+        return {}
+    pairs = torch.eye(len(parts), dtype=torch.bool)
+    similarity = parts.mean(-1)
+    config = LossConfig.model_validate({"contrastive_score_consistency": {"weight": 1.0}})
+    losses = compute_losses(config, LossInputs(similarity, similarity, pairs, pairs, {}, {}, parts=parts))
+    return {"contrastive_score_consistency_loss": losses["contrastive_score_consistency"]}
 
 
 def _losses(
@@ -146,7 +231,9 @@ def compare(path: str | Path) -> list[Difference]:
         UserError: the project has no such head, or it has no such parameters.
     """
     case = load(path)
-    found = compute(case)
+    if "head" not in case.metadata:
+        raise UserError(f"not covered: {Path(path).name} records no head")
+    found = compute_order(case) if case.metadata["head"] == "qb_norm" else compute(case)
     differences = []
     for key, expected in sorted(case.expected.items()):
         relative = key.startswith(("grad.", "inter_consistency_")) or key.endswith("_loss")

@@ -91,7 +91,10 @@ def test_train(words: list[str], says: str, refused: Refuse, train: Callable[...
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("loss: {contrastiv: {weight: 1}}", "unknown key 'loss.contrastiv', did you mean 'loss.contrastive'"),
+        (
+            "loss: {contrastive: {wieght: 1}}",
+            "unknown key 'loss.contrastive.wieght', did you mean 'loss.contrastive.weight'",
+        ),
         (
             "model: {heads: {glscl: {tua: 3}}}",
             "unknown key 'model.heads.glscl.tua', did you mean 'model.heads.glscl.tau'",

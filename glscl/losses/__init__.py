@@ -3,6 +3,15 @@
 from __future__ import annotations
 
 from glscl.losses.base import LossInputs, Term, register_term
-from glscl.losses.total import LossConfig, applicable_terms, compute_losses, term_names
+from glscl.losses.total import LossConfig, applicable_terms, compute_losses, needs_score_parts, term_names
 
-__all__ = ["LossConfig", "LossInputs", "Term", "applicable_terms", "compute_losses", "register_term", "term_names"]
+__all__ = [
+    "LossConfig",
+    "LossInputs",
+    "Term",
+    "applicable_terms",
+    "compute_losses",
+    "needs_score_parts",
+    "register_term",
+    "term_names",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import Field
@@ -32,6 +32,9 @@ class LossInputs:
         column_positives: (N, n) bool, the same for ``columns``.
         text: the head's caches of all texts, leading dimension N.
         video: the head's caches of all videos, leading dimension N.
+        parts: scores (n, N, P) whose mean, times the logit scale, is ``rows``; None where no term asked for them.
+        first: index of the first own pair: own pairs are ``first`` to ``first + n - 1``.
+        mean_over_ranks: from a tensor to its mean over the ranks, with gradients; the identity in one process.
     """
 
     rows: Tensor
@@ -40,6 +43,9 @@ class LossInputs:
     column_positives: Tensor
     text: Features
     video: Features
+    parts: Tensor | None = None
+    first: int = 0
+    mean_over_ranks: Callable[[Tensor], Tensor] = field(default=lambda tensor: tensor)
 
 
 TermFunction = Callable[[Any, LossInputs], Tensor]
@@ -51,9 +57,10 @@ class Term:
 
     Attributes:
         options: class of its section of the configuration.
-        needs: caches that the head must provide for texts and videos.
+        needs: what the head must provide: caches of texts and videos, or "score_parts".
         function: from (options, inputs) to the unweighted loss, a scalar. Averaged over the ranks it must be the
-            loss of the global batch: a mean over own rows and columns, or anything computed from the caches alone.
+            loss of the global batch: a mean over own rows and columns, or anything computed from the caches and
+            from ``mean_over_ranks`` of such means.
     """
 
     options: type[TermOptions]

@@ -37,7 +37,7 @@ def applicable_terms(config: LossConfig, head: Head) -> tuple[tuple[str, ...], t
     """Which terms a head can be trained with.
 
     Returns:
-        names of the terms that are on and apply, and of those that are on but need a cache the head does not provide.
+        names of the terms that are on and apply, and of those that are on but need what the head does not provide.
     """
     wanted = _switched_on(config)
     fit = [name for name, term, _ in wanted if set(term.needs) <= set(head.provides)]
@@ -47,19 +47,27 @@ def applicable_terms(config: LossConfig, head: Head) -> tuple[tuple[str, ...], t
 def compute_losses(config: LossConfig, inputs: LossInputs) -> dict[str, Tensor]:
     """Every applicable term that is on, times its weight, under its name; and their sum under "total".
 
-    Terms whose caches the head does not provide are left out, as `applicable_terms` says.
+    Terms whose needs the head does not provide are left out, as `applicable_terms` says.
 
     Raises:
         UserError: no term is left.
     """
+    given = inputs.text.keys() & inputs.video.keys()
+    if inputs.parts is not None and inputs.parts.shape[-1] > 1:
+        given |= {"score_parts"}
     losses = {
         name: options.weight * term.function(options, inputs)
         for name, term, options in _switched_on(config)
-        if set(term.needs) <= inputs.text.keys() & inputs.video.keys()
+        if set(term.needs) <= given
     }
     if not losses:
         raise UserError("loss: no term is on that this head can be trained with; give a term a weight above 0")
     return {**losses, "total": sum(losses.values(), start=next(iter(losses.values())).new_zeros(()))}
+
+
+def needs_score_parts(config: LossConfig) -> bool:
+    """Whether a term that is on asks for the scores that the similarity is the mean of."""
+    return any("score_parts" in term.needs for _, term, _ in _switched_on(config))
 
 
 def _switched_on(config: LossConfig) -> list[tuple[str, Term, TermOptions]]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from glscl.errors import UserError
 from glscl.models.frame_context import FrameContext
-from glscl.models.heads.base import Features, Head, head_class, head_names
+from glscl.models.heads.base import Features, Head, build_head, head_class, head_names
 from glscl.models.towers import Towers
 from glscl.options import Options
 
@@ -50,6 +50,9 @@ class ModelConfig(Options):
     """Tokens of a caption, start and end included; longer captions are cut."""
     max_frames: int = Field(12, ge=1)
     """Frames of a video."""
+    position_std: float | None = Field(None, gt=0)
+    """Standard deviation of the picture's and the frames' position tables at the start of training from random
+    weights; none leaves open_clip's small one. Small towers see motion much sooner with a large one (0.4)."""
     grad_checkpointing: bool = False
     """Recompute the towers' activations in the backward pass: less memory, about a third more time."""
 
@@ -78,8 +81,8 @@ class _ClampLog(torch.autograd.Function):
 class Retriever(nn.Module):
     """Text-video retrieval model.
 
-    Training goes through ``model(mode, ...)`` (so that an engine's hooks run); `encode_text`, `encode_video`, `score`
-    and `scale` are the same things as plain methods.
+    Training goes through ``model(mode, ...)`` (so that an engine's hooks run); `encode_text`, `encode_video`, `score`,
+    `score_parts` and `scale` are the same things as plain methods.
 
     Args:
         config: what to build. Random weights come from torch's global generator: seed it first.
@@ -111,22 +114,38 @@ class Retriever(nn.Module):
             positions = max(self.towers.context_length, config.max_frames)
             self.frame_context = FrameContext(width, config.context_layers, heads, positions)
             self.frame_context.initialise_from(text)
-        cls = head_class(config.head)
-        self.head: Head = cls(width, getattr(config.heads, config.head))
+        if config.position_std is not None:
+            self._spread_positions(config.position_std)
+        lengths = (config.max_words, config.max_frames)
+        self.head: Head = build_head(config.head, width, getattr(config.heads, config.head), lengths)
+        self.head.initialise_from(self.towers.text)
+
+    @torch.no_grad()
+    def _spread_positions(self, std: float) -> None:
+        if self.config.pretrained is not None:
+            raise UserError("model.position_std is for random weights: leave it out where model.pretrained is given")
+        table = getattr(self.towers.visual, "positional_embedding", None)
+        if table is None:
+            raise UserError(f"model.position_std: the image tower of {self.config.clip} has no position table")
+        table.normal_(std=std)
+        if self.frame_context is not None:
+            self.frame_context.position_embeddings.weight.normal_(std=std)
 
     @property
     def frame_size(self) -> int:
         """Height and width in pixels of the frames that the image tower takes."""
         return self.towers.frame_size
 
-    def forward(self, mode: Literal["text", "video", "score", "scale"], *args: Any) -> Any:
-        """Run one of `encode_text` ("text"), `encode_video` ("video"), `score` and `scale`."""
+    def forward(self, mode: Literal["text", "video", "score", "score_parts", "scale"], *args: Any) -> Any:
+        """Run one of `encode_text` ("text"), `encode_video` ("video"), `score`, `score_parts` and `scale`."""
         if mode == "text":
             return self.encode_text(*args)
         if mode == "video":
             return self.encode_video(*args)
         if mode == "score":
             return self.score(*args)
+        if mode == "score_parts":
+            return self.score_parts(*args)
         return self.scale()
 
     def encode_text(self, token_ids: Tensor) -> Features:
@@ -143,6 +162,12 @@ class Retriever(nn.Module):
     def score(self, text: Features, video: Features) -> Tensor:
         """Similarities (A, B), float32, before the logit scale."""
         return cast(Tensor, self.head(text, video))
+
+    def score_parts(self, text: Features, video: Features) -> Tensor:
+        """The scores (A, B, P), float32, whose mean is the similarity; one for a head that has a single score."""
+        if not self.head.parts:
+            return self.score(text, video).unsqueeze(-1)
+        return cast(Tensor, self.head(text, video, parts=True))
 
     def scale(self) -> Tensor:
         """The logit scale (1,), float32, at most 100.

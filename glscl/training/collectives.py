@@ -14,6 +14,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def rank() -> int:
+    """Index of this process, 0 without a process group."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
 def gather(tensor: Tensor) -> Tensor:
     """Concatenate the ranks' tensors along dimension 0, in rank order, on every rank.
 
@@ -28,6 +33,11 @@ def gather(tensor: Tensor) -> Tensor:
 def gather_features(features: dict[str, Tensor]) -> dict[str, Tensor]:
     """`gather` of every tensor."""
     return {name: gather(tensor) for name, tensor in features.items()}
+
+
+def mean_over_ranks(tensor: Tensor) -> Tensor:
+    """Mean of the ranks' tensors, on every rank; the gradient is that of `gather`."""
+    return gather(tensor.unsqueeze(0)).mean(0)
 
 
 def mean_gradient(tensor: Tensor) -> Tensor:

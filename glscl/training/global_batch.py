@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from glscl.errors import UserError
-from glscl.losses import LossConfig, LossInputs, compute_losses
+from glscl.losses import LossConfig, LossInputs, compute_losses, needs_score_parts
 from glscl.models.heads.base import Features
-from glscl.training.collectives import gather, gather_features, mean_gradient, world_size
+from glscl.training.collectives import gather, gather_features, mean_gradient, mean_over_ranks, rank, world_size
 
 Call = Callable[..., Any]
 """A `Retriever`, or an engine around one: called with a mode and that mode's arguments."""
@@ -67,7 +67,7 @@ def step_loss(call: Call, config: LossConfig, text: Features, video: Features, v
     """Loss terms of the global batch, as this rank's part of their mean over the ranks.
 
     Args:
-        call: scores ("score") and gives the logit scale ("scale").
+        call: scores ("score", "score_parts") and gives the logit scale ("scale").
         config: the terms.
         text: caches of this rank's b texts.
         video: caches of this rank's b videos, in the same order; every rank has the same b.
@@ -81,7 +81,8 @@ def step_loss(call: Call, config: LossConfig, text: Features, video: Features, v
     all_ids = gather(video_ids)
     all_text, all_video = gather_features(text), gather_features(video)
     # Copies, because ZeRO-3's hooks replace the tensors inside the dictionaries that they see.
-    rows = scale * call("score", dict(text), dict(all_video))
+    parts = call("score_parts", dict(text), dict(all_video)) if needs_score_parts(config) else None
+    rows = scale * (call("score", dict(text), dict(all_video)) if parts is None else parts.mean(-1))
     columns = rows if world_size() == 1 else scale * call("score", dict(all_text), dict(video))
     return compute_losses(
         config,
@@ -92,6 +93,9 @@ def step_loss(call: Call, config: LossConfig, text: Features, video: Features, v
             column_positives=all_ids[:, None] == video_ids[None, :],
             text=all_text,
             video=all_video,
+            parts=parts,
+            first=rank() * len(video_ids),
+            mean_over_ranks=mean_over_ranks,
         ),
     )
 

@@ -62,11 +62,28 @@ def test_no_two_test_videos_share_a_caption(domain: str) -> None:
 
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_records_do_not_depend_on_the_count_but_on_the_seed(domain: str) -> None:
-    assert toy_records(domain, "train", 300, 1)[:50] == toy_records(domain, "train", 50, 1)
+    assert toy_records(domain, "test", 200, 1)[:50] == toy_records(domain, "test", 50, 1)
+    assert toy_records(domain, "test", 50, 1) != toy_records(domain, "test", 50, 2)
     assert toy_records(domain, "train", 50, 1) != toy_records(domain, "train", 50, 2)
-    longer = toy_records(domain, "train", toy_capacity(domain, "train") + 1, 1)
-    assert longer[-1].attributes == longer[0].attributes
-    assert longer[-1].captions != longer[0].captions or longer[-1].duration != longer[0].duration
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_training_goes_round_its_combinations_with_other_videos(domain: str) -> None:
+    capacity = toy_capacity(domain, "train")
+    records = toy_records(domain, "train", 2 * capacity, 1)
+    first, second = records[:capacity], records[capacity:]
+    assert len({combination(record.attributes) for record in first}) == capacity
+    assert [record.attributes for record in first] == [record.attributes for record in second]
+    assert [record.captions for record in first] != [record.captions for record in second]
+    few = toy_records(domain, "train", 60, 1)
+    assert len({combination(record.attributes) for record in few}) == 60
+    assert {record.attributes["colour"] for record in few} == {record.attributes["colour"] for record in records}
+
+
+def test_training_clips_lie_beside_others_that_differ_in_motion_only() -> None:
+    records = toy_records("toy_clips", "train", 400, 1)
+    looks = [{k: v for k, v in r.attributes.items() if k not in ("movement", "order")} for r in records]
+    assert sum(one == two for one, two in itertools.pairwise(looks)) > 250
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
@@ -138,7 +155,7 @@ def test_a_single_frame_position_does_not_tell_the_direction() -> None:
     """Opposite movements visit the same places: their mean position over time is the same."""
     means: dict[str, list[float]] = {"left": [], "right": []}
     for record in toy_records("toy_clips", "train", 300, 6):
-        if record.attributes["movement"] in means and record.attributes["change"] == "grows":
+        if record.attributes["movement"] in means and record.attributes["change"] in ("grows", "shrinks"):
             frames, _ = pictures(render_video("toy_clips", record, 6))
             where = centres(frames)[:, 0]
             means[record.attributes["movement"]].append((where.min() + where.max()) / 2)

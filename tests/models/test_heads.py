@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from glscl.errors import UserError
-from glscl.models.heads import Features, Head, head_class, head_names
+from glscl.models.heads import Features, Head, build_head, head_class, head_names, scoring
 from glscl.models.heads.glscl import GLSCL, GLSCLOptions
+from glscl.models.heads.mean_pool import MeanPool
 from glscl.models.retriever import HeadsConfig
+from glscl.models.towers import Towers
 
 WIDTH = 16
 
@@ -19,9 +23,22 @@ def _glscl(**options: object) -> GLSCL:
     return GLSCL(WIDTH, GLSCLOptions.model_validate(defaults | options))
 
 
-def _build(name: str) -> Head:
+def _build(name: str, words: int = 6, frames: int = 4, **options: object) -> Head:
+    """A head without dropout whose parameters are away from their initial values."""
+    torch.manual_seed(0)
     cls = head_class(name)
-    return _glscl() if name == "glscl" else cls(WIDTH, cls.Options())
+    small = {
+        "glscl": {"queries": 3, "layers": 1, "attention_heads": 2, "feedforward": 32, "dropout": 0.0},
+        "seq_transformer": {"layers": 2, "attention_heads": 2},
+        "tight_transformer": {"layers": 2, "attention_heads": 2, "dropout": 0.0},
+        "xpool": {"attention_heads": 2, "dropout": 0.0},
+        "dicosa": {"centers": 4},
+    }.get(name, {})
+    head = build_head(name, WIDTH, cls.Options.model_validate(small | options), (words, frames))
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return head
 
 
 def _inputs(texts: int = 5, videos: int = 7, words: int = 6, length: int = 4) -> tuple[torch.Tensor, ...]:
@@ -90,6 +107,36 @@ def test_blocks_score_as_the_whole(name: str) -> None:
     assert torch.allclose(torch.cat(rows), whole, atol=1e-6)
 
 
+@pytest.mark.parametrize("tile", [1, 90, 1500])
+@pytest.mark.parametrize("name", head_names())
+def test_tiles_score_as_the_whole(name: str, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    head = _build(name)
+    results = []
+    for size in (scoring.TILE, tile):
+        monkeypatch.setattr(scoring, "TILE", size)
+        features = [x.requires_grad_() if x.is_floating_point() else x for x in _inputs()]
+        similarity = head(*_encode(head, *features))
+        head.zero_grad()
+        (similarity * torch.linspace(-1, 1, 35).view(5, 7)).sum().backward()
+        grads = [x.grad for x in (*features, *head.parameters()) if x.grad is not None]
+        results.append([similarity, *grads])
+    assert len(results[0]) == len(results[1]) > 1
+    for whole, tiled in zip(*results, strict=True):
+        assert torch.allclose(whole, tiled, rtol=0, atol=1e-5 * max(1.0, whole.abs().max().item()))
+
+
+def test_a_head_per_pair_never_holds_more_than_a_tile(monkeypatch: pytest.MonkeyPatch) -> None:
+    head = _build("tight_transformer")
+    text, video = _encode(head, *_inputs(texts=20, videos=30))
+    per_pair = 4 * (1 + 4) * WIDTH
+    monkeypatch.setattr(scoring, "TILE", 50 * per_pair)
+    pairs: list[int] = []
+    head.context.resblocks[0].register_forward_hook(lambda module, inputs, output: pairs.append(len(output)))
+    head(text, video)
+    assert sum(pairs) == 600
+    assert max(pairs) <= 50
+
+
 @pytest.mark.parametrize("name", head_names())
 def test_padding_has_no_influence(name: str) -> None:
     head = _build(name).eval()
@@ -99,6 +146,29 @@ def test_padding_has_no_influence(name: str) -> None:
     frames = frames.masked_fill(~frame_mask.unsqueeze(-1), 50.0)
     after = head(*_encode(head, sentence, tokens, token_mask, frames, frame_mask))
     assert torch.allclose(before, after, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", head_names())
+def test_padding_is_as_good_as_absent(name: str) -> None:
+    sentence, tokens, _, frames, _ = _inputs()
+    long, short = _build(name, 6, 4).eval(), _build(name, 4, 3).eval()
+    given = long.state_dict()
+    short.load_state_dict(  # matrices over words or frames are cut
+        {key: given[key][tuple(slice(size) for size in own.shape)] for key, own in short.state_dict().items()}
+    )
+    token_mask, frame_mask = (torch.arange(n) < kept for n, kept in ((6, 4), (4, 3)))
+    padded = long(*_encode(long, sentence, tokens, token_mask.expand(5, 6), frames, frame_mask.expand(7, 4)))
+    cut = short(
+        *_encode(short, sentence, tokens[:, :4], torch.ones(5, 4), frames[:, :3], torch.ones(7, 3, dtype=torch.bool))
+    )
+    assert torch.allclose(padded, cut, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["glccl", "xclip", "xpool", "wti", "dicosa"])
+def test_authors_use_of_padding_can_be_had(name: str) -> None:
+    inputs = _inputs()
+    one, other = (head(*_encode(head, *inputs)) for head in (_build(name), _build(name, mask_padding=False)))
+    assert not torch.allclose(one, other, atol=1e-4)
 
 
 def test_padding_is_attended_to_where_asked() -> None:
@@ -130,3 +200,138 @@ def test_bf16_stays_near_fp32() -> None:
     expected = head(*_encode(head, *inputs))
     found = head.bfloat16()(*_encode(head, *(x.bfloat16() if x.is_floating_point() else x for x in inputs)))
     assert (found - expected).abs().max() < 0.05
+
+
+@pytest.mark.parametrize(("name", "what"), [("xclip", "words"), ("xclip", "frames"), ("glccl", "words")])
+def test_another_length_is_refused_with_the_numbers(name: str, what: str) -> None:
+    head = _build(name, words=6, frames=4)
+    assert what in head.length_tied
+    words, length = (9, 4) if what == "words" else (6, 9)
+    own = {"words": 6, "frames": 4}[what]
+    with pytest.raises(
+        UserError, match=rf"head '{name}' has parameters for {own} {what} and cannot take 9.*max_{what}"
+    ):
+        _encode(head, *_inputs(words=words, length=length))
+
+
+@pytest.mark.parametrize("name", head_names())
+def test_lengths_that_no_parameter_has_are_free(name: str) -> None:
+    head = _build(name)
+    words, length = 6 if "words" in head.length_tied else 9, 4 if "frames" in head.length_tied else 9
+    assert head(*_encode(head, *_inputs(words=words, length=length))).shape == (5, 7)
+
+
+@pytest.mark.parametrize("name", ["seq_transformer", "tight_transformer"])
+def test_more_frames_than_positions_is_refused_with_the_knob(name: str) -> None:
+    with pytest.raises(UserError, match=rf"model\.heads\.{name}\.positions: 4 frames"):
+        head = _build(name, positions=3)
+        _encode(head, *_inputs())
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("seq_transformer", {"attention_heads": 3}),
+        ("tight_transformer", {"attention_heads": 3}),
+        ("xpool", {"attention_heads": 3}),
+        ("dicosa", {"centers": 3}),
+    ],
+)
+def test_options_that_do_not_divide_the_width_are_refused(name: str, option: dict[str, int]) -> None:
+    with pytest.raises(UserError, match=rf"model\.heads\.{name}\.{next(iter(option))}: 3 does not divide"):
+        _build(name, **option)
+
+
+@pytest.mark.parametrize("name", ["seq_transformer", "tight_transformer"])
+def test_transformer_heads_start_from_the_text_tower(name: str) -> None:
+    towers = Towers("glscl-tiny")
+    cls = head_class(name)
+    head = build_head(name, towers.width, cls.Options(), (32, 12))
+    head.initialise_from(towers.text)
+    assert torch.equal(head.context.position_embeddings.weight, towers.text.positional_embedding)
+
+
+def test_glccl_is_its_equations_with_every_pooled_feature_written_out() -> None:
+    head = _build("glccl", mask_padding=False, tau=0.7)
+    s, w, _, v, _ = _inputs()
+
+    def pooled(query: torch.Tensor) -> torch.Tensor:
+        weights = (torch.einsum("ad,bfd->abf", query, v) / 0.7).softmax(-1)
+        return F.normalize(torch.einsum("abf,bfd->abd", weights, v), dim=-1)
+
+    def attended(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+        return ((x / 0.01).softmax(-1) @ matrix * x).sum(-1)
+
+    for_s, for_w = pooled(s), torch.stack([pooled(w[:, i]) for i in range(6)], 2)
+    s, w = F.normalize(s, dim=-1), F.normalize(w, dim=-1)
+    fine = torch.einsum("atd,abud->abtu", w @ head.local_mat_weight, for_w)
+    expected = [
+        torch.einsum("ad,abd->ab", s @ head.global_mat_weight, for_s),
+        attended(torch.einsum("awd,abd->abw", w, for_s), head.word_logit_weight),
+        attended(torch.einsum("ad,abwd->abw", s, for_w), head.word_frame_logit_weight),
+        attended(attended(fine.mT, head.word_mat_weight), head.word_frame_mat_weight2) / 2
+        + attended(attended(fine, head.word_frame_mat_weight), head.word_mat_weight2) / 2,
+    ]
+    caches = _encode(head, *_inputs())
+    assert torch.allclose(head(*caches, parts=True), torch.stack(expected, -1), atol=1e-5)
+    assert torch.allclose(head(*caches), torch.stack(expected).mean(0), atol=1e-5)
+
+
+def _counted(head: Head, words: int, length: int) -> float:
+    """Multiply-adds per pair that torch counts while three texts meet five videos."""
+    features = torch.randn(3, head.width), torch.randn(3, words, head.width), torch.ones(3, words)
+    with torch.no_grad():
+        text = head.encode_text(*features)
+        video = head.encode_video(torch.randn(5, length, head.width), torch.ones(5, length))
+        with FlopCounterMode(display=False) as counter:
+            head(text, video)
+    return counter.get_total_flops() / 2 / 15
+
+
+@pytest.mark.parametrize("lengths", [(6, 4), (5, 9)])
+@pytest.mark.parametrize("name", head_names())
+def test_declared_multiply_adds_are_those_that_torch_counts(name: str, lengths: tuple[int, int]) -> None:
+    head = _build(name, *lengths).eval()
+    assert head.implemented_multiply_adds(*lengths) == _counted(head, *lengths)
+    assert head.implemented_multiply_adds(*lengths) <= head.multiply_adds(*lengths)
+
+
+@pytest.mark.parametrize(
+    ("name", "short", "long"),
+    [
+        ("mean_pool", 512, 512),
+        ("seq_transformer", 512, 512),
+        ("glscl", 16_896, 72_192),
+        ("wti", 196_608, 2_097_152),
+        ("xclip", 238_880, 2_703_872),
+        ("xpool", 537_088, 590_336),
+        ("glccl", 1_032_704, 6_963_712),
+        ("tight_transformer", 164_500_000, 835_500_000),
+    ],
+)
+def test_multiply_adds_of_the_methods_at_their_usual_sizes(name: str, short: int, long: int) -> None:
+    """12 frames and 32 words, and 64 of both, at feature width 512 (counted from the authors' code)."""
+    for words, length, queries, expected in ((32, 12, 8, short), (64, 64, 12, long)):
+        cls = head_class(name)
+        options = cls.Options.model_validate({"queries": queries} if name == "glscl" else {})
+        with torch.device("meta"):
+            head = build_head(name, 512, options, (words, length))
+        assert head.multiply_adds(words, length) == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_head_that_does_not_declare_its_multiply_adds_is_counted() -> None:
+    class Plain(MeanPool):
+        multiply_adds = Head.multiply_adds
+
+    assert Plain(WIDTH, MeanPool.Options()).multiply_adds(6, 4) == WIDTH
+
+
+@pytest.mark.parametrize("name", head_names())
+def test_facts(name: str) -> None:
+    head = _build(name)
+    facts = head.facts(6, 4)
+    assert facts.parameters == sum(parameter.numel() for parameter in head.parameters())
+    assert facts.length_tied == head.length_tied
+    for cache, shapes in zip(_encode(head, *_inputs()), (facts.text_cache, facts.video_cache), strict=True):
+        assert {key: tuple(tensor.shape[1:]) for key, tensor in cache.items()} == shapes
+        assert cache

@@ -15,6 +15,13 @@ _FILES = (
     "glscl_paper_shape.safetensors",
     "glscl_masked.safetensors",
     "heads/mean_pool.safetensors",
+    "heads/seq_transformer.safetensors",
+    "heads/tight_transformer.safetensors",
+    "heads/xpool.safetensors",
+    "heads/wti.safetensors",
+    "heads/xclip.safetensors",
+    "heads/dicosa.safetensors",
+    "heads/glccl.safetensors",
 )
 
 
@@ -50,6 +57,11 @@ def test_says_which_tensor_differs(
     assert "grad.frames" in failures[0]
     assert "unheard_of" in failures[1]
     assert "not compared" in failures[1]
+
+
+def test_says_what_is_not_covered(parity: ModuleType, shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert parity.main([str(shared / "parity" / "qb_norm.safetensors")]) == 1
+    assert "not covered" in capsys.readouterr().out
 
 
 def test_refuses_a_head_the_project_does_not_have(

@@ -39,7 +39,7 @@ def _batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_parameter_gets_a_finite_gradient(clip: str, head: str, context: str, dtype: torch.dtype) -> None:
     config = ModelConfig.model_validate(
-        {"clip": clip, "head": head, "heads": HEADS, "frame_context": context, "max_words": 16}
+        {"clip": clip, "head": head, "heads": HEADS, "frame_context": context, "max_words": 16, "max_frames": 4}
     )
     model = Retriever(config).to(dtype)
     ids, frames, mask = _batch()
@@ -110,3 +110,13 @@ def test_configuration_errors_name_the_knob(clip: str) -> None:
         ModelConfig(head="glcsl")
     with pytest.raises(ValidationError, match="taux"):
         ModelConfig.model_validate({"heads": {"glscl": {"taux": 1}}})
+
+
+def test_position_std_spreads_both_tables_of_random_weights_only() -> None:
+    torch.manual_seed(0)
+    model = Retriever(ModelConfig(clip="glscl-tiny", frame_context="transformer", position_std=0.4))
+    assert model.towers.visual.positional_embedding.std().item() == pytest.approx(0.4, rel=0.1)
+    assert model.frame_context is not None
+    assert model.frame_context.position_embeddings.weight.std().item() == pytest.approx(0.4, rel=0.1)
+    with pytest.raises(UserError, match=r"model\.position_std"):
+        Retriever(ModelConfig(clip="ViT-B-32", pretrained="openai", position_std=0.4), load_weights=False)

@@ -19,10 +19,15 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from glscl.config import RunConfig
+from glscl.data.plan import StreamPlan
+from glscl.data.shards import ShardSet
+from glscl.data.stream import PairStream, make_loader
+from glscl.data.video import FrameSampling
 from glscl.errors import UserError
 from glscl.evaluation.saved import ModelCard, load_model, save_model
 from glscl.losses import LossConfig
 from glscl.models import ModelConfig, Retriever
+from glscl.models.tokenizer import tokenize
 from glscl.training import checkpoint
 from glscl.training.checkpoint import IncompleteCheckpointError, TrainState
 from glscl.training.engine import backward, build_engine, set_learning_rates
@@ -289,6 +294,17 @@ def test_a_file_of_another_attempt_is_noticed(damaged: Path, runs: Path) -> None
     (damaged / "generators-00001.safetensors").unlink()
     with pytest.raises(IncompleteCheckpointError, match="generators-00001"):
         checkpoint.check_complete(str(damaged))
+
+
+def test_starting_to_read_does_not_move_the_random_state(make_shards: Callable[..., ShardSet]) -> None:
+    """A resumed run restores its generators and then makes a new loader; an uninterrupted one never does."""
+    shard_set = make_shards(captions=[2] * 8, per_shard=4)
+    plan = StreamPlan([shard_set.manifest], (), 4, 2, "all", 0)
+    state = torch.get_rng_state()
+    for loader_workers in (0, 1):
+        stream = PairStream([shard_set], plan, FrameSampling(2, 1.0, SIZE), partial(tokenize, max_words=8), 0, 1)
+        assert len(next(make_loader(stream, loader_workers, prefetch=1)).names) == 4
+        assert torch.equal(torch.get_rng_state(), state)
 
 
 @dataclass

@@ -35,20 +35,18 @@ _INK = {
         "green": (30, 170, 50),
         "blue": (40, 70, 225),
         "yellow": (230, 205, 30),
-        "purple": (150, 50, 180),
     },
     "toy_stories": {
         "red": (190, 30, 55),
         "green": (25, 150, 80),
         "blue": (45, 100, 225),
         "yellow": (225, 190, 40),
-        "purple": (160, 85, 195),
     },
 }
 _PLAIN = {"grey": (118, 118, 118), "pink": (240, 165, 190)}
 _NEW_INK = {"whitens": (250, 250, 250), "blackens": (12, 12, 12)}
 _STEP = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}
-_SMALL, _MIDDLE, _LARGE = 7.0, 9.5, 12.0  # radius in pixels
+_SMALL, _MIDDLE, _LARGE = 6.5, 9.0, 11.5  # radius in pixels
 _SIZES = {"grows": (_SMALL, _LARGE), "shrinks": (_LARGE, _SMALL)}
 
 
@@ -106,10 +104,10 @@ def _draw(domain: str, record: Record, draw: random.Random) -> npt.NDArray[np.ui
     movements = [key for key in events if key != "change"]
     path = np.zeros((count, 2), dtype=np.float32)
     for key in movements:
-        path += draw.uniform(25.0, 30.0) * progress[key][:, None] * np.array(_STEP[attributes[key]], dtype=np.float32)
+        path += draw.uniform(30.0, 34.0) * progress[key][:, None] * np.array(_STEP[attributes[key]], dtype=np.float32)
     # centre the path's bounding box, so that no direction starts nearer to a border than another one
     path -= (path.max(axis=0) + path.min(axis=0)) / 2
-    path += SIDE / 2 + np.array([draw.uniform(-4.0, 4.0), draw.uniform(-4.0, 4.0)], dtype=np.float32)
+    path += SIDE / 2 + np.array([draw.uniform(-3.0, 3.0), draw.uniform(-3.0, 3.0)], dtype=np.float32)
 
     change = progress["change"]
     before, after = _SIZES.get(attributes["change"], (_MIDDLE, _MIDDLE))

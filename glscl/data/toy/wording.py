@@ -16,7 +16,6 @@ _CLIP_ADJECTIVES: dict[str, tuple[str, ...]] = {
     "green": ("green",),
     "blue": ("blue",),
     "yellow": ("yellow",),
-    "purple": ("purple", "violet"),
 }
 _CLIP_BACKGROUNDS: dict[str, tuple[str, ...]] = {
     "grey": ("grey", "gray"),
@@ -56,7 +55,6 @@ _STORY_ADJECTIVES: dict[str, tuple[str, ...]] = {
     "green": ("green", "green", "jade"),
     "blue": ("blue", "blue", "cobalt"),
     "yellow": ("yellow", "yellow", "golden"),
-    "purple": ("purple", "violet", "lilac"),
 }
 _STORY_GROUNDS: dict[str, tuple[str, ...]] = {
     "stripes": ("a striped curtain", "striped cloth"),

@@ -73,7 +73,7 @@ class Head(nn.Module, ABC):
         super().__init__()
         self.width = width
 
-    def initialise_from(self, text: TextTransformer) -> None:  # noqa: B027 (most heads have nothing to copy)
+    def initialise_from(self, text: TextTransformer) -> None:
         """Copy from the text tower what the head's authors start from it; nothing by default."""
 
     @abstractmethod

@@ -84,4 +84,5 @@ class DiCoSA(Head):
         weights = (hidden @ self.weight.weight.float().T).squeeze(-1) + self.weight.bias.float()
         parts = F.normalize(sentence.unflatten(-1, (self.options.centers, -1)), dim=-1)
         cosines = (parts * F.normalize(pooled, dim=-1)).sum(-1)
-        return (weights * cosines).sum(-1).T
+        similarity: Tensor = (weights * cosines).sum(-1).T
+        return similarity

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from glscl.models.heads.base import Features, LengthTiedHead, register_head
-from glscl.models.heads.scoring import attend_over_scores, score_by_tiles
+from glscl.models.heads.scoring import attend_over_scores, score_by_tiles, wide
 from glscl.options import Options
 
 _LEAST_SQUARED_NORM = 1e-12
@@ -58,10 +58,10 @@ class GLCCL(LengthTiedHead):
         """
         self.check_length("words", tokens.shape[1])
         with torch.autocast(tokens.device.type, enabled=False):
-            queries = torch.cat([sentence.unsqueeze(1), tokens], 1).float()
+            queries = wide(torch.cat([sentence.unsqueeze(1), tokens], 1))
             unit = F.normalize(queries, dim=-1)
             mapped = torch.cat(
-                [unit[:, :1] @ self.global_mat_weight.float(), unit[:, 1:] @ self.local_mat_weight.float()], 1
+                [unit[:, :1] @ wide(self.global_mat_weight), unit[:, 1:] @ wide(self.local_mat_weight)], 1
             )
             return {
                 "queries": queries,
@@ -73,7 +73,7 @@ class GLCCL(LengthTiedHead):
     def encode_video(self, frames: Tensor, frame_mask: Tensor) -> Features:
         """Frame features (B, F, D), their Gram matrix (B, F, F) and mask (B, F)."""
         with torch.autocast(frames.device.type, enabled=False):
-            gram = frames.float() @ frames.float().transpose(1, 2)
+            gram = wide(frames) @ wide(frames).transpose(1, 2)
         return {
             "frames": frames,
             "gram": gram,
@@ -97,7 +97,7 @@ class GLCCL(LengthTiedHead):
         return 2 * (1 + words) * frames * self.width + mixing + 4 * words**2 + 2 * words**3
 
     def _scores(self, text: Features, video: Features) -> Tensor:
-        frames, real, words = video["frames"].float(), video["frame_mask"][:, None], text["token_mask"][:, None]
+        frames, real, words = wide(video["frames"]), video["frame_mask"][:, None], text["token_mask"][:, None]
         products = torch.einsum("aqd,bfd->abqf", text["queries"], frames)
         logits = (products / self.options.tau).masked_fill(~real, torch.finfo(torch.float32).min)
         weights = logits.softmax(-1) * real
@@ -110,16 +110,16 @@ class GLCCL(LengthTiedHead):
         with_video = unit[:, :, 1:] @ for_sentence.transpose(2, 3)  # (a, b, W, 1)
         with_frames = for_words @ unit[:, :, :1].transpose(2, 3)
         fine = mapped[:, :, 1:] @ for_words.transpose(2, 3)  # (a, b, t, u): word t, video for word u
-        of_views = attend_over_scores(fine.transpose(2, 3), words[:, :, None], self.word_mat_weight.float())
-        of_words = attend_over_scores(fine, words[:, :, None], self.word_frame_mat_weight.float())
+        of_views = attend_over_scores(fine.transpose(2, 3), words[:, :, None], self.word_mat_weight)
+        of_words = attend_over_scores(fine, words[:, :, None], self.word_frame_mat_weight)
         return torch.stack(
             [
                 (mapped[:, :, :1] @ for_sentence.transpose(2, 3)).flatten(2).squeeze(-1),
-                attend_over_scores(with_video.squeeze(-1), words, self.word_logit_weight.float()),
-                attend_over_scores(with_frames.squeeze(-1), words, self.word_frame_logit_weight.float()),
+                attend_over_scores(with_video.squeeze(-1), words, self.word_logit_weight),
+                attend_over_scores(with_frames.squeeze(-1), words, self.word_frame_logit_weight),
                 (
-                    attend_over_scores(of_views, words, self.word_frame_mat_weight2.float())
-                    + attend_over_scores(of_words, words, self.word_mat_weight2.float())
+                    attend_over_scores(of_views, words, self.word_frame_mat_weight2)
+                    + attend_over_scores(of_words, words, self.word_mat_weight2)
                 )
                 / 2,
             ],

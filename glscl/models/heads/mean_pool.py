@@ -7,7 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from glscl.models.heads.base import Features, Head, register_head
+from glscl.models.heads.scoring import wide
 from glscl.options import Options
+
+
+def mean_of_frames(frames: Tensor, frame_mask: Tensor) -> Tensor:
+    """Unit mean (B, D), float32, of the unit real frames of (B, F, D); zero for a video without one."""
+    weights = frame_mask.float()
+    weights = weights / weights.sum(-1, keepdim=True).clamp_min(1.0)
+    return F.normalize((F.normalize(wide(frames), dim=-1) * weights.unsqueeze(-1)).sum(1), dim=-1)
 
 
 class MeanPoolOptions(Options):
@@ -32,10 +40,7 @@ class MeanPool(Head):
 
     def encode_video(self, frames: Tensor, frame_mask: Tensor) -> Features:
         """Unit mean of the unit frame features (B, D); zero for a video without a real frame."""
-        weights = frame_mask.float()
-        weights = weights / weights.sum(-1, keepdim=True).clamp_min(1.0)
-        mean = (F.normalize(frames.float(), dim=-1) * weights.unsqueeze(-1)).sum(1)
-        return {"pooled": F.normalize(mean, dim=-1)}
+        return {"pooled": mean_of_frames(frames, frame_mask)}
 
     def forward(self, text: Features, video: Features) -> Tensor:
         """Cosines (A, B)."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -16,6 +15,15 @@ _LOWEST = torch.finfo(torch.float32).min  # finite, so that a row without a real
 
 TILE = 2**24
 """Numbers in the largest tensor of a tile: 64 MiB in float32."""
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """The tensor in float32, or in float64 if it is: the precision of norms, softmaxes and similarities.
+
+    A temperature of 0.01 makes a hundred times more of the features' rounding, so that some things about a head that
+    has it show in float64 only.
+    """
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def score_by_tiles(
@@ -50,7 +58,8 @@ def score_by_tiles(
             )
             if not torch.is_grad_enabled():
                 return score(*arguments)
-            return cast(Tensor, checkpoint(score, *arguments, use_reentrant=False))
+            again: Tensor = checkpoint(score, *arguments, use_reentrant=False)
+            return again
 
         return torch.cat(
             [torch.cat([tile(row, c) for c in range(0, videos, columns)], 1) for row in range(0, texts, rows)]
@@ -68,5 +77,5 @@ def attend_over_scores(scores: Tensor, mask: Tensor, matrix: Tensor) -> Tensor:
     Returns:
         (...); 0 where the mask hides everything.
     """
-    weights = (scores / _TEMPERATURE).masked_fill(~mask, _LOWEST).softmax(-1) @ matrix
+    weights = (scores / _TEMPERATURE).masked_fill(~mask, _LOWEST).softmax(-1) @ wide(matrix)
     return (weights * scores.masked_fill(~mask, 0.0)).sum(-1)

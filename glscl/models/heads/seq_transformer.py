@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from open_clip.transformer import TextTransformer
 from pydantic import Field
 from torch import Tensor
 
 from glscl.errors import UserError
 from glscl.models.frame_context import FrameContext
-from glscl.models.heads.base import Features, register_head
-from glscl.models.heads.mean_pool import MeanPool
+from glscl.models.heads.base import Features, Head, register_head
+from glscl.models.heads.mean_pool import mean_of_frames
 from glscl.options import Options
 
 
@@ -25,7 +27,7 @@ class SeqTransformerOptions(Options):
 
 
 @register_head("seq_transformer")
-class SeqTransformer(MeanPool):
+class SeqTransformer(Head):
     """Mean pooling of contextual frame features (ArrowLuo/CLIP4Clip, ``sim_header seqTransf``).
 
     The same model as ``mean_pool`` with ``frame_context: transformer``; as a head it can be compared with the others
@@ -49,6 +51,10 @@ class SeqTransformer(MeanPool):
         """Positions and layers start as the text tower's first, as far as their shapes agree."""
         self.context.initialise_from(text)
 
+    def encode_text(self, sentence: Tensor, tokens: Tensor, token_mask: Tensor) -> Features:
+        """Unit sentence features (A, D)."""
+        return {"sentence": F.normalize(sentence.float(), dim=-1)}
+
     def encode_video(self, frames: Tensor, frame_mask: Tensor) -> Features:
         """Unit mean of the unit contextual frame features (B, D).
 
@@ -60,4 +66,13 @@ class SeqTransformer(MeanPool):
                 f"model.heads.seq_transformer.positions: {frames.shape[1]} frames, but the position table has "
                 f"{self.positions} rows; raise it before training, or lower model.max_frames"
             )
-        return super().encode_video(self.context(frames, frame_mask), frame_mask)
+        return {"pooled": mean_of_frames(self.context(frames, frame_mask), frame_mask)}
+
+    def forward(self, text: Features, video: Features) -> Tensor:
+        """Cosines (A, B)."""
+        with torch.autocast(text["sentence"].device.type, enabled=False):
+            return text["sentence"] @ video["pooled"].T
+
+    def multiply_adds(self, words: int, frames: int) -> int:
+        """One dot product: D."""
+        return self.width

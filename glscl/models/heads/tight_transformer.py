@@ -95,7 +95,8 @@ class TightTransformer(Head):
         seen = torch.cat([video["frame_mask"].new_ones(videos, 1), video["frame_mask"]], 1)
         x = self.context.attend(x, seen.expand(texts, videos, 1 + length).flatten(0, 1))
         pooled = self.activation(self.dense(self.ln_pool(x[:, 0])))
-        return self.similarity(pooled).float().view(texts, videos)
+        scores: Tensor = self.similarity(pooled)
+        return scores.float().view(texts, videos)
 
     def _positions(self, start: int, end: int, device: torch.device) -> Tensor:
         """Rows of the position table: (end - start, D)."""

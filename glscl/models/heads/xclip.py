@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from glscl.models.heads.base import Features, LengthTiedHead, register_head
 from glscl.models.heads.mean_pool import mean_of_frames
-from glscl.models.heads.scoring import attend_over_scores, score_by_tiles
+from glscl.models.heads.scoring import attend_over_scores, score_by_tiles, wide
 from glscl.options import Options
 
 
@@ -52,12 +52,12 @@ class XCLIP(LengthTiedHead):
         """
         self.check_length("words", tokens.shape[1])
         with torch.autocast(tokens.device.type, enabled=False):
-            unit_sentence, unit_tokens = F.normalize(sentence.float(), dim=-1), F.normalize(tokens.float(), dim=-1)
+            unit_sentence, unit_tokens = F.normalize(wide(sentence), dim=-1), F.normalize(wide(tokens), dim=-1)
             return {
                 "sentence": unit_sentence,
-                "mapped_sentence": unit_sentence @ self.global_mat_weight.float(),
+                "mapped_sentence": unit_sentence @ wide(self.global_mat_weight),
                 "tokens": unit_tokens,
-                "mapped_tokens": unit_tokens @ self.local_mat_weight.float(),
+                "mapped_tokens": unit_tokens @ wide(self.local_mat_weight),
                 "token_mask": token_mask.bool() | (not self.options.mask_padding),
             }
 
@@ -70,7 +70,7 @@ class XCLIP(LengthTiedHead):
         self.check_length("frames", frames.shape[1])
         return {
             "pooled": mean_of_frames(frames, frame_mask),
-            "frames": F.normalize(frames.float(), dim=-1),
+            "frames": F.normalize(wide(frames), dim=-1),
             "frame_mask": frame_mask.bool() | (not self.options.mask_padding),
         }
 
@@ -87,16 +87,16 @@ class XCLIP(LengthTiedHead):
         words, frames = text["token_mask"][:, None], video["frame_mask"][None]
         video_sentence = text["mapped_sentence"] @ video["pooled"].T
         video_word = attend_over_scores(
-            torch.einsum("awd,bd->abw", text["tokens"], video["pooled"]), words, self.word_logit_weight.float()
+            torch.einsum("awd,bd->abw", text["tokens"], video["pooled"]), words, self.word_logit_weight
         )
         sentence_frame = attend_over_scores(
-            torch.einsum("ad,bfd->abf", text["sentence"], video["frames"]), frames, self.frame_logit_weight.float()
+            torch.einsum("ad,bfd->abf", text["sentence"], video["frames"]), frames, self.frame_logit_weight
         )
         fine = torch.einsum("awd,bfd->abwf", text["mapped_tokens"], video["frames"])
-        of_frames = attend_over_scores(fine.transpose(2, 3), words[:, :, None], self.word_mat_weight.float())
-        of_words = attend_over_scores(fine, frames[:, :, None], self.frame_mat_weight.float())
+        of_frames = attend_over_scores(fine.transpose(2, 3), words[:, :, None], self.word_mat_weight)
+        of_words = attend_over_scores(fine, frames[:, :, None], self.frame_mat_weight)
         frame_word = (
-            attend_over_scores(of_frames, frames, self.frame_mat_weight2.float())
-            + attend_over_scores(of_words, words, self.word_mat_weight2.float())
+            attend_over_scores(of_frames, frames, self.frame_mat_weight2)
+            + attend_over_scores(of_words, words, self.word_mat_weight2)
         ) / 2
         return (video_sentence + video_word + sentence_frame + frame_word) / 4

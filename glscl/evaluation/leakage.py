@@ -1,0 +1,176 @@
+"""Test videos to leave out because they, or near-duplicates of them, were trained on.
+
+A list names videos of the test set. They leave with their captions, as queries and as candidates: a leaked video that
+stays in the gallery still takes places from others. Ranks among fewer candidates are other ranks, so the embeddings
+are cut down and scored anew; results with and without the listed videos stand side by side.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from glscl import storage
+from glscl.errors import UserError
+from glscl.evaluation.embed import Embeddings
+
+_COLUMNS = ("video_id", "video", "id")
+_SUFFIXES = (".mp4", ".webm", ".mkv", ".avi", ".mov")
+
+
+@dataclass(frozen=True, slots=True)
+class LeakageReport:
+    """What a list did to a test set.
+
+    Attributes:
+        listed: names in the list.
+        left_out: videos of the set that were left out, by their name in the set.
+        undecodable: listed videos that were out already, because they could not be decoded.
+        unknown: listed names that are no video of the set.
+        texts_left_out: captions that went with the videos.
+        example: name of a video of the set, to compare unknown names with.
+    """
+
+    listed: int
+    left_out: tuple[str, ...]
+    undecodable: tuple[str, ...]
+    unknown: tuple[str, ...]
+    texts_left_out: int
+    example: str
+
+    @property
+    def note(self) -> str:
+        """What happened, as a sentence or two."""
+        captions = f"and their captions ({self.texts_left_out})"
+        text = f"{len(self.left_out)} of {self.listed} listed videos left out, {captions}."
+        if self.undecodable:
+            text += f" {len(self.undecodable)} could not be decoded and were out already."
+        if self.unknown:
+            names = ", ".join(self.unknown[:3]) + (", …" if len(self.unknown) > 3 else "")
+            text += (
+                f" {len(self.unknown)} are no videos of this set ({names}; its videos are named like {self.example})."
+            )
+        return text
+
+
+def read_leakage_list(uri: str) -> list[str]:
+    """Read names of videos: each once, in the order of the file.
+
+    By the ending of the name: ``.json`` is a list of names, or of objects with ``video_id``, or an object with such a
+    list under ``videos``. ``.csv`` and ``.tsv`` have the column ``video_id`` (or ``video``, ``id``), or no header and
+    the names first. Anything else has a name at the start of every line, up to a tab; ``#`` starts a comment line. The
+    last form reads the duplicate lists of papermsucode/mdmmt as they are: the test video is their first column.
+
+    Args:
+        uri: path or ``s3://`` URI.
+
+    Raises:
+        UserError: no such file, not of that form, or it names no video.
+    """
+    kind = uri.rsplit(".", 1)[-1].lower()
+    if kind == "json":
+        names = _names_of_json(uri, storage.read_json(uri))
+    else:
+        try:
+            text = storage.read_bytes(uri).decode("utf-8-sig")
+        except FileNotFoundError:
+            raise UserError(f"{uri}: no such file") from None
+        except UnicodeDecodeError as error:
+            raise UserError(f"{uri}: not UTF-8 text ({error})") from None
+        names = _names_of_table(text, kind) if kind in ("csv", "tsv") else _names_of_lines(text)
+    unique = list(dict.fromkeys(name.strip() for name in names if name.strip()))
+    if not unique:
+        raise UserError(f"{uri}: names no video to leave out; expected one name per line, a table or a JSON list")
+    return unique
+
+
+def leave_out(embeddings: Embeddings, names: Iterable[str]) -> tuple[Embeddings, LeakageReport]:
+    """Drop videos and their captions.
+
+    A name counts for a video of the same name, with or without the ending of a video file and the ``v_`` that
+    ActivityNet puts before names. ``truncated`` stays that of the whole set: it is not known per caption.
+
+    Args:
+        embeddings: of a whole set.
+        names: videos to leave out.
+
+    Returns:
+        the smaller set, which keeps order, and what was left out.
+
+    Raises:
+        UserError: no video with a caption would remain.
+    """
+    listed = list(dict.fromkeys(names))
+    present = set(embeddings.video_ids)
+    quarantined = {entry["video_id"] for entry in embeddings.quarantined}
+    dropped: set[str] = set()
+    undecodable: list[str] = []
+    unknown: list[str] = []
+    for name in listed:
+        spellings = _spellings(name)
+        found = [spelling for spelling in spellings if spelling in present]
+        dropped.update(found[:1])
+        if not found:
+            (undecodable if quarantined.intersection(spellings) else unknown).append(name)
+    keep = torch.tensor([name not in dropped for name in embeddings.video_ids], dtype=torch.bool)
+    keep_text = keep[embeddings.text_to_video]
+    if not keep_text.any():
+        raise UserError(
+            f"all {len(present)} videos of the test set are on the list of videos to leave out; nothing remains"
+        )
+    report = LeakageReport(
+        listed=len(listed),
+        left_out=tuple(name for name in embeddings.video_ids if name in dropped),
+        undecodable=tuple(undecodable),
+        unknown=tuple(unknown),
+        texts_left_out=int((~keep_text).sum()),
+        example=embeddings.video_ids[0],
+    )
+    videos, texts = keep.nonzero()[:, 0].tolist(), keep_text.nonzero()[:, 0].tolist()
+    new_row = keep.cumsum(0) - 1
+    smaller = replace(
+        embeddings,
+        text={key: value[keep_text] for key, value in embeddings.text.items()},
+        video={key: value[keep] for key, value in embeddings.video.items()},
+        text_to_video=new_row[embeddings.text_to_video[keep_text]],
+        positions=[embeddings.positions[row] for row in videos],
+        video_ids=[embeddings.video_ids[row] for row in videos],
+        captions=[embeddings.captions[row] for row in texts],
+        attributes=[embeddings.attributes[row] for row in videos],
+        thumbnails=[embeddings.thumbnails[row] for row in videos] if embeddings.thumbnails else [],
+    )
+    return smaller, report
+
+
+def _spellings(name: str) -> list[str]:
+    """Names that the same video may have in a test set, the given one first."""
+    bare = next((name[: -len(suffix)] for suffix in _SUFFIXES if name.lower().endswith(suffix)), name)
+    return list(dict.fromkeys([name, bare, f"v_{bare}", bare.removeprefix("v_")]))
+
+
+def _names_of_json(uri: str, value: Any) -> list[str]:
+    items = value.get("videos") if isinstance(value, dict) else value
+    if isinstance(items, list):
+        entries = [item.get("video_id") if isinstance(item, dict) else item for item in items]
+        names = [entry for entry in entries if isinstance(entry, str)]
+        if len(names) == len(entries):
+            return names
+    raise UserError(f"{uri}: expected a list of names, or of objects with 'video_id', alone or under 'videos'")
+
+
+def _names_of_table(text: str, kind: str) -> list[str]:
+    table = [row for row in csv.reader(io.StringIO(text), delimiter="\t" if kind == "tsv" else ",") if row]
+    header = [cell.strip().lower() for cell in table[0]] if table else []
+    column = next((header.index(name) for name in _COLUMNS if name in header), None)
+    if column is None:
+        return [row[0] for row in table]
+    return [row[column] for row in table[1:] if len(row) > column]
+
+
+def _names_of_lines(text: str) -> list[str]:
+    return [line.split("\t", 1)[0] for line in text.splitlines() if not line.lstrip().startswith("#")]

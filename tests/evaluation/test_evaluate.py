@@ -1,0 +1,161 @@
+"""Scoring a saved model over Ray actors: the numbers of one process, whatever the number of actors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+
+from glscl.cli import main
+from glscl.data.gallery import Gallery
+from glscl.data.shards import ShardSet
+from glscl.errors import UserError
+from glscl.evaluation.embed import embed
+from glscl.evaluation.evaluate import check_tests, evaluate_model, without_thumbnails
+from glscl.evaluation.options import EvaluationConfig
+from glscl.evaluation.retrieval import Part, metrics_of, score_part
+from glscl.evaluation.saved import ModelCard, load_model, save_model
+from glscl.models import ModelConfig, Retriever
+from glscl.models.tokenizer import tokenize
+
+pytestmark = pytest.mark.e2e
+
+CPU = torch.device("cpu")
+CONFIG = EvaluationConfig(batch_size=3, text_block=7, video_block=5, examples=4)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ray() -> Iterator[None]:
+    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="error")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> str:
+    """A run directory with a model of random weights, trained on domain ``toy`` as its card says."""
+    path = tmp_path / "evaluate-test.json"
+    vision = {"image_size": 32, "patch_size": 16, "width": 32, "head_width": 16, "layers": 1}
+    text = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+    path.write_text(json.dumps({"embed_dim": 32, "vision_cfg": vision, "text_cfg": text}))
+    head = {"glscl": {"queries": 2, "layers": 1, "attention_heads": 2}}
+    config = ModelConfig.model_validate({"clip": str(path), "max_words": 8, "max_frames": 2, "heads": head})
+    card = ModelCard(
+        model=config, sample_fps=1.0, decoder="pyav", train_domains=("toy",), step=5, seed=0, run="r", validation={}
+    )
+    torch.manual_seed(0)
+    save_model(str(tmp_path / "run" / "model"), card, Retriever(config).state_dict())
+    return str(tmp_path / "run")
+
+
+@pytest.fixture
+def sets(make_shards: Callable[..., ShardSet]) -> list[ShardSet]:
+    return [
+        make_shards("toy", captions=[1, 2, 3] * 4, per_shard=5, bad={2: b"torn"}),
+        make_shards("other", captions=[1] * 9, per_shard=4),
+    ]
+
+
+def _close(found: Any, expected: Any, path: str = "") -> None:
+    """Equal, to the last bits of numbers: other batches mean other matrix products."""
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys(), path
+        for key, value in expected.items():
+            _close(found[key], value, f"{path}/{key}")
+    elif isinstance(expected, list):
+        assert len(found) == len(expected), path
+        for index, (one, other) in enumerate(zip(found, expected, strict=True)):
+            _close(one, other, f"{path}/{index}")
+    elif isinstance(expected, float):
+        assert found == pytest.approx(expected, abs=1e-5), path
+    else:
+        assert found == expected, path
+
+
+def test_any_number_of_actors_gives_the_numbers_of_one_process(run: str, sets: list[ShardSet]) -> None:
+    uris = [shard_set.uri for shard_set in sets]
+    one = evaluate_model(run, uris, CONFIG, workers=1)
+    two = evaluate_model(run, uris, CONFIG, workers=2, cpus_per_worker=0.5, loader_workers=1)
+    _close(two, one)
+    model, card = load_model(run)
+    for shard_set, entry in zip(sets, one, strict=True):
+        gallery = Gallery(
+            shard_set, 0, shard_set.manifest.videos, card.sampling(32), partial(tokenize, max_words=8), 50
+        )
+        embeddings = embed(model, gallery, 0, CPU)
+        with torch.no_grad():
+            direct = metrics_of(score_part(model.score, embeddings, EvaluationConfig(), Part(0, 1), CPU))
+        assert {name: entry[name] for name in direct} == direct
+        assert (entry["videos"], entry["texts"]) == (len(embeddings.video_ids), len(embeddings.captions))
+        assert entry["fingerprint"] == shard_set.manifest.fingerprint()
+    assert [entry["relation"] for entry in one] == ["in-domain", "cross-domain"]
+    assert [entry["quarantined"] for entry in one] == [1, 0]
+    assert one[0]["quarantine"][0]["video_id"] == "v002"
+    assert one[0]["text_to_video"]["R@1"] < 100, "random weights"
+
+
+def test_examples_show_the_matches(run: str, sets: list[ShardSet]) -> None:
+    (entry,) = evaluate_model(run, [sets[0].uri], CONFIG, workers=1)
+    assert len(entry["examples"]) == CONFIG.examples
+    for example in entry["examples"]:
+        owner = example["query"].split()[0]
+        scores = [item["score"] for item in example["results"]]
+        assert scores == sorted(scores, reverse=True)
+        assert len(scores) == 5
+        for item in example["results"]:
+            assert item["correct"] == (item["video_id"] == owner)
+            assert [picture[:2] for picture in item["thumbnail"]] == [b"\xff\xd8"] * 2, "JPEG, of two frames"
+        shown = [item["video_id"] for item in example["results"]]
+        assert (owner in shown) == (example["rank"] <= 5)
+    small = without_thumbnails([entry])
+    assert not any("thumbnail" in item for example in small[0]["examples"] for item in example["results"])
+    assert "thumbnail" in entry["examples"][0]["results"][0]
+
+
+def test_a_damaged_tar_is_one_line(run: str, sets: list[ShardSet], capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the promised size, so only the actor that reads it can see it; through the command line."""
+    tar = Path(sets[1].uri) / "shard-000001.tar"
+    tar.write_bytes(b"\1" * tar.stat().st_size)
+    with pytest.raises(UserError, match=r"shard-000001\.tar: unusable \(.*glscl shards verify"):
+        evaluate_model(run, [sets[1].uri], CONFIG, workers=1)
+    assert main(["eval", "--run", run, "--test", sets[1].uri]) == 2
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(f"glscl: FAILED {tar}: unusable (")
+    assert last.endswith("and build or copy it again")
+
+
+def test_eval_command(run: str, sets: list[ShardSet], capsys: pytest.CaptureFixture[str]) -> None:
+    status = main(["eval", "--run", run, "--test", *(shard_set.uri for shard_set in sets), "--workers", "2"])
+    out = capsys.readouterr().out
+    assert status == 0, out
+    results = json.loads(Path(run, "eval", "results.json").read_text())
+    assert [test["domain"] for test in results["tests"]] == ["toy", "other"]
+    assert results["checkpoint_step"] == 5
+    assert Path(run, "eval", "report.html").stat().st_size > 1000
+    r1 = results["tests"][0]["text_to_video"]["R@1"]
+    last = out.splitlines()[-1]
+    assert last.startswith(
+        f"glscl: OK run=r step=5 toy/train (in-domain) R@1={r1:.1f}, other/train (cross-domain) R@1="
+    )
+    assert last.endswith(f"report={run}/eval/report.html")
+
+
+def test_more_actors_than_the_cluster_has(run: str, sets: list[ShardSet], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", "--run", run, "--test", sets[1].uri, "--workers", "64"]) == 2
+    assert "glscl: FAILED 64 workers need 64 CPU (there: 2): lower " in capsys.readouterr().out
+
+
+def test_nothing_to_score_starts_nothing(tmp_path: Path) -> None:
+    assert evaluate_model(str(tmp_path), [], CONFIG, workers=1) == []
+
+
+def test_tests_are_checked_early(run: str, sets: list[ShardSet], tmp_path: Path) -> None:
+    check_tests(run, [shard_set.uri for shard_set in sets])
+    with pytest.raises(UserError, match=r"nowhere/manifest\.json: no such file"):
+        check_tests(run, [sets[0].uri, str(tmp_path / "nowhere")])

@@ -1,0 +1,133 @@
+"""Lists of test videos to leave out, and what leaving them out does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from glscl import storage
+from glscl.errors import UserError
+from glscl.evaluation.embed import Embeddings
+from glscl.evaluation.leakage import leave_out, read_leakage_list
+from glscl.evaluation.metrics import text_to_video_ranks
+
+torch.set_num_threads(1)
+
+OWNERS = [0, 0, 1, 2, 3, 3]
+
+
+def embeddings() -> Embeddings:
+    """Four videos with two, one, one and two captions; every row of every cache is recognisable."""
+    return Embeddings(
+        text={"sentence": torch.arange(6.0)[:, None], "tokens": torch.arange(6.0)[:, None, None].expand(6, 2, 3)},
+        video={"frames": 10 + torch.arange(4.0)[:, None]},
+        text_to_video=torch.tensor(OWNERS),
+        positions=[0, 1, 3, 4],
+        video_ids=["a", "b", "v_c", "d"],
+        captions=[f"caption {n}" for n in range(6)],
+        attributes=[{"n": n} for n in range(4)],
+        truncated=2,
+        quarantined=[{"domain": "x", "shard": "s", "key": "k", "video_id": "gone", "reason": "broken"}],
+        thumbnails=[[bytes([n])] for n in range(4)],
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("list.txt", "# leaked\nb\n\nvideo7.mp4\nb\n"),
+        ("list.lst", "b\t0\t4\ttrain9\t1\t5\nvideo7.mp4\t3\t5\ttrain1\t0\t2\nb\t9\t10\ttrain9\t1\t2\n"),
+        ("list.csv", "start,video_id\n0,b\n1,video7.mp4\n"),
+        ("list.csv", "b,0\nvideo7.mp4,1\n"),
+        ("list.tsv", "id\tstart\nb\t0\nvideo7.mp4\t1\n"),
+        ("list.json", '["b", "video7.mp4"]'),
+        ("list.json", '{"videos": [{"video_id": "b"}, {"video_id": "video7.mp4", "start": 3}]}'),
+        ("list.txt", "\ufeffb\r\nvideo7.mp4\r\n"),
+    ],
+)
+def test_reads_every_form(tmp_path: Path, name: str, text: str) -> None:
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8", newline="")
+    assert read_leakage_list(str(path)) == ["b", "video7.mp4"]
+
+
+def test_reads_from_object_storage(bucket: str) -> None:
+    uri = storage.join(bucket, "leaked.json")
+    storage.write_bytes(uri, json.dumps(["b"]).encode())
+    assert read_leakage_list(uri) == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("list.txt", b"# nothing\n\n", "names no video"),
+        ("list.json", b'{"ids": ["b"]}', "expected a list of names"),
+        ("list.json", b"[1, 2]", "expected a list of names"),
+        ("list.txt", b"\xff\xfe\x00", "not UTF-8"),
+        ("list.csv", b"", "names no video"),
+    ],
+)
+def test_refuses_what_is_no_list(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_leakage_list(str(tmp_path / name))
+
+
+def test_missing_list(tmp_path: Path) -> None:
+    for name in ("none.txt", "none.json"):
+        with pytest.raises(UserError, match="no such file"):
+            read_leakage_list(str(tmp_path / name))
+
+
+def test_drops_videos_with_their_captions() -> None:
+    smaller, report = leave_out(embeddings(), ["b", "gone", "nowhere", "b"])
+    assert smaller.video_ids == ["a", "v_c", "d"]
+    assert smaller.positions == [0, 3, 4]
+    assert smaller.captions == ["caption 0", "caption 1", "caption 3", "caption 4", "caption 5"]
+    assert smaller.text_to_video.tolist() == [0, 0, 1, 2, 2]
+    assert smaller.text["sentence"][:, 0].tolist() == [0, 1, 3, 4, 5]
+    assert smaller.text["tokens"].shape == (5, 2, 3)
+    assert smaller.video["frames"][:, 0].tolist() == [10, 12, 13]
+    assert [row["n"] for row in smaller.attributes] == [0, 2, 3]
+    assert smaller.thumbnails == [[b"\0"], [b"\2"], [b"\3"]]
+    assert (report.left_out, report.undecodable, report.unknown) == (("b",), ("gone",), ("nowhere",))
+    assert (report.listed, report.texts_left_out) == (3, 1)
+    assert report.note.startswith("1 of 3 listed videos left out, and their captions (1). 1 could not be decoded")
+    assert "(nowhere; its videos are named like a)" in report.note
+
+
+def test_names_as_duplicate_lists_spell_them() -> None:
+    """ActivityNet's videos are ``v_...`` in its annotations and ``....mp4`` in the duplicate lists."""
+    for name in ("c.mp4", "v_c.webm", "c", "v_c"):
+        smaller, report = leave_out(embeddings(), [name])
+        assert (smaller.video_ids, report.unknown) == (["a", "b", "d"], ())
+
+
+def test_nothing_listed_changes_nothing() -> None:
+    whole = embeddings()
+    smaller, report = leave_out(whole, ["x"])
+    assert smaller.video_ids == whole.video_ids
+    assert torch.equal(smaller.text_to_video, whole.text_to_video)
+    assert report.left_out == ()
+    assert report.note.startswith("0 of 1 listed videos left out")
+
+
+def test_nothing_remains() -> None:
+    with pytest.raises(UserError, match="all 4 videos"):
+        leave_out(embeddings(), ["a", "b", "v_c", "d"])
+
+
+def test_ranks_are_those_of_the_smaller_gallery() -> None:
+    """Scoring the smaller set is ranking the matrix without the video's column and its captions' rows."""
+    whole = embeddings()
+    whole.text["sentence"] = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    whole.video["frames"] = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
+    similarity = whole.text["sentence"] @ whole.video["frames"].T
+    smaller, _ = leave_out(whole, ["b"])
+    found = text_to_video_ranks(smaller.text["sentence"] @ smaller.video["frames"].T, smaller.text_to_video).mid
+    for caption, rank in zip([0, 1, 3, 4, 5], found.tolist(), strict=True):
+        own = similarity[caption, OWNERS[caption]]
+        assert rank == 1 + sum(float(similarity[caption, video] > own) for video in (0, 2, 3))

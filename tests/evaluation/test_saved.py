@@ -1,0 +1,130 @@
+"""A saved model is the trained model: same weights, same architecture, same input, from disk and from S3."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from open_clip import pretrained
+
+from glscl import storage
+from glscl.data.video import FrameSampling
+from glscl.errors import UserError
+from glscl.evaluation.saved import ModelCard, check_weights, load_model, read_card, save_model
+from glscl.models import ModelConfig, Retriever
+from glscl.models.tokenizer import tokenize
+
+
+def _clip(folder: Path) -> str:
+    path = folder / "saved-test.json"
+    vision = {"image_size": 32, "patch_size": 16, "width": 32, "head_width": 16, "layers": 1}
+    text = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+    path.write_text(json.dumps({"embed_dim": 32, "vision_cfg": vision, "text_cfg": text}))
+    return str(path)
+
+
+def _card(config: ModelConfig) -> ModelCard:
+    return ModelCard(
+        model=config,
+        sample_fps=1.5,
+        decoder="pyav",
+        train_domains=("toy", "other"),
+        step=7,
+        seed=3,
+        run="r",
+        validation={"validation_R@1": 12.5},
+    )
+
+
+def _config(folder: Path, **more: Any) -> ModelConfig:
+    head = {"glscl": {"queries": 2, "layers": 1, "attention_heads": 2}}
+    values = {"clip": _clip(folder), "frame_context": "transformer", "context_layers": 1, "max_words": 8, "heads": head}
+    return ModelConfig.model_validate(values | more)
+
+
+def _scores(model: Retriever) -> torch.Tensor:
+    ids, _ = tokenize(["a red ball", "a dog", "two dogs"], 8)
+    frames = torch.randint(0, 256, (4, 2, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    with torch.no_grad():
+        return model.score(model.encode_text(ids), model.encode_video(frames, torch.ones(4, 2, dtype=torch.bool)))
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    config = _config(tmp_path)
+    torch.manual_seed(1)
+    model = Retriever(config).eval()
+    save_model(str(tmp_path / "run" / "model"), _card(config), model.state_dict())
+    for uri in (tmp_path / "run", tmp_path / "run" / "model"):  # a run directory, or the model's own folder
+        check_weights(str(uri))
+        state = torch.get_rng_state()
+        loaded, card = load_model(str(uri))
+        assert torch.equal(torch.get_rng_state(), state)
+        assert card == _card(config)
+        assert not loaded.training
+        assert loaded.state_dict().keys() == model.state_dict().keys()
+        assert torch.equal(_scores(loaded), _scores(model))
+    assert card.sampling(32) == FrameSampling(config.max_frames, 1.5, 32, "pyav")
+
+
+def test_bf16_weights_are_saved_in_fp32(tmp_path: Path) -> None:
+    config = _config(tmp_path)
+    model = Retriever(config).bfloat16().eval()
+    save_model(str(tmp_path / "model"), _card(config), model.state_dict())
+    loaded, _ = load_model(str(tmp_path))
+    assert {tensor.dtype for tensor in loaded.state_dict().values()} == {torch.float32}
+    assert all(torch.equal(a, b.float()) for a, b in zip(loaded.parameters(), model.parameters(), strict=True))
+
+
+@pytest.mark.e2e
+def test_round_trip_over_s3(bucket: str, tmp_path: Path) -> None:
+    config = _config(tmp_path)
+    model = Retriever(config).eval()
+    save_model(f"{bucket}/run/model", _card(config), model.state_dict())
+    check_weights(f"{bucket}/run")
+    loaded, _ = load_model(f"{bucket}/run")
+    assert torch.equal(_scores(loaded), _scores(model))
+    weights = f"{bucket}/run/model/weights.safetensors"
+    storage.write_bytes(weights, storage.read_bytes(weights)[:-7])
+    with pytest.raises(UserError, match=r"weights\.safetensors: not a readable safetensors file \(\d+ bytes where"):
+        load_model(f"{bucket}/run")
+
+
+def test_what_a_pretrained_tag_says_of_the_architecture_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tag of open_clip sets the activation function and the colours; a saved model has them without its weights."""
+    weights = tmp_path / "weights.pt"
+    clip = _clip(tmp_path)
+    open_clip.add_model_config(Path(clip))
+    original = open_clip.create_model("saved-test", force_custom_text=True, nonscalar_logit_scale=True)
+    torch.save(original.state_dict(), weights)
+    tag = {"file": str(weights), "quick_gelu": True, "mean": (0.2, 0.3, 0.4), "std": (0.5, 0.6, 0.7)}
+    monkeypatch.setitem(pretrained._PRETRAINED, "saved-test", {"special": tag})
+    config = _config(tmp_path, pretrained="special")
+    model = Retriever(config).eval()
+    save_model(str(tmp_path / "model"), _card(config), model.state_dict())
+    weights.unlink()
+    loaded, _ = load_model(str(tmp_path))
+    assert torch.equal(_scores(loaded), _scores(model))
+    plain = Retriever(config.model_copy(update={"pretrained": None})).eval()
+    plain.load_state_dict(model.state_dict())
+    assert not torch.allclose(_scores(plain), _scores(model), atol=1e-5), "the tag does say something"
+
+
+def test_a_pretrained_file_is_not_needed_any_more(tmp_path: Path) -> None:
+    config = _config(tmp_path, pretrained=str(tmp_path / "gone.pt"))
+    model = Retriever(config, load_weights=False).eval()
+    save_model(str(tmp_path / "model"), _card(config), model.state_dict())
+    loaded, card = load_model(str(tmp_path))
+    assert card.model.pretrained == str(tmp_path / "gone.pt")
+    assert torch.equal(_scores(loaded), _scores(model))
+
+
+def test_no_model(tmp_path: Path) -> None:
+    for read in (read_card, load_model, check_weights):
+        with pytest.raises(UserError, match=r"no trained model there \(model\.json or model/model\.json\)"):
+            read(str(tmp_path))

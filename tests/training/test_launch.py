@@ -1,0 +1,151 @@
+"""What the driver finds out before it starts anything, what it hands on, and how a run that cannot go on ends."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from glscl.cli import main
+from glscl.config import run_config
+from glscl.data.shards import ShardSet
+from glscl.evaluation.metrics import RetrievalMetrics, rank_targets
+from glscl.evaluation.saved import ModelCard
+from glscl.models import ModelConfig
+from glscl.training.launch import CONFIG, preflight, results_of, verdict_of, write_results
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> str:
+    path = tmp_path / "launch-test.json"
+    vision = {"image_size": 32, "patch_size": 16, "width": 32, "head_width": 16, "layers": 1}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+    path.write_text(json.dumps({"embed_dim": 32, "vision_cfg": vision, "text_cfg": text}))
+    return str(path)
+
+
+@pytest.fixture
+def words(clip: str, tmp_path: Path) -> Callable[..., list[str]]:
+    """Options of a small run; further words win."""
+
+    def build(*more: object) -> list[str]:
+        given = {
+            "storage": tmp_path / "runs",
+            "name": "r",
+            "model.clip": clip,
+            "data.loader-workers": 0,
+            "training.global-batch": 8,
+            "training.epochs": 2,
+        }
+        base = [word for key, value in given.items() for word in (f"--{key}", str(value))]
+        return ["--config", "tiny", *base, "--data.validation", "--data.test", *map(str, more)]
+
+    return build
+
+
+def test_preflight_says_what_will_run(
+    words: Callable[..., list[str]], make_shards: Callable[..., ShardSet], tmp_path: Path
+) -> None:
+    one = make_shards("one", captions=[2] * 16, per_shard=4)
+    two = make_shards("two", captions=[1] * 16, per_shard=4)
+    more = ["--data.train", one.uri, two.uri, "--training.num-workers", "2", "--training.accumulate", "2"]
+    more += ["--data.virtual-streams", "4", "--data.weights", "3", "1", "--training.epochs", "3"]
+    config = run_config(words(*more), "glscl train").resolved()
+    ready = preflight(config)
+    assert ready.train_domains == ("one", "two")
+    facts = ready.facts
+    assert facts["run"] == f"{tmp_path}/runs/r"
+    assert "16 videos, 32 pairs, 75% of each batch" in facts["train"]
+    assert "16 videos, 16 pairs, 25% of each batch" in facts["train"]
+    assert facts["global batch"] == "8 pairs = 2 workers x 2 parts x 2"
+    assert facts["steps"] == "18 (6 per epoch of 48 pairs; 0 pairs wait for the next epoch)"
+    assert facts["validation"] == "none: last step is kept"
+    assert not (tmp_path / "runs").exists()
+
+
+def test_preflight_knows_a_run_that_continues(
+    words: Callable[..., list[str]], make_shards: Callable[..., ShardSet]
+) -> None:
+    shards = make_shards(captions=[2] * 16, per_shard=4)
+    config = run_config(words("--data.train", shards.uri), "glscl train").resolved()
+    path = Path(config.run_directory, CONFIG)
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(config.model_dump(mode="json")))
+    assert preflight(config).facts["run"].endswith("/runs/r (continues)")
+    free = run_config(words("--data.train", shards.uri, "--training.log-every", "3"), "glscl train").resolved()
+    assert preflight(free).facts["run"].endswith("/runs/r (continues)")
+
+
+def _entry(domain: str, recall: float) -> dict[str, Any]:
+    ranks = rank_targets(torch.randn(10, 10, generator=torch.Generator().manual_seed(0)), torch.arange(10))
+    direction = RetrievalMetrics.from_ranks(ranks).to_dict() | {"R@1": recall}
+    return {
+        "domain": domain,
+        "split": "test",
+        "relation": "in-domain" if domain == "toy" else "cross-domain",
+        "shards": "/shards",
+        "fingerprint": "f",
+        "videos": 10,
+        "texts": 10,
+        "captions_per_video": 1.0,
+        "max_frames": 2,
+        "max_words": 8,
+        "truncated_texts": 0,
+        "quarantined": 0,
+        "quarantine": [],
+        "text_to_video": direction,
+        "video_to_text": direction,
+        "hubness_skewness": 0.1,
+        "oracles": None,
+        "attribute_accuracy": None,
+        "examples": [],
+    }
+
+
+def test_results_and_history(tmp_path: Path) -> None:
+    card = ModelCard(
+        model=ModelConfig(), sample_fps=1.0, decoder="pyav", train_domains=("toy",), step=4, seed=1, run="r",
+        validation={"validation_R@1": 5.0},
+    )  # fmt: skip
+    rows = [
+        {"step": 2, "loss": 3.0, "loss/contrastive": 2.5, "gradient_norm": 1.0},
+        {"step": 4, "loss": 2.0, "loss/contrastive": 1.5},
+        {"step": 4, "validation/toy/text_to_video_R@1": 5.0, "validation_R@1": 5.0},
+    ]
+    results = results_of(card, [_entry("toy", 12.34), _entry("other", 1.0)], rows)
+    assert results["verdict"] == "run=r step=4 toy/test (in-domain) R@1=12.3, other/test (cross-domain) R@1=1.0"
+    assert results["verdict"] == verdict_of(card, results["tests"])
+    assert verdict_of(card, []) == "run=r step=4 no test set"
+    assert results["history"] == [
+        {"step": 2, "loss": 3.0, "contrastive": 2.5},
+        {"step": 4, "loss": 2.0, "contrastive": 1.5, "validation": {"toy/text_to_video_R@1": 5.0}},
+    ]
+    write_results(results, str(tmp_path / "out"))
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["tests"][1]["domain"] == "other"
+    assert "<html" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.e2e
+def test_a_run_that_cannot_go_on_ends_in_one_line(
+    words: Callable[..., list[str]],
+    make_shards: Callable[..., ShardSet],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two thirds of the videos are torn, which only the worker that decodes them can see."""
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    shards = make_shards(captions=[2] * 16, per_shard=4, bad=dict.fromkeys(range(11), b"torn"))
+    assert main(["train", *words("--data.train", shards.uri, "--training.log-every", "1")]) == 2
+    out = capfd.readouterr().out
+    last = out.splitlines()[-1]
+    assert last.startswith("glscl: FAILED ")
+    assert "of 16 training videos cannot be used, more than data.max_bad_fraction (0.01): toy/v0" in last
+    status = json.loads((tmp_path / "runs" / "r" / "status.json").read_text())
+    assert status["state"] == "failed"
+    assert "data.max_bad_fraction" in status["verdict"]
+    assert not (tmp_path / "runs" / "r" / "model").exists()
