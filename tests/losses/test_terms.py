@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from glscl.errors import UserError
-from glscl.losses import LossConfig, LossInputs, applicable_terms, compute_losses, term_names
-from glscl.models.heads import head_class
+from glscl.losses import LossConfig, LossInputs, applicable_terms, compute_losses, needs_score_parts, term_names
+from glscl.models.heads import build_head, head_class
 
 
 def _inputs(pairs: int = 6, queries: int = 3, groups: list[int] | None = None) -> LossInputs:
@@ -105,10 +105,17 @@ def test_terms_are_weighted_and_summed_and_zero_switches_off() -> None:
 def test_terms_apply_where_the_head_provides_their_caches() -> None:
     glscl, pool = head_class("glscl"), head_class("mean_pool")
     config = LossConfig.model_validate({"intra_diversity": {"weight": 0}})
-    assert applicable_terms(config, glscl(16, glscl.Options())) == (("contrastive", "inter_consistency"), ())
-    assert applicable_terms(config, pool(16, pool.Options())) == (("contrastive",), ("inter_consistency",))
+    of_scores, of_concepts = "contrastive_score_consistency", "inter_consistency"
+    assert applicable_terms(config, glscl(16, glscl.Options())) == (("contrastive", of_concepts), (of_scores,))
+    assert applicable_terms(config, pool(16, pool.Options())) == (("contrastive",), (of_scores, of_concepts))
     without_local = glscl(16, glscl.Options.model_validate({"use_local": False}))
-    assert applicable_terms(config, without_local) == (("contrastive",), ("inter_consistency",))
+    assert applicable_terms(config, without_local) == (("contrastive",), (of_scores, of_concepts))
+    glccl = build_head("glccl", 16, head_class("glccl").Options(), (6, 4))
+    assert applicable_terms(config, glccl) == (("contrastive", of_scores), (of_concepts,))
+    wti = build_head("wti", 16, head_class("wti").Options(), (6, 4))
+    decorrelation = LossConfig.model_validate({"channel_decorrelation": {"weight": 0.001}})
+    assert "channel_decorrelation" in applicable_terms(decorrelation, wti)[0]
+    assert "channel_decorrelation" not in applicable_terms(config, wti)[0]
 
 
 def test_no_term_left_is_refused() -> None:
@@ -116,3 +123,82 @@ def test_no_term_left_is_refused() -> None:
     inputs = _inputs()
     with pytest.raises(UserError, match="no term"):
         compute_losses(config, LossInputs(inputs.rows, inputs.rows, inputs.row_positives, inputs.row_positives, {}, {}))
+
+
+def _with_parts(parts: torch.Tensor) -> LossInputs:
+    positives = torch.eye(len(parts), dtype=torch.bool)
+    return LossInputs(parts.mean(-1), parts.mean(-1), positives, positives, {}, {}, parts=parts)
+
+
+@pytest.mark.parametrize("form", ["official", "corrected"])
+@pytest.mark.parametrize("scale", [1.0, 50.0])
+def test_contrastive_score_consistency(form: str, scale: float) -> None:
+    torch.manual_seed(0)
+    parts = torch.randn(5, 5, 4) * 0.3 + 0.2
+    matching = others = 0.0
+    for a in range(5):
+        for b in range(5):
+            mean = sum(parts[a, b].tolist()) / 4
+            variance = sum((score - mean) ** 2 for score in parts[a, b].tolist()) / 3
+            if a == b:
+                matching += variance / 5
+            else:
+                others += variance / (25 if form == "official" else 20)
+    found = _loss(_with_parts(parts * scale), contrastive_score_consistency={"form": form})
+    assert found["contrastive_score_consistency"] == pytest.approx(matching / others, rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", ["all equal", "others equal", "one pair"])
+def test_score_consistency_is_finite_where_scores_agree(case: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    pairs = 1 if case == "one pair" else 4
+    parts = torch.rand(pairs, pairs, 4) * (0.0 if case == "all equal" else 0.1) + 0.25
+    if case == "others equal":
+        parts[~torch.eye(4, dtype=torch.bool)] = 0.25
+    parts = parts.to(dtype).requires_grad_()
+    config = LossConfig.model_validate({"contrastive": {"weight": 0}, "contrastive_score_consistency": {"weight": 1}})
+    loss = compute_losses(config, _with_parts(parts))["total"]
+    loss.backward()
+    assert loss.isfinite()
+    assert parts.grad is not None
+    assert parts.grad.isfinite().all()
+    assert bool(parts.grad.any()) == (case == "others equal")  # still pulls the matching pairs' scores together
+
+
+def test_score_consistency_needs_more_than_one_score() -> None:
+    assert needs_score_parts(LossConfig())
+    off = LossConfig.model_validate({"contrastive_score_consistency": {"weight": 0}})
+    assert not needs_score_parts(off)
+    assert set(compute_losses(LossConfig(), _with_parts(torch.randn(3, 3, 1)))) == {"contrastive", "total"}
+    assert "contrastive_score_consistency" in compute_losses(LossConfig(), _with_parts(torch.randn(3, 3, 2)))
+
+
+def test_channel_decorrelation() -> None:
+    """Against the term written out word by word, with padding in texts and videos."""
+    torch.manual_seed(0)
+    side = {}
+    for name, length, real in (("text", 4, [4, 2, 3]), ("video", 3, [1, 3, 2])):
+        mask = torch.arange(length) < torch.tensor(real)[:, None]
+        weights = torch.rand(3, length).masked_fill(~mask, 0.0)
+        features = F.normalize(torch.randn(3, length, 5), dim=-1).masked_fill(~mask.unsqueeze(-1), 9.0)
+        side[name] = {"features": features, "mask": mask, "weights": weights / weights.sum(1, keepdim=True)}
+    correlation = torch.zeros(5, 5)
+    for own, other in ((side["text"], side["video"]), (side["video"], side["text"])):
+        rows, matches, weights = [], [], []
+        for n in range(3):
+            candidates = other["features"][n][other["mask"][n]]
+            for i in range(int(own["mask"][n].sum())):
+                row = own["features"][n, i]
+                rows.append(row)
+                matches.append(max(candidates, key=lambda c, row=row: float(c @ row)))
+                weights.append(own["weights"][n, i])
+        first, second = (x.sub(x.mean(0)).div(x.std(0)) for x in (torch.stack(rows), torch.stack(matches)))
+        for weight, a, b in zip(weights, first, second, strict=True):
+            correlation += weight * torch.outer(a, b) / 3 / 2
+    on = sum((correlation[i, i] - 1) ** 2 for i in range(5))
+    off = sum(correlation[i, j] ** 2 for i in range(5) for j in range(5) if i != j)
+    logits, positives = torch.zeros(3, 3), torch.eye(3, dtype=torch.bool)
+    inputs = LossInputs(logits, logits, positives, positives, side["text"], side["video"])
+    found = _loss(inputs, channel_decorrelation={"on_diagonal": 0.3, "off_diagonal": 0.7})["channel_decorrelation"]
+    assert found == pytest.approx(float(0.3 * on + 0.7 * off), rel=1e-4)

@@ -194,8 +194,9 @@ def test_finite_scores_and_gradients_without_a_real_frame(name: str, dtype: torc
         assert tensor.grad is None or tensor.grad.isfinite().all()
 
 
-def test_bf16_stays_near_fp32() -> None:
-    head = _glscl().eval()
+@pytest.mark.parametrize("name", head_names())
+def test_bf16_stays_near_fp32(name: str) -> None:
+    head = _build(name).eval()
     inputs = _inputs()
     expected = head(*_encode(head, *inputs))
     found = head.bfloat16()(*_encode(head, *(x.bfloat16() if x.is_floating_point() else x for x in inputs)))
@@ -223,8 +224,8 @@ def test_lengths_that_no_parameter_has_are_free(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["seq_transformer", "tight_transformer"])
 def test_more_frames_than_positions_is_refused_with_the_knob(name: str) -> None:
+    head = _build(name, positions=3)
     with pytest.raises(UserError, match=rf"model\.heads\.{name}\.positions: 4 frames"):
-        head = _build(name, positions=3)
         _encode(head, *_inputs())
 
 
@@ -293,7 +294,6 @@ def _counted(head: Head, words: int, length: int) -> float:
 def test_declared_multiply_adds_are_those_that_torch_counts(name: str, lengths: tuple[int, int]) -> None:
     head = _build(name, *lengths).eval()
     assert head.implemented_multiply_adds(*lengths) == _counted(head, *lengths)
-    assert head.implemented_multiply_adds(*lengths) <= head.multiply_adds(*lengths)
 
 
 @pytest.mark.parametrize(

@@ -59,11 +59,6 @@ def test_says_which_tensor_differs(
     assert "not compared" in failures[1]
 
 
-def test_says_what_is_not_covered(parity: ModuleType, shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert parity.main([str(shared / "parity" / "qb_norm.safetensors")]) == 1
-    assert "not covered" in capsys.readouterr().out
-
-
 def test_refuses_a_head_the_project_does_not_have(
     parity: ModuleType, shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
