@@ -152,12 +152,13 @@ def _print_oracles(results: dict[str, Any]) -> None:
             [
                 attribute,
                 f"{values['accuracy']:.1f}",
+                f"{values['ignoring']:.1f}",
                 f"{values['chance']:.1f}",
                 f"{test['oracles']['single'][attribute]:.1f}",
             ]
             for attribute, values in test["attribute_accuracy"].items()
         ]
-        print_table([f"{name} attribute", "right in top-1 %", "chance %", "oracle R@1 %"], rows)
+        print_table([f"{name} attribute", "right in top-1 %", "if ignored %", "chance %", "oracle R@1 %"], rows)
 
 
 def _evaluate(words: list[str], program: str) -> str:
@@ -241,6 +242,8 @@ def _shards_build(words: list[str], program: str) -> str:
         """Videos to keep apart in a second set, OUTPUT-held-out, for data.validation."""
         seed: int = 0
         """Of the shuffle of videos over shards and of the choice of held-out ones."""
+        shuffle: bool = True
+        """Shuffle videos over shards; --no-shuffle keeps the annotations' order, so that neighbours meet in batches."""
         overwrite: bool = False
         """Replace a shard set that is already there."""
 
@@ -261,6 +264,7 @@ def _shards_build(words: list[str], program: str) -> str:
         allow_missing=options.allow_missing,
         hold_out=options.hold_out,
         seed=options.seed,
+        shuffle=options.shuffle,
         overwrite=options.overwrite,
         session=ray_session,
     )

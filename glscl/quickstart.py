@@ -58,6 +58,7 @@ def _toy_set(root: str, domain: str, split: str, count: int) -> str:
         domain=domain,
         samples_per_shard=50,
         encoding=Encoding(),
+        shuffle=False,  # videos that only their motion tells apart lie side by side: the negatives to learn motion from
         overwrite=True,
     )
     return shards

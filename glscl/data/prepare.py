@@ -27,6 +27,7 @@ def build_from_annotations(
     allow_missing: bool = False,
     hold_out: int = 0,
     seed: int = 0,
+    shuffle: bool = True,
     overwrite: bool = False,
     workers: int | None = None,
     session: Callable[[], AbstractContextManager[None]] = nullcontext,
@@ -47,6 +48,7 @@ def build_from_annotations(
             have no official part for that which is neither trained nor tested on. Which videos these are depends on
             their ids and ``seed`` alone.
         seed: of the shuffle over shards.
+        shuffle: false keeps the annotations' order, so that neighbours share shards and batches (hard negatives).
         overwrite: replace an existing set.
         workers: see `build_shards`.
         session: entered once annotations and files are found to be sound, around the writing; starts Ray, say.
@@ -92,7 +94,7 @@ def build_from_annotations(
                 origin,
                 samples_per_shard=samples_per_shard,
                 encoding=encoding,
-                seed=seed,
+                seed=seed if shuffle else None,
                 overwrite=overwrite,
                 workers=workers,
                 missing=missing,

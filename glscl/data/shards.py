@@ -292,7 +292,7 @@ def build_shards(
     *,
     samples_per_shard: int,
     encoding: Encoding | None = None,
-    seed: int = 0,
+    seed: int | None = 0,
     overwrite: bool = False,
     workers: int | None = None,
     missing: Sequence[str] = (),
@@ -309,7 +309,7 @@ def build_shards(
         origin: provenance.
         samples_per_shard: videos in one tar.
         encoding: copy or re-encode; the default copies.
-        seed: of the shuffle.
+        seed: of the shuffle; None keeps the order of the records, so that neighbours share shards and batches.
         overwrite: replace a set that is already there.
         workers: tars written at once; None uses every CPU of the cluster, 0 writes in this process without Ray.
         missing: videos known to have no file; listed in the manifest as rejected.
@@ -327,7 +327,7 @@ def build_shards(
         for name in storage.list_names(output):
             if name.startswith("shard-") and name.endswith(".tar"):
                 storage.remove(storage.join(output, name))
-    order = np.random.RandomState(seed).permutation(len(records))
+    order = np.arange(len(records)) if seed is None else np.random.RandomState(seed).permutation(len(records))
     chunks = [order[at : at + samples_per_shard] for at in range(0, len(order), samples_per_shard)]
     jobs = [
         (

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import av
 import numpy as np
 import torch
+from av.video.reformatter import VideoReformatter
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
@@ -166,12 +167,16 @@ def _decode_from(container: Any, start: int | None, wanted: set[int]) -> dict[in
     if start is not None:
         container.seek(start, stream=stream, backward=True)
     pictures: dict[int, np.ndarray[Any, Any]] = {}
+    converter = (
+        VideoReformatter()
+    )  # one per video, one thread: a scaler with its threads costs more than a small picture
     for packet in container.demux(stream):
         if start is not None:
             context.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in wanted else "NONREF"
         for frame in packet.decode():
             if frame.pts in wanted and frame.pts not in pictures:
-                pictures[frame.pts] = np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), _turns(frame)))
+                picture = converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+                pictures[frame.pts] = np.ascontiguousarray(np.rot90(picture, _turns(frame)))
         if len(pictures) == len(wanted):
             break
     context.skip_frame = "DEFAULT"

@@ -143,14 +143,15 @@ def oracle_bars(test: Test) -> list[Bar]:
     return [*bars, Bar("chance", chance(test, "text_to_video", 1))]
 
 
-def attribute_rows(test: Test) -> list[tuple[str, float | None, float | None, float | None]]:
-    """``(attribute, accuracy, chance, R@1 of its oracle)`` of every attribute known."""
+def attribute_rows(test: Test) -> list[tuple[str, float | None, float | None, float | None, float | None]]:
+    """``(attribute, accuracy, accuracy if it were ignored, chance, R@1 of its oracle)`` of every attribute known."""
     accuracy = test.attribute_accuracy or {}
     single = test.oracles.single if test.oracles else {}
     rows = []
     for name in dict.fromkeys([*accuracy, *single]):
         known = accuracy.get(name)
-        rows.append((name, known.accuracy if known else None, known.chance if known else None, single.get(name)))
+        numbers = (known.accuracy, known.ignoring, known.chance) if known else (None, None, None)
+        rows.append((name, *numbers, single.get(name)))
     return rows
 
 

@@ -46,10 +46,14 @@ class Oracles(_Section):
 
 
 class AttributeAccuracy(_Section):
-    """How often the first video found agrees with the right one in an attribute, and would by chance."""
+    """How often the first video found agrees with the right one in an attribute, and would by chance.
+
+    ``ignoring`` is what an oracle scores that knows every attribute but this one (the others narrow the choice).
+    """
 
     accuracy: float
     chance: float
+    ignoring: float | None = None
 
 
 class Test(_Section):
