@@ -100,7 +100,10 @@ def _train(values: dict[str, Any]) -> None:
     config = RunConfig.model_validate(values)
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    device = ray.train.torch.get_device() if config.training.use_gpu else torch.device("cpu")
+    device = torch.device("cpu")
+    if config.training.use_gpu:
+        device = ray.train.torch.get_device()
+        torch.cuda.set_device(device)  # collectives of objects travel through the current device
 
     # Load
     torch.manual_seed(config.seed)
