@@ -73,8 +73,8 @@ def main() -> None:
 
 def write_set(uri: str, shards: int, folder: str) -> float:
     """Write a set of one short video under many names; returns its size in MB."""
+    from glscl.data.build import Origin, build_shards
     from glscl.data.records import Record
-    from glscl.data.shards import Origin, build_shards
 
     path = Path(folder) / "video.mp4"
     path.write_bytes(video())

@@ -101,7 +101,7 @@ def _train(words: list[str], program: str) -> str:
     config = run_config([word for word in words if word != "--dry-run"], program, ABOUT_TRAIN).resolved()
 
     from glscl.reporting.console import start_panel
-    from glscl.training.launch import preflight
+    from glscl.training.preflight import preflight
 
     ready = preflight(config)
     if dry:
@@ -116,7 +116,9 @@ def _run(config: Any, ready: Any) -> str:
     """Train, test, report; ``status.json`` follows what happens."""
     from glscl import storage
     from glscl.reporting.console import results_table
-    from glscl.training.launch import REPORT, ray_session, train, write_results, write_status
+    from glscl.session import ray_session
+    from glscl.training.launch import train
+    from glscl.training.results import REPORT, write_results, write_status
 
     where = config.run_directory
     storage.check_writable(where, "--storage")
@@ -186,7 +188,9 @@ def _evaluate(words: list[str], program: str) -> str:
 
     from glscl.evaluation.evaluate import check_tests
     from glscl.reporting.console import results_table
-    from glscl.training.launch import REPORT, evaluate, ray_session, write_results
+    from glscl.session import ray_session
+    from glscl.training.launch import evaluate
+    from glscl.training.results import REPORT, write_results
 
     options = parse_options(Eval, words, program)
     check_tests(options.run, options.test)
@@ -209,11 +213,12 @@ def _shards_build(words: list[str], program: str) -> str:
 
     from glscl.config import parse_options
     from glscl.data.benchmarks import benchmark_names
+    from glscl.data.build import Encoding
     from glscl.data.prepare import build_from_annotations
-    from glscl.data.shards import Encoding, describe
+    from glscl.data.shards import describe
     from glscl.options import Options
     from glscl.reporting.console import start_panel
-    from glscl.training.launch import ray_session
+    from glscl.session import ray_session
 
     class Build(Options):
         """Turn official annotation files and video files into WebDataset shards with a manifest."""
@@ -359,7 +364,8 @@ def _quickstart(words: list[str], program: str) -> str:
     from glscl.options import Options
     from glscl.quickstart import quickstart_config
     from glscl.reporting.console import start_panel
-    from glscl.training.launch import preflight, ray_session
+    from glscl.session import ray_session
+    from glscl.training.preflight import preflight
 
     class Quickstart(Options):
         """Make two toy domains, train GLSCL on one with two workers, test it on both."""

@@ -6,8 +6,9 @@ import os
 
 from glscl import storage
 from glscl.config import RunConfig, load_config
+from glscl.data.build import Encoding
 from glscl.data.prepare import build_from_annotations
-from glscl.data.shards import MANIFEST, Encoding, open_shard_set
+from glscl.data.shards import MANIFEST, open_shard_set
 from glscl.data.toy import write_toy
 
 SEED = 0

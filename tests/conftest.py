@@ -19,8 +19,9 @@ import s3fs
 from moto.server import ThreadedMotoServer
 
 from glscl import storage
+from glscl.data.build import Encoding, Origin, build_shards
 from glscl.data.records import Record
-from glscl.data.shards import Encoding, Origin, ShardSet, build_shards, open_shard_set
+from glscl.data.shards import ShardSet, open_shard_set
 
 
 @pytest.fixture(scope="session")

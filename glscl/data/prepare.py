@@ -7,8 +7,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 from glscl.data.benchmarks import benchmark, read
+from glscl.data.build import Encoding, Origin, build_shards, check_output
 from glscl.data.locate import locate_videos, missing_report
-from glscl.data.shards import Encoding, Manifest, Origin, build_shards, check_output
+from glscl.data.shards import Manifest
 from glscl.errors import UserError
 
 HELD_OUT = "-held-out"

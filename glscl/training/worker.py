@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import shutil
 import tempfile
-import time
 import uuid
-from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -23,10 +19,9 @@ from torch import distributed
 from glscl.config import RunConfig
 from glscl.data import stream
 from glscl.data.gallery import Gallery
-from glscl.data.plan import StreamPlan
 from glscl.data.shards import ShardSet, open_shard_set
 from glscl.data.video import FrameSampling
-from glscl.errors import UserError
+from glscl.errors import RunStoppedError, UserError
 from glscl.evaluation.embed import concatenate, embed
 from glscl.evaluation.retrieval import Part, metrics_of, score_part
 from glscl.evaluation.scoring import merge, split_rows
@@ -34,49 +29,18 @@ from glscl.models.retriever import Retriever
 from glscl.models.tokenizer import tokenize
 from glscl.training import checkpoint
 from glscl.training.checkpoint import IncompleteCheckpointError, TrainState
-from glscl.training.engine import backward, build_engine, evaluation_model, gradient_norm, set_learning_rates
+from glscl.training.engine import backward, build_engine, evaluation_model, set_learning_rates
 from glscl.training.global_batch import Batch, backward_global_batch
+from glscl.training.horizon import Horizon, make_plan
+from glscl.training.meter import Meter
 from glscl.training.run_log import RunLog
 
 SELECTION_METRIC = "validation_R@1"
 
 
-@dataclass(frozen=True, slots=True)
-class Horizon:
-    """Length of a run in steps."""
-
-    steps_per_epoch: int
-    total: int
-    save_every: int
-    evaluate_every: int
-
-    @classmethod
-    def of(cls, config: RunConfig, plan: StreamPlan) -> Horizon:
-        """Derive from epochs, ``max_steps`` and the plan."""
-        steps = plan.steps_per_epoch
-        total = min(config.training.epochs * steps, config.training.max_steps or math.inf)
-        return cls(steps, int(total), config.checkpoint.every_steps or steps, config.evaluation.every_epochs * steps)
-
-
 def sampling_of(config: RunConfig, frame_size: int) -> FrameSampling:
     """The frame sampling that data and model options ask for."""
     return FrameSampling(config.model.max_frames, config.data.sample_fps, frame_size, config.data.decoder)
-
-
-def make_plan(config: RunConfig, shard_sets: list[ShardSet]) -> StreamPlan:
-    """The order of the stream that a configuration asks for."""
-    return StreamPlan(
-        [shard_set.manifest for shard_set in shard_sets],
-        config.data.weights,
-        config.training.global_batch,
-        config.data.virtual_streams,
-        config.data.captions,
-        config.seed,
-    )
-
-
-class RunStoppedError(UserError):
-    """A reason to end the run that every rank finds at the same point: a restart would only find it again."""
 
 
 def train_worker(values: dict[str, Any]) -> str | None:
@@ -123,7 +87,7 @@ def _train(values: dict[str, Any]) -> None:
     )
     batches = stream.make_loader(pairs, config.data.loader_workers, config.data.prefetch)
     log = RunLog(config.run_directory, state.step) if rank == 0 else None
-    meter = _Meter(horizon, config, world)
+    meter = Meter(horizon, config, world)
     videos = sum(shard_set.manifest.videos for shard_set in shard_sets)
 
     while state.step < horizon.total:
@@ -255,96 +219,3 @@ def _shared_token(rank: int) -> str:
     token = [uuid.uuid4().hex[:8] if rank == 0 else None]
     distributed.broadcast_object_list(token)
     return str(token[0])
-
-
-class _Meter:
-    """What the log line says: losses, speed, waiting for data, quarantine."""
-
-    def __init__(self, horizon: Horizon, config: RunConfig, world: int) -> None:
-        self._horizon = horizon
-        self._batch = config.training.global_batch
-        self._world = world
-        self._new_quarantined: list[dict[str, str]] = []
-        self._losses: dict[str, torch.Tensor] = {}
-        self._restart()
-
-    def _restart(self) -> None:
-        self._began = time.perf_counter()
-        self._waited = 0.0
-        self._steps = self._truncated = 0
-
-    def wait_for(self, batches: Iterator[stream.Batch]) -> stream.Batch:
-        """The next batch, timing the wait."""
-        began = time.perf_counter()
-        batch = next(batches)
-        self._waited += time.perf_counter() - began
-        return batch
-
-    def count(self, batch: stream.Batch, losses: dict[str, torch.Tensor]) -> None:
-        """Take note of one step."""
-        self._steps += 1
-        self._truncated += batch.truncated
-        self._new_quarantined += batch.quarantined
-        self._losses = losses
-
-    def row(
-        self, engine: Any, factor: float, state: TrainState, videos: int, max_bad_fraction: float
-    ) -> dict[str, float]:
-        """Figures since the last row, over all ranks (collective); also merges the quarantine into the state.
-
-        Raises:
-            RunStoppedError: too many videos are unusable, or the loss is not finite.
-        """
-        names = sorted(self._losses)
-        local = torch.stack([self._losses[name].float() for name in names]).cpu()
-        gathered: list[Any] = [None] * self._world
-        distributed.all_gather_object(gathered, (local, self._new_quarantined, self._truncated))
-        self._new_quarantined = []
-        known = {(entry["domain"], entry["shard"], entry["key"]) for entry in state.quarantined}
-        for _, entries, _ in gathered:
-            for entry in entries:
-                place = (entry["domain"], entry["shard"], entry["key"])
-                if place not in known:
-                    known.add(place)
-                    state.quarantined.append(entry)
-        elapsed = time.perf_counter() - self._began
-        losses = torch.stack([values for values, _, _ in gathered]).double().mean(0).tolist()
-        row = {f"loss/{name}" if name != "total" else "loss": value for name, value in zip(names, losses, strict=True)}
-        row |= {
-            "epoch": state.step / self._horizon.steps_per_epoch,
-            "learning_rate_factor": factor,
-            "pairs_per_second": self._steps * self._batch / elapsed,
-            "data_wait": self._waited / elapsed,
-            "truncated": sum(count for *_, count in gathered) / (self._steps * self._batch),
-            "quarantined": len(state.quarantined),
-        }
-        norm = gradient_norm(engine)
-        if norm is not None:
-            row["gradient_norm"] = norm
-        self._restart()
-        if not math.isfinite(row["loss"]):
-            raise RunStoppedError(
-                f"the loss is {row['loss']} at step {state.step}: lower training.lr_towers or training.lr_head, "
-                f"or train in fp32 (training.precision)"
-            )
-        if len(state.quarantined) > max_bad_fraction * videos:
-            raise RunStoppedError(_too_many(state.quarantined, videos, max_bad_fraction))
-        return row
-
-    def line(self, step: int, row: dict[str, float]) -> str:
-        """One plain line."""
-        losses = " ".join(f"{name.removeprefix('loss/')}={row[name]:.4f}" for name in row if name.startswith("loss"))
-        return (
-            f"step={step}/{self._horizon.total} epoch={row['epoch']:.2f} {losses} "
-            f"lr_factor={row['learning_rate_factor']:.3f} pairs/s={row['pairs_per_second']:.1f} "
-            f"data_wait={row['data_wait']:.0%} truncated={row['truncated']:.1%} quarantined={int(row['quarantined'])}"
-        )
-
-
-def _too_many(entries: list[dict[str, str]], videos: int, limit: float) -> str:
-    listed = "; ".join(f"{entry['domain']}/{entry['video_id']} ({entry['reason']})" for entry in entries[:10])
-    more = f" and {len(entries) - 10} more" if len(entries) > 10 else ""
-    return (
-        f"{len(entries)} of {videos} training videos cannot be used, more than data.max_bad_fraction ({limit:g}): "
-        f"{listed}{more}; mend or remove them, or raise data.max_bad_fraction"
-    )

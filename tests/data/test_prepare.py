@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from glscl.data.build import Encoding
 from glscl.data.prepare import build_from_annotations
-from glscl.data.shards import Encoding, Manifest, Shard, open_shard_set
+from glscl.data.shards import Manifest, Shard, open_shard_set
 from glscl.errors import UserError
 
 

@@ -18,8 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glscl import storage
+from glscl.data.build import Encoding, Origin, build_shards
 from glscl.data.records import Record
-from glscl.data.shards import Encoding, Origin, Shard, ShardSet, build_shards, describe, open_shard_set, verify_shards
+from glscl.data.shards import Shard, ShardSet, describe, open_shard_set, verify_shards
 from glscl.errors import UserError
 
 MakeShards = Callable[..., ShardSet]

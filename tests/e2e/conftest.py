@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from glscl.data.build import Encoding
 from glscl.data.prepare import build_from_annotations
-from glscl.data.shards import Encoding
 
 LIMIT_S = 420
 

@@ -16,7 +16,8 @@ from glscl.data.shards import ShardSet
 from glscl.evaluation.metrics import RetrievalMetrics, rank_targets
 from glscl.evaluation.saved import ModelCard
 from glscl.models import ModelConfig
-from glscl.training.launch import CONFIG, preflight, results_of, verdict_of, write_results
+from glscl.training.preflight import CONFIG, preflight
+from glscl.training.results import results_of, verdict_of, write_results
 
 
 @pytest.fixture

@@ -1,0 +1,75 @@
+"""The Ray cluster that a command uses."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from glscl.errors import UserError
+
+
+@contextmanager
+def ray_session() -> Iterator[None]:
+    """Use the cluster that ``RAY_ADDRESS`` or ``ray start`` offers, else a local one that ends with this block."""
+    # Ray polls workers for reports at this interval; the default of 2 s would be felt in short runs.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", "1800")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # it repeats every line of the workers
+    if not sys.stdout.isatty():
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        if address == "local":
+            raise ConnectionError
+        ray.init(address=address or "auto", logging_level="error")
+    except ConnectionError:
+        if address not in (None, "local"):
+            raise UserError(f"no Ray cluster answers at RAY_ADDRESS={address}") from None
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody reclaims this machine
+        # Ray Train asks the dashboard for the state of its actors.
+        ray.init(address="local", include_dashboard=True, logging_level="error")
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def check_resources(workers: int, cpus_per_worker: float, use_gpu: bool, wait_s: float = 0.0) -> None:
+    """Refuse what the cluster does not have (Ray would wait for ever), after giving an autoscaler time to bring it.
+
+    Raises:
+        UserError: naming the knob.
+    """
+    import ray
+    from ray.autoscaler.sdk import request_resources
+
+    wanted = {"CPU": workers * cpus_per_worker} | ({"GPU": float(workers)} if use_gpu else {})
+
+    def lacking() -> list[str]:
+        there = ray.cluster_resources()
+        return [
+            f"{amount:g} {kind} (there: {there.get(kind, 0.0):g})"
+            for kind, amount in wanted.items()
+            if amount > there.get(kind, 0.0)
+        ]
+
+    deadline = time.monotonic() + wait_s
+    if wait_s and lacking():
+        bundle = {"CPU": max(1, round(cpus_per_worker))} | ({"GPU": 1} if use_gpu else {})
+        request_resources(bundles=[bundle] * workers)
+        while lacking() and time.monotonic() < deadline:
+            time.sleep(1.0)
+        request_resources(bundles=[])  # the workers' own placement group keeps the nodes from here on
+    if missing := lacking():
+        raise UserError(
+            f"{workers} workers need {' and '.join(missing)}: lower training.num_workers or training.cpus_per_worker, "
+            f"set training.use_gpu to false, or raise training.wait_for_nodes_s where the cluster can grow"
+        )

@@ -1,0 +1,111 @@
+"""The figures of a log line, over all ranks, and what they say about going on."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import distributed
+
+from glscl.config import RunConfig
+from glscl.data import stream
+from glscl.errors import RunStoppedError
+from glscl.training.checkpoint import TrainState
+from glscl.training.engine import gradient_norm
+from glscl.training.horizon import Horizon
+
+
+class Meter:
+    """What the log line says: losses, speed, waiting for data, quarantine."""
+
+    def __init__(self, horizon: Horizon, config: RunConfig, world: int) -> None:
+        self._horizon = horizon
+        self._batch = config.training.global_batch
+        self._world = world
+        self._new_quarantined: list[dict[str, str]] = []
+        self._losses: dict[str, torch.Tensor] = {}
+        self._restart()
+
+    def _restart(self) -> None:
+        self._began = time.perf_counter()
+        self._waited = 0.0
+        self._steps = self._truncated = 0
+
+    def wait_for(self, batches: Iterator[stream.Batch]) -> stream.Batch:
+        """The next batch, timing the wait."""
+        began = time.perf_counter()
+        batch = next(batches)
+        self._waited += time.perf_counter() - began
+        return batch
+
+    def count(self, batch: stream.Batch, losses: dict[str, torch.Tensor]) -> None:
+        """Take note of one step."""
+        self._steps += 1
+        self._truncated += batch.truncated
+        self._new_quarantined += batch.quarantined
+        self._losses = losses
+
+    def row(
+        self, engine: Any, factor: float, state: TrainState, videos: int, max_bad_fraction: float
+    ) -> dict[str, float]:
+        """Figures since the last row, over all ranks (collective); also merges the quarantine into the state.
+
+        Raises:
+            RunStoppedError: too many videos are unusable, or the loss is not finite.
+        """
+        names = sorted(self._losses)
+        local = torch.stack([self._losses[name].float() for name in names]).cpu()
+        gathered: list[Any] = [None] * self._world
+        distributed.all_gather_object(gathered, (local, self._new_quarantined, self._truncated))
+        self._new_quarantined = []
+        known = {(entry["domain"], entry["shard"], entry["key"]) for entry in state.quarantined}
+        for _, entries, _ in gathered:
+            for entry in entries:
+                place = (entry["domain"], entry["shard"], entry["key"])
+                if place not in known:
+                    known.add(place)
+                    state.quarantined.append(entry)
+        elapsed = time.perf_counter() - self._began
+        losses = torch.stack([values for values, _, _ in gathered]).double().mean(0).tolist()
+        row = {f"loss/{name}" if name != "total" else "loss": value for name, value in zip(names, losses, strict=True)}
+        row |= {
+            "epoch": state.step / self._horizon.steps_per_epoch,
+            "learning_rate_factor": factor,
+            "pairs_per_second": self._steps * self._batch / elapsed,
+            "data_wait": self._waited / elapsed,
+            "truncated": sum(count for *_, count in gathered) / (self._steps * self._batch),
+            "quarantined": len(state.quarantined),
+        }
+        norm = gradient_norm(engine)
+        if norm is not None:
+            row["gradient_norm"] = norm
+        self._restart()
+        if not math.isfinite(row["loss"]):
+            raise RunStoppedError(
+                f"the loss is {row['loss']} at step {state.step}: lower training.lr_towers or training.lr_head, "
+                f"or train in fp32 (training.precision)"
+            )
+        if len(state.quarantined) > max_bad_fraction * videos:
+            raise RunStoppedError(_too_many(state.quarantined, videos, max_bad_fraction))
+        return row
+
+    def line(self, step: int, row: dict[str, float]) -> str:
+        """One plain line."""
+        losses = " ".join(f"{name.removeprefix('loss/')}={row[name]:.4f}" for name in row if name.startswith("loss"))
+        return (
+            f"step={step}/{self._horizon.total} epoch={row['epoch']:.2f} {losses} "
+            f"lr_factor={row['learning_rate_factor']:.3f} pairs/s={row['pairs_per_second']:.1f} "
+            f"data_wait={row['data_wait']:.0%} truncated={row['truncated']:.1%} quarantined={int(row['quarantined'])}"
+        )
+
+
+def _too_many(entries: list[dict[str, str]], videos: int, limit: float) -> str:
+    listed = "; ".join(f"{entry['domain']}/{entry['video_id']} ({entry['reason']})" for entry in entries[:10])
+    more = f" and {len(entries) - 10} more" if len(entries) > 10 else ""
+    return (
+        f"{len(entries)} of {videos} training videos cannot be used, more than data.max_bad_fraction ({limit:g}): "
+        f"{listed}{more}; mend or remove them, or raise data.max_bad_fraction"
+    )

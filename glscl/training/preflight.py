@@ -1,0 +1,128 @@
+"""Everything about a run that can be checked before anything is started."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from glscl import storage
+from glscl.config import RunConfig
+from glscl.data.plan import StreamPlan
+from glscl.data.shards import ShardSet, open_shard_set
+from glscl.errors import UserError
+from glscl.losses import applicable_terms
+from glscl.models.retriever import Retriever
+from glscl.training.checkpoint import differing_keys
+from glscl.training.horizon import Horizon, make_plan
+
+CONFIG = "config.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Preflight:
+    """What was learnt before anything was started.
+
+    Attributes:
+        facts: the effective configuration in words, for the start-up panel.
+        train_domains: names of the training domains.
+    """
+
+    facts: dict[str, str]
+    train_domains: tuple[str, ...]
+
+
+def preflight(config: RunConfig) -> Preflight:
+    """Check shards, batch arithmetic, model and the run directory; builds the model once, starts nothing.
+
+    Raises:
+        UserError: naming what is wrong, where, and the knob.
+    """
+    training = config.training
+    workers = training.num_workers
+    if training.global_batch % workers:
+        raise UserError(
+            f"training.global_batch ({training.global_batch}) is not a multiple of training.num_workers ({workers}): "
+            f"change one of them"
+        )
+    per_worker = training.global_batch // workers
+    if per_worker % training.accumulate:
+        raise UserError(
+            f"training.accumulate ({training.accumulate}) does not divide a worker's {per_worker} pairs "
+            f"(training.global_batch / training.num_workers): change one of them"
+        )
+    shard_sets = [open_shard_set(uri) for uri in config.data.train]
+    plan = make_plan(config, shard_sets)
+    plan.check_world(workers, config.data.loader_workers)
+    held_out = [open_shard_set(uri) for uri in config.data.validation]
+    tests = [open_shard_set(uri) for uri in config.data.test]
+    _check_selection(held_out, tests)
+    model = Retriever(config.model)
+    on, left_out = applicable_terms(config.loss, model.head)
+    if not on:
+        raise UserError(f"loss: no term is on that head '{config.model.head}' can be trained with")
+    saved = _check_run_directory(config)
+    horizon = Horizon.of(config, plan)
+    counts = model.describe()
+    facts = {
+        "run": config.run_directory + (" (continues)" if saved else ""),
+        "train": _domains(shard_sets, plan),
+        "validation": ", ".join(f"{s.manifest.domain}/{s.manifest.split}" for s in held_out)
+        or "none: last step is kept",
+        "test": ", ".join(f"{s.manifest.domain}/{s.manifest.split}" for s in tests) or "none",
+        "model": f"{config.model.clip}, head {config.model.head}, frame context {config.model.frame_context}; "
+        + ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in counts.items()),
+        "weights": config.model.pretrained or "random",
+        "loss": ", ".join(on) + (f" (not for this head: {', '.join(left_out)})" if left_out else ""),
+        "global batch": f"{training.global_batch} pairs = {workers} workers x {training.accumulate} parts "
+        f"x {per_worker // training.accumulate}",
+        "steps": f"{horizon.total} ({horizon.steps_per_epoch} per epoch of {plan.pairs_per_epoch:,} pairs; "
+        f"{plan.pairs_per_epoch - horizon.steps_per_epoch * training.global_batch} pairs wait for the next epoch)",
+        "workers": f"{workers} x {'GPU, NCCL' if training.use_gpu else 'CPU, gloo'}, ZeRO {training.zero_stage}, "
+        f"{training.precision}, {config.data.loader_workers} loader workers each",
+    }
+    return Preflight(facts, tuple(shard_set.manifest.domain for shard_set in shard_sets))
+
+
+def _domains(shard_sets: list[ShardSet], plan: StreamPlan) -> str:
+    return ", ".join(
+        f"{s.manifest.domain}/{s.manifest.split} ({s.manifest.videos:,} videos, {s.manifest.pairs:,} pairs, "
+        f"{streams / plan.virtual_streams:.0%} of each batch)"
+        for s, streams in zip(shard_sets, plan.streams_of_domain, strict=True)
+    )
+
+
+def _check_selection(held_out: list[ShardSet], tests: list[ShardSet]) -> None:
+    """Selection on a test split is refused."""
+    tested = {shard_set.manifest.fingerprint(): shard_set.uri for shard_set in tests}
+    for shard_set in held_out:
+        if shard_set.manifest.fingerprint() in tested:
+            raise UserError(
+                f"data.validation: {shard_set.uri} is also in data.test; choose the checkpoint on a held-out part of "
+                f"the training domain"
+            )
+
+
+def _check_run_directory(config: RunConfig) -> bool:
+    """Compare with the configuration that the run directory was made with; True if the run exists."""
+    where = storage.join(config.run_directory, CONFIG)
+    if not storage.exists(where):
+        return False
+    saved = storage.read_json(where)
+    if not isinstance(saved, dict):
+        raise UserError(f"{where}: not a run configuration; choose another --name")
+    different = differing_keys(saved, config.model_dump(mode="json"))
+    if different:
+        raise UserError(
+            f"{config.run_directory} holds a run of another configuration: {'; '.join(different)}; choose another "
+            f"--name, or restore these values"
+        )
+    workers = saved["training"].get("num_workers")
+    if saved["training"]["zero_stage"] and workers != config.training.num_workers and _has_checkpoint(config):
+        raise UserError(
+            f"{config.run_directory} was trained by {workers} workers with ZeRO stage "
+            f"{saved['training']['zero_stage']}: continue it with --training.num-workers {workers}"
+        )
+    return True
+
+
+def _has_checkpoint(config: RunConfig) -> bool:
+    return any(name.startswith("step_") for name in storage.list_names(config.run_directory))

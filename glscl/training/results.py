@@ -1,0 +1,83 @@
+"""What a command says at its end: results, report, status and verdict."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime
+from typing import Any
+
+from glscl import storage
+from glscl.evaluation.evaluate import without_thumbnails
+from glscl.evaluation.saved import ModelCard
+
+STATUS = "status.json"
+RESULTS = "results.json"
+REPORT = "report.html"
+
+
+def results_of(card: ModelCard, entries: list[dict[str, Any]], history: list[dict[str, Any]]) -> dict[str, Any]:
+    """Put test entries, provenance and training history together."""
+    return {
+        "run": card.run,
+        "verdict": verdict_of(card, entries),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "head": card.model.head,
+        "clip": card.model.clip,
+        "checkpoint_step": card.step,
+        "seed": card.seed,
+        "git_commit": _git_commit(),
+        "command": " ".join(["glscl", *sys.argv[1:]]),
+        "train_domains": list(card.train_domains),
+        "validation": card.validation,
+        "tests": entries,
+        "history": _history(history),
+    }
+
+
+def _history(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows as the report plots them: the loss and its terms, and held-out recalls under ``validation``."""
+    out: list[dict[str, Any]] = []
+    for row in rows:
+        entry: dict[str, Any] = {"step": row["step"]}
+        entry |= {key.removeprefix("loss/"): value for key, value in row.items() if key.startswith("loss")}
+        held_out = {k.removeprefix("validation/"): v for k, v in row.items() if k.startswith("validation/")}
+        if held_out and out and out[-1]["step"] == row["step"]:
+            out[-1]["validation"] = held_out
+        else:
+            out.append(entry | ({"validation": held_out} if held_out else {}))
+    return out
+
+
+def verdict_of(card: ModelCard, entries: list[dict[str, Any]]) -> str:
+    """One line: text-to-video R@1 per test set."""
+    scores = [
+        f"{entry['domain']}/{entry['split']} ({entry['relation']}) R@1={entry['text_to_video']['R@1']:.1f}"
+        for entry in entries
+    ]
+    return f"run={card.run} step={card.step} " + (", ".join(scores) or "no test set")
+
+
+def write_results(results: dict[str, Any], output: str) -> None:
+    """``results.json`` and ``report.html`` in a folder or prefix."""
+    from glscl.reporting.report import write_report
+
+    small = results | {"tests": without_thumbnails(results["tests"])}
+    storage.write_json(storage.join(output, RESULTS), small)
+    write_report(results, storage.join(output, REPORT))
+
+
+def _git_commit() -> str | None:
+    """Commit of the code that runs, if it runs from a checkout."""
+    folder = os.path.dirname(os.path.abspath(__file__))
+    done = subprocess.run(
+        ["git", "-C", folder, "rev-parse", "HEAD"], capture_output=True, text=True, check=False, timeout=10
+    )
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def write_status(run_directory: str, **values: Any) -> None:
+    """``status.json``: the verdict for machines."""
+    stamp = datetime.now(UTC).isoformat(timespec="seconds")
+    storage.write_json(storage.join(run_directory, STATUS), {**values, "updated": stamp})
