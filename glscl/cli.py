@@ -103,7 +103,7 @@ def _train(words: list[str], program: str) -> str:
     from glscl.reporting.console import start_panel
     from glscl.training.preflight import preflight
 
-    ready = preflight(config)
+    ready = preflight(config, fetch=not dry)
     if dry:
         print(to_yaml(config), end="")
     start_panel(program, ready.facts)
@@ -298,8 +298,9 @@ def _shards_info(words: list[str], program: str) -> str:
     from glscl.reporting.console import start_panel
 
     uri = _one_path(words, program, "print the manifest of a shard set")
-    start_panel(uri, describe(open_shard_set(uri).manifest))
-    return ""
+    manifest = open_shard_set(uri).manifest
+    start_panel(uri, describe(manifest))
+    return f"{uri}: {manifest.videos} videos, {manifest.pairs} pairs in {len(manifest.shards)} shards"
 
 
 def _one_path(words: list[str], program: str, what: str) -> str:

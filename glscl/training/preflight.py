@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import open_clip
+
 from glscl import storage
 from glscl.config import RunConfig
 from glscl.data.plan import StreamPlan
@@ -30,8 +32,12 @@ class Preflight:
     train_domains: tuple[str, ...]
 
 
-def preflight(config: RunConfig) -> Preflight:
+def preflight(config: RunConfig, *, fetch: bool = True) -> Preflight:
     """Check shards, batch arithmetic, model and the run directory; builds the model once, starts nothing.
+
+    Args:
+        config: resolved configuration.
+        fetch: load pretrained weights that have to be downloaded; false checks only weights that are local files.
 
     Raises:
         UserError: naming what is wrong, where, and the knob.
@@ -55,7 +61,9 @@ def preflight(config: RunConfig) -> Preflight:
     held_out = [open_shard_set(uri) for uri in config.data.validation]
     tests = [open_shard_set(uri) for uri in config.data.test]
     _check_selection(held_out, tests)
-    model = Retriever(config.model)
+    pretrained = config.model.pretrained
+    is_tag = pretrained is not None and pretrained in open_clip.list_pretrained_tags_by_model(config.model.clip)
+    model = Retriever(config.model, load_weights=fetch or not is_tag)
     on, left_out = applicable_terms(config.loss, model.head)
     if not on:
         raise UserError(f"loss: no term is on that head '{config.model.head}' can be trained with")

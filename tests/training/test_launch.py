@@ -150,3 +150,10 @@ def test_a_run_that_cannot_go_on_ends_in_one_line(
     assert status["state"] == "failed"
     assert "data.max_bad_fraction" in status["verdict"]
     assert not (tmp_path / "runs" / "r" / "model").exists()
+
+
+def test_a_dry_run_fetches_nothing(words: Callable[..., list[str]], make_shards: Callable[..., ShardSet]) -> None:
+    train = make_shards("one", captions=[2] * 16, per_shard=4).uri
+    more = ["--data.train", train, "--model.clip", "RN50", "--model.pretrained", "openai"]
+    config = run_config(words(*more), "glscl train").resolved()
+    assert preflight(config, fetch=False).facts["weights"] == "openai"
