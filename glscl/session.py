@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -25,21 +26,45 @@ def ray_session() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    address = os.environ.get("RAY_ADDRESS")
-    try:
-        if address == "local":
-            raise ConnectionError
-        ray.init(address=address or "auto", logging_level="error")
-    except ConnectionError:
-        if address not in (None, "local"):
-            raise UserError(f"no Ray cluster answers at RAY_ADDRESS={address}") from None
+    named = os.environ.get("RAY_ADDRESS")
+    if named and named != "local" and not _answers(named):
+        raise UserError(f"no Ray cluster answers at RAY_ADDRESS={named}")
+    address = named or _cluster_of_this_machine() or "local"
+    if address == "local":
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody reclaims this machine
         # Ray Train asks the dashboard for the state of its actors.
         ray.init(address="local", include_dashboard=True, logging_level="error")
+    else:
+        ray.init(address=address, logging_level="error")
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _cluster_of_this_machine() -> str | None:
+    """Address of what ``ray start`` has left running here; None if it is gone (Ray itself would wait for minutes)."""
+    from ray._private.utils import read_ray_address
+
+    address = read_ray_address()
+    if not address:
+        return None
+    if _answers(address):
+        return str(address)
+    print(f"the Ray cluster at {address} is gone; starting a local one", flush=True)
+    return None
+
+
+def _answers(address: str) -> bool:
+    """Whether somebody listens at ``host:port`` (other forms of address are left to Ray)."""
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdigit():
+        return True
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 def check_resources(workers: int, cpus_per_worker: float, use_gpu: bool, wait_s: float = 0.0) -> None:
