@@ -17,6 +17,7 @@ USAGE = """usage: glscl COMMAND [options]
   quickstart      make two toy domains, train GLSCL on one, test it on both (no data, no GPU; minutes)
   train           train or continue a run:  --config PRESET|FILE.yaml  --a.b value ...  [--dry-run]
   eval            score a finished run on any shard sets, in and across domains
+  study           heads x training domains x test domains x seeds, with intervals and a report:  --config NAME|FILE.yaml
   shards build    official annotations + video files -> WebDataset shards and a manifest
   shards verify   read every shard and compare it with the manifest
   shards info     print a manifest
@@ -67,6 +68,7 @@ def _command(words: list[str]) -> tuple[str, Command, list[str]]:
         "quickstart": _quickstart,
         "train": _train,
         "eval": _evaluate,
+        "study": _study,
         "shards build": _shards_build,
         "shards verify": _shards_verify,
         "shards info": _shards_info,
@@ -115,7 +117,6 @@ def _train(words: list[str], program: str) -> str:
 def _run(config: Any, ready: Any) -> str:
     """Train, test, report; ``status.json`` follows what happens."""
     from glscl import storage
-    from glscl.reporting.console import results_table
     from glscl.session import ray_session
     from glscl.training.launch import train
     from glscl.training.results import REPORT, write_results, write_status
@@ -131,10 +132,18 @@ def _run(config: Any, ready: Any) -> str:
         write_status(where, state="failed", verdict=str(error) or type(error).__name__)
         raise
     write_status(where, state="finished", verdict=results["verdict"])
+    _print_results(results)
+    return f"{results['verdict']} report={storage.join(where, REPORT)}"
+
+
+def _print_results(results: dict[str, Any]) -> None:
+    """The tables of an evaluation, as far as there is something in them."""
+    from glscl.reporting.console import normalised_table, results_table
+
     if results["tests"]:
         results_table(results)
+        normalised_table(results)
         _print_oracles(results)
-    return f"{results['verdict']} report={storage.join(where, REPORT)}"
 
 
 def _print_oracles(results: dict[str, Any]) -> None:
@@ -185,27 +194,90 @@ def _evaluate(words: list[str], program: str) -> str:
         """One GPU per actor."""
         loader_workers: int = Field(default=0, ge=0)
         """Decoding processes per actor."""
+        normalisations: bool = False
+        """Also score with every registered normalisation (QB-Norm, dual and inverted softmax), as columns of their own
+        that say what they saw. The driver then holds the whole matrix of texts x videos."""
+        bank: tuple[str, ...] = ()
+        """Training shard sets that QB-Norm's query bank is drawn from, evenly; without, QB-Norm is left out."""
+        bank_videos: int = Field(default=500, ge=1)
+        """Videos of the bank, with their captions."""
+        leave_out: tuple[str, ...] = ()
+        """DOMAIN=FILE: a list of test videos of that domain that were trained on, or nearly. Results are then given
+        with and without them."""
 
     from glscl.evaluation.evaluate import check_tests
-    from glscl.reporting.console import results_table
+    from glscl.evaluation.options import EvaluationConfig
     from glscl.session import ray_session
     from glscl.training.launch import evaluate
     from glscl.training.results import REPORT, write_results
 
     options = parse_options(Eval, words, program)
-    check_tests(options.run, options.test)
+    if options.bank and not options.normalisations:
+        raise UserError("--bank: only normalisations use a query bank; add --normalisations, or leave out --bank")
+    config = EvaluationConfig(
+        normalisations=options.normalisations,
+        bank_videos=options.bank_videos if options.bank else 0,
+        leave_out=options.leave_out,
+    )
+    check_tests(options.run, options.test, config, options.bank)
     run = storage.resolve(options.run)
     tests = tuple(storage.resolve(uri) for uri in options.test)
     output = storage.resolve(options.output) if options.output else storage.join(run, "eval")
     storage.check_writable(output, "--output")
     with ray_session():
         results = evaluate(
-            run, tests, workers=options.workers, use_gpu=options.use_gpu, loader_workers=options.loader_workers
+            run,
+            tests,
+            config,
+            workers=options.workers,
+            use_gpu=options.use_gpu,
+            loader_workers=options.loader_workers,
+            bank=options.bank,
         )
     write_results(results, output)
-    results_table(results)
-    _print_oracles(results)
+    _print_results(results)
     return f"{results['verdict']} report={storage.join(output, REPORT)}"
+
+
+def _study(words: list[str], program: str) -> str:
+    from glscl.config import parse_options
+    from glscl.options import Options
+
+    class Study(Options):
+        """Train every head on every domain, test each on every domain, and say what the differences are worth.
+
+        The same command goes on with what is not finished; finished cells are not done again.
+        """
+
+        config: str
+        """Packaged study (`glscl presets`) or a YAML file."""
+        name: str = ""
+        """Name of the study; empty is the configuration's."""
+        storage: str = ""
+        """Folder or s3:// prefix in which the study's directory is made; empty is the configuration's."""
+        dry_run: bool = False
+        """Check the configuration, list the cells and how many are finished, start nothing."""
+        report_only: bool = False
+        """Write the report of what is finished, and train nothing."""
+
+    options = parse_options(Study, words, program)
+
+    from glscl.reporting.console import start_panel
+    from glscl.session import ray_session
+    from glscl.study.options import load_study
+    from glscl.study.run import describe, plan, prepare, report, run_cells
+
+    changes = {key: value for key in ("name", "storage") if (value := getattr(options, key))}
+    study = load_study(options.config, **changes)
+    cells, finished = plan(study)
+    start_panel(program, describe(study, cells, finished))
+    if options.dry_run:
+        return f"dry run: {len(cells)} cells, {finished} of them finished; nothing was started"
+    if not options.report_only:
+        with ray_session(quiet=True):
+            run_cells(study, prepare(study))
+            return report(study, costs=True)
+    return report(study)
 
 
 def _shards_build(words: list[str], program: str) -> str:
@@ -346,17 +418,19 @@ def _toy(words: list[str], program: str) -> str:
 
 def _presets(words: list[str], program: str) -> str:
     from glscl.config import preset_names, preset_text
+    from glscl.study.options import study_names, study_text
 
     if words and words[0] in ("-h", "--help"):
         print(f"usage: {program} [NAME]\n\nlist the packaged configurations, or print one")
     elif len(words) > 1:
         raise UserError(f"`{program}` takes one name: {' '.join(words)}")
     elif words:
-        print(preset_text(words[0]), end="")
+        study = words[0] not in preset_names() and words[0] in study_names()
+        print(study_text(words[0]) if study else preset_text(words[0]), end="")
     else:
-        for name in preset_names():
-            first = preset_text(name).splitlines()[0].lstrip("# ")
-            print(f"{name:<14} {first}")
+        for what, names, text in (("train", preset_names(), preset_text), ("study", study_names(), study_text)):
+            for name in names:
+                print(f"glscl {what} --config {name:<12} {text(name).splitlines()[0].lstrip('# ')}")
     return ""
 
 

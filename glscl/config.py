@@ -101,21 +101,36 @@ def load_config(source: str | None) -> RunConfig:
     if source is None:
         return RunConfig()
     if source.endswith((".yaml", ".yml")):
-        try:
-            text, where = storage.read_bytes(source).decode("utf-8"), source
-        except FileNotFoundError:
-            raise UserError(f"{source}: no such file (--config)") from None
-        except UnicodeDecodeError as error:
-            raise UserError(f"{source}: not UTF-8 ({error})") from None
+        where, values = source, read_yaml(source)
     else:
-        text, where = preset_text(source), f"preset {source}"
+        where, values = f"preset {source}", read_yaml(f"preset {source}", preset_text(source))
+    return validate(values, where)
+
+
+def read_yaml(where: str, text: str | None = None) -> dict[str, Any]:
+    """A YAML file's sections.
+
+    Args:
+        where: the file, local or ``s3://``; what messages call it.
+        text: its text, if it is known already.
+
+    Raises:
+        UserError: no such file, not UTF-8, not YAML, a key given twice, or no mapping.
+    """
+    if text is None:
+        try:
+            text = storage.read_bytes(where).decode("utf-8")
+        except FileNotFoundError:
+            raise UserError(f"{where}: no such file (--config)") from None
+        except UnicodeDecodeError as error:
+            raise UserError(f"{where}: not UTF-8 ({error})") from None
     try:
         values = yaml.load(text, _UniqueKeyLoader) or {}
     except yaml.YAMLError as error:
         raise UserError(f"{where}: not YAML ({error})") from None
     if not isinstance(values, dict):
         raise UserError(f"{where}: expected a mapping of sections, got {type(values).__name__}")
-    return validate(values, where)
+    return values
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -139,12 +154,12 @@ def validate(values: dict[str, Any], where: str) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{where}: {_first_mistake(error, RunConfig)}") from None
+        raise UserError(f"{where}: {first_mistake(error, RunConfig)}") from None
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
 
 
-def _first_mistake(error: ValidationError, kind: type[BaseModel], prefix: str = "") -> str:
+def first_mistake(error: ValidationError, kind: type[BaseModel], prefix: str = "") -> str:
     """What is wrong first, by its full key, in one line; ``prefix`` is the key of the section that was validated."""
     first = error.errors()[0]
     key = ".".join([*filter(None, [prefix]), *map(str, first["loc"])])
@@ -216,7 +231,7 @@ def parse_options(
     except SystemExit as leaving:
         raise UserError(f"bad option: {_one_line(printed.getvalue(), leaving, kind)}") from None
     except ValidationError as error:  # tyro lets those of the outermost section through
-        raise UserError(f"bad option: {_first_mistake(error, kind)}") from None
+        raise UserError(f"bad option: {first_mistake(error, kind)}") from None
 
 
 def _one_line(printed: str, leaving: SystemExit, kind: type[BaseModel]) -> str:
@@ -230,7 +245,7 @@ def _one_line(printed: str, leaving: SystemExit, kind: type[BaseModel]) -> str:
     if cause is not None:
         section = re.match(r"Error parsing ([\w.-]+):", text)
         prefix = section.group(1).replace("-", "_") if section else ""
-        return _first_mistake(cause, kind, "" if prefix == kind.__name__ else prefix)
+        return first_mistake(cause, kind, "" if prefix == kind.__name__ else prefix)
     if re.match(r"Unrecognized options:.* (true|false)\b", text, re.IGNORECASE):
         text += " (switches take no value: write --a.b or --a.no-b)"
     return text.removeprefix("Error parsing ")

@@ -13,8 +13,12 @@ from glscl.errors import UserError
 
 
 @contextmanager
-def ray_session() -> Iterator[None]:
-    """Use the cluster that ``RAY_ADDRESS`` or ``ray start`` offers, else a local one that ends with this block."""
+def ray_session(quiet: bool = False) -> Iterator[None]:
+    """Use the cluster that ``RAY_ADDRESS`` or ``ray start`` offers, else a local one that ends with this block.
+
+    Args:
+        quiet: leave what tasks and workers print in Ray's log files: many runs at once would talk all together.
+    """
     # Ray polls workers for reports at this interval; the default of 2 s would be felt in short runs.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", "1800")
@@ -33,9 +37,9 @@ def ray_session() -> Iterator[None]:
     if address == "local":
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody reclaims this machine
         # Ray Train asks the dashboard for the state of its actors.
-        ray.init(address="local", include_dashboard=True, logging_level="error")
+        ray.init(address="local", include_dashboard=True, logging_level="error", log_to_driver=not quiet)
     else:
-        ray.init(address=address, logging_level="error")
+        ray.init(address=address, logging_level="error", log_to_driver=not quiet)
     try:
         yield
     finally:

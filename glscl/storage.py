@@ -158,6 +158,13 @@ def remove(uri: str) -> None:
         fs.rm_file(path)
 
 
+def remove_folder(uri: str) -> None:
+    """Delete a folder or prefix and everything under it; it is no error if it is not there."""
+    fs, path = filesystem(uri)
+    with contextlib.suppress(FileNotFoundError):
+        fs.rm(path, recursive=True)
+
+
 def list_names(uri: str) -> list[str]:
     """Sorted names directly under a folder; empty if it is not there."""
     fs, path = filesystem(uri)

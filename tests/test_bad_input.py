@@ -184,6 +184,45 @@ def test_tar_that_changed_under_its_manifest(refused: Refuse, shards: Path) -> N
     assert refused("shards", "verify", shards).startswith(f"{shards}: 1 problems")
 
 
+# ----------------------------------------------------------------------------------------------- evaluation options
+
+
+@pytest.mark.parametrize(
+    ("entry", "says"),
+    [
+        ("toy", "leave_out 'toy': expected DOMAIN=FILE"),
+        ("tyo={}/list.txt", "leave_out 'tyo={}/list.txt': no test set of domain 'tyo', did you mean 'toy'"),
+        ("toy={}/gone.txt", "leave_out 'toy': {}/gone.txt: no such file"),
+    ],
+)
+def test_leave_out(
+    entry: str,
+    says: str,
+    refused: Refuse,
+    train: Callable[..., list[str]],
+    model: Path,
+    make_shards: Callable[..., ShardSet],
+    tmp_path: Path,
+) -> None:
+    """Before training starts, and before an evaluation."""
+    (tmp_path / "list.txt").write_text("v000\n")
+    test = make_shards(captions=[1] * 3, root=str(tmp_path / "test")).uri
+    entry, says = entry.format(tmp_path), says.format(tmp_path)
+    assert refused(*train("--data.test", test, "--evaluation.leave-out", entry)).startswith(says)
+    assert not (tmp_path / "runs").exists(), "nothing was started"
+    assert refused("eval", "--run", model, "--test", test, "--leave-out", entry).startswith(says)
+    assert not (model / "eval").exists()
+
+
+def test_query_bank(refused: Refuse, train: Callable[..., list[str]], model: Path, shards: Path) -> None:
+    words = ["eval", "--run", model, "--test", shards, "--bank", shards, shards]
+    assert refused(*words).startswith("--bank: only normalisations use a query bank; add --normalisations")
+    message = refused(*words, "--normalisations", "--bank-videos", "1")
+    assert message.startswith("bank_videos (1) is fewer than the 2 training sets")
+    few = ["--data.train", shards, shards, "--evaluation.normalisations", "--evaluation.bank-videos", "1"]
+    assert refused(*train(*few)).startswith("bank_videos (1) is fewer than the 2 training sets")
+
+
 # ------------------------------------------------------------------------------------------------- building shards
 
 

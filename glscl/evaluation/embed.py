@@ -81,7 +81,7 @@ def embed(
                 attributes=[sample.attributes for sample in batch.samples],
                 truncated=batch.truncated,
                 quarantined=[],
-                thumbnails=[_strip(*video) for video in zip(batch.frames, batch.frame_mask, strict=True)]
+                thumbnails=[strip(*video) for video in zip(batch.frames, batch.frame_mask, strict=True)]
                 if thumbnails
                 else [],
             )
@@ -117,8 +117,8 @@ def concatenate(parts: Sequence[Embeddings]) -> Embeddings:
     )
 
 
-def _strip(frames: Tensor, mask: Tensor) -> list[bytes]:
-    """First, middle and last real frame of one video's (F, 3, S, S) as JPEG."""
+def strip(frames: Tensor, mask: Tensor) -> list[bytes]:
+    """First, middle and last real frame of one video's (F, 3, S, S), mask (F,), as JPEG."""
     real = frames[mask]
     pictures = []
     for index in sorted({0, len(real) // 2, len(real) - 1}):

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from glscl.data.gallery import Gallery
 from glscl.data.shards import ShardSet, open_shard_set
 from glscl.errors import UserError
 from glscl.evaluation.embed import Embeddings, concatenate, embed
+from glscl.evaluation.leakage import LeakageList, leakage_lists, leave_out
+from glscl.evaluation.metrics import Ranks
+from glscl.evaluation.normalise import Bank, Direction, normalised_metrics
 from glscl.evaluation.options import EvaluationConfig
 from glscl.evaluation.oracles import attribute_accuracy, attribute_pair_oracles, single_attribute_oracles
-from glscl.evaluation.retrieval import Part, metrics_of, score_part
+from glscl.evaluation.retrieval import Part, metrics_of, score_part, similarity_part
 from glscl.evaluation.saved import ModelCard, check_weights, load_model, read_card
 from glscl.evaluation.scoring import ScoringResult, merge, split_rows
 from glscl.models.tokenizer import tokenize
@@ -29,21 +34,41 @@ class Evaluator:
         self.config = config
         self.loader_workers = loader_workers
 
-    def embed(self, uri: str, part: Part) -> Embeddings:
-        """Embed this part's videos and their captions."""
-        shard_set = open_shard_set(uri)
-        rows = split_rows(shard_set.manifest.videos, part.index, part.count)
+    def embed(self, uri: str, videos: range, thumbnails: bool, part: Part) -> Embeddings:
+        """Embed this part of a set's ``videos`` and their captions."""
+        own = split_rows(len(videos), part.index, part.count)
+        first, last = videos.start + own.start, videos.start + own.stop
         sampling = self.card.sampling(self.model.frame_size)
-        gallery = Gallery(shard_set, rows.start, rows.stop, sampling, self._tokenize, self.config.batch_size)
-        return embed(self.model, gallery, self.loader_workers, self.device, thumbnails=self.config.examples > 0)
+        gallery = Gallery(open_shard_set(uri), first, last, sampling, self._tokenize, self.config.batch_size)
+        return embed(self.model, gallery, self.loader_workers, self.device, thumbnails=thumbnails)
 
-    def _tokenize(self, captions: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _tokenize(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         return tokenize(captions, self.card.model.max_words)
 
     @torch.no_grad()
     def score(self, embeddings: Embeddings, part: Part) -> ScoringResult:
         """Score this part's rows in both directions."""
         return score_part(self.model.score, embeddings, self.config, part, self.device)
+
+    @torch.no_grad()
+    def similarity(self, texts: Embeddings, videos: Embeddings, part: Part) -> Tensor:
+        """Similarities (a, N) of this part's texts of one set with all videos of the same or another set."""
+        return similarity_part(self.model.score, texts, videos, self.config, part, self.device)
+
+
+Each = Callable[..., list[Any]]
+"""Name of a method of `Evaluator` and its arguments without ``part`` -> what each actor returns for its part."""
+
+
+@dataclass(frozen=True, slots=True)
+class _QueryBank:
+    """Training videos and captions, embedded once for all test sets."""
+
+    shared: Any
+    """Ray's reference to the `Embeddings`."""
+    texts: int
+    videos: int
+    domains: tuple[str, ...]
 
 
 def evaluate_model(
@@ -55,6 +80,8 @@ def evaluate_model(
     use_gpu: bool = False,
     cpus_per_worker: float = 1.0,
     loader_workers: int = 0,
+    bank: Sequence[str] = (),
+    keep_ranks: bool = False,
 ) -> list[dict[str, Any]]:
     """Score a model on every test set with ``workers`` Ray actors.
 
@@ -63,17 +90,19 @@ def evaluate_model(
     Args:
         model_uri: folder of a saved model, or a run directory.
         tests: shard sets.
-        config: block sizes and number of examples.
+        config: block sizes, number of examples, normalisations, videos to leave out.
         workers: actors.
         use_gpu: one GPU per actor.
         cpus_per_worker: CPUs that Ray reserves per actor.
         loader_workers: decoding processes per actor.
+        bank: training shard sets that ``config.bank_videos`` are drawn from.
+        keep_ranks: add ``per_query``: every query's ranks, for paired statistics.
 
     Returns:
-        one entry per test set, as `glscl.reporting` lays it out.
+        one entry per test set, as `glscl.reporting` lays it out; plain values, except for thumbnails.
 
     Raises:
-        UserError: model or test set missing, or nothing decodable.
+        UserError: model, test set or list of videos missing, or nothing decodable.
     """
     import ray
 
@@ -81,18 +110,39 @@ def evaluate_model(
         return []
     folder, card = read_card(model_uri)
     sets = [open_shard_set(uri) for uri in tests]
+    bank_sets = [open_shard_set(uri) for uri in bank]
+    share = _bank_share(config, bank_sets)
+    leaked = leakage_lists(config.leave_out, [shard_set.manifest.domain for shard_set in sets])
     actor = ray.remote(num_cpus=cpus_per_worker, num_gpus=int(use_gpu))(Evaluator)
     actors = [actor.remote(folder, config, use_gpu, loader_workers) for _ in range(workers)]
     parts = [Part(index, workers) for index in range(workers)]
     entries = []
+
+    def each(method: str, *arguments: Any) -> list[Any]:
+        calls = [getattr(a, method).remote(*arguments, part) for a, part in zip(actors, parts, strict=True)]
+        return list(ray.get(calls))
+
     try:
+        query_bank = _embed_bank(each, bank_sets, share) if share else None
         for shard_set in sets:
-            pieces = [a.embed.remote(shard_set.uri, part) for a, part in zip(actors, parts, strict=True)]
-            embeddings = concatenate(ray.get(pieces))
+            domain = shard_set.manifest.domain
+            embeddings = concatenate(
+                each("embed", shard_set.uri, range(shard_set.manifest.videos), config.examples > 0)
+            )
             shared = ray.put(embeddings)
-            scores = ray.get([a.score.remote(shared, part) for a, part in zip(actors, parts, strict=True)])
-            entries.append(_entry(shard_set, card, embeddings, merge(scores), config.examples))
+            result = merge(each("score", shared))
+            entry = _entry(shard_set, card, embeddings, result, config.examples)
+            entry["normalised"] = []
+            if config.normalisations:
+                banks = _banks(each, shared, query_bank, domain) if query_bank else None
+                similarity = torch.cat(each("similarity", shared, shared))
+                entry["normalised"] = normalised_metrics(similarity, embeddings.text_to_video, banks)
+                del similarity, banks
             del shared
+            entry["without_leaked"] = _without_leaked(each, embeddings, leaked[domain]) if domain in leaked else None
+            if keep_ranks:
+                entry["per_query"] = _per_query(embeddings, result)
+            entries.append(entry)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, UserError):
             raise UserError(str(error.cause)) from None  # Ray's own carries the actor's traceback in its text
@@ -101,6 +151,82 @@ def evaluate_model(
         for a in actors:
             ray.kill(a)
     return entries
+
+
+def _bank_share(config: EvaluationConfig, bank: Sequence[ShardSet]) -> int:
+    """Videos that each set gives to the query bank; 0 if there is to be none."""
+    if not config.normalisations or not config.bank_videos or not bank:
+        return 0
+    if config.bank_videos < len(bank):
+        raise UserError(
+            f"bank_videos ({config.bank_videos}) is fewer than the {len(bank)} training sets that the query bank is "
+            f"drawn from: raise it, or set it to 0 for no bank"
+        )
+    return config.bank_videos // len(bank)
+
+
+def _embed_bank(each: Each, bank: Sequence[ShardSet], share: int) -> _QueryBank:
+    """Embed the first ``share`` usable videos of each set, reading on for as many as cannot be decoded."""
+    import ray
+
+    sets = []
+    for shard_set in bank:
+        pieces: list[Embeddings] = []
+        read, missing = 0, share
+        while missing and read < shard_set.manifest.videos:
+            videos = range(read, min(read + missing, shard_set.manifest.videos))
+            new = each("embed", shard_set.uri, videos, False)
+            pieces += new
+            read, missing = videos.stop, missing - sum(len(piece.positions) for piece in new)
+        sets.append(concatenate(pieces))
+    whole = concatenate(sets)  # the order of a bank's queries matters to nobody
+    domains = dict.fromkeys(shard_set.manifest.domain for shard_set in bank)
+    return _QueryBank(ray.put(whole), len(whole.captions), len(whole.video_ids), tuple(domains))
+
+
+def _banks(each: Each, shared: Any, bank: _QueryBank, domain: str) -> dict[Direction, Bank]:
+    """The query bank against the candidates of a test set, which ``shared`` refers to."""
+    own, domains = domain in bank.domains, " and ".join(bank.domains)
+    return {
+        "text_to_video": Bank(
+            torch.cat(each("similarity", bank.shared, shared)), f"{bank.texts:,} training captions of {domains}", own
+        ),
+        "video_to_text": Bank(
+            torch.cat(each("similarity", shared, bank.shared)).T, f"{bank.videos:,} training videos of {domains}", own
+        ),
+    }
+
+
+def _without_leaked(each: Each, embeddings: Embeddings, leaked: LeakageList) -> dict[str, Any]:
+    """Metrics of the set without the listed videos."""
+    import ray
+
+    smaller, report = leave_out(embeddings, leaked.names)
+    return {
+        "list": leaked.uri,
+        "note": report.note,
+        "videos": len(smaller.video_ids),
+        "texts": len(smaller.captions),
+        **metrics_of(merge(each("score", ray.put(smaller)))),
+    }
+
+
+def _per_query(embeddings: Embeddings, result: ScoringResult) -> dict[str, Any]:
+    """Every query's ranks, and what its rows are."""
+
+    def bounds(ranks: Ranks) -> dict[str, list[int]]:
+        return {"optimistic": ranks.optimistic.tolist(), "pessimistic": ranks.pessimistic.tolist()}
+
+    return {
+        "text_to_video": bounds(result.text_to_video),
+        "video_to_text": bounds(result.video_to_text),
+        "owners": embeddings.text_to_video.tolist(),
+        "query_videos": result.query_videos.tolist(),
+        "top": result.text_matches.indices[:, :5].tolist(),
+        "video_ids": embeddings.video_ids,
+        "positions": embeddings.positions,
+        "captions": embeddings.captions,
+    }
 
 
 def _entry(
@@ -197,12 +323,21 @@ def without_thumbnails(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]
     ]
 
 
-def check_tests(model_uri: str, tests: Sequence[str]) -> None:
-    """Fail early on what would fail in an actor: the model's card and weights, and every manifest.
+def check_tests(model_uri: str, tests: Sequence[str], config: EvaluationConfig, bank: Sequence[str] = ()) -> None:
+    """Fail early on what would fail in an actor: the model's card and weights, every manifest, and the options.
 
     Raises:
         UserError: naming what is missing or does not fit.
     """
     check_weights(model_uri)
-    for uri in tests:
-        open_shard_set(uri)
+    check_options(config, [open_shard_set(uri) for uri in tests], [open_shard_set(uri) for uri in bank])
+
+
+def check_options(config: EvaluationConfig, tests: Sequence[ShardSet], bank: Sequence[ShardSet]) -> None:
+    """Fail early on options that do not fit the sets, and on lists of videos that cannot be read.
+
+    Raises:
+        UserError: naming the option.
+    """
+    _bank_share(config, bank)
+    leakage_lists(config.leave_out, [shard_set.manifest.domain for shard_set in tests])

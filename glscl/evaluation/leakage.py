@@ -9,18 +9,26 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from glscl import storage
-from glscl.errors import UserError
+from glscl.errors import UserError, did_you_mean
 from glscl.evaluation.embed import Embeddings
 
 _COLUMNS = ("video_id", "video", "id")
 _SUFFIXES = (".mp4", ".webm", ".mkv", ".avi", ".mov")
+
+
+@dataclass(frozen=True, slots=True)
+class LeakageList:
+    """Videos to leave out of a domain's test sets, and the address of the file that names them."""
+
+    uri: str
+    names: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +95,39 @@ def read_leakage_list(uri: str) -> list[str]:
     if not unique:
         raise UserError(f"{uri}: names no video to leave out; expected one name per line, a table or a JSON list")
     return unique
+
+
+def leakage_lists(entries: Sequence[str], domains: Collection[str]) -> dict[str, LeakageList]:
+    """Read the lists that ``evaluation.leave_out`` names, by domain.
+
+    Args:
+        entries: ``DOMAIN=FILE`` each.
+        domains: of the test sets.
+
+    Raises:
+        UserError: not of that form, no test set of that domain, two lists of one domain, or no readable list.
+    """
+    lists: dict[str, LeakageList] = {}
+    for entry in entries:
+        domain, _, file = entry.partition("=")
+        if not domain or not file:
+            raise UserError(f"leave_out '{entry}': expected DOMAIN=FILE, a test domain and the list of its videos")
+        if domain not in domains:
+            known = ", ".join(sorted(set(domains))) or "none"
+            raise UserError(
+                f"leave_out '{entry}': no test set of domain '{domain}'{did_you_mean(domain, domains)}; "
+                f"test domains: {known}"
+            )
+        if domain in lists:
+            raise UserError(f"leave_out '{entry}': '{domain}' has a list already ({lists[domain].uri}); join the two")
+        try:
+            uri = storage.resolve(file)
+            lists[domain] = LeakageList(uri, tuple(read_leakage_list(uri)))
+        except UserError as error:
+            raise UserError(f"leave_out '{domain}': {error}") from None
+        except OSError as error:
+            raise UserError(f"leave_out '{domain}': {file} cannot be read ({error})") from None
+    return lists
 
 
 def leave_out(embeddings: Embeddings, names: Iterable[str]) -> tuple[Embeddings, LeakageReport]:

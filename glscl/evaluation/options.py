@@ -20,3 +20,12 @@ class EvaluationConfig(Options):
     """Videos scored at once."""
     examples: int = Field(default=12, ge=0)
     """Example retrievals shown in the report, hits and misses, per test set."""
+    normalisations: bool = False
+    """Also score the test sets with every registered normalisation (QB-Norm, dual and inverted softmax), as columns of
+    their own that say what they saw. The driver then holds the whole matrix of texts x videos, and the bank's."""
+    bank_videos: int = Field(default=0, ge=0)
+    """Training videos, drawn evenly from the training sets, that with their captions are QB-Norm's query bank in both
+    directions; 0 leaves out the columns that need a bank. Used by normalisations only."""
+    leave_out: tuple[str, ...] = ()
+    """DOMAIN=FILE: a list of test videos of that domain that were trained on, or nearly. Results are then given with
+    and without them."""

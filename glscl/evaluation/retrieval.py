@@ -11,7 +11,7 @@ from torch import Tensor
 from glscl.evaluation.embed import Embeddings
 from glscl.evaluation.metrics import RetrievalMetrics
 from glscl.evaluation.options import EvaluationConfig
-from glscl.evaluation.scoring import ScoringResult, evaluate_scores, split_rows
+from glscl.evaluation.scoring import ScoringResult, evaluate_scores, similarity_rows, split_rows
 
 Score = Callable[[dict[str, Tensor], dict[str, Tensor]], Tensor]
 
@@ -28,13 +28,8 @@ def score_part(
     score: Score, embeddings: Embeddings, config: EvaluationConfig, part: Part, device: torch.device
 ) -> ScoringResult:
     """Rank this part's texts among all videos and this part's videos among all texts."""
-
-    def score_on_device(text: dict[str, Tensor], video: dict[str, Tensor]) -> Tensor:
-        move = [{key: value.to(device, non_blocking=True) for key, value in side.items()} for side in (text, video)]
-        return score(move[0], move[1])
-
     return evaluate_scores(
-        score_on_device,
+        _on_device(score, device),
         embeddings.text,
         embeddings.video,
         embeddings.text_to_video,
@@ -43,6 +38,30 @@ def score_part(
         text_rows=split_rows(len(embeddings.captions), part.index, part.count),
         video_rows=split_rows(len(embeddings.video_ids), part.index, part.count),
     )
+
+
+def similarity_part(
+    score: Score, texts: Embeddings, videos: Embeddings, config: EvaluationConfig, part: Part, device: torch.device
+) -> Tensor:
+    """Similarities (a, N) of this part's texts of one set with all N videos of the same or another set."""
+    return similarity_rows(
+        _on_device(score, device),
+        texts.text,
+        videos.video,
+        split_rows(len(texts.captions), part.index, part.count),
+        text_block=config.text_block,
+        video_block=config.video_block,
+    )
+
+
+def _on_device(score: Score, device: torch.device) -> Score:
+    """``score`` of caches that lie on the CPU."""
+
+    def on_device(text: dict[str, Tensor], video: dict[str, Tensor]) -> Tensor:
+        move = [{key: value.to(device, non_blocking=True) for key, value in side.items()} for side in (text, video)]
+        return score(move[0], move[1])
+
+    return on_device
 
 
 def metrics_of(result: ScoringResult) -> dict[str, dict[str, float | int]]:

@@ -154,6 +154,35 @@ def evaluate_scores(
     )
 
 
+@torch.no_grad()
+def similarity_rows(
+    score: ScoreFunction, text: Cache, video: Cache, rows: range, *, text_block: int = 256, video_block: int = 256
+) -> Tensor:
+    """Some rows of the similarity matrix, as they are: for what cannot be computed block by block.
+
+    Args:
+        score: as for :func:`evaluate_scores`.
+        text: caches of all A texts.
+        video: caches of all N videos.
+        rows: texts to score, a contiguous part of ``range(A)``.
+        text_block: texts scored at a time.
+        video_block: videos scored at a time.
+
+    Returns:
+        (len(rows), N) fp32 on the CPU.
+
+    Raises:
+        UserError: a similarity is NaN.
+    """
+    tiles = _Tiles(score, text, video)
+    similarity = torch.empty(len(rows), _length(video, "video"))
+    for block in _blocks(rows, text_block):
+        own = slice(block.start - rows.start, block.stop - rows.start)
+        for columns in _blocks(range(similarity.shape[1]), video_block):
+            similarity[own, columns.start : columns.stop] = tiles(block, columns)
+    return similarity
+
+
 def merge(parts: Sequence[ScoringResult]) -> ScoringResult:
     """Join results of contiguous parts, given in any order, into the result of their union.
 

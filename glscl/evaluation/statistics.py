@@ -239,20 +239,36 @@ class QueryBootstrap:
         Raises:
             ValueError: of another shape, not finite, or several rows of an untrained model.
         """
-        table = np.atleast_2d(np.asarray(values, dtype=np.float64))
+        return self.systems({0: (values, trained)})[0]
+
+    def systems(self, tables: Mapping[Key, tuple[Any, bool]]) -> dict[Key, System]:
+        """Several models at once, in one pass over the resamples: ``(values, trained)`` of each as `system` takes them.
+
+        Raises:
+            ValueError: as `system`.
+        """
+        checked = {key: self._table(values, trained) for key, (values, trained) in tables.items()}
+        sums = {key: np.stack([np.bincount(self._group, row, self.groups) for row in t]) for key, t in checked.items()}
+        columns = np.stack([*(part.mean(0) for part in sums.values()), self._sizes], axis=1)
+        totals = np.concatenate([self._counts[rows].astype(np.float64) @ columns for rows in self._chunks()])
+        systems = {}
+        for column, (key, table) in enumerate(checked.items()):
+            mean = table.mean()
+            # Groups of unequal size: the mean is a ratio of sums, here linearised. Single queries stay what they are.
+            units = mean + (sums[key] - mean * self._sizes) * (self.groups / self.queries)
+            systems[key] = System(self, units, totals[:, column] / totals[:, -1], tables[key][1])
+        return systems
+
+    def _table(self, values: Any, trained: bool) -> Array:
+        """Checked values (S, Q)."""
+        table: Array = np.atleast_2d(np.asarray(values, dtype=np.float64))
         if table.ndim != 2 or table.shape[1] != self.queries or not len(table):
             raise ValueError(f"values must be (seeds, {self.queries}), not {np.shape(values)}")
         if not np.isfinite(table).all():
             raise ValueError("values must be finite")
         if not trained and len(table) != 1:
             raise ValueError(f"a model that is not trained has no seeds, but there are {len(table)} rows")
-        sums = np.stack([np.bincount(self._group, row, self.groups) for row in table])
-        columns = np.stack([sums.mean(0), self._sizes], axis=1)
-        totals = np.concatenate([self._counts[rows].astype(np.float64) @ columns for rows in self._chunks()])
-        mean = table.mean()
-        # Groups of unequal size: the mean is a ratio of sums, here linearised. Single queries stay what they are.
-        units = mean + (sums - mean * self._sizes) * (self.groups / self.queries)
-        return System(self, units, totals[:, 0] / totals[:, 1], trained)
+        return table
 
     def mean(self, system: System, bounds: tuple[float, float] = (-np.inf, np.inf)) -> Interval:
         """The metric itself. Its interval is cut at ``bounds``, what the metric can be at all."""
@@ -294,34 +310,94 @@ class QueryBootstrap:
         null: float | None,
         scale: Callable[[Any], Any],
     ) -> Interval:
-        """The interval of a sum of seed means: ``parts`` (S, G) are each system's linearised share of it.
-
-        ``deviations`` (resamples,) are the statistic's under resampled queries; ``scale``, increasing, takes estimate,
-        null value and ends to the unit that they are told in.
-        """
         if any(system.owner is not self for system in systems):
             raise ValueError("the systems belong to another bootstrap, so they are not paired over these queries")
-        variance, queries, degrees = _variance(parts)
-        generator = np.random.default_rng([self.seed, 1])
-        draws = deviations * min(1.0, np.sqrt(variance / queries)) if queries > 0 else deviations
-        draws = draws + generator.standard_normal(self.resamples) * np.sqrt(max(0.0, variance - queries))
-        draws = draws * np.sqrt(degrees / generator.chisquare(degrees, self.resamples)) + estimate
-        low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="inverted_cdf")  # may be infinite
-        p_value = None
-        if null is not None:
-            beyond = min(int((draws <= null).sum()), int((draws >= null).sum()))
-            p_value = min(1.0, 2 * (beyond + 1) / (self.resamples + 1))
-        return Interval(
-            estimate=float(scale(estimate)),
-            low=float(scale(low)),
-            high=float(scale(high)),
-            p_value=p_value,
-            null=None if null is None else float(scale(null)),
-            standard_error=float(np.sqrt(variance)),
-            degrees=degrees,
-            queries=self.queries,
-            seeds=tuple(len(system.units) if system.trained else 0 for system in systems),
-        )
+        seeds = tuple(len(system.units) if system.trained else 0 for system in systems)
+        return _interval(parts, estimate, deviations, null, scale, self.seed, self.queries, seeds)
+
+
+def mean_difference(cells: Sequence[tuple[Hashable, System, System]]) -> Interval:
+    """Mean over several cells of ``first - second``: what a comparison says over all transfers, not over one.
+
+    Queries of one test set are resampled together in all its cells; those of different sets independently, stratum by
+    stratum. The cells of one training share its seeds, those of different trainings do not.
+
+    Args:
+        cells: name of the training, and the two models' values on a test set after it. Each pair belongs to one
+            bootstrap; different bootstraps must have different seeds and equally many resamples.
+
+    Raises:
+        ValueError: no cells, a pair of different bootstraps, or bootstraps that are not independent.
+    """
+    if not cells:
+        raise ValueError("no cells to average")
+    owners = list(dict.fromkeys(first.owner for _, first, _ in cells))
+    if any(first.owner is not second.owner for _, first, second in cells):
+        raise ValueError("a pair belongs to two bootstraps, so it is not paired over queries")
+    if len({owner.seed for owner in owners}) < len(owners) or len({owner.resamples for owner in owners}) > 1:
+        raise ValueError("the bootstraps of different test sets need different seeds and equally many resamples")
+    weight, groups = 1 / len(cells), sum(owner.groups for owner in owners)
+    estimate = weight * float(sum(first.mean - second.mean for _, first, second in cells))
+    deviations = weight * np.sum([first.draws - second.draws for _, first, second in cells], axis=0) - estimate
+    offsets = dict(zip(owners, np.cumsum([0, *(owner.groups for owner in owners)]), strict=False))
+    parts: dict[Hashable, Array] = {}
+    trained: dict[Hashable, int] = {}
+    for training, first, second in cells:
+        for sign, system in ((1.0, first), (-1.0, second)):
+            # Units of a stratum deviate from its own mean; stretched so that their mean over all strata is the share
+            # of the cell in the average, seed by seed.
+            owner = system.owner
+            stretch = sign * weight * groups / owner.groups
+            part = parts.setdefault((training, sign), np.zeros((len(system.units), groups)))
+            if len(part) != len(system.units):
+                raise ValueError(
+                    f"training {training}: {len(part)} seeds on one test set, {len(system.units)} on another"
+                )
+            part[:, offsets[owner] : offsets[owner] + owner.groups] += stretch * (system.units - system.mean)
+            part += sign * weight * system.mean
+            trained[training, sign] = len(system.units) if system.trained else 0
+    queries = sum(owner.queries for owner in owners)
+    smallest = tuple(min(n for (_, s), n in trained.items() if s == sign) for sign in (1.0, -1.0))
+    return _interval(list(parts.values()), estimate, deviations, 0.0, lambda x: x, owners[0].seed, queries, smallest)
+
+
+def _interval(
+    parts: Sequence[Array],
+    estimate: float,
+    deviations: Array,
+    null: float | None,
+    scale: Callable[[Any], Any],
+    seed: int,
+    queries: int,
+    seeds: tuple[int, ...],
+) -> Interval:
+    """The interval of a sum of seed means: ``parts`` (S, G) are each training's linearised share of it.
+
+    ``deviations`` (resamples,) are the statistic's under resampled queries; ``scale``, increasing, takes estimate,
+    null value and ends to the unit that they are told in.
+    """
+    resamples = len(deviations)
+    variance, sampled, degrees = _variance(parts)
+    generator = np.random.default_rng([seed, 1])
+    draws = deviations * min(1.0, np.sqrt(variance / sampled)) if sampled > 0 else deviations
+    draws = draws + generator.standard_normal(resamples) * np.sqrt(max(0.0, variance - sampled))
+    draws = draws * np.sqrt(degrees / generator.chisquare(degrees, resamples)) + estimate
+    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="inverted_cdf")  # may be infinite
+    p_value = None
+    if null is not None:
+        beyond = min(int((draws <= null).sum()), int((draws >= null).sum()))
+        p_value = min(1.0, 2 * (beyond + 1) / (resamples + 1))
+    return Interval(
+        estimate=float(scale(estimate)),
+        low=float(scale(low)),
+        high=float(scale(high)),
+        p_value=p_value,
+        null=None if null is None else float(scale(null)),
+        standard_error=float(np.sqrt(variance)),
+        degrees=degrees,
+        queries=queries,
+        seeds=seeds,
+    )
 
 
 def _variance(parts: Sequence[Array]) -> tuple[float, float, float]:

@@ -37,7 +37,7 @@ class ModelConfig(Options):
     clip: str = "ViT-B-32"
     """open_clip architecture of the clip towers ("glscl-tiny" runs on a CPU), or the path of its JSON configuration."""
     pretrained: str | None = None
-    """Weights of the clip towers: an open_clip tag, a local file, or none for random weights."""
+    """Weights of the clip towers: an open_clip tag, a file (local or s3://), or none for random weights."""
     frame_context: Literal["none", "transformer"] = "none"
     """Transformer over the frames before the head (CLIP4Clip's seqTransf), or none."""
     context_layers: int = Field(4, ge=1)
@@ -51,8 +51,8 @@ class ModelConfig(Options):
     max_frames: int = Field(12, ge=1)
     """Frames of a video."""
     position_std: float | None = Field(None, gt=0)
-    """Standard deviation of the picture's and the frames' position tables at the start of training from random
-    weights; none leaves open_clip's small one. Small towers see motion much sooner with a large one (0.4)."""
+    """Standard deviation of the position tables that training starts from: the frames' and, without pretrained weights,
+    the picture's; none leaves open_clip's small one. Small towers see motion much sooner with a large one (0.4)."""
     grad_checkpointing: bool = False
     """Recompute the towers' activations in the backward pass: less memory, about a third more time."""
 
@@ -122,12 +122,16 @@ class Retriever(nn.Module):
 
     @torch.no_grad()
     def _spread_positions(self, std: float) -> None:
-        if self.config.pretrained is not None:
-            raise UserError("model.position_std is for random weights: leave it out where model.pretrained is given")
-        table = getattr(self.towers.visual, "positional_embedding", None)
-        if table is None:
-            raise UserError(f"model.position_std: the image tower of {self.config.clip} has no position table")
-        table.normal_(std=std)
+        if self.config.pretrained is None:
+            table = getattr(self.towers.visual, "positional_embedding", None)
+            if table is None:
+                raise UserError(f"model.position_std: the image tower of {self.config.clip} has no position table")
+            table.normal_(std=std)
+        elif self.frame_context is None:
+            raise UserError(
+                "model.position_std has no table to act on: the picture's comes with model.pretrained, and "
+                "model.frame_context is none; leave it out"
+            )
         if self.frame_context is not None:
             self.frame_context.position_embeddings.weight.normal_(std=std)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from open_clip.factory import get_model_config
 from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
+from glscl import storage
 from glscl.errors import UserError, did_you_mean
 from glscl.models.tokenizer import VOCABULARY
 
@@ -63,7 +65,7 @@ class Towers(nn.Module):
 
     Args:
         clip: open_clip architecture, or the path of an open_clip configuration file (``*.json``).
-        pretrained: tag of pretrained weights, path of a weights file, or None for random weights.
+        pretrained: tag of pretrained weights, path or s3:// address of a weights file, or None for random weights.
         grad_checkpointing: recompute activations in the backward pass.
         load_weights: false gives random weights in the architecture that ``pretrained`` asks for (a tag also sets the
             activation function and the colour normalisation), and fetches nothing.
@@ -121,6 +123,16 @@ class Towers(nn.Module):
         return cast(Tensor, features.unflatten(0, (videos, length)))
 
 
+def frame_size_of(clip: str) -> int:
+    """Height and width in pixels of the frames that an architecture takes, without building it.
+
+    Raises:
+        UserError: unknown or unsupported architecture.
+    """
+    size = _architecture(clip)[1]["vision_cfg"]["image_size"]
+    return int(size[0] if isinstance(size, list | tuple) else size)
+
+
 def _architecture(clip: str) -> tuple[str, dict[str, Any]]:
     """open_clip's name and configuration of an architecture, refused where its captions cannot be ours."""
     if clip.endswith(".json"):
@@ -150,6 +162,16 @@ def _architecture(clip: str) -> tuple[str, dict[str, Any]]:
 
 def _create(name: str, pretrained: str | None, load_weights: bool) -> Any:
     """Build the architecture, with weights of a tag or a file."""
+    if pretrained is not None and storage.is_remote(pretrained):
+        if not load_weights:
+            return _create(name, None, load_weights)
+        with tempfile.TemporaryDirectory(prefix="glscl-weights-") as folder:
+            path = os.path.join(folder, os.path.basename(pretrained))
+            try:
+                storage.download(pretrained, path)
+            except FileNotFoundError:
+                raise UserError(f"model.pretrained: no file at {pretrained}") from None
+            return _create(name, path, load_weights)
     options: dict[str, Any] = {}
     if pretrained is not None:
         tag = open_clip.get_pretrained_cfg(name, pretrained)

@@ -15,6 +15,8 @@ from glscl.reporting.schema import Results, parse_results
 
 RESULT_COLUMNS = ("domain", "relation", "direction", "R@1", "R@5", "R@10", "MdR", "MnR", "queries")
 TEXT_COLUMNS = 3
+NORMALISED_COLUMNS = ("domain", "direction", "normalisation", "saw", "R@1", "R@5", "R@10")
+DIRECTIONS = {"text_to_video": "text to video", "video_to_text": "video to text"}
 
 
 def console(file: IO[str] | None = None) -> Console:
@@ -46,10 +48,27 @@ def results_table(results: Mapping[str, Any] | Results, *, file: IO[str] | None 
     """
     rows = []
     for test in parse_results(results).tests:
-        for direction, metrics in (("text to video", test.text_to_video), ("video to text", test.video_to_text)):
+        for direction, name in DIRECTIONS.items():
+            metrics: dict[str, float] = getattr(test, direction)
             numbers = [f"{metrics[name]:.1f}" for name in RESULT_COLUMNS[TEXT_COLUMNS:-1]]
-            rows.append([test.domain, test.relation, direction, *numbers, f"{int(metrics['queries'])}"])
+            rows.append([test.domain, test.relation, name, *numbers, f"{int(metrics['queries'])}"])
     print_table(RESULT_COLUMNS, rows, text_columns=TEXT_COLUMNS, file=file)
+
+
+def normalised_table(results: Mapping[str, Any] | Results, *, file: IO[str] | None = None) -> None:
+    """Print one row per normalised column, recalls in per cent; nothing if there is none.
+
+    Raises:
+        UserError: ``results`` lack something.
+    """
+    rows = []
+    for test in parse_results(results).tests:
+        for column in test.normalised:
+            saw = column.saw.partition(":")[0]  # the whole sentence is in the report
+            numbers = [f"{column.metrics[name]:.1f}" for name in NORMALISED_COLUMNS[4:]]
+            rows.append([test.domain, DIRECTIONS[column.direction], column.label, saw, *numbers])
+    if rows:
+        print_table(NORMALISED_COLUMNS, rows, text_columns=4, file=file)
 
 
 def print_table(

@@ -20,7 +20,7 @@ from glscl import __version__
 from glscl.errors import UserError
 from glscl.reporting.charts import BOTTOM, HEIGHT, LEFT, RIGHT, WIDTH, training_charts
 from glscl.reporting.published import PublishedRow, for_domain, read_published
-from glscl.reporting.schema import Example, Results, Test, parse_results
+from glscl.reporting.schema import Example, Results, Test, WithoutLeaked, parse_results
 from glscl.storage import write_bytes
 
 DATA_URI = re.compile(r"data:image/(jpeg|png|webp);base64,[A-Za-z0-9+/]+=*\Z")
@@ -74,6 +74,7 @@ def render_report(results: Mapping[str, Any] | Results, published: Sequence[Publ
         directions=(("text_to_video", "Text to video", "T→V"), ("video_to_text", "Video to text", "V→T")),
         recall_bars=recall_bars,
         chance=chance,
+        bounds=bounds,
         oracle_bars=oracle_bars,
         attribute_rows=attribute_rows,
         in_top=in_top,
@@ -117,13 +118,19 @@ def thumbnails(value: str | bytes | Sequence[str | bytes] | None) -> list[str]:
     return uris
 
 
-def chance(test: Test, direction: str, k: int) -> float:
+def chance(test: Test | WithoutLeaked, direction: str, k: int) -> float:
     """R@k in per cent of a random order: k out of the candidates of that direction.
 
     The candidates are all videos for a text, and all captioned videos (as many as there are queries) for a video.
     """
     candidates = test.videos if direction == "text_to_video" else int(test.video_to_text["queries"])
     return min(100.0, 100.0 * k / max(candidates, 1))
+
+
+def bounds(metrics: Mapping[str, float]) -> str:
+    """The R@1 that any way of breaking ties could give, or nothing if all give the same."""
+    low, high = number(metrics["R@1_pessimistic"]), number(metrics["R@1_optimistic"])
+    return f"{low}–{high}" if low != high else ""
 
 
 def recall_bars(test: Test, direction: str) -> list[Bar]:

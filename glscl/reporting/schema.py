@@ -56,6 +56,33 @@ class AttributeAccuracy(_Section):
     ignoring: float | None = None
 
 
+class NormalisedColumn(_Section):
+    """One normalisation in one direction: secondary to the raw result, because it saw more than the query at hand."""
+
+    label: str
+    source: str
+    """Publication or code."""
+    saw: str
+    """What it was allowed to see, as a sentence."""
+    direction: Literal["text_to_video", "video_to_text"]
+    metrics: dict[str, float]
+    """``RetrievalMetrics.to_dict()``."""
+
+
+class WithoutLeaked(_Section):
+    """The same set scored without the videos of a list."""
+
+    list: str
+    """Address of the list."""
+    note: str
+    """What was left out, as a sentence."""
+    videos: int
+    texts: int
+    text_to_video: dict[str, float]
+    """``RetrievalMetrics.to_dict()``."""
+    video_to_text: dict[str, float]
+
+
 class Test(_Section):
     """One test domain."""
 
@@ -77,6 +104,8 @@ class Test(_Section):
     hubness_skewness: float
     oracles: Oracles | None = None
     attribute_accuracy: dict[str, AttributeAccuracy] | None = None
+    normalised: list[NormalisedColumn] = []
+    without_leaked: WithoutLeaked | None = None
     examples: list[Example] = []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from typing import Any
 
@@ -10,6 +11,7 @@ from glscl import storage
 from glscl.config import RunConfig
 from glscl.errors import UserError
 from glscl.evaluation.evaluate import evaluate_model
+from glscl.evaluation.options import EvaluationConfig
 from glscl.evaluation.saved import FOLDER, ModelCard, read_card, save_model
 from glscl.session import check_resources
 from glscl.training.checkpoint import TAG, check_complete
@@ -18,12 +20,13 @@ from glscl.training.results import results_of
 from glscl.training.run_log import read_metrics
 
 
-def train(config: RunConfig, ready: Preflight) -> dict[str, Any]:
+def train(config: RunConfig, ready: Preflight, *, keep_ranks: bool = False) -> dict[str, Any]:
     """Train (or continue) a run on the cluster, save its best model, and score it on ``data.test``.
 
     Args:
         config: resolved configuration.
         ready: from `preflight`.
+        keep_ranks: see `evaluate_model`.
 
     Returns:
         results as `glscl.reporting` lays them out (with thumbnails); ``tests`` is empty without ``data.test``.
@@ -45,6 +48,8 @@ def train(config: RunConfig, ready: Preflight) -> dict[str, Any]:
         use_gpu=training.use_gpu,
         cpus_per_worker=training.cpus_per_worker,
         loader_workers=config.data.loader_workers,
+        bank=config.data.train,
+        keep_ranks=keep_ranks,
     )
     return results_of(card, entries, read_metrics(config.run_directory))
 
@@ -135,13 +140,20 @@ def whole_weights(folder: str, zero_stage: int) -> dict[str, Any]:
         return dict(get_fp32_state_dict_from_zero_checkpoint(folder, tag=TAG))
 
 
-def evaluate(run: str, tests: tuple[str, ...], *, workers: int, use_gpu: bool, loader_workers: int) -> dict[str, Any]:
+def evaluate(
+    run: str,
+    tests: Sequence[str],
+    config: EvaluationConfig,
+    *,
+    workers: int,
+    use_gpu: bool,
+    loader_workers: int,
+    bank: Sequence[str] = (),
+) -> dict[str, Any]:
     """Score a finished run (or a saved model) on any shard sets; see `evaluate_model`."""
-    from glscl.evaluation.options import EvaluationConfig
-
     _, card = read_card(run)
     check_resources(workers, 1.0, use_gpu)
     entries = evaluate_model(
-        run, tests, EvaluationConfig(), workers=workers, use_gpu=use_gpu, loader_workers=loader_workers
+        run, tests, config, workers=workers, use_gpu=use_gpu, loader_workers=loader_workers, bank=bank
     )
     return results_of(card, entries, read_metrics(run))

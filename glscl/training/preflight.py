@@ -11,6 +11,7 @@ from glscl.config import RunConfig
 from glscl.data.plan import StreamPlan
 from glscl.data.shards import ShardSet, open_shard_set
 from glscl.errors import UserError
+from glscl.evaluation.evaluate import check_options
 from glscl.losses import applicable_terms
 from glscl.models.retriever import Retriever
 from glscl.training.checkpoint import differing_keys
@@ -61,6 +62,7 @@ def preflight(config: RunConfig, *, fetch: bool = True) -> Preflight:
     held_out = [open_shard_set(uri) for uri in config.data.validation]
     tests = [open_shard_set(uri) for uri in config.data.test]
     _check_selection(held_out, tests)
+    check_options(config.evaluation, tests, shard_sets)
     pretrained = config.model.pretrained
     is_tag = pretrained is not None and pretrained in open_clip.list_pretrained_tags_by_model(config.model.clip)
     model = Retriever(config.model, load_weights=fetch or not is_tag)

@@ -27,7 +27,7 @@ def results_of(card: ModelCard, entries: list[dict[str, Any]], history: list[dic
         "clip": card.model.clip,
         "checkpoint_step": card.step,
         "seed": card.seed,
-        "git_commit": _git_commit(),
+        "git_commit": git_commit(),
         "command": " ".join(["glscl", *sys.argv[1:]]),
         "train_domains": list(card.train_domains),
         "validation": card.validation,
@@ -68,7 +68,7 @@ def write_results(results: dict[str, Any], output: str) -> None:
     write_report(results, storage.join(output, REPORT))
 
 
-def _git_commit() -> str | None:
+def git_commit() -> str | None:
     """Commit of the code that runs, if it runs from a checkout."""
     folder = os.path.dirname(os.path.abspath(__file__))
     done = subprocess.run(

@@ -30,7 +30,8 @@ def weights(run: str) -> str:
 def test_memorises_real_clips_and_is_scored_in_both_domains(
     glscl: Callable[..., Any], train_words: Words, clips: Path, tmp_path: Path, kept: dict[str, Any]
 ) -> None:
-    output = glscl(*train_words(str(clips), str(tmp_path), "reference")).wait()
+    bank = ["--evaluation.normalisations", "--evaluation.bank-videos", "20"]
+    output = glscl(*train_words(str(clips), str(tmp_path), "reference"), *bank).wait()
     run = tmp_path / "reference"
     results = json.loads((run / "results.json").read_text())
     train, test, other = results["tests"]
@@ -38,6 +39,11 @@ def test_memorises_real_clips_and_is_scored_in_both_domains(
     assert (train["videos"], train["texts"]) == (60, 180)
     assert (test["relation"], test["videos"]) == ("in-domain", 30)
     assert (other["domain"], other["relation"], other["videos"]) == ("activitynet", "cross-domain", 25)
+    saw = {column["saw"] for column in other["normalised"] if column["name"] == "qb_norm"}
+    assert saw == {
+        "A query bank: 60 training captions of msrvtt × test videos.",
+        "A query bank: 20 training videos of msrvtt × test captions.",
+    }
     assert "<svg" in (run / "report.html").read_text()
     assert output.splitlines()[-1].startswith("glscl: OK run=reference")
     status = json.loads((run / "status.json").read_text())

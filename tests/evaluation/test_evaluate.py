@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -16,8 +17,10 @@ from glscl.cli import main
 from glscl.data.gallery import Gallery
 from glscl.data.shards import ShardSet
 from glscl.errors import UserError
-from glscl.evaluation.embed import embed
+from glscl.evaluation.embed import Embeddings, embed
 from glscl.evaluation.evaluate import check_tests, evaluate_model, without_thumbnails
+from glscl.evaluation.metrics import Ranks, RetrievalMetrics
+from glscl.evaluation.normalise import NORMALISATIONS, Bank, normalised_metrics
 from glscl.evaluation.options import EvaluationConfig
 from glscl.evaluation.retrieval import Part, metrics_of, score_part
 from glscl.evaluation.saved import ModelCard, load_model, save_model
@@ -78,6 +81,12 @@ def _close(found: Any, expected: Any, path: str = "") -> None:
         assert found == expected, path
 
 
+def _embed(model: Retriever, card: ModelCard, shard_set: ShardSet) -> Embeddings:
+    """The whole set in this process and in one batch."""
+    gallery = Gallery(shard_set, 0, shard_set.manifest.videos, card.sampling(32), partial(tokenize, max_words=8), 50)
+    return embed(model, gallery, 0, CPU)
+
+
 def test_any_number_of_actors_gives_the_numbers_of_one_process(run: str, sets: list[ShardSet]) -> None:
     uris = [shard_set.uri for shard_set in sets]
     one = evaluate_model(run, uris, CONFIG, workers=1)
@@ -85,10 +94,7 @@ def test_any_number_of_actors_gives_the_numbers_of_one_process(run: str, sets: l
     _close(two, one)
     model, card = load_model(run)
     for shard_set, entry in zip(sets, one, strict=True):
-        gallery = Gallery(
-            shard_set, 0, shard_set.manifest.videos, card.sampling(32), partial(tokenize, max_words=8), 50
-        )
-        embeddings = embed(model, gallery, 0, CPU)
+        embeddings = _embed(model, card, shard_set)
         with torch.no_grad():
             direct = metrics_of(score_part(model.score, embeddings, EvaluationConfig(), Part(0, 1), CPU))
         assert {name: entry[name] for name in direct} == direct
@@ -98,6 +104,86 @@ def test_any_number_of_actors_gives_the_numbers_of_one_process(run: str, sets: l
     assert [entry["quarantined"] for entry in one] == [1, 0]
     assert one[0]["quarantine"][0]["video_id"] == "v002"
     assert one[0]["text_to_video"]["R@1"] < 100, "random weights"
+    for entry in one:
+        assert (entry["normalised"], entry["without_leaked"], "per_query" in entry) == ([], None, False)
+
+
+@torch.no_grad()
+def test_normalised_columns_are_those_of_the_whole_matrix(
+    run: str, sets: list[ShardSet], make_shards: Callable[..., ShardSet]
+) -> None:
+    """With a bank of two sets, one of them in the first test domain and with videos that cannot be decoded."""
+    share = 4
+    bank_sets = [
+        make_shards("toy", captions=[2] * 10, bad=dict.fromkeys(range(5), b"torn"), root=f"{run}/bank"),
+        make_shards("extra", captions=[1, 3] * 4, root=f"{run}/bank"),
+    ]
+    model, card = load_model(run)
+    bank = [_embed(model, card, shard_set) for shard_set in bank_sets]
+    assert max(bank[0].positions[:share]) >= share, "the bank reads on for those that cannot be decoded"
+    owned = [embeddings.text_to_video < share for embeddings in bank]
+    texts = {key: torch.cat([e.text[key][own] for e, own in zip(bank, owned, strict=True)]) for key in bank[0].text}
+    videos = {key: torch.cat([e.video[key][:share] for e in bank]) for key in bank[0].video}
+    expected = []
+    for shard_set in sets:
+        test = _embed(model, card, shard_set)
+        own = shard_set.manifest.domain == "toy"
+        captions = f"{sum(int(owner.sum()) for owner in owned)} training captions of toy and extra"
+        columns = normalised_metrics(
+            model.score(test.text, test.video),
+            test.text_to_video,
+            {
+                "text_to_video": Bank(model.score(texts, test.video), captions, own),
+                "video_to_text": Bank(model.score(test.text, videos).T, "8 training videos of toy and extra", own),
+            },
+        )
+        assert len(columns) == 2 * len(NORMALISATIONS)
+        expected.append(columns)
+    uris, bank_uris = [shard_set.uri for shard_set in sets], [shard_set.uri for shard_set in bank_sets]
+    config = CONFIG.model_copy(update={"normalisations": True, "bank_videos": 2 * share + 1})
+    for workers in (1, 2):
+        entries = evaluate_model(run, uris, config, workers=workers, cpus_per_worker=0.5, bank=bank_uris)
+        _close([entry["normalised"] for entry in entries], expected)
+    (entry,) = evaluate_model(run, uris[:1], config, workers=1)
+    assert {column["name"] for column in entry["normalised"]} == {"dual_softmax", "inverted_softmax"}, "no bank"
+
+
+def test_left_out_videos_are_as_if_they_had_never_been_there(
+    run: str, sets: list[ShardSet], make_shards: Callable[..., ShardSet], tmp_path: Path
+) -> None:
+    leaked = tmp_path / "leaked.txt"
+    leaked.write_text("v010\nv011.mp4\nv002\n")
+    smaller = make_shards("smaller", captions=[1, 2, 3] * 3 + [1], per_shard=3, bad={2: b"torn"})
+    config = CONFIG.model_copy(update={"leave_out": (f"toy={leaked}",)})
+    uris = [shard_set.uri for shard_set in sets]
+    plain = evaluate_model(run, [*uris, smaller.uri], CONFIG, workers=1)
+    toy, other = evaluate_model(run, uris, config, workers=2, cpus_per_worker=0.5)
+    without = toy.pop("without_leaked")
+    _close(toy | {"without_leaked": None}, plain[0])
+    _close(other, plain[1])
+    assert without.pop("list") == str(leaked)
+    assert without.pop("note").startswith("2 of 3 listed videos left out, and their captions (5). 1 could not be dec")
+    assert without["text_to_video"]["MnR"] < toy["text_to_video"]["MnR"]
+    _close(without, {name: plain[2][name] for name in without})
+
+
+def test_ranks_of_every_query_give_back_the_metrics(run: str, sets: list[ShardSet]) -> None:
+    (entry,) = evaluate_model(run, [sets[0].uri], CONFIG, workers=2, cpus_per_worker=0.5, keep_ranks=True)
+    kept = json.loads(json.dumps(entry["per_query"]))
+    assert kept == entry["per_query"], "plain values"
+    for direction in ("text_to_video", "video_to_text"):
+        ranks = Ranks(*(torch.tensor(kept[direction][bound]) for bound in ("optimistic", "pessimistic")))
+        assert RetrievalMetrics.from_ranks(ranks).to_dict() == entry[direction]
+    assert kept["query_videos"] == list(range(entry["videos"])), "all have captions"
+    assert kept["positions"] == sorted(set(kept["positions"]))
+    assert (len(kept["video_ids"]), len(kept["positions"])) == (entry["videos"], entry["videos"])
+    for query, caption in enumerate(kept["captions"]):
+        owner, top = kept["owners"][query], kept["top"][query]
+        assert kept["video_ids"][owner] == caption.split()[0]
+        assert len(set(top)) == 5
+        rank = kept["text_to_video"]["optimistic"][query]
+        assert rank == kept["text_to_video"]["pessimistic"][query], "no ties here"
+        assert rank == top.index(owner) + 1 if owner in top else rank > 5
 
 
 def test_examples_show_the_matches(run: str, sets: list[ShardSet]) -> None:
@@ -146,6 +232,26 @@ def test_eval_command(run: str, sets: list[ShardSet], capsys: pytest.CaptureFixt
     assert last.endswith(f"report={run}/eval/report.html")
 
 
+def test_eval_command_with_everything(
+    run: str, sets: list[ShardSet], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "leaked.csv").write_text("video_id\nv001\n")
+    words = ["eval", "--run", run, "--test", sets[0].uri, "--output", str(tmp_path / "out")]
+    words += ["--normalisations", "--bank", sets[0].uri, sets[1].uri, "--bank-videos", "6"]
+    words += ["--leave-out", f"toy={tmp_path}/leaked.csv"]
+    status = main(words)
+    out = capsys.readouterr().out
+    assert status == 0, out
+    (test,) = json.loads((tmp_path / "out" / "results.json").read_text())["tests"]
+    assert {column["name"] for column in test["normalised"]} == set(NORMALISATIONS)
+    assert "A query bank: 6 training videos of toy and other" in " ".join(c["saw"] for c in test["normalised"])
+    assert test["without_leaked"]["videos"] == test["videos"] - 1
+    assert len(re.findall(r"^toy +video to text +QB-Norm \(β = 20, k = 1\) +A query bank +\d", out, re.M)) == 1
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Normalised scores" in page
+    assert "toy without leaked videos: 1 of 1 listed videos left out" in page
+
+
 def test_more_actors_than_the_cluster_has(run: str, sets: list[ShardSet], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", "--run", run, "--test", sets[1].uri, "--workers", "64"]) == 2
     assert "glscl: FAILED 64 workers need 64 CPU (there: 2): lower " in capsys.readouterr().out
@@ -156,6 +262,8 @@ def test_nothing_to_score_starts_nothing(tmp_path: Path) -> None:
 
 
 def test_tests_are_checked_early(run: str, sets: list[ShardSet], tmp_path: Path) -> None:
-    check_tests(run, [shard_set.uri for shard_set in sets])
-    with pytest.raises(UserError, match=r"nowhere/manifest\.json: no such file"):
-        check_tests(run, [sets[0].uri, str(tmp_path / "nowhere")])
+    uris, nowhere = [shard_set.uri for shard_set in sets], str(tmp_path / "nowhere")
+    check_tests(run, uris, CONFIG, uris)
+    for tests, bank in (([uris[0], nowhere], uris), (uris, [nowhere])):
+        with pytest.raises(UserError, match=r"nowhere/manifest\.json: no such file"):
+            check_tests(run, tests, CONFIG, bank)

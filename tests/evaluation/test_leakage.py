@@ -11,7 +11,7 @@ import torch
 from glscl import storage
 from glscl.errors import UserError
 from glscl.evaluation.embed import Embeddings
-from glscl.evaluation.leakage import leave_out, read_leakage_list
+from glscl.evaluation.leakage import leakage_lists, leave_out, read_leakage_list
 from glscl.evaluation.metrics import text_to_video_ranks
 
 torch.set_num_threads(1)
@@ -80,6 +80,43 @@ def test_missing_list(tmp_path: Path) -> None:
     for name in ("none.txt", "none.json"):
         with pytest.raises(UserError, match="no such file"):
             read_leakage_list(str(tmp_path / name))
+
+
+def test_lists_by_domain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a=b.txt").write_text("x\ny\n")
+    monkeypatch.chdir(tmp_path)
+    lists = leakage_lists(["toy=a=b.txt"], ["other", "toy", "toy"])
+    assert {domain: (entry.uri, entry.names) for domain, entry in lists.items()} == {
+        "toy": (str(tmp_path / "a=b.txt"), ("x", "y"))
+    }
+    assert leakage_lists([], []) == {}
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        (["toy_clips"], "leave_out 'toy_clips': expected DOMAIN=FILE"),
+        (["=list.txt"], "leave_out '=list.txt': expected DOMAIN=FILE"),
+        (["toy_clips="], "leave_out 'toy_clips=': expected DOMAIN=FILE"),
+        (
+            ["toy_clip=list.txt"],
+            r"no test set of domain 'toy_clip', did you mean 'toy_clips'\?; test domains: b, toy_cl",
+        ),
+        (["toy_clips=gone.txt"], r"leave_out 'toy_clips': /.*/gone\.txt: no such file"),
+        (["toy_clips=empty.txt"], "leave_out 'toy_clips': /.*empty.txt: names no video"),
+        (["toy_clips=."], "leave_out 'toy_clips': .* cannot be read"),
+        (["b=gs://x/list.txt"], "leave_out 'b': gs://x/list.txt: 'gs://' is not supported"),
+        (["b=list.txt", "b=list.txt"], "'b' has a list already .*; join the two"),
+    ],
+)
+def test_refuses_what_names_no_list(
+    entries: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "list.txt").write_text("x\n")
+    (tmp_path / "empty.txt").write_text("")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        leakage_lists(entries, ["toy_clips", "b"])
 
 
 def test_drops_videos_with_their_captions() -> None:

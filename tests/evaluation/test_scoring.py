@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from glscl.errors import UserError
 from glscl.evaluation.metrics import text_to_video_ranks, video_to_text_ranks
-from glscl.evaluation.scoring import evaluate_scores, merge, score_calls, split_rows
+from glscl.evaluation.scoring import evaluate_scores, merge, score_calls, similarity_rows, split_rows
 
 torch.set_num_threads(1)
 
@@ -58,6 +58,17 @@ def test_any_block_size_equals_the_whole_matrix(texts: int, videos: int, a: int,
     by_video = whole.T.sort(dim=1, descending=True, stable=True)
     assert torch.equal(result.video_matches.indices, by_video.indices[:, :5])
     assert torch.equal(result.video_matches.scores, by_video.values[:, :5])
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 30), st.integers(1, 15), st.integers(1, 31), st.integers(1, 16), st.integers(1, 40))
+def test_parts_of_the_matrix_join_to_the_whole(texts: int, videos: int, a: int, b: int, parts: int) -> None:
+    text, video, _ = caches(texts, videos)
+    rows = [
+        similarity_rows(score, text, video, split_rows(texts, part, parts), text_block=a, video_block=b)
+        for part in range(parts)
+    ]
+    assert torch.equal(torch.cat(rows), score(text, video))
 
 
 @pytest.mark.parametrize("parts", [2, 3, 40])  # 40: more processes than videos
@@ -159,6 +170,8 @@ def test_nan_is_refused() -> None:
     text["t"][2, 0] = torch.nan
     with pytest.raises(UserError, match="NaN"):
         evaluate_scores(score, text, video, owners)
+    with pytest.raises(UserError, match="NaN"):
+        similarity_rows(score, text, video, range(4))
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -15,7 +15,16 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from glscl.evaluation.metrics import Ranks, RetrievalMetrics
-from glscl.evaluation.statistics import METRICS, Interval, QueryBootstrap, claim, holm, over_seeds, per_query
+from glscl.evaluation.statistics import (
+    METRICS,
+    Interval,
+    QueryBootstrap,
+    claim,
+    holm,
+    mean_difference,
+    over_seeds,
+    per_query,
+)
 
 torch.set_num_threads(1)
 
@@ -117,6 +126,62 @@ def test_lift_over_an_untrained_model_covers() -> None:
         lift = bootstrap.difference(trained, bootstrap.system(world.draw_untrained(-0.5), trained=False))
         held += lift.low <= truth <= lift.high
     assert 0.93 <= held / SIMULATIONS <= 0.97
+
+
+@pytest.mark.parametrize("seed_effect", [0.0, 0.06])
+@pytest.mark.parametrize("cells", [(("a", 0), ("b", 1)), (("a", 0), ("a", 1), ("b", 0))])
+def test_a_mean_over_transfers_covers(cells: tuple[tuple[str, int], ...], seed_effect: float) -> None:
+    """Some cells share the training, hence its seeds, and some the test set, hence its queries."""
+    worlds = [World(200, 3, seed_effect, hits), World(300, 3, seed_effect, hits)]
+    worlds[1].random = random = np.random.default_rng(21)
+    bootstraps = [QueryBootstrap(world.queries, resamples=1000, seed=world.queries) for world in worlds]
+    levels = (-0.2, -0.5)
+    truth = worlds[0].truth(levels[0]) - worlds[0].truth(levels[1])
+    held = 0
+    for _ in range(SIMULATIONS):
+        strengths = []
+        for world in worlds:
+            world.common = world._per_query(COMMON)
+            strengths.append([world._strength(level) for level in levels])
+        effects = {(t, i): seed_effect * random.standard_normal((3, 1)) for t in ("a", "b") for i in range(2)}
+        paired = []
+        for training, test in cells:
+            pair = [
+                bootstraps[test].system(
+                    hits(
+                        strengths[test][i]
+                        + effects[training, i]
+                        + NOISE * random.standard_normal((3, worlds[test].queries))
+                    )
+                )
+                for i in range(2)
+            ]
+            paired.append((training, pair[0], pair[1]))
+        interval = mean_difference(paired)
+        held += interval.low <= truth <= interval.high
+    assert 0.93 <= held / SIMULATIONS <= 0.97, held / SIMULATIONS
+
+
+def test_the_mean_over_one_cell_is_its_difference() -> None:
+    world, bootstrap = World(200, 3, 0.04, hits), QueryBootstrap(200, resamples=500)
+    first, second = (bootstrap.system(values) for values in world.draw((-0.2, -0.5)))
+    one, difference = mean_difference([("a", first, second)]), bootstrap.difference(first, second)
+    for name in ("estimate", "low", "high", "standard_error"):
+        assert getattr(one, name) == pytest.approx(getattr(difference, name))
+    assert (one.queries, one.seeds) == (difference.queries, difference.seeds)
+
+
+def test_a_mean_needs_independent_test_sets_and_pairs() -> None:
+    world = World(200, 3, 0.04, hits)
+    one, same, other = (QueryBootstrap(200, resamples=50, seed=seed) for seed in (1, 1, 2))
+    values = world.draw((-0.2, -0.5))
+    with pytest.raises(ValueError, match="no cells"):
+        mean_difference([])
+    with pytest.raises(ValueError, match="not paired"):
+        mean_difference([("a", one.system(values[0]), other.system(values[1]))])
+    pairs = [(name, *map(b.system, values)) for name, b in (("a", one), ("b", same))]
+    with pytest.raises(ValueError, match="different seeds"):
+        mean_difference(pairs)  # type: ignore[arg-type]
 
 
 def test_p_values_are_uniform_when_there_is_no_difference() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from glscl.reporting.console import results_table, start_panel, verdict
+from glscl.reporting.console import normalised_table, results_table, start_panel, verdict
 
 METRICS = {"R@1": 63.52, "R@5": 91.0, "R@10": 96.5, "MdR": 1.0, "MnR": 2.25, "queries": 200}
 TEST: dict[str, Any] = {
@@ -74,6 +74,25 @@ def test_results_table_is_aligned_in_a_pipe() -> None:
     assert first == "toy_clips  in-domain  text to video  63.5  91.0  96.5  1.0  2.2      200"
     assert second == "toy_clips  in-domain  video to text   9.0  91.0  96.5  1.0  2.2      200"
     assert len(header) == len(first)
+
+
+def test_normalised_table() -> None:
+    out = io.StringIO()
+    normalised_table(RESULTS, file=out)
+    assert out.getvalue() == "", "nothing to show"
+    column = {
+        "name": "qb_norm",
+        "label": "QB-Norm",
+        "source": "a paper",
+        "saw": "A query bank: 9 training videos of a × test captions.",
+        "direction": "video_to_text",
+        "metrics": METRICS | {"R@1": 70.04},
+    }
+    normalised_table(RESULTS | {"tests": [TEST | {"normalised": [column]}]}, file=out)
+    header, row = out.getvalue().splitlines()
+    assert header.split() == ["domain", "direction", "normalisation", "saw", "R@1", "R@5", "R@10"]
+    assert row == "toy_clips  video to text  QB-Norm        A query bank  70.0  91.0  96.5"
+    assert len(header) == len(row)
 
 
 @pytest.mark.parametrize(("ok", "line"), [(True, "glscl: OK 3 of 3\n"), (False, "glscl: FAILED 3 of 3\n")])

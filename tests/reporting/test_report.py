@@ -67,6 +67,32 @@ def make_test(domain: str, relation: str, recall: float) -> dict[str, Any]:
         "text_to_video": metrics(recall, 500),
         "video_to_text": metrics(recall + 1, 250),
         "hubness_skewness": 1.234,
+        "normalised": [
+            {
+                "name": "qb_norm",
+                "label": f"QB-Norm {HOSTILE}",
+                "source": f"a paper {HOSTILE}",
+                "saw": f"A query bank: 1,600 training captions of <i>{domain}</i> × test videos.",
+                "direction": "text_to_video",
+                "metrics": metrics(recall + 7, 500),
+            },
+            {
+                "name": "dual_softmax",
+                "label": "Dual softmax",
+                "source": "another",
+                "saw": "All test queries at once: test videos × test captions.",
+                "direction": "video_to_text",
+                "metrics": metrics(recall + 9, 250),
+            },
+        ],
+        "without_leaked": {
+            "list": "lists/<b>.txt",
+            "note": "3 of 4 listed videos left out, and their captions (6). 1 are no videos (<u>).",
+            "videos": 100,
+            "texts": 494,
+            "text_to_video": metrics(recall - 2, 494),
+            "video_to_text": metrics(recall - 1, 100) | {"R@1_optimistic": recall - 1, "R@1_pessimistic": recall - 1},
+        },
         "oracles": {"single": {"colour": 4.1, "motion": 6.7}, "pair": {"colour+motion": 22.9}},
         "attribute_accuracy": {"colour": {"accuracy": 88.8, "chance": 12.5, "ignoring": 61.7}},
         "examples": [
@@ -135,7 +161,7 @@ def test_page_parses_and_has_every_number(results: dict[str, Any]) -> None:
     protocol = ["a <b>run</b>", "63.7 %", "glscl-tiny", "1,234", "42", "0123456789ab", "glscl eval --run <x>"]
     protocol += ["1 June 2025, 12:30 UTC", "Post-processing none", "Captions / video 2.0", "≤ 8", "≤ 32"]
     protocol += ["Truncated texts 17", "Quarantined 4", "Split test", "Videos 250", "Texts 500"]
-    measured = ["63.7 91.3 96.4 99.9 1.5 7.2 500 0.40 63.2–64.2", "12.2 91.3 96.4", "toy_clips 1.23"]
+    measured = ["63.7 63.2–64.2 91.3 96.4 99.9 1.5 7.2 500 0.40", "12.2 11.7–12.7 91.3 96.4", "toy_clips 1.23"]
     oracles = [
         "two attributes: colour + motion 22.9",
         "one attribute: motion 6.7",
@@ -146,6 +172,40 @@ def test_page_parses_and_has_every_number(results: dict[str, Any]) -> None:
     examples = ["miss · rank 3", "miss · rank 41.5", "The right video comes later, at rank 41.5."]
     for expected in [*protocol, *measured, *oracles, *training, *examples, "in-domain", "cross-domain"]:
         assert expected in text, expected
+
+
+def test_bounds_are_given_where_they_differ(results: dict[str, Any]) -> None:
+    assert "63.2–64.2" in Page(render_report(results)).text
+    results["tests"][0]["text_to_video"] |= {"R@1_optimistic": 63.7, "R@1_pessimistic": 63.7}
+    text = Page(render_report(results)).text
+    assert "Text to video T→V 63.7 91.3" in text
+    assert "63.7–63.7" not in text
+
+
+def test_raw_and_normalised_scores_side_by_side(results: dict[str, Any]) -> None:
+    page = Page(render_report(results))
+    section = page.text[page.text.index("Normalised scores") : page.text.index("Beyond shortcuts")]
+    query_bank = "A query bank: 1,600 training captions of <i>toy_clips</i> × test videos."
+    test_queries = "All test queries at once: test videos × test captions."
+    assert f"Text to video, raw 63.7 91.3 96.4 QB-Norm {HOSTILE} 70.7 91.3 96.4 {query_bank}" in section
+    assert f"Video to text, raw 64.7 91.3 96.4 Dual softmax 72.7 91.3 96.4 {test_queries}" in section
+    for test in results["tests"]:
+        test["normalised"] = []
+    assert "Normalised scores" not in Page(render_report(results)).text
+
+
+def test_with_and_without_leaked_videos(results: dict[str, Any]) -> None:
+    text = Page(render_report(results)).text
+    raw, without = "63.7 63.2–64.2 91.3 96.4 99.9 1.5 7.2 500 0.40", "61.7 61.2–62.2 91.3 96.4 99.9 1.5 7.2 494 1.00"
+    assert f"Text to video T→V {raw} Text to video T→V , without leaked {without}" in text
+    assert "without leaked 62.7 91.3 96.4 99.9 1.5 7.2 100 1.00" in text
+    note = (
+        "3 of 4 listed videos left out, and their captions (6). 1 are no videos (<u>). 100 videos and 494 texts remain."
+    )
+    assert f"toy_clips without leaked videos: {note} List: lists/<b>.txt" in text
+    for test in results["tests"]:
+        test["without_leaked"] = None
+    assert "leaked" not in Page(render_report(results)).text
 
 
 def test_recall_bars_have_the_right_widths(results: dict[str, Any]) -> None:
@@ -193,12 +253,12 @@ def test_only_pictures_are_thumbnails(results: dict[str, Any], bad: str) -> None
 
 def test_optional_parts_may_be_absent(results: dict[str, Any]) -> None:
     for test in results["tests"]:
-        del test["examples"], test["attribute_accuracy"]
+        del test["examples"], test["attribute_accuracy"], test["normalised"], test["without_leaked"]
         test["oracles"] = None
     del results["history"]
     results["git_commit"] = None
     text = Page(render_report(results)).text
-    for heading in ("Examples", "Beyond shortcuts", "Training", "Published figures"):
+    for heading in ("Examples", "Beyond shortcuts", "Training", "Published figures", "Normalised scores", "leaked"):
         assert heading not in text
 
 

@@ -1,8 +1,8 @@
 """Which videos a toy domain holds: combinations of attributes, dealt to splits, and their captions.
 
-Every attribute is drawn independently of every other one. Combinations come in *twins* that differ in the order of
-events only; twins stay together, so every test video has a neighbour which only a model that has learned the order
-tells apart. Twins belong to one split by a draw that depends on the domain and the seed, never on the number of videos
+Every attribute is drawn independently of every other one. Where things happen, combinations come in *twins* that differ
+in the order of events only; twins stay together, so every test video has a neighbour which only a model that has learned
+the order tells apart. Twins belong to one split by a draw that depends on the domain and the seed, never on the number of videos
 asked for: a test combination is never in another split, whatever the counts.
 """
 
@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from glscl.data.records import Record
-from glscl.data.toy.wording import clip_captions, story_captions
+from glscl.data.toy.wording import CAPTIONS
 from glscl.errors import UserError, did_you_mean
 
 TOY_SPLITS = ("train", "dev", "test")
 _SHARES = {"test": 0.28, "dev": 0.13}  # of the combinations; training has the rest
 
-Domain = Literal["toy_clips", "toy_stories"]
+Domain = Literal["toy_clips", "toy_stories", "toy_stills"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class DomainSpec:
     Attributes:
         values: attribute name -> its values; the combinations are their product.
         dynamic: the attributes that only the order of frames tells.
-        twins: order -> the order that tells the same events the other way round.
+        twins: order -> the order that tells the same events the other way round; empty where nothing happens.
         seconds: shortest and longest duration.
     """
 
@@ -72,6 +72,18 @@ DOMAINS: dict[str, DomainSpec] = {
         dynamic=("across", "upright", "order"),
         twins={order: "-".join(reversed(order.split("-"))) for order in _STORY_ORDERS},
         seconds=(6.0, 8.0),
+    ),
+    "toy_stills": DomainSpec(
+        values={
+            "colour": (*_COLOURS, "white", "black"),
+            "shape": _SHAPES,
+            "ground": ("grey", "pink", "stripes", "checks", "bricks", "sand"),
+            "place": ("left", "right", "top", "bottom", "middle"),
+            "size": ("small", "large"),
+        },
+        dynamic=(),
+        twins={},
+        seconds=(0.5, 0.5),
     ),
 }
 FPS = 8
@@ -115,7 +127,7 @@ def toy_records(domain: str, split: str, count: int, seed: int) -> list[Record]:
         )
     if split == "train":
         combinations = _train_rounds(combinations, count, spec.dynamic)
-    captions = clip_captions if domain == "toy_clips" else story_captions
+    captions = CAPTIONS[domain]
     records = []
     for index, attributes in enumerate(combinations[:count]):
         draw = random.Random(f"{domain}/{split}/{seed}/{index}/record")
@@ -148,11 +160,13 @@ def _combinations(domain: str, split: str, seed: int) -> list[dict[str, str]]:
         )
     spec = domain_spec(domain)
     product = [dict(zip(spec.values, chosen, strict=True)) for chosen in itertools.product(*spec.values.values())]
-    units = [unit for unit in product if unit["order"] < spec.twins[unit["order"]]]
+    units = [unit for unit in product if not spec.twins or unit["order"] < spec.twins[unit["order"]]]
     random.Random(f"{domain}/{seed}/splits").shuffle(units)
     test = round(len(units) * _SHARES["test"])
     dev = test + round(len(units) * _SHARES["dev"])
     chosen_units = {"test": units[:test], "dev": units[test:dev], "train": units[dev:]}[split]
+    if not spec.twins:
+        return chosen_units
     return [twin for unit in chosen_units for twin in (unit, {**unit, "order": spec.twins[unit["order"]]})]
 
 

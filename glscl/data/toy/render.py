@@ -42,12 +42,21 @@ _INK = {
         "blue": (45, 100, 225),
         "yellow": (225, 190, 40),
     },
+    "toy_stills": {
+        "red": (202, 32, 45),
+        "green": (28, 160, 65),
+        "blue": (42, 85, 225),
+        "yellow": (228, 198, 35),
+        "white": (245, 245, 245),
+        "black": (18, 18, 18),
+    },
 }
 _PLAIN = {"grey": (118, 118, 118), "pink": (240, 165, 190)}
 _NEW_INK = {"whitens": (250, 250, 250), "blackens": (12, 12, 12)}
 _STEP = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}
 _SMALL, _MIDDLE, _LARGE = 6.5, 9.0, 11.5  # radius in pixels
-_SIZES = {"grows": (_SMALL, _LARGE), "shrinks": (_LARGE, _SMALL)}
+_SIZES = {"grows": (_SMALL, _LARGE), "shrinks": (_LARGE, _SMALL), "small": (_SMALL, _SMALL), "large": (_LARGE, _LARGE)}
+_PLACE = {"left": (-16, 0), "right": (16, 0), "top": (0, -16), "bottom": (0, 16), "middle": (0, 0)}  # as paths end
 
 
 def render_video(domain: str, record: Record, seed: int) -> bytes:
@@ -96,7 +105,7 @@ def _write_video(domain: str, record: Record, seed: int, folder: str) -> None:
 def _draw(domain: str, record: Record, draw: random.Random) -> npt.NDArray[np.uint8]:
     """Frames (T, 64, 64, 3)."""
     attributes = record.attributes
-    events = attributes["order"].split("-")
+    events = attributes["order"].split("-") if "order" in attributes else []
     count = round((record.duration or 0.0) * FPS)
     time = np.linspace(0.0, 1.0, count, dtype=np.float32)
     progress = dict(zip(events, _progress(time, len(events), draw), strict=True))
@@ -107,25 +116,29 @@ def _draw(domain: str, record: Record, draw: random.Random) -> npt.NDArray[np.ui
         path += draw.uniform(30.0, 34.0) * progress[key][:, None] * np.array(_STEP[attributes[key]], dtype=np.float32)
     # centre the path's bounding box, so that no direction starts nearer to a border than another one
     path -= (path.max(axis=0) + path.min(axis=0)) / 2
+    path += np.array(_PLACE[attributes.get("place", "middle")], dtype=np.float32)
     path += SIDE / 2 + np.array([draw.uniform(-3.0, 3.0), draw.uniform(-3.0, 3.0)], dtype=np.float32)
 
-    change = progress["change"]
-    before, after = _SIZES.get(attributes["change"], (_MIDDLE, _MIDDLE))
+    change = progress.get("change", np.zeros(count, dtype=np.float32))
+    before, after = _SIZES.get(attributes.get("size") or attributes["change"], (_MIDDLE, _MIDDLE))
     radius = (before + (after - before) * change) * draw.uniform(0.93, 1.07)
     shade = np.array([draw.uniform(-14, 14) for _ in range(3)], dtype=np.float32)
     ink = np.array(_INK[domain][attributes["colour"]], dtype=np.float32) + shade
     inks = np.repeat(ink[None], count, axis=0)
-    if attributes["change"] in _NEW_INK:
+    if attributes.get("change") in _NEW_INK:
         inks += change[:, None] * (np.array(_NEW_INK[attributes["change"]], dtype=np.float32) - ink)
 
     cover = _cover(attributes["shape"], path, radius)[..., None]
-    back = _plain(attributes["background"], draw) if "background" in attributes else _ground(attributes["ground"], draw)
+    name = attributes.get("background") or attributes["ground"]
+    back = _plain(name, draw) if name in _PLAIN else _ground(name, draw)
     frames = back[None] * (1 - cover) + inks[:, None, None, :] * cover
     return np.clip(np.rint(frames), 0, 255).astype(np.uint8)
 
 
 def _progress(time: Floats, events: int, draw: random.Random) -> list[Floats]:
     """How far each event has gone (0 to 1) at each time: one after the other, with a short rest between."""
+    if not events:
+        return []
     jitter = 0.12 / events
     borders = [0.0, *(k / events + draw.uniform(-jitter, jitter) for k in range(1, events)), 1.0]
     rest = 0.08 / events

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 Forms = tuple[str, str]  # third person, gerund
 
@@ -111,3 +112,48 @@ def story_captions(attributes: dict[str, str], draw: random.Random) -> tuple[str
             three=three,
         ),
     )
+
+
+_STILL_ADJECTIVES = {"white": ("white",), "black": ("black",)}
+_STILL_GROUNDS: dict[str, tuple[str, ...]] = {
+    "grey": ("a grey background", "a gray backdrop"),
+    "pink": ("a pink background", "a pink backdrop"),
+}
+_STILL_PLACES: dict[str, tuple[str, ...]] = {
+    "left": ("on the left", "to the left"),
+    "right": ("on the right", "to the right"),
+    "top": ("at the top", "high up"),
+    "bottom": ("at the bottom", "low down"),
+    "middle": ("in the middle", "in the centre"),
+}
+_STILL_SIZES: dict[str, tuple[str, ...]] = {"small": ("small", "little"), "large": ("large", "big")}
+_STILL_TEMPLATES = (
+    "a {size} {colour} {shape} {place} in front of {ground}",
+    "{ground} with a {size} {colour} {shape} {place}",
+    "{place} a {colour} {shape} , {size} , before {ground}",
+    "a photo of a {size} {shape} in {colour} {place} , behind it {ground}",
+)
+CAPTIONS_PER_STILL = 2
+
+
+def still_captions(attributes: dict[str, str], draw: random.Random) -> tuple[str, ...]:
+    """Write the captions of one still, in the words of both other domains."""
+    colour, shape, ground = attributes["colour"], attributes["shape"], attributes["ground"]
+    return tuple(
+        template.format(
+            colour=draw.choice(_STORY_ADJECTIVES.get(colour) or _STILL_ADJECTIVES[colour]),
+            shape=draw.choice(_CLIP_NOUNS[shape] + _STORY_NOUNS[shape]),
+            ground=draw.choice(_STORY_GROUNDS.get(ground) or _STILL_GROUNDS[ground]),
+            place=draw.choice(_STILL_PLACES[attributes["place"]]),
+            size=draw.choice(_STILL_SIZES[attributes["size"]]),
+        )
+        for template in draw.sample(_STILL_TEMPLATES, CAPTIONS_PER_STILL)
+    )
+
+
+CAPTIONS: dict[str, Callable[[dict[str, str], random.Random], tuple[str, ...]]] = {
+    "toy_clips": clip_captions,
+    "toy_stories": story_captions,
+    "toy_stills": still_captions,
+}
+"""What writes the captions of each domain."""

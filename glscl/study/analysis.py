@@ -1,0 +1,416 @@
+"""From the cells' ranks to figures, intervals and sentences."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from glscl.data.shards import open_shard_set
+from glscl.errors import UserError
+from glscl.evaluation.metrics import Ranks
+from glscl.evaluation.statistics import (
+    LEVEL,
+    METRICS,
+    Interval,
+    QueryBootstrap,
+    System,
+    claim,
+    holm,
+    mean_difference,
+    over_seeds,
+    per_query,
+)
+from glscl.reporting.study_schema import UNION, ZERO_SHOT
+from glscl.study.grid import Cell
+from glscl.study.options import StudyConfig
+from glscl.training.results import git_commit
+
+MAIN = "R@1"
+DIRECTIONS = ("text_to_video", "video_to_text")
+_WORDS = {"text_to_video": "text-to-video", "video_to_text": "video-to-text"}
+_BOUNDS = {"MRR": (0.0, 100.0), "MnR": (1.0, np.inf)}
+
+Key = tuple[str, str]  # variant, training
+Finished = Sequence[tuple[Cell, Mapping[str, Any]]]
+
+
+@dataclass(slots=True)
+class Panel:
+    """Everything measured on one test set in one condition.
+
+    Attributes:
+        test: domain.
+        cells: (variant, training) -> results of its seeds, in the order of the seeds.
+        bootstraps: by direction.
+        systems: direction -> (variant, training, metric) -> resampled values.
+    """
+
+    test: str
+    cells: dict[Key, list[Mapping[str, Any]]] = field(default_factory=dict)
+    bootstraps: dict[str, QueryBootstrap] = field(default_factory=dict)
+    systems: dict[str, dict[tuple[str, str, str], System]] = field(default_factory=dict)
+
+
+def analyse(study: StudyConfig, cells: Sequence[Cell], finished: Finished) -> dict[str, Any]:
+    """Everything of `glscl.reporting.study_schema.StudyResults` that follows from the cells' results.
+
+    Trainings of which some seeds are missing are left out until they are complete, so that every comparison is between
+    equally many seeds.
+
+    Args:
+        study: the study.
+        cells: all its cells.
+        finished: those that are finished, with their results.
+
+    Raises:
+        UserError: nothing is finished, or cells were tested on different queries.
+    """
+    complete = _complete(cells, finished)
+    if not complete:
+        raise UserError(
+            f"{study.directory}: no variant is finished with all its seeds on any domain; nothing to report"
+        )
+    panels = {
+        condition: _panels(study, [(cell, result) for cell, result in complete if cell.condition == condition])
+        for condition in study.conditions
+    }
+    domains = {cell.training: list(cell.domains) for cell in cells}
+    results = [
+        _result(study, condition, panel, variant, training, domains)
+        for condition, by_test in panels.items()
+        for panel in by_test.values()
+        for variant, training in panel.cells
+    ]
+    comparisons = [c for condition, by_test in panels.items() for c in _comparisons(study, condition, by_test, domains)]
+    claims = _claims(study, comparisons)
+    first = complete[0][0].config
+    return {
+        "name": study.name,
+        "label": study.label,
+        "verdict": f"study={study.name} cells={len(finished)}/{len(cells)} {claims[0] if claims else study.label}",
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git_commit": git_commit(),
+        "command": " ".join(["glscl", *sys.argv[1:]]),
+        "machine": machine(first.training.use_gpu),
+        "finished_cells": len(finished),
+        "cells": len(cells),
+        "seeds": list(study.seeds),
+        "conditions": list(study.conditions),
+        "claims": claims,
+        "protocol": _protocol(study, cells),
+        "variants": _variants(study),
+        "trainings": [
+            {"name": name, "domains": own}
+            for name, own in sorted(domains.items(), key=lambda item: (item[0] != ZERO_SHOT, item[0] == UNION))
+        ],
+        "tests": _tests(study, panels),
+        "results": results,
+        "comparisons": comparisons,
+    }
+
+
+def _complete(cells: Sequence[Cell], finished: Finished) -> list[tuple[Cell, Mapping[str, Any]]]:
+    def key(cell: Cell) -> tuple[str, str, str]:
+        return cell.condition, cell.variant, cell.training
+
+    done = {cell.label for cell, _ in finished}
+    missing = {key(cell) for cell in cells if cell.label not in done}
+    return [(cell, result) for cell, result in finished if key(cell) not in missing]
+
+
+def _panels(study: StudyConfig, complete: Finished) -> dict[str, Panel]:
+    """The test sets of one condition."""
+    panels: dict[str, Panel] = {}
+    owners: dict[str, list[int]] = {}
+    for cell, result in sorted(complete, key=lambda item: item[0].seed):
+        for entry in result["tests"]:
+            test, queries = entry["domain"], entry["per_query"]
+            panel = panels.setdefault(test, Panel(test))
+            if owners.setdefault(test, queries["owners"]) != queries["owners"]:
+                raise UserError(
+                    f"{cell.directory}: tested on other videos of {test} than the cells before it (some could not be "
+                    f"decoded then or now); delete the folders of the cells that are out of step"
+                )
+            timed = {**entry, "seconds": result["seconds"]}
+            panel.cells.setdefault((cell.variant, cell.training), []).append(timed)
+    order = [ZERO_SHOT, *study.variants]
+    for number, panel in enumerate(panels.values()):
+        panel.cells = dict(sorted(panel.cells.items(), key=lambda item: order.index(item[0][0])))
+        for direction in DIRECTIONS:
+            # Captions of one video are not independent: they are resampled together.
+            queries: Any = np.asarray(owners[panel.test])
+            if direction == "video_to_text":
+                queries = len(next(iter(panel.cells.values()))[0]["per_query"]["query_videos"])
+            panel.bootstraps[direction] = QueryBootstrap(
+                queries, study.resamples, 2 * number + DIRECTIONS.index(direction)
+            )
+            tables = {}
+            for (variant, training), entries in panel.cells.items():
+                seeds = [per_query(_ranks(entry, direction)) for entry in entries]
+                for metric in METRICS:
+                    values = np.stack([seed[metric] for seed in seeds])
+                    tables[variant, training, metric] = (values, training != ZERO_SHOT)
+            panel.systems[direction] = panel.bootstraps[direction].systems(tables)
+    return panels
+
+
+def _ranks(entry: Mapping[str, Any], direction: str) -> Ranks:
+    own = entry["per_query"][direction]
+    return Ranks(torch.tensor(own["optimistic"]), torch.tensor(own["pessimistic"]))
+
+
+def _relation(training: str, domains: Mapping[str, Sequence[str]], test: str) -> str:
+    if training in (ZERO_SHOT, UNION):
+        return training
+    return "in-domain" if test in domains[training] else "cross-domain"
+
+
+def _estimate(interval: Interval, values: NDArray[Any] | None = None) -> dict[str, Any]:
+    """As the schema has it; ``values`` (S,) are the seeds'."""
+    low, high = (float(end) if np.isfinite(end) else None for end in (interval.low, interval.high))
+    deviation = over_seeds(values).deviation if values is not None else None
+    return {
+        "estimate": interval.estimate,
+        "low": low,
+        "high": high,
+        "deviation": deviation,
+        "seeds": min(interval.seeds),
+        "note": interval.note,
+    }
+
+
+def _result(
+    study: StudyConfig, condition: str, panel: Panel, variant: str, training: str, domains: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
+    entries = panel.cells[variant, training]
+    figures: dict[str, dict[str, Any]] = {}
+    for direction in DIRECTIONS:
+        bootstrap, systems = panel.bootstraps[direction], panel.systems[direction]
+        figures[direction] = {}
+        for metric in METRICS:
+            system = systems[variant, training, metric]
+            interval = bootstrap.mean(system, _BOUNDS.get(metric, (0.0, 100.0)))
+            figures[direction][metric] = _estimate(interval, system.units.mean(1))
+    bootstrap, systems = panel.bootstraps["text_to_video"], panel.systems["text_to_video"]
+    own = systems[variant, training, MAIN]
+    at_home = systems.get((variant, panel.test, MAIN))
+    zero_shot = systems.get((ZERO_SHOT, ZERO_SHOT, MAIN))
+    relation = _relation(training, domains, panel.test)
+    kept = bootstrap.retention(own, at_home) if at_home is not None and relation == "cross-domain" else None
+    lift = bootstrap.difference(own, zero_shot) if zero_shot is not None and training != ZERO_SHOT else None
+    skewness = over_seeds([entry["hubness_skewness"] for entry in entries])
+    leaked = [entry["without_leaked"] for entry in entries]
+    return {
+        "condition": condition,
+        "variant": variant,
+        "training": training,
+        "test": panel.test,
+        "relation": relation,
+        **figures,
+        "median_rank": {d: _mean(entries, lambda e, d=d: e[d]["MdR"]) for d in DIRECTIONS},
+        "ties": {
+            d: tuple(_mean(entries, lambda e, d=d, k=k: e[d][f"R@1_{k}"]) for k in ("pessimistic", "optimistic"))
+            for d in DIRECTIONS
+        },
+        "hubness": {
+            "estimate": skewness.mean,
+            "low": skewness.minimum,
+            "high": skewness.maximum,
+            "deviation": skewness.deviation,
+            "seeds": skewness.seeds,
+            "note": "range over seeds",
+        },
+        "retention": _estimate(kept) if kept is not None else None,
+        "lift": _estimate(lift) if lift is not None else None,
+        "columns": _columns(entries),
+        "without_leaked": {
+            "note": leaked[0]["note"],
+            "videos": leaked[0]["videos"],
+            **{d: _mean(leaked, lambda e, d=d: e[d]["R@1"]) for d in DIRECTIONS},
+        }
+        if all(leaked)
+        else None,
+        "seconds": _mean(entries, lambda e: e["seconds"]) if training != ZERO_SHOT else None,
+    }
+
+
+def _mean(entries: Sequence[Any], value: Callable[[Any], float]) -> float:
+    return float(np.mean([value(entry) for entry in entries]))
+
+
+def _columns(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Means over seeds of the normalised figures."""
+    columns = []
+    for number, column in enumerate(entries[0]["normalised"]):
+        seeds = [entry["normalised"][number]["metrics"] for entry in entries]
+        recalls = {f"recall_at_{k}": _mean(seeds, lambda m, k=k: m[f"R@{k}"]) for k in (1, 5, 10)}
+        columns.append({key: column[key] for key in ("label", "saw", "direction")} | recalls)
+    return columns
+
+
+def _comparisons(
+    study: StudyConfig, condition: str, panels: Mapping[str, Panel], domains: Mapping[str, Sequence[str]]
+) -> list[dict[str, Any]]:
+    """Every pair's difference in R@1, on the average of each relation and cell by cell.
+
+    Two families of each condition and direction are corrected each for itself: the means, and the single cells.
+    """
+    found = []
+    for direction in DIRECTIONS:
+        means: dict[tuple[str, str, str, str], Interval] = {}
+        single: dict[tuple[str, str, str, str], Interval] = {}
+        for first, second in study.pairs:
+            averaged: dict[str, list[tuple[str, System, System]]] = {"in-domain": [], "cross-domain": []}
+            for test, panel in panels.items():
+                systems = panel.systems[direction]
+                for training in domains:
+                    one, two = (systems.get((variant, training, MAIN)) for variant in (first, second))
+                    if one is None or two is None:
+                        continue
+                    relation = _relation(training, domains, test)
+                    interval = panel.bootstraps[direction].difference(one, two)
+                    single[first, second, f"{training} -> {test}", relation] = interval
+                    if relation in averaged:
+                        averaged[relation].append((training, one, two))
+            for relation, cells in averaged.items():
+                if cells:
+                    means[first, second, f"{relation} mean", relation] = mean_difference(cells)
+        for family in (means, single):
+            adjusted = holm({key: interval.p_value or 0.0 for key, interval in family.items()})
+            for (first, second, scope, relation), interval in family.items():
+                p = adjusted[first, second, scope, relation]
+                where = f"({_WORDS[direction]}, {scope}{f', {condition}' if len(study.conditions) > 1 else ''})"
+                found.append(
+                    {
+                        "condition": condition,
+                        "first": first,
+                        "second": second,
+                        "scope": scope,
+                        "relation": relation,
+                        "direction": direction,
+                        "metric": MAIN,
+                        "estimate": interval.estimate,
+                        "low": interval.low,
+                        "high": interval.high,
+                        "p_value": interval.p_value,
+                        "adjusted_p": p,
+                        "shown": interval.excludes_null and p <= 1 - LEVEL,
+                        "sentence": claim(interval, first, second, MAIN, where, p),
+                    }
+                )
+    return found
+
+
+def _claims(study: StudyConfig, comparisons: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the study says: per condition a count of the means, then every mean's own sentence."""
+    claims = []
+    groups = {name: variant.group for name, variant in study.variants.items()}
+    sentences = []
+    for condition in study.conditions:
+        main = [c for c in comparisons if c["condition"] == condition and c["direction"] == "text_to_video"]
+        for relation in ("cross-domain", "in-domain"):
+            own = [c for c in main if c["scope"] == f"{relation} mean"]
+            sentences += [c["sentence"] for c in own]
+            asked = [c for c in own if (groups[c["first"]], groups[c["second"]]) == ("consistency", "attention")]
+            if not asked:
+                continue
+            better = sum(c["shown"] and c["estimate"] > 0 for c in asked)
+            worse = sum(c["shown"] and c["estimate"] < 0 for c in asked)
+            where = "Across domains" if relation == "cross-domain" else "In the domain trained on"
+            counts = [
+                f"{better} better" if better else "",
+                f"{worse} worse" if worse else "",
+                f"{len(asked) - better - worse} with no difference shown" if len(asked) > better + worse else "",
+            ]
+            claims.append(
+                f"{where}{f' ({condition})' if len(study.conditions) > 1 else ''}, global-local consistency against "
+                f"attention, mean text-to-video {MAIN} after Holm's correction: of {len(asked)} comparisons "
+                f"{', '.join(filter(None, counts))} ({study.label})."
+            )
+    return [*claims, *sentences]
+
+
+def _variants(study: StudyConfig) -> list[dict[str, str]]:
+    variants = [
+        {"name": name, "head": v.run.get("model", {}).get("head", "glscl"), "group": v.group, "what": v.what}
+        for name, v in study.variants.items()
+    ]
+    if study.zero_shot:
+        what = "the towers before any training, mean of the frames"
+        variants.insert(0, {"name": ZERO_SHOT, "head": "mean_pool", "group": "pooling", "what": what})
+    return variants
+
+
+def _tests(study: StudyConfig, panels: Mapping[str, Mapping[str, Panel]]) -> list[dict[str, Any]]:
+    tests = []
+    for name in study.domains:
+        entries = {c: next(iter(by[name].cells.values()))[0] for c, by in panels.items() if name in by}
+        if entries:
+            entry = next(iter(entries.values()))
+            tests.append(
+                {
+                    "name": name,
+                    "split": entry["split"],
+                    "videos": entry["videos"],
+                    "texts": entry["texts"],
+                    "chance": 100.0 / entry["videos"],
+                    "truncated": {condition: own["truncated_texts"] for condition, own in entries.items()},
+                    "quarantined": entry["quarantined"],
+                }
+            )
+    return tests
+
+
+def _protocol(study: StudyConfig, cells: Sequence[Cell]) -> dict[str, str]:
+    """What was held equal, in words."""
+    cell = cells[-1]
+    config = cell.config
+    training = config.training
+    trained = next(c.config for c in cells if c.domains)
+    length = f"{training.max_steps} steps" if training.max_steps else f"{training.epochs} epochs"
+    if len({(c.config.training.max_steps, c.config.training.epochs) for c in cells if c.domains}) > 1:
+        length = "steps as each domain's settings say"
+    sets = {c.training: c.config.data.train for c in cells if c.training in study.domains}
+    videos = {name: sum(open_shard_set(uri).manifest.videos for uri in uris) for name, uris in sets.items()}
+    towers = f"pretrained here on {study.pretraining.domain}" if study.pretraining else str(config.model.pretrained)
+    rule = f"best held-out {MAIN} of the training domain" if trained.data.validation else "last step"
+    return {
+        "Towers": f"{config.model.clip}, {towers}; the same for all",
+        "Frame context": f"{config.model.frame_context}, the same for all heads"
+        if len({c.config.model.frame_context for c in cells if c.domains}) == 1
+        else "as each variant's settings say",
+        "Lengths": "; ".join(
+            f"{name}: {own.model.max_words} words, {own.model.max_frames} frames, in training and in testing"
+            for name, own in {c.condition: c.config for c in cells}.items()
+        ),
+        "Training": f"{length}, global batch {training.global_batch}, {training.precision}, "
+        f"{len(study.seeds)} seeds per cell",
+        "Videos trained on": ", ".join(f"{name} {count:,}" for name, count in videos.items()),
+        "Checkpoint": f"{rule}; never chosen on a test set or on another domain",
+        "Ranks": "every caption is a query; ties share their mean rank; a video's best caption counts, video to text",
+        "Intervals": f"95 %: paired bootstrap over queries ({study.resamples:,} resamples, captions of a video "
+        "together), seeds as a random effect; Holm's correction within the means and within the single cells",
+        "Retention": "R@1 on a domain after training on another, over R@1 there after training there",
+        "Lift": "R@1 minus that of the towers before any training",
+    }
+
+
+def machine(use_gpu: bool) -> str:
+    """The machine that this process runs on, in words."""
+    if use_gpu and torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}, torch {torch.__version__}"
+    name = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+        name = names[0] if names else name
+    return f"{os.cpu_count()} CPU cores ({name}), no GPU used, torch {torch.__version__}"

@@ -1,0 +1,161 @@
+"""What one cell does: train, test, leave its result; finished cells are read, never done again."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+from glscl import storage
+from glscl.config import RunConfig
+from glscl.data.shards import open_shard_set
+from glscl.errors import UserError
+from glscl.evaluation.evaluate import evaluate_model, without_thumbnails
+from glscl.evaluation.saved import FOLDER, ModelCard, load_model, save_model
+from glscl.models.retriever import Retriever
+from glscl.reporting.study_schema import ZERO_SHOT
+from glscl.session import check_resources
+from glscl.study.grid import RESULT, Cell
+from glscl.training.checkpoint import differing_keys
+from glscl.training.launch import train
+from glscl.training.preflight import CONFIG, preflight
+from glscl.training.results import write_results, write_status
+
+_SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of the checkpoints there are
+
+
+def read_result(cell: Cell) -> dict[str, Any] | None:
+    """The result of a finished cell; None if it is not finished.
+
+    Raises:
+        UserError: it is the result of another configuration, or of other test sets.
+    """
+    where = storage.join(cell.directory, RESULT)
+    if not storage.exists(where):
+        return None
+    result = storage.read_json(where)
+    saved, current = result["config"], cell.config.model_dump(mode="json")
+    different = differing_keys(saved, current)
+    different += differing_keys({"testing": saved["evaluation"]}, {"testing": current["evaluation"]})
+    manifests = [open_shard_set(uri).manifest.fingerprint() for uri in cell.config.data.test]
+    if manifests != [test["fingerprint"] for test in result["tests"]]:
+        different.append("data.test: other test sets")
+    if different:
+        raise UserError(
+            f"{cell.directory} is a finished cell of another configuration: {'; '.join(different[:5])}. Choose another "
+            f"--name, restore these values, or delete the cell's folder to have it done again"
+        )
+    return result  # type: ignore[no-any-return]
+
+
+def run_cell(cell: Cell, keep_model: bool) -> dict[str, Any]:
+    """Do a cell, or go on with it where it stopped. Ray must be running.
+
+    Args:
+        cell: which.
+        keep_model: keep the trained model in the cell's folder.
+
+    Returns:
+        its result, which ``cell.json`` holds then: ``config``, ``tests`` (entries of `evaluate_model` with every
+        query's ranks, without pictures), ``step``, ``validation`` and ``seconds`` (wall-clock of the last attempt).
+
+    Raises:
+        UserError: bad input.
+    """
+    began = time.monotonic()
+    found = read_result(cell)
+    if found is not None:
+        return found
+    done = _towers(cell.config) if cell.training == ZERO_SHOT else _trained(cell.config)
+    result = {
+        "config": cell.config.model_dump(mode="json"),
+        "tests": [entry | {"examples": []} for entry in without_thumbnails(done["tests"])],
+        "step": done["checkpoint_step"],
+        "validation": done["validation"],
+        "seconds": round(time.monotonic() - began, 2),
+    }
+    storage.write_json(storage.join(cell.directory, RESULT), result)
+    # After the result: what is deleted now could only have served to do the cell again.
+    remove_checkpoints(cell.directory)
+    if not keep_model:
+        storage.remove_folder(storage.join(cell.directory, FOLDER))
+    return result
+
+
+def remove_checkpoints(run_directory: str) -> None:
+    """Delete a finished run's checkpoints, which hold the optimiser's state beside the model."""
+    for name in storage.list_names(run_directory):
+        if name.startswith("step_") or name == _SNAPSHOT:
+            storage.remove_folder(storage.join(run_directory, name))
+
+
+def _trained(config: RunConfig) -> dict[str, Any]:
+    """An ordinary run, in the cell's folder."""
+    write_status(config.run_directory, state="running", verdict="")
+    try:
+        results = train(config, preflight(config), keep_ranks=True)
+        write_results(
+            results | {"tests": [{k: v for k, v in t.items() if k != "per_query"} for t in results["tests"]]},
+            config.run_directory,
+        )
+    except BaseException as error:
+        write_status(config.run_directory, state="failed", verdict=str(error) or type(error).__name__)
+        raise
+    write_status(config.run_directory, state="finished", verdict=results["verdict"])
+    return results
+
+
+def _towers(config: RunConfig) -> dict[str, Any]:
+    """The clip towers as they are, frames pooled by their mean."""
+    training = config.training
+    check_resources(training.num_workers, training.cpus_per_worker, training.use_gpu, training.wait_for_nodes_s)
+    torch.manual_seed(config.seed)
+    card = ModelCard(
+        model=config.model,
+        sample_fps=config.data.sample_fps,
+        decoder=config.data.decoder,
+        train_domains=(),
+        step=0,
+        seed=config.seed,
+        run=config.name,
+        validation={},
+    )
+    storage.write_json(storage.join(config.run_directory, CONFIG), config.model_dump(mode="json"))
+    save_model(storage.join(config.run_directory, FOLDER), card, Retriever(config.model).state_dict())
+    entries = evaluate_model(
+        config.run_directory,
+        config.data.test,
+        config.evaluation,
+        workers=training.num_workers,
+        use_gpu=training.use_gpu,
+        cpus_per_worker=training.cpus_per_worker,
+        loader_workers=config.data.loader_workers,
+        keep_ranks=True,
+    )
+    return {"tests": entries, "checkpoint_step": 0, "validation": {}}
+
+
+def export_towers(model_uri: str, output: str) -> None:
+    """Write a trained model's clip towers as open_clip loads them: for ``model.pretrained``.
+
+    Args:
+        model_uri: run directory or folder of a saved model.
+        output: ``*.safetensors``, local or ``s3://``.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    import os
+    import tempfile
+
+    from safetensors.torch import save_file
+
+    model, _ = load_model(model_uri)
+    prefix = "towers."
+    weights = {name.removeprefix(prefix): t for name, t in model.state_dict().items() if name.startswith(prefix)}
+    weights["logit_scale"] = model.logit_scale.detach()
+    with tempfile.TemporaryDirectory(prefix="glscl-towers-") as folder:
+        path = os.path.join(folder, "towers.safetensors")
+        save_file({name: tensor.contiguous().clone() for name, tensor in weights.items()}, path)
+        storage.upload(path, output)

@@ -1,0 +1,192 @@
+"""The cells of a study: which runs there are, each with its whole configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from glscl import storage
+from glscl.config import RunConfig, validate
+from glscl.data.shards import open_shard_set
+from glscl.data.toy.sets import toy_set, toy_set_address
+from glscl.errors import UserError
+from glscl.evaluation.leakage import read_leakage_list
+from glscl.reporting.study_schema import UNION, ZERO_SHOT
+from glscl.study.options import Domain, StudyConfig, Values, merge
+
+CELLS = "cells"
+RESULT = "cell.json"
+PRETRAINING = "pretraining"
+TOWERS = "towers.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Sets:
+    """Shard sets of a domain; ``test`` is empty where it is only trained on."""
+
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+    test: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One training, tested on every test set; or the towers before any.
+
+    Attributes:
+        condition: name of the condition.
+        variant: name of the variant; `ZERO_SHOT` for the towers alone.
+        training: name of the domain, `UNION` or `ZERO_SHOT`.
+        domains: domains trained on.
+        seed: of the training; of the towers where they are random.
+        config: the whole run. Its run directory is the cell's.
+    """
+
+    condition: str
+    variant: str
+    training: str
+    domains: tuple[str, ...]
+    seed: int
+    config: RunConfig
+
+    def to_values(self) -> dict[str, Any]:
+        """Plain values, to send to another process."""
+        return {f.name: getattr(self, f.name) for f in fields(self)} | {"config": self.config.model_dump(mode="json")}
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> Cell:
+        """What `to_values` sent."""
+        return cls(**{**values, "config": RunConfig.model_validate(values["config"])})
+
+    @property
+    def directory(self) -> str:
+        """The cell's run directory."""
+        return self.config.run_directory
+
+    @property
+    def label(self) -> str:
+        """For lines of the log."""
+        if self.training == ZERO_SHOT:
+            return f"{self.condition}: {ZERO_SHOT} towers"
+        return f"{self.condition}: {self.variant} on {self.training}, seed {self.seed}"
+
+
+def shard_sets(study: StudyConfig, *, make: bool) -> dict[str, Sets]:
+    """The shard sets of every domain.
+
+    Args:
+        study: the study.
+        make: write the toy sets that are not there (Ray must be running); false only says where they are.
+    """
+    return {name: _sets(study.storage, name, domain, make) for name, domain in study.domains.items()}
+
+
+def _sets(root: str, name: str, domain: Domain, make: bool) -> Sets:
+    toy = domain.toy
+    if toy is None:
+        return Sets(domain.train, domain.validation, domain.test)
+    address = toy_set if make else toy_set_address
+    train = (address(root, name, "train", toy.train),)
+    validation = (address(root, name, "dev", toy.dev),) if toy.dev else ()
+    return Sets(train, validation, address(root, name, "test", toy.test) if toy.test else "")
+
+
+def pretraining_run(study: StudyConfig, *, make: bool) -> RunConfig | None:
+    """The run that makes the towers, or None; see `shard_sets` for ``make``.
+
+    Raises:
+        UserError: the configuration is wrong.
+    """
+    options = study.pretraining
+    if options is None:
+        return None
+    train = options.train
+    if options.toy is not None:
+        address = toy_set if make else toy_set_address
+        train = (address(study.storage, options.domain, "train", options.toy.train),)
+    return _run(study, study.directory, PRETRAINING, study.seeds[0], [options.run], {"train": train}, "pretraining")
+
+
+def cells(study: StudyConfig, sets: Mapping[str, Sets]) -> list[Cell]:
+    """Every cell: zero-shot towers first, then seed by seed, so that early results already compare everything.
+
+    Raises:
+        UserError: a variant, a condition or a domain makes a configuration that is wrong.
+    """
+    found = []
+    tests = [sets[name].test for name in sets if sets[name].test]
+    towers = {"model": {"pretrained": storage.join(study.directory, TOWERS)}} if study.pretraining else {}
+    trainings: dict[str, tuple[tuple[str, ...], Values]] = {n: ((n,), d.run) for n, d in study.domains.items()}
+    if study.union and len(sets) > 1:
+        trainings[UNION] = (tuple(sets), study.union_run)
+
+    def run(condition: str, name: str, seed: int, parts: list[Values], domains: tuple[str, ...]) -> RunConfig:
+        data = {
+            "train": [uri for domain in domains for uri in sets[domain].train],
+            "validation": [uri for domain in domains for uri in sets[domain].validation],
+            "test": tests,
+        }
+        folder = storage.join(study.directory, CELLS, condition)
+        return _run(study, folder, name, seed, [study.conditions[condition], towers, *parts], data, name)
+
+    for condition in study.conditions:
+        if study.zero_shot:
+            parts: list[Values] = [{"model": {"head": "mean_pool", "frame_context": "none", "position_std": None}}]
+            config = run(condition, ZERO_SHOT, study.seeds[0], parts, ())
+            found.append(Cell(condition, ZERO_SHOT, ZERO_SHOT, (), study.seeds[0], config))
+    for seed in study.seeds:
+        for condition in study.conditions:
+            for training, (domains, own) in trainings.items():
+                for variant, options in study.variants.items():
+                    name = f"{variant}.{training}.s{seed}"
+                    parts = [own, options.run, _leaks(study, domains)]
+                    found.append(
+                        Cell(condition, variant, training, domains, seed, run(condition, name, seed, parts, domains))
+                    )
+    return found
+
+
+def _leaks(study: StudyConfig, domains: tuple[str, ...]) -> Values:
+    """The lists of leaked videos that concern a training on ``domains``, one per tested domain."""
+    lists: dict[str, str] = {}
+    for item in study.leave_out:
+        if item.train in domains and lists.setdefault(item.test, item.list) != item.list:
+            raise UserError(
+                f"leave_out: two lists of {item.test} concern a training on {' and '.join(domains)} "
+                f"({lists[item.test]}, {item.list}); put them together in one file, or set union to false"
+            )
+    return {"evaluation": {"leave_out": [f"{test}={uri}" for test, uri in lists.items()]}} if lists else {}
+
+
+def _run(
+    study: StudyConfig, folder: str, name: str, seed: int, parts: list[Values], data: Mapping[str, Any], where: str
+) -> RunConfig:
+    fixed = {"name": name, "storage": folder, "seed": seed, "data": dict(data)}
+    return validate(merge(study.run, *parts, fixed), f"study {study.name}, {where}").resolved()
+
+
+def check_sets(study: StudyConfig, sets: Mapping[str, Sets]) -> None:
+    """Open every shard set and every list of leaked videos, and see that no test set is trained or selected on.
+
+    Raises:
+        UserError: naming what is missing or shared.
+    """
+    used: dict[str, str] = {}
+    for name, own in sets.items():
+        for uri in (*own.train, *own.validation):
+            used[open_shard_set(uri).manifest.fingerprint()] = f"{name}: {uri}"
+    for name, own in sets.items():
+        if own.test:
+            manifest = open_shard_set(own.test).manifest
+            if manifest.fingerprint() in used:
+                raise UserError(
+                    f"domains.{name}.test: {own.test} is also trained or selected on ({used[manifest.fingerprint()]})"
+                )
+            if manifest.domain != name:
+                raise UserError(
+                    f"domains.{name}.test: {own.test} says that its domain is {manifest.domain}; name the domain so in "
+                    f"the study, or build the shards with --domain {name}"
+                )
+    for item in study.leave_out:
+        read_leakage_list(item.list)

@@ -1,0 +1,51 @@
+"""What the variants' heads cost, measured one after the other on one worker's share of the cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from glscl.config import RunConfig
+from glscl.evaluation.cost import efficiency_claim, head_cost, paper_counts
+from glscl.models.towers import Towers
+from glscl.study.analysis import machine
+from glscl.study.grid import Cell
+from glscl.study.options import StudyConfig
+
+
+def measure_costs(study: StudyConfig, cells: Sequence[Cell]) -> dict[str, Any]:
+    """Costs of every variant in every condition, all by one process, side by side.
+
+    Returns:
+        ``costs``, ``cost_machine``, ``paper_counts`` and ``efficiency_claim`` of the study's results.
+    """
+    import ray
+
+    first = {(cell.condition, cell.variant): cell.config for cell in reversed(cells) if cell.domains}
+    training = next(iter(first.values())).training
+    task = ray.remote(num_cpus=training.cpus_per_worker, num_gpus=int(training.use_gpu))(_measure)
+    values = [(condition, variant, config.model_dump(mode="json")) for (condition, variant), config in first.items()]
+    order = list(study.variants)
+    measured: dict[str, Any] = ray.get(task.remote(values, training.use_gpu))
+    measured["costs"].sort(key=lambda cost: (cost["condition"], order.index(cost["variant"])))
+    return measured | {
+        "paper_counts": [asdict(count) for count in paper_counts()],
+        "efficiency_claim": efficiency_claim(),
+    }
+
+
+def _measure(values: Sequence[tuple[str, str, Mapping[str, Any]]], use_gpu: bool) -> dict[str, Any]:
+    costs = []
+    width: dict[str, int] = {}
+    for condition, variant, plain in values:
+        model = RunConfig.model_validate(plain).model
+        if model.clip not in width:
+            width[model.clip] = Towers(model.clip, model.pretrained, load_weights=False).width
+        options = getattr(model.heads, model.head)
+        device = "cuda" if use_gpu else "cpu"
+        cost = head_cost(model.head, options, width[model.clip], model.max_words, model.max_frames, device=device)
+        costs.append({"condition": condition, "variant": variant, **asdict(cost)})
+    return {"costs": costs, "cost_machine": f"{machine(use_gpu)}, {torch.get_num_threads()} thread(s)"}

@@ -1,0 +1,222 @@
+"""The driver of a study: data, towers, every cell as a Ray task, costs, report."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from glscl import storage
+from glscl.config import RunConfig
+from glscl.errors import UserError
+from glscl.evaluation.saved import CARD, FOLDER
+from glscl.reporting.study_report import write_study_report
+from glscl.reporting.study_tables import write_study_tables
+from glscl.session import check_resources
+from glscl.study.analysis import analyse
+from glscl.study.cell import export_towers, read_result, remove_checkpoints, run_cell
+from glscl.study.examples import examples
+from glscl.study.grid import RESULT, TOWERS, Cell, cells, check_sets, pretraining_run, shard_sets
+from glscl.study.measure import measure_costs
+from glscl.study.options import StudyConfig
+from glscl.training.launch import train
+from glscl.training.options import TrainingConfig
+from glscl.training.preflight import preflight
+
+CONFIG = "study.yaml"
+RESULTS = "study.json"
+REPORT = "report.html"
+TABLES = "tables"
+COSTS = "costs.json"
+_POLL_S = 5.0
+_MOST_FAILURES = 5  # cells that may fail before no other is started
+
+
+def plan(study: StudyConfig) -> tuple[list[Cell], int]:
+    """The cells, and how many are finished; makes and starts nothing.
+
+    Raises:
+        UserError: the configuration is wrong, or a finished cell is of another one.
+    """
+    pretraining_run(study, make=False)
+    found = cells(study, shard_sets(study, make=False))
+    return found, sum(_is_finished(cell) for cell in found)
+
+
+def _is_finished(cell: Cell) -> bool:
+    return storage.exists(storage.join(cell.directory, RESULT))
+
+
+def prepare(study: StudyConfig) -> list[Cell]:
+    """Make what is to be made (toy sets, towers) and check what can be checked before the first cell.
+
+    Raises:
+        UserError: naming what is wrong, where, and the knob.
+    """
+    storage.check_writable(study.directory, "--storage")
+    storage.write_bytes(storage.join(study.directory, CONFIG), _yaml(study).encode())
+    sets = shard_sets(study, make=True)
+    check_sets(study, sets)
+    _pretrain(study)
+    found = cells(study, sets)
+    seen: set[tuple[str, ...]] = set()
+    for cell in found:
+        # Data and batch arithmetic depend on what is trained on, the model on the variant: not on both.
+        aspects = {(cell.condition, "training", cell.training), (cell.condition, "variant", cell.variant)}
+        if cell.domains and not aspects <= seen and read_result(cell) is None:
+            try:
+                preflight(cell.config, fetch=not seen)
+            except UserError as error:
+                raise UserError(f"{cell.label}: {error}") from None
+        seen |= aspects
+    return found
+
+
+def _pretrain(study: StudyConfig) -> None:
+    config = pretraining_run(study, make=True)
+    towers = storage.join(study.directory, TOWERS)
+    if config is None or storage.exists(towers):
+        return
+    if not storage.exists(storage.join(config.run_directory, FOLDER, CARD)):
+        began = time.monotonic()
+        _say(f"pretraining the towers: {config.run_directory}")
+        train(config, preflight(config))
+        _say(f"pretrained in {time.monotonic() - began:.0f} s")
+    export_towers(config.run_directory, towers)
+    remove_checkpoints(config.run_directory)
+
+
+def run_cells(study: StudyConfig, found: list[Cell]) -> None:
+    """Do every cell that is not finished, as many at once as there is room for.
+
+    Each is a Ray task that starts its own worker group. No more of them run than all their workers fit, so that none
+    waits with half of its workers for another's to end. Nodes that join later are used from then on.
+
+    Raises:
+        UserError: cells failed; names the first and says how to go on.
+    """
+    import ray
+
+    results = {cell.label: read_result(cell) for cell in found}
+    pending = deque(cell for cell in found if results[cell.label] is None)
+    finished = len(found) - len(pending)
+    _say(f"{finished} of {len(found)} cells are finished, {len(pending)} to do")
+    if not pending:
+        return
+    training = pending[0].config.training
+    check_resources(training.num_workers, training.cpus_per_worker, training.use_gpu, training.wait_for_nodes_s)
+    task = ray.remote(num_cpus=0, max_retries=2, scheduling_strategy="SPREAD")(_task)
+    running: dict[Any, Cell] = {}
+    failures: list[tuple[Cell, BaseException]] = []
+    while pending or running:
+        room = min(_room(training), study.concurrent or len(found))
+        while pending and len(running) < max(1, room) and len(failures) < _MOST_FAILURES:
+            cell = pending.popleft()
+            running[task.remote(cell.to_values(), study.keep_models)] = cell
+        if not running:
+            break
+        done, _ = ray.wait(list(running), num_returns=1, timeout=_POLL_S)
+        for reference in done:
+            cell = running.pop(reference)
+            try:
+                result = ray.get(reference)
+            except ray.exceptions.RayError as error:
+                cause = getattr(error, "cause", None)
+                failures.append((cell, cause if isinstance(cause, BaseException) else error))
+                _say(f"FAILED {cell.label}: {_one_line(failures[-1][1])}")
+                continue
+            finished += 1
+            _say(f"{finished}/{len(found)} {cell.label}: {_scores(result)} ({result['seconds']:.0f} s)")
+    if failures:
+        cell, error = failures[0]
+        raise UserError(
+            f"{len(failures)} cells failed and {len(pending)} were not started; the first was {cell.label} "
+            f"({cell.directory}): {_one_line(error)}. The same command goes on with what is not finished"
+        )
+
+
+def _task(values: Mapping[str, Any], keep_model: bool) -> dict[str, Any]:
+    """A cell in a process of the cluster; returns what the driver prints, the rest is in ``cell.json``."""
+    result = run_cell(Cell.from_values(values), keep_model)
+    kept = ("domain", "text_to_video")
+    return {"seconds": result["seconds"], "tests": [{key: test[key] for key in kept} for test in result["tests"]]}
+
+
+def _room(training: TrainingConfig) -> int:
+    """Cells whose workers all fit on the nodes there are, counted node by node: a worker is never split over two."""
+    import ray
+
+    workers = 0
+    for node in ray.nodes():
+        if node["Alive"]:
+            there = node["Resources"]
+            fits = there.get("CPU", 0.0) // training.cpus_per_worker
+            workers += int(min(fits, there.get("GPU", 0.0)) if training.use_gpu else fits)
+    return workers // training.num_workers
+
+
+def _yaml(study: StudyConfig) -> str:
+    return yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _say(text: str) -> None:
+    print(f"study: {text}", flush=True)
+
+
+def _scores(result: Mapping[str, Any]) -> str:
+    return ", ".join(f"{test['domain']} R@1={test['text_to_video']['R@1']:.1f}" for test in result["tests"])
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(f"{'' if isinstance(error, UserError) else type(error).__name__ + ': '}{error}".split())[:500]
+
+
+def describe(study: StudyConfig, found: list[Cell], finished: int) -> dict[str, str]:
+    """The study in words, for the start-up panel."""
+    first: RunConfig = found[-1].config
+    training = first.training
+    return {
+        "study": f"{study.directory}: {study.label}",
+        "heads": ", ".join(study.variants),
+        "trained on": ", ".join(dict.fromkeys(cell.training for cell in found)),
+        "tested on": ", ".join(n for n, d in study.domains.items() if d.test or (d.toy and d.toy.test)),
+        "conditions": ", ".join(study.conditions),
+        "seeds": ", ".join(map(str, study.seeds)),
+        "cells": f"{len(found)}, {finished} finished",
+        "workers": f"{training.num_workers} x {'GPU' if training.use_gpu else 'CPU'} per cell",
+        "global batch": f"{training.global_batch} pairs",
+        "comparisons": "; ".join(f"{a} with {b}" for a, b in study.pairs),
+    }
+
+
+def report(study: StudyConfig, *, costs: bool = False) -> str:
+    """Write what the finished cells allow: ``study.json``, ``report.html`` and ``tables/``.
+
+    Args:
+        study: the study.
+        costs: measure what the heads cost, unless that was done before (Ray must be running).
+
+    Returns:
+        the verdict.
+
+    Raises:
+        UserError: nothing is finished.
+    """
+    found = cells(study, shard_sets(study, make=False))
+    finished = [(cell, result) for cell in found if (result := read_result(cell)) is not None]
+    results = analyse(study, found, finished)
+    where = storage.join(study.directory, COSTS)
+    if costs and not storage.exists(where):
+        storage.write_json(where, measure_costs(study, found))
+    if storage.exists(where):
+        results |= storage.read_json(where)
+    results["examples"] = examples(study, finished)
+    storage.write_json(storage.join(study.directory, RESULTS), results)
+    write_study_report(results, storage.join(study.directory, REPORT))
+    write_study_tables(results, storage.join(study.directory, TABLES))
+    for sentence in results["claims"]:
+        print(sentence)
+    return f"{results['verdict']} report={storage.join(study.directory, REPORT)}"

@@ -1,0 +1,119 @@
+"""The page of a study in a browser: nothing overflows, nothing is blocked or fails, on a phone and on a desk.
+
+Chromium is driven over plain HTTP (W3C WebDriver and its ``goog/cdp`` extension), so that no package is needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glscl.reporting.study_report import write_study_report
+from tests.reporting.study_fixture import make_study
+
+DRIVER = shutil.which("chromedriver")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+pytestmark = pytest.mark.skipif(
+    not (DRIVER and CHROMIUM), reason="needs chromium and chromedriver (Debian: apt install chromium chromium-driver)"
+)
+
+
+class Browser:
+    """One headless window."""
+
+    def __init__(self, port: int, profile: Path) -> None:
+        self.address = f"http://127.0.0.1:{port}"
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
+        flags += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+        flags += [f"--user-data-dir={profile}", "--hide-scrollbars"]
+        options = {"binary": CHROMIUM, "args": flags}
+        wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
+        session = self._post("/session", {"capabilities": {"alwaysMatch": wanted}})
+        self.address += f"/session/{session['sessionId']}"
+
+    def _post(self, path: str, body: dict[str, Any]) -> Any:
+        request = urllib.request.Request(
+            self.address + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.load(answer)["value"]
+
+    def command(self, name: str, **parameters: Any) -> Any:
+        """A command of the DevTools protocol."""
+        return self._post("/goog/cdp/execute", {"cmd": name, "params": parameters})
+
+    def open(self, path: Path, width: int, *, dark: bool = False, paper: bool = False) -> None:
+        """Open a file in a window of that width."""
+        self.command(
+            "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600
+        )
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.command("Emulation.setEmulatedMedia", media="print" if paper else "screen", features=[scheme])
+        self._post("/url", {"url": path.as_uri()})
+
+    def evaluate(self, expression: str) -> Any:
+        """Value of an expression on the page."""
+        return self._post("/execute/sync", {"script": f"return {expression}", "args": []})
+
+    def console(self) -> list[str]:
+        """What the page's console said since the last time: blocked resources, errors."""
+        return [entry["message"] for entry in self._post("/se/log", {"type": "browser"})]
+
+    def close(self) -> None:
+        """End the browser."""
+        urllib.request.urlopen(urllib.request.Request(self.address, method="DELETE"), timeout=30).close()
+
+
+@contextlib.contextmanager
+def start_browser(folder: Path) -> Iterator[Browser]:
+    """A browser of its own, ended with its driver."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
+    with subprocess.Popen(
+        [str(DRIVER), f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+    ) as driver:
+        try:
+            deadline = time.monotonic() + 20
+            while True:
+                try:
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/status", timeout=5).close()
+                    break
+                except urllib.error.URLError:
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.1)
+            browser = Browser(port, folder)
+            try:
+                yield browser
+            finally:
+                browser.close()
+        finally:
+            driver.terminate()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with start_browser(tmp_path_factory.mktemp("profile")) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("page") / "study.html"
+    write_study_report(make_study(("32_words_12_frames", "64_words_64_frames")), str(path))
+    return path
