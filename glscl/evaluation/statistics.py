@@ -340,8 +340,8 @@ def mean_difference(cells: Sequence[tuple[Hashable, System, System]]) -> Interva
     estimate = weight * float(sum(first.mean - second.mean for _, first, second in cells))
     deviations = weight * np.sum([first.draws - second.draws for _, first, second in cells], axis=0) - estimate
     offsets = dict(zip(owners, np.cumsum([0, *(owner.groups for owner in owners)]), strict=False))
-    parts: dict[Hashable, Array] = {}
-    trained: dict[Hashable, int] = {}
+    parts: dict[tuple[Hashable, float], Array] = {}
+    trained: dict[tuple[Hashable, float], int] = {}
     for training, first, second in cells:
         for sign, system in ((1.0, first), (-1.0, second)):
             # Units of a stratum deviate from its own mean; stretched so that their mean over all strata is the share

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -122,9 +122,9 @@ class NormalisedTable:
 
     labels: list[str]
     saw: list[str]
-    """What each looked at, beyond the query at hand."""
-    cells: list[list[Normalised]]
-    """Of one training and test set each."""
+    """What each looked at, beyond the query at hand; empty where that differs from cell to cell."""
+    cells: list[tuple[list[Normalised], list[tuple[list[int], str]]]]
+    """Of one training and test set each: the results, and what the labels of these numbers looked at there."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class Condition:
     hub_axis: charts.Axis
     normalised: dict[Direction, NormalisedTable]
     ties: list[tuple[Result, Direction]]
-    results: list[Result] = field(default_factory=list)
+    results: list[Result]
 
 
 def write_study_report(
@@ -200,7 +200,6 @@ def render_study(results: Mapping[str, Any] | StudyResults, published: Sequence[
         conditions=conditions,
         directions=DIRECTIONS,
         metrics=METRICS,
-        groups={variant.name: variant.group for variant in study.variants},
         trained=[variant for variant in study.variants if variant.name != ZERO_SHOT],
         zero_shot=ZERO_SHOT,
         light=charts.shades(charts.LIGHT_STOPS),
@@ -315,7 +314,11 @@ def _condition(study: StudyResults, name: str) -> Condition:
         costs,
         hubness,
         charts.row_axis(value for row in hubness for values in row.by_relation.values() for value in values),
-        {direction: table for direction, _ in DIRECTIONS if (table := _normalised(results, direction)) is not None},
+        {
+            direction: table
+            for direction, _ in DIRECTIONS
+            if (table := _normalised(study, results, direction)) is not None
+        },
         [
             (result, direction)
             for direction, _ in DIRECTIONS
@@ -414,20 +417,31 @@ def _hub_rows(study: StudyResults, results: Sequence[Result]) -> list[HubRow]:
     return rows
 
 
-def _normalised(results: Sequence[Result], direction: Direction) -> NormalisedTable | None:
-    saw: dict[str, dict[str, None]] = {}
+def _normalised(study: StudyResults, results: Sequence[Result], direction: Direction) -> NormalisedTable | None:
+    saw: dict[str, set[str]] = {}
     for result in results:
         for column in result.columns:
             if column.direction == direction:
-                saw.setdefault(column.label, {})[column.saw] = None
+                saw.setdefault(column.label, set()).add(column.saw)
     if not saw:
         return None
-    cells: dict[tuple[str, str], list[Normalised]] = {}
-    for result in results:
-        values = {column.label: column.recall_at_1 for column in result.columns if column.direction == direction}
-        row = Normalised(result, [values.get(label) for label in saw])
-        cells.setdefault((result.training, result.test), []).append(row)
-    return NormalisedTable(list(saw), [" / ".join(texts) for texts in saw.values()], list(cells.values()))
+    numbers = {label: number for number, label in enumerate(saw, start=1)}
+    cells = []
+    for training in study.trainings:
+        for test in study.tests:
+            rows = []
+            notes: dict[str, set[int]] = {}
+            for result in results:
+                if (result.training, result.test) != (training.name, test.name):
+                    continue
+                own = {column.label: column for column in result.columns if column.direction == direction}
+                rows.append(Normalised(result, [own[label].recall_at_1 if label in own else None for label in saw]))
+                for label, column in own.items():
+                    if len(saw[label]) > 1:
+                        notes.setdefault(column.saw, set()).add(numbers[label])
+            if rows:
+                cells.append((rows, [(sorted(labels), text) for text, labels in notes.items()]))
+    return NormalisedTable(list(saw), [next(iter(texts)) if len(texts) == 1 else "" for texts in saw.values()], cells)
 
 
 def _paper_rows(study: StudyResults) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -133,9 +133,9 @@ def _panels(study: StudyConfig, complete: Finished) -> dict[str, Panel]:
     owners: dict[str, list[int]] = {}
     for cell, result in sorted(complete, key=lambda item: item[0].seed):
         for entry in result["tests"]:
-            test, queries = entry["domain"], entry["per_query"]
+            test, own = entry["domain"], entry["per_query"]["owners"]
             panel = panels.setdefault(test, Panel(test))
-            if owners.setdefault(test, queries["owners"]) != queries["owners"]:
+            if owners.setdefault(test, own) != own:
                 raise UserError(
                     f"{cell.directory}: tested on other videos of {test} than the cells before it (some could not be "
                     f"decoded then or now); delete the folders of the cells that are out of step"
@@ -216,9 +216,9 @@ def _result(
         "test": panel.test,
         "relation": relation,
         **figures,
-        "median_rank": {d: _mean(entries, lambda e, d=d: e[d]["MdR"]) for d in DIRECTIONS},
+        "median_rank": {d: _mean(entry[d]["MdR"] for entry in entries) for d in DIRECTIONS},
         "ties": {
-            d: tuple(_mean(entries, lambda e, d=d, k=k: e[d][f"R@1_{k}"]) for k in ("pessimistic", "optimistic"))
+            d: [_mean(entry[d][f"R@1_{kind}"] for entry in entries) for kind in ("pessimistic", "optimistic")]
             for d in DIRECTIONS
         },
         "hubness": {
@@ -235,16 +235,16 @@ def _result(
         "without_leaked": {
             "note": leaked[0]["note"],
             "videos": leaked[0]["videos"],
-            **{d: _mean(leaked, lambda e, d=d: e[d]["R@1"]) for d in DIRECTIONS},
+            **{d: _mean(entry[d]["R@1"] for entry in leaked) for d in DIRECTIONS},
         }
         if all(leaked)
         else None,
-        "seconds": _mean(entries, lambda e: e["seconds"]) if training != ZERO_SHOT else None,
+        "seconds": _mean(entry["seconds"] for entry in entries) if training != ZERO_SHOT else None,
     }
 
 
-def _mean(entries: Sequence[Any], value: Callable[[Any], float]) -> float:
-    return float(np.mean([value(entry) for entry in entries]))
+def _mean(values: Iterable[float]) -> float:
+    return float(np.mean(list(values)))
 
 
 def _columns(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -252,7 +252,7 @@ def _columns(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     columns = []
     for number, column in enumerate(entries[0]["normalised"]):
         seeds = [entry["normalised"][number]["metrics"] for entry in entries]
-        recalls = {f"recall_at_{k}": _mean(seeds, lambda m, k=k: m[f"R@{k}"]) for k in (1, 5, 10)}
+        recalls = {f"recall_at_{k}": _mean(seed[f"R@{k}"] for seed in seeds) for k in (1, 5, 10)}
         columns.append({key: column[key] for key in ("label", "saw", "direction")} | recalls)
     return columns
 
@@ -323,20 +323,23 @@ def _claims(study: StudyConfig, comparisons: Sequence[Mapping[str, Any]]) -> lis
             asked = [c for c in own if (groups[c["first"]], groups[c["second"]]) == ("consistency", "attention")]
             if not asked:
                 continue
-            better = sum(c["shown"] and c["estimate"] > 0 for c in asked)
-            worse = sum(c["shown"] and c["estimate"] < 0 for c in asked)
             where = "Across domains" if relation == "cross-domain" else "In the domain trained on"
-            counts = [
-                f"{better} better" if better else "",
-                f"{worse} worse" if worse else "",
-                f"{len(asked) - better - worse} with no difference shown" if len(asked) > better + worse else "",
-            ]
             claims.append(
                 f"{where}{f' ({condition})' if len(study.conditions) > 1 else ''}, global-local consistency against "
-                f"attention, mean text-to-video {MAIN} after Holm's correction: of {len(asked)} comparisons "
-                f"{', '.join(filter(None, counts))} ({study.label})."
+                f"attention: {_tally(asked)} (mean text-to-video {MAIN}, Holm's correction; {study.label})."
             )
     return [*claims, *sentences]
+
+
+def _tally(comparisons: Sequence[Mapping[str, Any]]) -> str:
+    """How many differences were shown, and which way."""
+    better = sum(c["shown"] and c["estimate"] > 0 for c in comparisons)
+    worse = sum(c["shown"] and c["estimate"] < 0 for c in comparisons)
+    compared = f"{len(comparisons)} comparison{'s' if len(comparisons) > 1 else ''}"
+    if not better and not worse:
+        return f"no difference shown in {'any of ' if len(comparisons) > 1 else ''}{compared}"
+    rest = len(comparisons) - better - worse
+    return f"of {compared}, {better} shown better, {worse} shown worse, {rest} with no difference shown"
 
 
 def _variants(study: StudyConfig) -> list[dict[str, str]]:

@@ -131,10 +131,10 @@ def run_cells(study: StudyConfig, found: list[Cell]) -> None:
             finished += 1
             _say(f"{finished}/{len(found)} {cell.label}: {_scores(result)} ({result['seconds']:.0f} s)")
     if failures:
-        cell, error = failures[0]
+        first, reason = failures[0]
         raise UserError(
-            f"{len(failures)} cells failed and {len(pending)} were not started; the first was {cell.label} "
-            f"({cell.directory}): {_one_line(error)}. The same command goes on with what is not finished"
+            f"{len(failures)} cells failed and {len(pending)} were not started; the first was {first.label} "
+            f"({first.directory}): {_one_line(reason)}. The same command goes on with what is not finished"
         )
 
 

@@ -104,7 +104,7 @@ def make_result(condition: str, variant: str, training: str, test: str, draw: ra
             "recall_at_10": recall + gain + 12,
         }
         for label, saw, gain in (
-            ("QB-Norm (β = 20, k = 1)", "A query bank: training captions × test videos", 0.6),
+            ("QB-Norm (β = 20, k = 1)", f"A query bank: captions of {training} × test videos", 0.6),
             ("Dual softmax", "All test queries at once, one right answer each", 2.2),
             ("Inverted softmax", "All test queries at once", 1.7),
         )

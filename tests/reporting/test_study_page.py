@@ -117,3 +117,41 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("page") / "study.html"
     write_study_report(make_study(("32_words_12_frames", "64_words_64_frames")), str(path))
     return path
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+@pytest.mark.parametrize("dark", [False, True])
+def test_page_fits_the_screen(browser: Browser, page: Path, width: int, dark: bool) -> None:
+    browser.open(page, width, dark=dark)
+    assert browser.evaluate("innerWidth") == width
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    assert browser.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)") is None
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    assert browser.console() == []
+    luminance = browser.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert luminance == ("rgb(20, 23, 26)" if dark else "rgb(255, 255, 255)")
+
+
+def test_thumbnails_are_loaded_under_the_content_policy(browser: Browser, page: Path) -> None:
+    browser.open(page, 1440)
+    assert browser.evaluate("[...document.images].every(each => each.complete && each.naturalWidth > 0)")
+    assert browser.evaluate("document.images.length") > 0
+
+
+def test_text_of_figures_does_not_collide(browser: Browser, page: Path) -> None:
+    browser.open(page, 1440)
+    collisions = browser.evaluate(
+        """[...document.querySelectorAll('.plot')].flatMap(plot => {
+            const boxes = [...plot.querySelectorAll('.name')].map(each => each.getBoundingClientRect());
+            return boxes.flatMap((a, i) => boxes.slice(0, i).filter(b =>
+                a.left < b.right && b.left < a.right && a.top + 3 < b.bottom - 3 && b.top + 3 < a.bottom - 3));
+        }).length"""
+    )
+    assert collisions == 0
+
+
+def test_paper_is_light_and_whole(browser: Browser, page: Path) -> None:
+    browser.open(page, 800, dark=True, paper=True)
+    assert browser.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert browser.evaluate("document.documentElement.scrollWidth") <= 800
+    assert browser.evaluate("getComputedStyle(document.querySelector('.scroll')).overflowX") == "visible"

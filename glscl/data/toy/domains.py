@@ -1,9 +1,9 @@
 """Which videos a toy domain holds: combinations of attributes, dealt to splits, and their captions.
 
 Every attribute is drawn independently of every other one. Where things happen, combinations come in *twins* that differ
-in the order of events only; twins stay together, so every test video has a neighbour which only a model that has learned
-the order tells apart. Twins belong to one split by a draw that depends on the domain and the seed, never on the number of videos
-asked for: a test combination is never in another split, whatever the counts.
+in the order of events only; twins stay together, so every test video has a neighbour which only a model that has
+learned the order tells apart. Twins belong to one split by a draw that depends on the domain and the seed, never on the
+number of videos asked for: a test combination is never in another split, whatever the counts.
 """
 
 from __future__ import annotations

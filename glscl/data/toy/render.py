@@ -55,7 +55,7 @@ _PLAIN = {"grey": (118, 118, 118), "pink": (240, 165, 190)}
 _NEW_INK = {"whitens": (250, 250, 250), "blackens": (12, 12, 12)}
 _STEP = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}
 _SMALL, _MIDDLE, _LARGE = 6.5, 9.0, 11.5  # radius in pixels
-_SIZES = {"grows": (_SMALL, _LARGE), "shrinks": (_LARGE, _SMALL), "small": (_SMALL, _SMALL), "large": (_LARGE, _LARGE)}
+_SIZES = {"grows": (_SMALL, _LARGE), "shrinks": (_LARGE, _SMALL), "small": (7.0, 7.0), "large": (10.5, 10.5)}
 _PLACE = {"left": (-16, 0), "right": (16, 0), "top": (0, -16), "bottom": (0, 16), "middle": (0, 0)}  # as paths end
 
 
@@ -121,7 +121,8 @@ def _draw(domain: str, record: Record, draw: random.Random) -> npt.NDArray[np.ui
 
     change = progress.get("change", np.zeros(count, dtype=np.float32))
     before, after = _SIZES.get(attributes.get("size") or attributes["change"], (_MIDDLE, _MIDDLE))
-    radius = (before + (after - before) * change) * draw.uniform(0.93, 1.07)
+    spread = 0.2 if "size" in attributes else 0.07  # stills show every size that the others go through
+    radius = (before + (after - before) * change) * draw.uniform(1 - spread, 1 + spread)
     shade = np.array([draw.uniform(-14, 14) for _ in range(3)], dtype=np.float32)
     ink = np.array(_INK[domain][attributes["colour"]], dtype=np.float32) + shade
     inks = np.repeat(ink[None], count, axis=0)

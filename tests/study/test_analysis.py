@@ -1,0 +1,204 @@
+"""Figures, comparisons and sentences from results whose truth is known."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from glscl.errors import UserError
+from glscl.reporting.study_schema import UNION, ZERO_SHOT, parse_study
+from glscl.study.analysis import analyse
+from glscl.study.examples import _queries
+from glscl.study.grid import Cell
+from tests.study.fake import CAPTIONS, VIDEOS, Hits, entry, finished, study
+
+
+def _hits(better: float = 0.0) -> Hits:
+    """In-domain 0.6, across 0.3, before training 0.2; the consistency head ``better`` across domains."""
+
+    def share(cell: Cell, domain: str) -> float:
+        if cell.training == ZERO_SHOT:
+            return 0.2
+        if domain in cell.domains:
+            return 0.6
+        return 0.3 + (better if cell.variant == "glscl" else 0.0)
+
+    return share
+
+
+@pytest.fixture(autouse=True)
+def _no_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The protocol counts the videos trained on; these studies have no shards."""
+    monkeypatch.setattr("glscl.study.analysis._protocol", lambda study, cells: {"Towers": "made up"})
+
+
+def _analyse(better: float = 0.0, hits: Hits | None = None, **changes: Any) -> dict[str, Any]:
+    config = study(**changes)
+    found, done = finished(config, hits or _hits(better))
+    results = analyse(config, found, done)
+    parse_study(results)
+    return results
+
+
+def _result(results: dict[str, Any], variant: str, training: str, test: str) -> dict[str, Any]:
+    return next(r for r in results["results"] if (r["variant"], r["training"], r["test"]) == (variant, training, test))
+
+
+def test_figures_are_those_of_the_ranks() -> None:
+    config = study()
+    found, done = finished(config, _hits())
+    results = analyse(config, found, done)
+    for cell, of_cell in done:
+        own = [r for c, r in done if (c.variant, c.training) == (cell.variant, cell.training)]
+        for number, test in enumerate(of_cell["tests"]):
+            result = _result(results, cell.variant, cell.training, test["domain"])
+            for direction in ("text_to_video", "video_to_text"):
+                seeds = [r["tests"][number][direction] for r in own]
+                for metric in ("R@1", "R@5", "R@10", "MnR"):
+                    figure = result[direction][metric]
+                    assert figure["estimate"] == pytest.approx(np.mean([s[metric] for s in seeds]))
+                    assert figure["seeds"] == (0 if cell.training == ZERO_SHOT else 3)
+                    assert figure["low"] <= figure["estimate"] <= figure["high"]
+                    if len(seeds) > 1:
+                        assert figure["deviation"] == pytest.approx(np.std([s[metric] for s in seeds], ddof=1))
+                assert result["median_rank"][direction] == pytest.approx(np.mean([s["MdR"] for s in seeds]))
+
+
+def test_relation_retention_and_lift() -> None:
+    results = _analyse()
+    home, away = (
+        _result(results, "xpool", "toy_clips", "toy_clips"),
+        _result(results, "xpool", "toy_stories", "toy_clips"),
+    )
+    before = _result(results, ZERO_SHOT, ZERO_SHOT, "toy_clips")
+    assert [r["relation"] for r in (home, away, before)] == ["in-domain", "cross-domain", "zero-shot"]
+    r1 = {
+        name: r["text_to_video"]["R@1"]["estimate"] for name, r in (("home", home), ("away", away), ("before", before))
+    }
+    assert away["retention"]["estimate"] == pytest.approx(100 * r1["away"] / r1["home"])
+    assert away["retention"]["high"] < 100
+    assert home["retention"] is None
+    assert away["lift"]["estimate"] == pytest.approx(r1["away"] - r1["before"])
+    assert home["lift"]["low"] > 0
+    assert before["lift"] is None
+    assert results["trainings"][0]["name"] == ZERO_SHOT
+
+
+def test_the_union_is_neither_in_nor_across_domains() -> None:
+    results = _analyse(union=True)
+    assert _result(results, "glscl", UNION, "toy_clips")["relation"] == UNION
+    assert results["trainings"][-1] == {"name": UNION, "domains": ["toy_clips", "toy_stories"]}
+    means = [c for c in results["comparisons"] if c["scope"].endswith("mean") and c["direction"] == "text_to_video"]
+    assert [c["scope"] for c in means] == ["in-domain mean", "cross-domain mean"]
+
+
+def test_equal_heads_show_no_difference() -> None:
+    results = _analyse(better=0.0)
+    assert "no difference shown in 1 comparison (mean" in results["claims"][0]
+    assert results["claims"][0].startswith("Across domains, global-local consistency against attention")
+    assert not any(c["shown"] for c in results["comparisons"])
+    assert all("No difference shown" in c["sentence"] for c in results["comparisons"])
+
+
+def test_a_difference_that_is_there_is_shown_where_it_is() -> None:
+    results = _analyse(better=0.25)
+    shown = {c["scope"] for c in results["comparisons"] if c["shown"] and c["direction"] == "text_to_video"}
+    assert shown == {"cross-domain mean", "toy_clips -> toy_stories", "toy_stories -> toy_clips"}
+    assert "of 1 comparison, 1 shown better, 0 shown worse" in results["claims"][0]
+    assert "no difference shown" in results["claims"][1]
+    (mean,) = [
+        c for c in results["comparisons"] if c["scope"] == "cross-domain mean" and c["direction"] == "text_to_video"
+    ]
+    cells = [c for c in results["comparisons"] if "->" in c["scope"] and c["relation"] == "cross-domain"]
+    cells = [c for c in cells if c["direction"] == "text_to_video"]
+    assert mean["estimate"] == pytest.approx(np.mean([c["estimate"] for c in cells]))
+    assert max(c["high"] - c["low"] for c in cells) > mean["high"] - mean["low"]
+    assert "worse" in _analyse(better=-0.25)["comparisons"][1]["sentence"]
+
+
+def test_families_are_corrected_each_for_itself() -> None:
+    results = _analyse(better=0.1)
+    for direction in ("text_to_video", "video_to_text"):
+        for family in (True, False):
+            own = [c for c in results["comparisons"] if c["direction"] == direction and ("->" in c["scope"]) == family]
+            smallest = min(own, key=lambda c: c["p_value"])
+            assert smallest["adjusted_p"] == pytest.approx(min(1.0, len(own) * smallest["p_value"]))
+
+
+def test_a_training_without_all_its_seeds_waits() -> None:
+    config = study()
+    found, done = finished(config, _hits())
+    last = [item for item in done if not (item[0].variant == "glscl" and item[0].seed == 3)]
+    results = analyse(config, found, last)
+    parse_study(results)
+    assert {r["variant"] for r in results["results"]} == {ZERO_SHOT, "xpool"}
+    assert (results["finished_cells"], results["cells"]) == (len(last), len(found))
+    assert results["comparisons"] == []
+    with pytest.raises(UserError, match="nothing to report"):
+        analyse(config, found, [item for item in done if item[0].seed == 1 and item[0].domains])
+
+
+def test_cells_tested_on_other_queries_are_not_compared() -> None:
+    config = study()
+    found, done = finished(config, _hits())
+    done[2][1]["tests"][0]["per_query"]["owners"] = [0] * (VIDEOS * CAPTIONS)
+    with pytest.raises(UserError, match="tested on other videos of toy_clips"):
+        analyse(config, found, done)
+
+
+def test_one_seed_says_so() -> None:
+    results = _analyse(seeds=[4])
+    assert "of one training" in _result(results, "xpool", "toy_clips", "toy_clips")["text_to_video"]["R@1"]["note"]
+    assert _result(results, "xpool", "toy_clips", "toy_clips")["text_to_video"]["R@1"]["deviation"] is None
+
+
+def test_columns_leaks_and_hubness_are_means_over_seeds() -> None:
+    config = study()
+    found, done = finished(config, _hits())
+    for cell, result in done:
+        for test in result["tests"]:
+            value = float(cell.seed)
+            test["hubness_skewness"] = value
+            metrics = {"R@1": value, "R@5": 2 * value, "R@10": 3 * value}
+            column = {"label": "QB", "saw": "a bank", "direction": "text_to_video", "metrics": metrics}
+            test["normalised"] = [column]
+            leaked = {"R@1": 10 * value}
+            test["without_leaked"] = {"note": "n", "videos": 5, "text_to_video": leaked, "video_to_text": leaked}
+    result = _result(analyse(config, found, done), "xpool", "toy_clips", "toy_stories")
+    assert result["columns"] == [
+        {"label": "QB", "saw": "a bank", "direction": "text_to_video"}
+        | {"recall_at_1": 2.0, "recall_at_5": 4.0, "recall_at_10": 6.0}
+    ]
+    assert (result["without_leaked"]["text_to_video"], result["without_leaked"]["videos"]) == (20.0, 5)
+    assert (result["hubness"]["estimate"], result["hubness"]["low"], result["hubness"]["high"]) == (2.0, 1.0, 3.0)
+
+
+def test_conditions_are_told_apart() -> None:
+    conditions = {"short": {"model": {"max_words": 16}}, "long": {"model": {"max_words": 32}}}
+    hits = _hits()
+    results = _analyse(conditions=conditions, hits=lambda c, d: hits(c, d) + 0.3 * (c.condition == "long"))
+    found = {
+        r["condition"]: r["text_to_video"]["R@1"]["estimate"]
+        for r in results["results"]
+        if (r["variant"], r["training"], r["test"]) == ("xpool", "toy_clips", "toy_clips")
+    }
+    assert found["long"] > found["short"] + 20
+    assert any("(long)" in claim for claim in results["claims"])
+    assert all(math.isfinite(c["low"]) for c in results["comparisons"])
+
+
+def test_examples_are_found_by_one_and_lost_by_the_other() -> None:
+    cell = finished(study(), _hits())[0][1]
+    ranks = np.full(VIDEOS * CAPTIONS, 1)
+    others = ranks.copy()
+    others[[3, 8]] = 6, 30
+    others[5] = 5  # not far enough down to be lost
+    ours, theirs = (entry("toy_stories", list(r), [1] * VIDEOS) for r in (ranks, others))
+    found = sorted(_queries(cell, "glscl", "xpool", ours, theirs), key=lambda item: item[0])
+    assert [example["query"] for _, example in found] == ["toy_stories caption 8", "toy_stories caption 3"]
+    best = found[0][1]
+    assert (best["finder_rank"], best["loser_rank"]) == (1.0, 30.0)
+    assert [shot["correct"] for shot in best["finder_top"]] == [True, False, False]

@@ -1,0 +1,75 @@
+"""Cells and their runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from glscl.data.shards import ShardSet
+from glscl.errors import UserError
+from glscl.reporting.study_schema import UNION
+from glscl.study.grid import Cell, Sets, cells, check_sets, shard_sets
+from tests.study.fake import study
+
+
+def _find(found: list[Cell], variant: str, training: str, seed: int = 1) -> Cell:
+    return next(c for c in found if (c.variant, c.training, c.seed) == (variant, training, seed))
+
+
+def test_a_run_is_its_parts_over_one_another() -> None:
+    config = study(
+        union=True,
+        run={"model": {"clip": "glscl-tiny"}, "training": {"epochs": 3, "global_batch": 16}},
+        union_run={"training": {"epochs": 2}},
+    )
+    found = cells(config, shard_sets(config, make=False))
+    alone, both = _find(found, "xpool", "toy_stories", 2), _find(found, "xpool", UNION)
+    assert alone.config.model.head == "xpool"
+    assert (alone.config.seed, alone.config.training.epochs, both.config.training.epochs) == (2, 3, 2)
+    assert (alone.config.model.max_words, alone.config.training.global_batch) == (16, 16)
+    assert [uri.rsplit("/", 2)[-2:] for uri in alone.config.data.train] == [["toy_stories", "train_8"]]
+    assert [uri.rsplit("/", 2)[-2] for uri in both.config.data.train] == ["toy_clips", "toy_stories"]
+    assert both.domains == ("toy_clips", "toy_stories")
+    assert all(cell.config.data.test == found[0].config.data.test for cell in found)
+    assert len(found[0].config.data.test) == 2
+
+
+def test_seeds_go_round_so_that_an_early_report_compares_everything() -> None:
+    found = cells(study(), shard_sets(study(), make=False))
+    assert [cell.seed for cell in found[1:]] == sorted(cell.seed for cell in found[1:])
+
+
+def test_a_cell_survives_the_way_to_another_process() -> None:
+    cell = cells(study(), shard_sets(study(), make=False))[-1]
+    assert Cell.from_values(cell.to_values()) == cell
+
+
+def test_lists_of_leaked_videos_go_to_the_trainings_that_they_concern() -> None:
+    lists = [
+        {"test": "toy_clips", "train": "toy_clips", "list": "a.txt"},
+        {"test": "toy_stories", "train": "toy_clips", "list": "b.txt"},
+    ]
+    config = study(leave_out=lists, union=True)
+    found = cells(config, shard_sets(config, make=False))
+    both = ("toy_clips=a.txt", "toy_stories=b.txt")
+    assert _find(found, "glscl", "toy_clips").config.evaluation.leave_out == both
+    assert _find(found, "glscl", "toy_stories").config.evaluation.leave_out == ()
+    assert _find(found, "glscl", UNION).config.evaluation.leave_out == both
+    config = study(leave_out=[*lists, {"test": "toy_clips", "train": "toy_stories", "list": "c.txt"}], union=True)
+    with pytest.raises(UserError, match=r"two lists of toy_clips .*a\.txt, c\.txt"):
+        cells(config, shard_sets(config, make=False))
+
+
+def test_test_sets_that_are_trained_on_are_refused(make_shards: Callable[..., ShardSet], tmp_path: Path) -> None:
+    one, two = make_shards("one", captions=(1,) * 5), make_shards("two", captions=(2,) * 5)
+    domains: dict[str, Any] = {"one": {"train": [one.uri], "test": two.uri}}
+    with pytest.raises(UserError, match=r"domains\.one\.test: .* says that its domain is two; .*--domain one"):
+        check_sets(study(domains=domains), {"one": Sets((one.uri,), (), two.uri)})
+    with pytest.raises(UserError, match=r"domains\.two\.test: .* also trained or selected on \(one: "):
+        check_sets(study(domains=domains), {"one": Sets((one.uri,), (two.uri,), ""), "two": Sets((), (), two.uri)})
+    leaks = [{"test": "one", "train": "one", "list": str(tmp_path / "missing.txt")}]
+    with pytest.raises(UserError, match=r"missing\.txt: no such file"):
+        check_sets(study(domains=domains, leave_out=leaks), {"one": Sets((one.uri,), (), "")})
