@@ -265,7 +265,7 @@ def _study(words: list[str], program: str) -> str:
     from glscl.reporting.console import start_panel
     from glscl.session import ray_session
     from glscl.study.options import load_study
-    from glscl.study.run import describe, plan, prepare, report, run_cells
+    from glscl.study.run import describe, plan, report, run_study
 
     changes = {key: value for key in ("name", "storage") if (value := getattr(options, key))}
     study = load_study(options.config, **changes)
@@ -275,8 +275,7 @@ def _study(words: list[str], program: str) -> str:
         return f"dry run: {len(cells)} cells, {finished} of them finished; nothing was started"
     if not options.report_only:
         with ray_session(quiet=True):
-            run_cells(study, prepare(study))
-            return report(study, costs=True)
+            return run_study(study)
     return report(study)
 
 

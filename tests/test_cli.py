@@ -13,8 +13,9 @@ import pytest
 from glscl.cli import main
 from glscl.config import keys, load_config, preset_names, preset_text
 from glscl.data.shards import ShardSet
+from glscl.study.options import study_names, study_text
 
-COMMANDS = ("quickstart", "train", "eval", "shards build", "shards verify", "shards info", "toy", "presets")
+COMMANDS = ("quickstart", "train", "eval", "study", "shards build", "shards verify", "shards info", "toy", "presets")
 Capture = pytest.CaptureFixture[str]
 
 
@@ -96,10 +97,12 @@ def test_train_help_shows_the_values_of_a_preset(capsys: Capture) -> None:
 def test_presets_lists_each_with_its_description(capsys: Capture) -> None:
     status, out = run(capsys, "presets")
     assert status == 0
-    lines = out.splitlines()
-    assert [line.split()[0] for line in lines] == preset_names()
-    for line, name in zip(lines, preset_names(), strict=True):
-        assert line.split(maxsplit=1)[1] == preset_text(name).splitlines()[0].removeprefix("# ")
+    commands = [("train", name, preset_text(name)) for name in preset_names()]
+    commands += [("study", name, study_text(name)) for name in study_names()]
+    for line, (command, name, text) in zip(out.splitlines(), commands, strict=True):
+        words = line.split(maxsplit=4)
+        assert words[:4] == ["glscl", command, "--config", name]
+        assert words[4] == text.splitlines()[0].removeprefix("# ")
 
 
 def test_presets_prints_one_as_it_can_be_loaded(capsys: Capture, tmp_path: Path) -> None:
@@ -108,6 +111,8 @@ def test_presets_prints_one_as_it_can_be_loaded(capsys: Capture, tmp_path: Path)
     path = tmp_path / "my.yaml"
     path.write_text(out, encoding="utf-8")
     assert load_config(str(path)) == load_config("msvd")
+    status, out = run(capsys, "presets", "toy")
+    assert (status, out) == (0, study_text("toy"))
 
 
 # --------------------------------------------------------------------------------------------------------- dry run

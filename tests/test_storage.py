@@ -93,6 +93,16 @@ def test_local_writes_are_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytes
     assert where.read_bytes() == b"old"
 
 
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_folder_goes_with_everything_in_it(remote: bool, tmp_path: Path, bucket: str) -> None:
+    root = bucket if remote else str(tmp_path)
+    for name in ("run/step_1/a", "run/step_1/deep/b", "run/step_10/c"):
+        storage.write_bytes(storage.join(root, name), b"x")
+    storage.remove_folder(storage.join(root, "run/step_1"))
+    storage.remove_folder(storage.join(root, "run/step_1"))
+    assert storage.list_names(storage.join(root, "run")) == ["step_10"]
+
+
 def test_addresses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/somebody")

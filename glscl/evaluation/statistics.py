@@ -152,7 +152,8 @@ class Interval:
             return f"{covered}; nothing is trained."
         if min(trained) == 1:
             return f"{covered} of one training: how another seed would have fared is not in the interval."
-        return f"{covered} and {' and '.join(map(str, trained))} seeds, as a random effect (Student's t)."
+        seeds = f"{trained[0]} seeds" if len(set(trained)) == 1 else f"{' and '.join(map(str, trained))} seeds"
+        return f"{covered} and {seeds}{' of each' if len(trained) > 1 else ''}, as a random effect (Student's t)."
 
     def to_dict(self) -> dict[str, float | str | None]:
         """For ``results.json`` and tables."""

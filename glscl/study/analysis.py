@@ -96,7 +96,7 @@ def analyse(study: StudyConfig, cells: Sequence[Cell], finished: Finished) -> di
     return {
         "name": study.name,
         "label": study.label,
-        "verdict": f"study={study.name} cells={len(finished)}/{len(cells)} {claims[0] if claims else study.label}",
+        "verdict": f"study={study.name} cells={len(finished)}/{len(cells)} {' '.join(claims[:1])} [{study.label}]",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "git_commit": git_commit(),
         "command": " ".join(["glscl", *sys.argv[1:]]),
@@ -326,7 +326,7 @@ def _claims(study: StudyConfig, comparisons: Sequence[Mapping[str, Any]]) -> lis
             where = "Across domains" if relation == "cross-domain" else "In the domain trained on"
             claims.append(
                 f"{where}{f' ({condition})' if len(study.conditions) > 1 else ''}, global-local consistency against "
-                f"attention: {_tally(asked)} (mean text-to-video {MAIN}, Holm's correction; {study.label})."
+                f"attention: {_tally(asked)} (mean text-to-video {MAIN}, Holm's correction)."
             )
     return [*claims, *sentences]
 

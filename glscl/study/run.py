@@ -25,6 +25,7 @@ from glscl.study.options import StudyConfig
 from glscl.training.launch import train
 from glscl.training.options import TrainingConfig
 from glscl.training.preflight import preflight
+from glscl.training.results import write_status
 
 CONFIG = "study.yaml"
 RESULTS = "study.json"
@@ -50,13 +51,33 @@ def _is_finished(cell: Cell) -> bool:
     return storage.exists(storage.join(cell.directory, RESULT))
 
 
+def run_study(study: StudyConfig) -> str:
+    """Do what is not finished, and write the report; Ray must be running. ``status.json`` follows what happens.
+
+    Returns:
+        the verdict.
+
+    Raises:
+        UserError: bad input, or cells that failed.
+    """
+    storage.check_writable(study.directory, "--storage")
+    write_status(study.directory, state="running", verdict="")
+    try:
+        run_cells(study, prepare(study))
+        verdict = report(study, costs=True)
+    except BaseException as error:
+        write_status(study.directory, state="failed", verdict=str(error) or type(error).__name__)
+        raise
+    write_status(study.directory, state="finished", verdict=verdict)
+    return verdict
+
+
 def prepare(study: StudyConfig) -> list[Cell]:
     """Make what is to be made (toy sets, towers) and check what can be checked before the first cell.
 
     Raises:
         UserError: naming what is wrong, where, and the knob.
     """
-    storage.check_writable(study.directory, "--storage")
     storage.write_bytes(storage.join(study.directory, CONFIG), _yaml(study).encode())
     sets = shard_sets(study, make=True)
     check_sets(study, sets)
@@ -77,13 +98,16 @@ def prepare(study: StudyConfig) -> list[Cell]:
 
 def _pretrain(study: StudyConfig) -> None:
     config = pretraining_run(study, make=True)
+    if config is None:
+        return
+    ready = preflight(config)  # also refuses another pretraining than the one that was done
     towers = storage.join(study.directory, TOWERS)
-    if config is None or storage.exists(towers):
+    if storage.exists(towers):
         return
     if not storage.exists(storage.join(config.run_directory, FOLDER, CARD)):
         began = time.monotonic()
         _say(f"pretraining the towers: {config.run_directory}")
-        train(config, preflight(config))
+        train(config, ready)
         _say(f"pretrained in {time.monotonic() - began:.0f} s")
     export_towers(config.run_directory, towers)
     remove_checkpoints(config.run_directory)
@@ -96,13 +120,15 @@ def run_cells(study: StudyConfig, found: list[Cell]) -> None:
     waits with half of its workers for another's to end. Nodes that join later are used from then on.
 
     Raises:
-        UserError: cells failed; names the first and says how to go on.
+        UserError: cells failed of bad input; names the first and says how to go on.
+        RuntimeError: cells failed of something else.
     """
     import ray
 
     results = {cell.label: read_result(cell) for cell in found}
     pending = deque(cell for cell in found if results[cell.label] is None)
-    finished = len(found) - len(pending)
+    before = finished = len(found) - len(pending)
+    took = 0.0
     _say(f"{finished} of {len(found)} cells are finished, {len(pending)} to do")
     if not pending:
         return
@@ -129,10 +155,16 @@ def run_cells(study: StudyConfig, found: list[Cell]) -> None:
                 _say(f"FAILED {cell.label}: {_one_line(failures[-1][1])}")
                 continue
             finished += 1
-            _say(f"{finished}/{len(found)} {cell.label}: {_scores(result)} ({result['seconds']:.0f} s)")
+            took += result["seconds"]
+            left = took / (finished - before) * (len(pending) + len(running)) / max(1, room)
+            _say(
+                f"{finished}/{len(found)} {cell.label}: {_scores(result)} "
+                f"({result['seconds']:.0f} s, about {max(1, round(left / 60))} min left)"
+            )
     if failures:
         first, reason = failures[0]
-        raise UserError(
+        bad_input = all(isinstance(error, UserError) for _, error in failures)
+        raise (UserError if bad_input else RuntimeError)(
             f"{len(failures)} cells failed and {len(pending)} were not started; the first was {first.label} "
             f"({first.directory}): {_one_line(reason)}. The same command goes on with what is not finished"
         )

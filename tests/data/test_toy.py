@@ -16,7 +16,7 @@ import pytest
 from glscl.data.toy import TOY_SPLITS, render_video, toy_capacity, toy_names, toy_records, write_toy
 from glscl.errors import UserError
 
-DOMAINS = toy_names()
+DOMAINS = ("toy_clips", "toy_stories")  # where things happen
 
 
 def combination(attributes: dict[str, str]) -> tuple[str, ...]:
@@ -125,6 +125,36 @@ def test_videos_are_h264_of_the_duration_announced(domain: str, seconds: tuple[f
         assert frames.shape[1:] == (64, 64, 3)
         assert record.duration == len(frames) / 8
         assert seconds[0] <= record.duration <= seconds[1]
+
+
+def test_stills_show_the_things_of_both_domains_at_rest() -> None:
+    assert toy_names() == (*DOMAINS, "toy_stills")
+    records = toy_records("toy_stills", "train", 40, 6)
+    grounds = {
+        record.attributes.get("background") or record.attributes["ground"]
+        for domain in DOMAINS
+        for record in toy_records(domain, "dev", 90, 1)
+    }
+    assert {record.attributes["ground"] for record in toy_records("toy_stills", "train", 600, 6)} == grounds
+    offset = {"left": (-16, 0), "right": (16, 0), "top": (0, -16), "bottom": (0, 16), "middle": (0, 0)}
+    seen = 0
+    for record in records:
+        frames, (codec, *_) = pictures(render_video("toy_stills", record, 6))
+        assert (codec, len(frames)) == ("h264", 4)
+        assert np.abs(frames - frames[0]).mean() < 3  # nothing but what the encoder does
+        if record.attributes["ground"] in ("grey", "pink") and record.attributes["colour"] in ("red", "blue"):
+            expected = 32 + np.array(offset[record.attributes["place"]])
+            assert np.abs(centres(frames)[0] - expected).max() < 5
+            seen += 1
+    assert seen >= 3
+
+
+def test_splits_of_stills_share_no_combination() -> None:
+    seen = [
+        {combination(r.attributes) for r in toy_records("toy_stills", split, toy_capacity("toy_stills", split), 0)}
+        for split in TOY_SPLITS
+    ]
+    assert sum(map(len, seen)) == len(set.union(*seen)) == 6 * 3 * 6 * 5 * 2
 
 
 def test_equal_seeds_give_equal_bytes_and_others_do_not() -> None:

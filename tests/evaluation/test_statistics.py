@@ -366,7 +366,7 @@ def test_claims_say_no_more_than_the_interval() -> None:
     shown = claim(interval(2.1, 0.5, 3.7), "glscl", "xpool", "R@1", "on activitynet")
     assert shown == (
         "glscl is better than xpool in R@1 on activitynet: +2.1 points (95 % interval +0.5 to +3.7). "
-        "Over 1,000 queries and 3 and 3 seeds, as a random effect (Student's t)."
+        "Over 1,000 queries and 3 seeds of each, as a random effect (Student's t)."
     )
     assert claim(interval(-2.1, -3.7, -0.5), "a", "b", "R@1").startswith("a is worse than b in R@1: −2.1 points")
     assert claim(interval(-2.1, -3.7, -0.5), "a", "b", "MnR").startswith("a is better than b in MnR: −2.1 ranks")

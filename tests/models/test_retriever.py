@@ -112,11 +112,21 @@ def test_configuration_errors_name_the_knob(clip: str) -> None:
         ModelConfig.model_validate({"heads": {"glscl": {"taux": 1}}})
 
 
-def test_position_std_spreads_both_tables_of_random_weights_only() -> None:
+def test_position_std_spreads_the_tables_that_nothing_was_learned_of(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = Retriever(ModelConfig(clip="glscl-tiny", frame_context="transformer", position_std=0.4))
     assert model.towers.visual.positional_embedding.std().item() == pytest.approx(0.4, rel=0.1)
     assert model.frame_context is not None
     assert model.frame_context.position_embeddings.weight.std().item() == pytest.approx(0.4, rel=0.1)
-    with pytest.raises(UserError, match=r"model\.position_std"):
+    path = str(tmp_path / "towers.pt")
+    torch.save(
+        {name.removeprefix("towers."): t for name, t in model.state_dict().items() if "towers." in name}
+        | {"logit_scale": model.logit_scale.detach()},
+        path,
+    )
+    again = Retriever(ModelConfig(clip="glscl-tiny", pretrained=path, frame_context="transformer", position_std=0.2))
+    assert torch.equal(again.towers.visual.positional_embedding, model.towers.visual.positional_embedding)
+    assert again.frame_context is not None
+    assert again.frame_context.position_embeddings.weight.std().item() == pytest.approx(0.2, rel=0.1)
+    with pytest.raises(UserError, match=r"model\.position_std has no table to act on"):
         Retriever(ModelConfig(clip="ViT-B-32", pretrained="openai", position_std=0.4), load_weights=False)
