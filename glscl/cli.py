@@ -255,6 +255,8 @@ def _study(words: list[str], program: str) -> str:
         """Name of the study; empty is the configuration's."""
         storage: str = ""
         """Folder or s3:// prefix in which the study's directory is made; empty is the configuration's."""
+        root: str = ""
+        """Folder or s3:// prefix of the shard sets that have relative paths; empty is the configuration's."""
         dry_run: bool = False
         """Check the configuration, list the cells and how many are finished, start nothing."""
         report_only: bool = False
@@ -267,7 +269,7 @@ def _study(words: list[str], program: str) -> str:
     from glscl.study.options import load_study
     from glscl.study.run import describe, plan, report, run_study
 
-    changes = {key: value for key in ("name", "storage") if (value := getattr(options, key))}
+    changes = {key: value for key in ("name", "storage", "root") if (value := getattr(options, key))}
     study = load_study(options.config, **changes)
     cells, finished = plan(study)
     start_panel(program, describe(study, cells, finished))

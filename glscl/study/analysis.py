@@ -79,18 +79,20 @@ def analyse(study: StudyConfig, cells: Sequence[Cell], finished: Finished) -> di
         raise UserError(
             f"{study.directory}: no variant is finished with all its seeds on any domain; nothing to report"
         )
-    panels = {
-        condition: _panels(study, [(cell, result) for cell, result in complete if cell.condition == condition])
-        for condition in study.conditions
-    }
     domains = {cell.training: list(cell.domains) for cell in cells}
-    results = [
-        _result(study, condition, panel, variant, training, domains)
-        for condition, by_test in panels.items()
-        for panel in by_test.values()
-        for variant, training in panel.cells
-    ]
-    comparisons = [c for condition, by_test in panels.items() for c in _comparisons(study, condition, by_test, domains)]
+    results: list[dict[str, Any]] = []
+    comparisons: list[dict[str, Any]] = []
+    tested: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for condition in study.conditions:  # one after the other: the resamples of a large study fill memory
+        panels = _panels(study, [(cell, result) for cell, result in complete if cell.condition == condition])
+        results += [
+            _result(condition, panel, variant, training, domains)
+            for panel in panels.values()
+            for variant, training in panel.cells
+        ]
+        comparisons += _comparisons(study, condition, panels, domains)
+        for name, panel in panels.items():
+            tested.setdefault(name, {})[condition] = next(iter(panel.cells.values()))[0]
     claims = _claims(study, comparisons)
     first = complete[0][0].config
     return {
@@ -112,7 +114,7 @@ def analyse(study: StudyConfig, cells: Sequence[Cell], finished: Finished) -> di
             {"name": name, "domains": own}
             for name, own in sorted(domains.items(), key=lambda item: (item[0] != ZERO_SHOT, item[0] == UNION))
         ],
-        "tests": _tests(study, panels),
+        "tests": [_test(name, tested[name]) for name in study.domains if name in tested],
         "results": results,
         "comparisons": comparisons,
     }
@@ -189,7 +191,7 @@ def _estimate(interval: Interval, values: NDArray[Any] | None = None) -> dict[st
 
 
 def _result(
-    study: StudyConfig, condition: str, panel: Panel, variant: str, training: str, domains: Mapping[str, Sequence[str]]
+    condition: str, panel: Panel, variant: str, training: str, domains: Mapping[str, Sequence[str]]
 ) -> dict[str, Any]:
     entries = panel.cells[variant, training]
     figures: dict[str, dict[str, Any]] = {}
@@ -353,24 +355,18 @@ def _variants(study: StudyConfig) -> list[dict[str, str]]:
     return variants
 
 
-def _tests(study: StudyConfig, panels: Mapping[str, Mapping[str, Panel]]) -> list[dict[str, Any]]:
-    tests = []
-    for name in study.domains:
-        entries = {c: next(iter(by[name].cells.values()))[0] for c, by in panels.items() if name in by}
-        if entries:
-            entry = next(iter(entries.values()))
-            tests.append(
-                {
-                    "name": name,
-                    "split": entry["split"],
-                    "videos": entry["videos"],
-                    "texts": entry["texts"],
-                    "chance": 100.0 / entry["videos"],
-                    "truncated": {condition: own["truncated_texts"] for condition, own in entries.items()},
-                    "quarantined": entry["quarantined"],
-                }
-            )
-    return tests
+def _test(name: str, entries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """A test set, from one entry per condition."""
+    entry = next(iter(entries.values()))
+    return {
+        "name": name,
+        "split": entry["split"],
+        "videos": entry["videos"],
+        "texts": entry["texts"],
+        "chance": 100.0 / entry["videos"],
+        "truncated": {condition: own["truncated_texts"] for condition, own in entries.items()},
+        "quarantined": entry["quarantined"],
+    }
 
 
 def _protocol(study: StudyConfig, cells: Sequence[Cell]) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 from glscl import storage
@@ -79,17 +80,17 @@ def shard_sets(study: StudyConfig, *, make: bool) -> dict[str, Sets]:
         study: the study.
         make: write the toy sets that are not there (Ray must be running); false only says where they are.
     """
-    return {name: _sets(study.storage, name, domain, make) for name, domain in study.domains.items()}
+    return {name: _sets(study, name, domain, make) for name, domain in study.domains.items()}
 
 
-def _sets(root: str, name: str, domain: Domain, make: bool) -> Sets:
+def _sets(study: StudyConfig, name: str, domain: Domain, make: bool) -> Sets:
     toy = domain.toy
     if toy is None:
-        return Sets(domain.train, domain.validation, domain.test)
-    address = toy_set if make else toy_set_address
-    train = (address(root, name, "train", toy.train),)
-    validation = (address(root, name, "dev", toy.dev),) if toy.dev else ()
-    return Sets(train, validation, address(root, name, "test", toy.test) if toy.test else "")
+        train, validation = (tuple(map(study.address, uris)) for uris in (domain.train, domain.validation))
+        return Sets(train, validation, study.address(domain.test) if domain.test else "")
+    address = partial(toy_set if make else toy_set_address, study.storage, name)
+    validation = (address("dev", toy.dev),) if toy.dev else ()
+    return Sets((address("train", toy.train),), validation, address("test", toy.test) if toy.test else "")
 
 
 def pretraining_run(study: StudyConfig, *, make: bool) -> RunConfig | None:
@@ -101,7 +102,7 @@ def pretraining_run(study: StudyConfig, *, make: bool) -> RunConfig | None:
     options = study.pretraining
     if options is None:
         return None
-    train = options.train
+    train = tuple(map(study.address, options.train))
     if options.toy is not None:
         address = toy_set if make else toy_set_address
         train = (address(study.storage, options.domain, "train", options.toy.train),)
@@ -151,10 +152,11 @@ def _leaks(study: StudyConfig, domains: tuple[str, ...]) -> Values:
     """The lists of leaked videos that concern a training on ``domains``, one per tested domain."""
     lists: dict[str, str] = {}
     for item in study.leave_out:
-        if item.train in domains and lists.setdefault(item.test, item.list) != item.list:
+        uri = study.address(item.list)
+        if item.train in domains and lists.setdefault(item.test, uri) != uri:
             raise UserError(
                 f"leave_out: two lists of {item.test} concern a training on {' and '.join(domains)} "
-                f"({lists[item.test]}, {item.list}); put them together in one file, or set union to false"
+                f"({lists[item.test]}, {uri}); put them together in one file, or set union to false"
             )
     return {"evaluation": {"leave_out": [f"{test}={uri}" for test, uri in lists.items()]}} if lists else {}
 
@@ -189,4 +191,4 @@ def check_sets(study: StudyConfig, sets: Mapping[str, Sets]) -> None:
                     f"the study, or build the shards with --domain {name}"
                 )
     for item in study.leave_out:
-        read_leakage_list(item.list)
+        read_leakage_list(study.address(item.list))

@@ -103,6 +103,9 @@ class StudyConfig(Options):
     """Name of the study; the same name continues it."""
     storage: str = "runs"
     """Folder or s3:// prefix in which the study's directory is made."""
+    root: str = ""
+    """Folder or s3:// prefix under which shard sets and lists are that are not given as absolute paths or addresses;
+    empty is the current folder."""
     label: str
     """What the figures are figures of; the report shows it first."""
     seeds: tuple[int, ...] = (1, 2, 3)
@@ -180,6 +183,10 @@ class StudyConfig(Options):
     def directory(self) -> str:
         """Absolute path or URI of the study's directory."""
         return storage.join(storage.resolve(self.storage), self.name)
+
+    def address(self, path: str) -> str:
+        """A shard set or list under `root`, unless it says itself where it is."""
+        return storage.join(self.root, path) if self.root and "://" not in path and path[:1] not in "/~" else path
 
     @property
     def pairs(self) -> tuple[tuple[str, str], ...]:

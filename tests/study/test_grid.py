@@ -63,6 +63,16 @@ def test_lists_of_leaked_videos_go_to_the_trainings_that_they_concern() -> None:
         cells(config, shard_sets(config, make=False))
 
 
+def test_relative_shard_sets_are_under_the_root() -> None:
+    domains = {"one": {"train": ["shards/one", "s3://other/one"], "validation": ["/abs/dev"], "test": "shards/test"}}
+    leaks = [{"test": "one", "train": "one", "list": "leaks.txt"}]
+    config = study(domains=domains, root="s3://bucket/data", leave_out=leaks)
+    (own,) = shard_sets(config, make=False).values()
+    assert own == Sets(("s3://bucket/data/shards/one", "s3://other/one"), ("/abs/dev",), "s3://bucket/data/shards/test")
+    found = cells(config, {"one": own})
+    assert found[-1].config.evaluation.leave_out == ("one=s3://bucket/data/leaks.txt",)
+
+
 def test_test_sets_that_are_trained_on_are_refused(make_shards: Callable[..., ShardSet], tmp_path: Path) -> None:
     one, two = make_shards("one", captions=(1,) * 5), make_shards("two", captions=(2,) * 5)
     domains: dict[str, Any] = {"one": {"train": [one.uri], "test": two.uri}}
