@@ -20,7 +20,7 @@ from glscl.evaluation.options import EvaluationConfig
 from glscl.evaluation.oracles import attribute_accuracy, attribute_pair_oracles, single_attribute_oracles
 from glscl.evaluation.retrieval import Part, metrics_of, score_part, similarity_part
 from glscl.evaluation.saved import ModelCard, check_weights, load_model, read_card
-from glscl.evaluation.scoring import ScoringResult, merge, split_rows
+from glscl.evaluation.scoring import ScoringResult, merge, rank_matrix, split_rows
 from glscl.models.tokenizer import tokenize
 
 
@@ -130,15 +130,18 @@ def evaluate_model(
                 each("embed", shard_set.uri, range(shard_set.manifest.videos), config.examples > 0)
             )
             shared = ray.put(embeddings)
-            result = merge(each("score", shared))
-            entry = _entry(shard_set, card, embeddings, result, config.examples)
-            entry["normalised"] = []
-            if config.normalisations:
-                banks = _banks(each, shared, query_bank, domain) if query_bank else None
+            normalised: list[dict[str, Any]] = []
+            if config.normalisations:  # these hold the whole matrix: every pair is then scored once, not once per way
                 similarity = torch.cat(each("similarity", shared, shared))
-                entry["normalised"] = normalised_metrics(similarity, embeddings.text_to_video, banks)
+                result = rank_matrix(similarity, embeddings.text_to_video)
+                banks = _banks(each, shared, query_bank, domain) if query_bank else None
+                normalised = normalised_metrics(similarity, embeddings.text_to_video, banks)
                 del similarity, banks
+            else:
+                result = merge(each("score", shared))
             del shared
+            entry = _entry(shard_set, card, embeddings, result, config.examples)
+            entry["normalised"] = normalised
             entry["without_leaked"] = _without_leaked(each, embeddings, leaked[domain]) if domain in leaked else None
             if keep_ranks:
                 entry["per_query"] = _per_query(embeddings, result)

@@ -183,6 +183,23 @@ def similarity_rows(
     return similarity
 
 
+def rank_matrix(similarity: Tensor, text_to_video: Tensor, k: int = 10) -> ScoringResult:
+    """What :func:`evaluate_scores` gives, of a similarity matrix that is there already.
+
+    Args:
+        similarity: (A, N) of all texts and videos.
+        text_to_video: (A,) the video of each text.
+        k: best videos kept per text.
+
+    Raises:
+        UserError: a similarity is NaN.
+    """
+    texts, videos = ({"row": torch.arange(size)} for size in similarity.shape)
+    return evaluate_scores(
+        lambda text, video: similarity[text["row"]][:, video["row"]], texts, videos, text_to_video, k=k
+    )
+
+
 def merge(parts: Sequence[ScoringResult]) -> ScoringResult:
     """Join results of contiguous parts, given in any order, into the result of their union.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -60,15 +60,8 @@ def render_report(results: Mapping[str, Any] | Results, published: Sequence[Publ
         UserError: ``results`` lack something, or a thumbnail is no picture.
     """
     parsed = parse_results(results)
-    environment = Environment(
-        loader=PackageLoader("glscl.reporting"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(number=number, thumbnails=thumbnails, when=when)
-    page = environment.get_template("report.html.j2").render(
+    template = environment(number=number, thumbnails=thumbnails, when=when).get_template("report.html.j2")
+    return template.render(
         results=parsed,
         version=__version__,
         directions=(("text_to_video", "Text to video", "T→V"), ("video_to_text", "Video to text", "V→T")),
@@ -82,7 +75,19 @@ def render_report(results: Mapping[str, Any] | Results, published: Sequence[Publ
         frame={"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "bottom": BOTTOM},
         published=[(test, rows) for test in parsed.tests if (rows := for_domain(list(published), test.domain))],
     )
-    return page
+
+
+def environment(**filters: Callable[..., Any]) -> Environment:
+    """Where the templates of the pages are found and how they are read: all that is inserted is escaped."""
+    found = Environment(
+        loader=PackageLoader("glscl.reporting"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.filters.update(filters)
+    return found
 
 
 def number(value: float | None, digits: int = 1) -> str:

@@ -7,11 +7,13 @@ driver may record more. ``results.json`` leaves the thumbnails out.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from glscl.errors import UserError
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 class _Section(BaseModel):
@@ -134,9 +136,18 @@ def parse_results(results: Mapping[str, Any] | Results) -> Results:
     Raises:
         UserError: a key is missing or of another type; names the first one.
     """
+    return parse(Results, results, "results", "glscl eval")
+
+
+def parse(kind: type[Model], values: Mapping[str, Any] | Model, what: str, command: str) -> Model:
+    """Check the structure of ``values``, called ``what`` in an error, as ``command`` writes them.
+
+    Raises:
+        UserError: a key is missing or of another type; names the first one.
+    """
     try:
-        return Results.model_validate(results)
+        return kind.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"results: {where}: {first['msg'].lower()}; was this file written by `glscl eval`?") from None
+        raise UserError(f"{what}: {where}: {first['msg'].lower()}; was this file written by `{command}`?") from None

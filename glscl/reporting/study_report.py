@@ -13,7 +13,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from glscl import __version__
@@ -169,14 +168,7 @@ def render_study(results: Mapping[str, Any] | StudyResults, published: Sequence[
         UserError: ``results`` lack something, or a thumbnail is no picture.
     """
     study = parse_study(results)
-    environment = Environment(
-        loader=PackageLoader("glscl.reporting"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
+    environment = report.environment(
         number=number,
         signed=signed,
         interval=interval,

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from glscl.errors import UserError
+from glscl.reporting.schema import parse
 
 ZERO_SHOT = "zero-shot"
 """Name of the training that is none, and of its only variant."""
@@ -243,8 +243,6 @@ class StudyResults(_Section):
     costs: list[Cost] = []
     cost_machine: str = ""
     paper_counts: list[PaperCount] = []
-    efficiency_claim: str = ""
-    """The paper's "nearly 220 times" as it was computed and as a fair count has it, as a sentence."""
     examples: list[Example] = []
 
 
@@ -254,9 +252,4 @@ def parse_study(results: Mapping[str, Any] | StudyResults) -> StudyResults:
     Raises:
         UserError: a key is missing or of another type; names the first one.
     """
-    try:
-        return StudyResults.model_validate(results)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"study: {where}: {first['msg'].lower()}; was this file written by `glscl study`?") from None
+    return parse(StudyResults, results, "study", "glscl study")

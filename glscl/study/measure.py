@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from glscl.config import RunConfig
-from glscl.evaluation.cost import efficiency_claim, head_cost, paper_counts
+from glscl.evaluation.cost import head_cost, paper_counts
 from glscl.models.towers import Towers
 from glscl.study.analysis import machine
 from glscl.study.grid import Cell
@@ -20,7 +20,7 @@ def measure_costs(study: StudyConfig, cells: Sequence[Cell]) -> dict[str, Any]:
     """Costs of every variant in every condition, all by one process, side by side.
 
     Returns:
-        ``costs``, ``cost_machine``, ``paper_counts`` and ``efficiency_claim`` of the study's results.
+        ``costs``, ``cost_machine`` and ``paper_counts`` of the study's results.
     """
     import ray
 
@@ -31,10 +31,7 @@ def measure_costs(study: StudyConfig, cells: Sequence[Cell]) -> dict[str, Any]:
     order = list(study.variants)
     measured: dict[str, Any] = ray.get(task.remote(values, training.use_gpu))
     measured["costs"].sort(key=lambda cost: (cost["condition"], order.index(cost["variant"])))
-    return measured | {
-        "paper_counts": [asdict(count) for count in paper_counts()],
-        "efficiency_claim": efficiency_claim(),
-    }
+    return measured | {"paper_counts": [asdict(count) for count in paper_counts()]}
 
 
 def _measure(values: Sequence[tuple[str, str, Mapping[str, Any]]], use_gpu: bool) -> dict[str, Any]:

@@ -12,7 +12,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from glscl.errors import UserError
 from glscl.evaluation.metrics import text_to_video_ranks, video_to_text_ranks
-from glscl.evaluation.scoring import evaluate_scores, merge, score_calls, similarity_rows, split_rows
+from glscl.evaluation.scoring import (
+    evaluate_scores,
+    merge,
+    rank_matrix,
+    score_calls,
+    similarity_rows,
+    split_rows,
+)
 
 torch.set_num_threads(1)
 
@@ -58,6 +65,13 @@ def test_any_block_size_equals_the_whole_matrix(texts: int, videos: int, a: int,
     by_video = whole.T.sort(dim=1, descending=True, stable=True)
     assert torch.equal(result.video_matches.indices, by_video.indices[:, :5])
     assert torch.equal(result.video_matches.scores, by_video.values[:, :5])
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 300), st.integers(1, 270), st.integers(0, 99))
+def test_a_matrix_that_is_there_is_ranked_like_its_blocks(texts: int, videos: int, seed: int) -> None:
+    text, video, owners = caches(texts, videos, seed)
+    assert_same(rank_matrix(score(text, video), owners), evaluate_scores(score, text, video, owners))
 
 
 @settings(max_examples=100, deadline=None)

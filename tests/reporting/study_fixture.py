@@ -9,6 +9,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
+from tests.reporting.html_page import HOSTILE
+
 VARIANTS = {
     "mean_pool": ("mean_pool", "pooling", "mean over frames"),
     "glscl": ("glscl", "consistency", "text-conditioned pooling and shared concepts"),
@@ -46,7 +48,6 @@ SHIFT = {
     "xclip": 1.8,
 }
 LEVEL = {"in-domain": 62.0, "cross-domain": 8.0, "union": 58.0, "zero-shot": 2.1}
-HOSTILE = "a dog <script>alert(1)</script> \" onerror='x' & http://evil.example/x.png {{ 7 * 7 }}"
 
 
 def picture(red: int, green: int, blue: int, shift: int) -> str:

@@ -7,7 +7,6 @@ import copy
 import io
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,7 @@ from PIL import Image
 from glscl.errors import UserError
 from glscl.reporting.charts import line_chart, ticks, training_charts
 from glscl.reporting.report import render_report, write_report
-
-VOID = {"meta", "img", "br", "hr", "link", "input"}
-HOSTILE = "a dog <script>alert(1)</script> \" onerror='x' & http://evil.example/x.png {{ 7 * 7 }}"
+from tests.reporting.html_page import HOSTILE, Page
 
 
 def jpeg() -> bytes:
@@ -102,8 +99,8 @@ def make_test(domain: str, relation: str, recall: float) -> dict[str, Any]:
     }
 
 
-@pytest.fixture
-def results() -> dict[str, Any]:
+def make_results() -> dict[str, Any]:
+    """An evaluation in two test domains."""
     return {
         "run": "a <b>run</b>",
         "verdict": "OK: text-to-video R@1 63.7 %",
@@ -124,36 +121,9 @@ def results() -> dict[str, Any]:
     }
 
 
-class Page(HTMLParser):
-    """Collects text, tags and attributes, and insists that tags nest."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.words: list[str] = []
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.feed(html)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if "style" not in self.open:
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
+@pytest.fixture
+def results() -> dict[str, Any]:
+    return make_results()
 
 
 def test_page_parses_and_has_every_number(results: dict[str, Any]) -> None:
@@ -218,23 +188,11 @@ def test_recall_bars_have_the_right_widths(results: dict[str, Any]) -> None:
 
 
 def test_nothing_is_loaded_from_elsewhere(results: dict[str, Any]) -> None:
-    html = render_report(results)
-    page = Page(html)
-    loaded = [a[key] for _, a in page.elements for key in ("src", "href", "srcset", "data", "poster") if a.get(key)]
-    assert loaded
-    assert all((address or "").startswith("data:image/jpeg;base64,") for address in loaded)
-    assert not re.search(r"url\(|@import", html)
-    assert not {"script", "link", "iframe", "object", "embed"} & {tag for tag, _ in page.elements}
-    policies = [a["content"] for tag, a in page.elements if a.get("http-equiv") == "Content-Security-Policy"]
-    assert policies == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+    Page(render_report(results)).assert_loads_nothing_from_elsewhere()
 
 
 def test_hostile_captions_are_only_text(results: dict[str, Any]) -> None:
-    html = render_report(results)
-    assert "<script" not in html
-    page = Page(html)
-    assert HOSTILE in page.text  # shown as it is, and the template language in it not run
-    assert not any(key.startswith("on") for _, attributes in page.elements for key in attributes)
+    Page(render_report(results)).assert_hostile_text_is_only_text()
 
 
 def test_right_video_is_marked(results: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The page of a study in a browser: nothing overflows, nothing is blocked or fails, on a phone and on a desk.
+"""Pages of a study and of an evaluation in a browser: nothing overflows, is blocked or fails, on a phone and on a desk.
 
 Chromium is driven over plain HTTP (W3C WebDriver and its ``goog/cdp`` extension), so that no package is needed.
 """
@@ -20,8 +20,10 @@ from typing import Any
 
 import pytest
 
+from glscl.reporting.report import write_report
 from glscl.reporting.study_report import write_study_report
 from tests.reporting.study_fixture import make_study
+from tests.reporting.test_report import make_results
 
 DRIVER = shutil.which("chromedriver")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -119,10 +121,20 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def run_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("run_page") / "report.html"
+    write_report(make_results(), str(path))
+    return path
+
+
+@pytest.mark.parametrize("which", ["page", "run_page"])
 @pytest.mark.parametrize("width", [390, 1440])
 @pytest.mark.parametrize("dark", [False, True])
-def test_page_fits_the_screen(browser: Browser, page: Path, width: int, dark: bool) -> None:
-    browser.open(page, width, dark=dark)
+def test_page_fits_the_screen(
+    browser: Browser, request: pytest.FixtureRequest, which: str, width: int, dark: bool
+) -> None:
+    browser.open(request.getfixturevalue(which), width, dark=dark)
     assert browser.evaluate("innerWidth") == width
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
     assert browser.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)") is None

@@ -6,7 +6,6 @@ import copy
 import json
 import re
 from collections.abc import Sequence
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +27,9 @@ from glscl.reporting.study_report import (
     write_study_report,
 )
 from glscl.reporting.study_schema import Estimate
-from tests.reporting.study_fixture import HOSTILE, TESTS, VARIANTS, make_study
+from tests.reporting.html_page import HOSTILE, Page
+from tests.reporting.study_fixture import TESTS, VARIANTS, make_study
 
-VOID = {"meta", "img", "br", "hr", "link", "input", "wbr"}
 SECTIONS = (
     "The domain matrix",
     "Differences",
@@ -44,47 +43,6 @@ SECTIONS = (
     "Full tables",
     "How to cite",
 )
-
-
-class Page(HTMLParser):
-    """Collects text, tags and attributes, and insists that tags nest."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.words: list[str] = []
-        self.headings: list[str] = []
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.feed(html)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if "style" not in self.open:
-            self.words.append(data)
-        if self.open[-1:] == ["h2"]:
-            self.headings.append(data)
-
-    @property
-    def text(self) -> str:
-        """Words as a reader sees them: names may be broken after underscores, hyphens and slashes."""
-        joined = " ".join(" ".join(self.words).split())
-        return re.sub(r"(?<=[_/-]) (?=\w)", "", joined)
-
-    def having(self, name: str) -> list[dict[str, str | None]]:
-        """Attributes of every element of a class."""
-        return [attributes for _, attributes in self.elements if name in (attributes.get("class") or "").split()]
 
 
 @pytest.fixture
@@ -165,24 +123,11 @@ def test_hostile_text_is_only_text(study: dict[str, Any]) -> None:
     study["examples"][0]["finder_top"][0]["video_id"] = study["paper_counts"][0]["formula"] = HOSTILE
     for result in study["results"]:
         result["columns"][0]["label"] = result["columns"][0]["saw"] = HOSTILE
-    html = render_study(study)
-    assert "<script" not in html
-    page = Page(html)
-    assert HOSTILE in page.text  # shown as it is, and the template language in it not run
-    assert not any(key.startswith("on") for _, attributes in page.elements for key in attributes)
+    Page(render_study(study)).assert_hostile_text_is_only_text()
 
 
 def test_nothing_is_loaded_from_elsewhere(study: dict[str, Any]) -> None:
-    html = render_study(study, packaged())
-    page = Page(html)
-    loaded = [a[key] for _, a in page.elements for key in ("src", "srcset", "data", "poster") if a.get(key)]
-    assert loaded
-    assert all((address or "").startswith("data:image/jpeg;base64,") for address in loaded)
-    assert all((a["href"] or "").startswith("#") for _, a in page.elements if "href" in a)
-    assert not re.search(r"url\(|@import", html)
-    assert not {"script", "link", "iframe", "object", "embed", "form"} & {tag for tag, _ in page.elements}
-    policies = [a["content"] for tag, a in page.elements if a.get("http-equiv") == "Content-Security-Policy"]
-    assert policies == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+    Page(render_study(study, packaged())).assert_loads_nothing_from_elsewhere()
 
 
 @pytest.mark.parametrize("bad", ["http://example.com/a.jpg", "data:text/html;base64,AAAA"])
