@@ -63,8 +63,7 @@ class Panel:
 def analyse(study: StudyConfig, cells: Sequence[Cell], finished: Finished) -> dict[str, Any]:
     """Everything of `glscl.reporting.study_schema.StudyResults` that follows from the cells' results.
 
-    Trainings of which some seeds are missing are left out until they are complete, so that every comparison is between
-    equally many seeds.
+    While it is unfinished, the seeds that are: see `_comparable`.
 
     Args:
         study: the study.
@@ -74,17 +73,15 @@ def analyse(study: StudyConfig, cells: Sequence[Cell], finished: Finished) -> di
     Raises:
         UserError: nothing is finished, or cells were tested on different queries.
     """
-    complete = _complete(cells, finished)
-    if not complete:
-        raise UserError(
-            f"{study.directory}: no variant is finished with all its seeds on any domain; nothing to report"
-        )
+    comparable = _comparable(cells, finished)
+    if not comparable:
+        raise UserError(f"{study.directory}: no cell is finished; there is nothing to report")
     domains = {cell.training: list(cell.domains) for cell in cells}
     results: list[dict[str, Any]] = []
     comparisons: list[dict[str, Any]] = []
     tested: dict[str, dict[str, Mapping[str, Any]]] = {}
     for condition in study.conditions:  # one after the other: the resamples of a large study fill memory
-        panels = _panels(study, [(cell, result) for cell, result in complete if cell.condition == condition])
+        panels = _panels(study, [(cell, result) for cell, result in comparable if cell.condition == condition])
         results += [
             _result(condition, panel, variant, training, domains)
             for panel in panels.values()
@@ -94,7 +91,7 @@ def analyse(study: StudyConfig, cells: Sequence[Cell], finished: Finished) -> di
         for name, panel in panels.items():
             tested.setdefault(name, {})[condition] = next(iter(panel.cells.values()))[0]
     claims = _claims(study, comparisons)
-    first = complete[0][0].config
+    first = comparable[0][0].config
     return {
         "name": study.name,
         "label": study.label,
@@ -120,20 +117,27 @@ def analyse(study: StudyConfig, cells: Sequence[Cell], finished: Finished) -> di
     }
 
 
-def _complete(cells: Sequence[Cell], finished: Finished) -> list[tuple[Cell, Mapping[str, Any]]]:
-    def key(cell: Cell) -> tuple[str, str, str]:
-        return cell.condition, cell.variant, cell.training
+def _comparable(cells: Sequence[Cell], finished: Finished) -> list[tuple[Cell, Mapping[str, Any]]]:
+    """The results to report: those of the seeds of which a condition is finished as a whole, else of its first seed.
 
-    done = {cell.label for cell, _ in finished}
-    missing = {key(cell) for cell in cells if cell.label not in done}
-    return [(cell, result) for cell, result in finished if key(cell) not in missing]
+    So that every comparison is between equally many seeds, and a study that has weeks to go has a report.
+    """
+    chosen = []
+    for condition in dict.fromkeys(cell.condition for cell in cells):
+        own = [(cell, result) for cell, result in finished if cell.condition == condition]
+        done = {cell.label for cell, _ in own}
+        missing = {cell.seed for cell in cells if cell.condition == condition and cell.label not in done}
+        seeds = {cell.seed for cell, _ in own if cell.seed not in missing}
+        seeds = seeds or {next((cell.seed for cell, _ in own if cell.domains), -1)}
+        chosen += [(cell, result) for cell, result in own if cell.seed in seeds or not cell.domains]
+    return chosen
 
 
-def _panels(study: StudyConfig, complete: Finished) -> dict[str, Panel]:
+def _panels(study: StudyConfig, comparable: Finished) -> dict[str, Panel]:
     """The test sets of one condition."""
     panels: dict[str, Panel] = {}
     owners: dict[str, list[int]] = {}
-    for cell, result in sorted(complete, key=lambda item: item[0].seed):
+    for cell, result in sorted(comparable, key=lambda item: item[0].seed):
         for entry in result["tests"]:
             test, own = entry["domain"], entry["per_query"]["owners"]
             panel = panels.setdefault(test, Panel(test))
