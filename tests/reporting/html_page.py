@@ -6,6 +6,8 @@ import re
 from html.parser import HTMLParser
 
 VOID = {"meta", "img", "br", "hr", "link", "input", "wbr"}
+JOINER = "\u2060"
+"""Stands among the words for a place where a name may be broken."""
 HOSTILE = "a dog <script>alert(1)</script> \" onerror='x' & http://evil.example/x.png {{ 7 * 7 }}"
 """A caption that must come out as the text it is."""
 
@@ -26,6 +28,8 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, dict(attrs)))
+        if tag == "wbr":
+            self.words.append(JOINER)
         if tag not in VOID:
             self.open.append(tag)
 
@@ -43,9 +47,8 @@ class Page(HTMLParser):
 
     @property
     def text(self) -> str:
-        """Words as a reader sees them: names may be broken after underscores, hyphens and slashes."""
-        joined = " ".join(" ".join(self.words).split())
-        return re.sub(r"(?<=[_/-]) (?=\w)", "", joined)
+        """Words as a reader sees them, the same wherever a name may be broken."""
+        return " ".join(" ".join(self.words).split()).replace(f" {JOINER} ", "")
 
     def having(self, name: str) -> list[dict[str, str | None]]:
         """Attributes of every element of a class."""
