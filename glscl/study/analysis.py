@@ -117,6 +117,27 @@ def analyse(study: StudyConfig, cells: Sequence[Cell], finished: Finished) -> di
     }
 
 
+def compact(result: Mapping[str, Any], same: dict[str, Any]) -> dict[str, Any]:
+    """A cell's result with its queries' ranks as arrays, and what is the same in all cells held once.
+
+    A large study has hundreds of cells with tens of thousands of queries each.
+
+    Args:
+        result: what ``cell.json`` holds.
+        same: captions, names and owners seen so far; updated.
+    """
+    tests = []
+    for entry in result["tests"]:
+        queries = dict(entry["per_query"])
+        for name in ("owners", "query_videos", "video_ids", "positions", "captions"):
+            known = same.setdefault(f"{entry['fingerprint']}/{name}", queries[name])
+            queries[name] = known if known == queries[name] else queries[name]
+        for direction in DIRECTIONS:
+            queries[direction] = {name: np.asarray(ranks, np.int32) for name, ranks in queries[direction].items()}
+        tests.append({**entry, "per_query": queries | {"top": np.asarray(queries["top"], np.int32)}})
+    return {**result, "tests": tests}
+
+
 def _comparable(cells: Sequence[Cell], finished: Finished) -> list[tuple[Cell, Mapping[str, Any]]]:
     """The results to report: those of the seeds of which a condition is finished as a whole, else of its first seed.
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import os
+import tempfile
 import time
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from glscl import storage
 from glscl.config import RunConfig
@@ -38,8 +42,7 @@ def read_result(cell: Cell) -> dict[str, Any] | None:
     saved, current = result["config"], cell.config.model_dump(mode="json")
     different = differing_keys(saved, current)
     different += differing_keys({"testing": saved["evaluation"]}, {"testing": current["evaluation"]})
-    manifests = [open_shard_set(uri).manifest.fingerprint() for uri in cell.config.data.test]
-    if manifests != [test["fingerprint"] for test in result["tests"]]:
+    if [_fingerprint(uri) for uri in cell.config.data.test] != [test["fingerprint"] for test in result["tests"]]:
         different.append("data.test: other test sets")
     if different:
         raise UserError(
@@ -47,6 +50,12 @@ def read_result(cell: Cell) -> dict[str, Any] | None:
             f"--name, restore these values, or delete the cell's folder to have it done again"
         )
     return result  # type: ignore[no-any-return]
+
+
+@functools.cache
+def _fingerprint(uri: str) -> str:
+    """Of a test set, which is the same for hundreds of cells and may lie behind a slow listing."""
+    return open_shard_set(uri).manifest.fingerprint()
 
 
 def run_cell(cell: Cell, keep_model: bool) -> dict[str, Any]:
@@ -145,11 +154,6 @@ def export_towers(model_uri: str, output: str) -> None:
     Raises:
         UserError: there is no such model.
     """
-    import os
-    import tempfile
-
-    from safetensors.torch import save_file
-
     model, _ = load_model(model_uri)
     prefix = "towers."
     weights = {name.removeprefix(prefix): t for name, t in model.state_dict().items() if name.startswith(prefix)}

@@ -93,7 +93,7 @@ def _shots(queries: Mapping[str, Any], query: int) -> list[dict[str, Any]]:
     right = queries["owners"][query]
     return [
         {"video_id": queries["video_ids"][row], "correct": row == right, "position": queries["positions"][row]}
-        for row in queries["top"][query][:SHOWN]
+        for row in map(int, queries["top"][query][:SHOWN])
     ]
 
 

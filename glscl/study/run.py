@@ -16,7 +16,7 @@ from glscl.evaluation.saved import CARD, FOLDER
 from glscl.reporting.study_report import write_study_report
 from glscl.reporting.study_tables import write_study_tables
 from glscl.session import check_resources
-from glscl.study.analysis import analyse
+from glscl.study.analysis import analyse, compact
 from glscl.study.cell import export_towers, read_result, remove_checkpoints, run_cell
 from glscl.study.examples import examples
 from glscl.study.grid import RESULT, TOWERS, Cell, cells, check_sets, pretraining_run, shard_sets
@@ -125,8 +125,7 @@ def run_cells(study: StudyConfig, found: list[Cell]) -> None:
     """
     import ray
 
-    results = {cell.label: read_result(cell) for cell in found}
-    pending = deque(cell for cell in found if results[cell.label] is None)
+    pending = deque(cell for cell in found if read_result(cell) is None)
     before = finished = len(found) - len(pending)
     took = 0.0
     _say(f"{finished} of {len(found)} cells are finished, {len(pending)} to do")
@@ -238,7 +237,8 @@ def report(study: StudyConfig, *, costs: bool = False) -> str:
         UserError: nothing is finished.
     """
     found = cells(study, shard_sets(study, make=False))
-    finished = [(cell, result) for cell in found if (result := read_result(cell)) is not None]
+    same: dict[str, Any] = {}
+    finished = [(cell, compact(result, same)) for cell in found if (result := read_result(cell)) is not None]
     results = analyse(study, found, finished)
     where = storage.join(study.directory, COSTS)
     if costs and not storage.exists(where):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from glscl.errors import UserError
 from glscl.reporting.study_schema import UNION, ZERO_SHOT, parse_study
-from glscl.study.analysis import analyse
+from glscl.study.analysis import analyse, compact
 from glscl.study.examples import _queries
 from glscl.study.grid import Cell
 from tests.study.fake import CAPTIONS, VIDEOS, Hits, entry, finished, study
@@ -65,6 +66,21 @@ def test_figures_are_those_of_the_ranks() -> None:
                     if len(seeds) > 1:
                         assert figure["deviation"] == pytest.approx(np.std([s[metric] for s in seeds], ddof=1))
                 assert result["median_rank"][direction] == pytest.approx(np.mean([s["MdR"] for s in seeds]))
+
+
+def test_compact_results_say_the_same_in_less_room() -> None:
+    config = study()
+    found, done = finished(config, _hits())
+    same: dict[str, Any] = {}
+    small = [(cell, compact(result, same)) for cell, result in done]
+    whole, cut = (analyse(config, found, results) for results in (done, small))
+    for key in ("results", "comparisons", "claims", "tests"):
+        assert whole[key] == cut[key]
+    captions = [test["per_query"]["captions"] for _, result in small for test in result["tests"]]
+    assert len({id(texts) for texts in captions}) == len(config.domains)
+    ours, theirs = (small[k][1]["tests"][0] for k in (1, 0))
+    found_by_one = _queries(found[1], "glscl", "xpool", ours, theirs)
+    assert json.loads(json.dumps(found_by_one))[0][1]["finder_top"][0].keys() == {"video_id", "correct", "position"}
 
 
 def test_relation_retention_and_lift() -> None:
