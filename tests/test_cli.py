@@ -15,7 +15,10 @@ from glscl.config import keys, load_config, preset_names, preset_text
 from glscl.data.shards import ShardSet
 from glscl.study.options import study_names, study_text
 
-COMMANDS = ("quickstart", "train", "eval", "study", "shards build", "shards verify", "shards info", "toy", "presets")
+COMMANDS = (
+    *("quickstart", "train", "eval", "study", "shards build", "shards verify", "shards info", "toy", "presets"),
+    *("submit", "jobs status", "jobs logs", "jobs stop", "doctor"),
+)
 Capture = pytest.CaptureFixture[str]
 
 
