@@ -162,3 +162,10 @@ def test_training_starts_on_the_workers_and_its_numbers_fit() -> None:
     assert training.wait_for_nodes_s > 0
     assert config.name
     assert config.storage.startswith("s3://")
+
+
+def test_the_readme_submits_the_same_run() -> None:
+    text = (ROOT / "cluster" / "README.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^glscl submit --name \S+ -- train ((?:.*\\\n)*.*)$", text, re.MULTILINE)
+    job = shlex.split(load("rayjob")["spec"]["entrypoint"])[4:]
+    assert run_config(shlex.split(command.replace("\\\n", " ")), "glscl train") == run_config(job, "glscl train")
