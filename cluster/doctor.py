@@ -98,7 +98,7 @@ def _of_cluster(options: Doctor, storage_works: bool) -> list[Check]:
     silent = {node: answer for node, answer in answers.items() if isinstance(answer, Exception)}
     if silent:
         text = "; ".join(f"{node}: {' '.join(str(answer).split())[:300]}" for node, answer in silent.items())
-        knob = "glscl is not installed there, or its GPUs are taken" if options.use_gpu else "is glscl installed there?"
+        knob = "install glscl there" + (", or wait until one of its GPUs is free" if options.use_gpu else "")
         found.append(Check("nodes", "fail", text, knob))
     actors = {node: actor for node, actor in actors.items() if node not in silent}
     reports: dict[str, NodeReport] = {node: answers[node] for node in actors}

@@ -28,15 +28,20 @@ STOP_S = 60.0
 MESSAGE_LENGTH = 300
 
 
-class Submit(Options):
+class AtDashboard(Options):
+    """What is asked of a cluster from outside."""
+
+    address: str = ""
+    """The dashboard, http://HEAD:8265; empty is RAY_API_SERVER_ADDRESS, RAY_ADDRESS or this machine's."""
+
+
+class Submit(AtDashboard):
     """Run a glscl command line as a job on a Ray cluster and follow it: glscl submit [options] -- train ...
 
     What follows -- is any glscl command; it runs on the cluster's head, with the glscl that is installed there. The
     last line and the exit status are the job's. Interrupting ends the following, not the job.
     """
 
-    address: str = ""
-    """The dashboard, http://HEAD:8265; empty is RAY_API_SERVER_ADDRESS, RAY_ADDRESS or this machine's."""
     name: str = Field(default="", pattern=r"^[A-Za-z0-9._-]*$")
     """Id of the job, by which `glscl jobs` knows it; used once per cluster. Empty lets Ray choose."""
     wait: bool = True
@@ -46,22 +51,18 @@ class Submit(Options):
     the installed one. What .gitignore names stays here."""
 
 
-class Jobs(Options):
-    """Look after a job."""
+class Jobs(AtDashboard):
+    """One job."""
 
     id: Positional[str]
     """The job's id."""
-    address: str = ""
-    """The dashboard, http://HEAD:8265; empty is RAY_API_SERVER_ADDRESS, RAY_ADDRESS or this machine's."""
 
 
-class JobsStatus(Options):
+class JobsStatus(AtDashboard):
     """Print the state of a job, or of every job."""
 
     id: Positional[str] = ""
     """The job's id; empty lists all."""
-    address: str = ""
-    """The dashboard, http://HEAD:8265; empty is RAY_API_SERVER_ADDRESS, RAY_ADDRESS or this machine's."""
 
 
 @dataclass(frozen=True, slots=True)

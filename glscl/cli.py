@@ -1,6 +1,7 @@
 """One command per thing a user does; parses, calls, prints the verdict as the last line.
 
-Exit status: 0 done, 2 bad input (one line says what, where and which knob), 1 anything else.
+Exit status: 0 done, 2 bad input (one line says what, where and which knob), 1 anything else; `submit` and `jobs logs`
+end with that of their job.
 """
 
 from __future__ import annotations
@@ -495,14 +496,15 @@ def _jobs_logs(words: list[str], program: str) -> str:
     from cluster.submit import Jobs, logs
     from glscl.config import parse_options
 
-    return _ended(logs(parse_options(Jobs, words, program)))
+    about = "Follow a job from its first line to its end; the last line and the exit status are the job's."
+    return _ended(logs(parse_options(Jobs, words, program, about=about)))
 
 
 def _jobs_stop(words: list[str], program: str) -> str:
     from cluster.submit import Jobs, stop
     from glscl.config import parse_options
 
-    return stop(parse_options(Jobs, words, program))
+    return stop(parse_options(Jobs, words, program, about="End a job, and wait until it has ended."))
 
 
 def _doctor(words: list[str], program: str) -> str:
