@@ -187,7 +187,7 @@ def _evaluate(words: list[str], program: str) -> str:
     from pydantic import Field
 
     from glscl import storage
-    from glscl.config import parse_options
+    from glscl.flags import parse_options
     from glscl.options import Options
 
     class Eval(Options):
@@ -251,7 +251,7 @@ def _evaluate(words: list[str], program: str) -> str:
 
 
 def _study(words: list[str], program: str) -> str:
-    from glscl.config import parse_options
+    from glscl.flags import parse_options
     from glscl.options import Options
 
     class Study(Options):
@@ -295,11 +295,11 @@ def _study(words: list[str], program: str) -> str:
 def _shards_build(words: list[str], program: str) -> str:
     from pydantic import Field
 
-    from glscl.config import parse_options
     from glscl.data.benchmarks import benchmark_names
     from glscl.data.build import Encoding
     from glscl.data.prepare import build_from_annotations
     from glscl.data.shards import describe
+    from glscl.flags import parse_options
     from glscl.options import Options
     from glscl.reporting.console import start_panel
     from glscl.session import ray_session
@@ -401,8 +401,8 @@ def _toy(words: list[str], program: str) -> str:
 
     from pydantic import Field
 
-    from glscl.config import parse_options
     from glscl.data.toy import toy_names, write_toy
+    from glscl.flags import parse_options
     from glscl.options import Options
 
     class Toy(Options):
@@ -447,7 +447,7 @@ def _presets(words: list[str], program: str) -> str:
 
 
 def _quickstart(words: list[str], program: str) -> str:
-    from glscl.config import parse_options
+    from glscl.flags import parse_options
     from glscl.options import Options
     from glscl.quickstart import quickstart_config
     from glscl.reporting.console import start_panel
@@ -472,7 +472,7 @@ def _quickstart(words: list[str], program: str) -> str:
 
 def _submit(words: list[str], program: str) -> str:
     from cluster.submit import Submit, submit
-    from glscl.config import parse_options
+    from glscl.flags import parse_options
 
     at = words.index("--") if "--" in words else len(words)
     job = words[at + 1 :]
@@ -487,14 +487,14 @@ def _submit(words: list[str], program: str) -> str:
 
 def _jobs_status(words: list[str], program: str) -> str:
     from cluster.submit import JobsStatus, status
-    from glscl.config import parse_options
+    from glscl.flags import parse_options
 
     return status(parse_options(JobsStatus, words, program))
 
 
 def _jobs_logs(words: list[str], program: str) -> str:
     from cluster.submit import Jobs, logs
-    from glscl.config import parse_options
+    from glscl.flags import parse_options
 
     about = "Follow a job from its first line to its end; the last line and the exit status are the job's."
     return _ended(logs(parse_options(Jobs, words, program, about=about)))
@@ -502,14 +502,14 @@ def _jobs_logs(words: list[str], program: str) -> str:
 
 def _jobs_stop(words: list[str], program: str) -> str:
     from cluster.submit import Jobs, stop
-    from glscl.config import parse_options
+    from glscl.flags import parse_options
 
     return stop(parse_options(Jobs, words, program, about="End a job, and wait until it has ended."))
 
 
 def _doctor(words: list[str], program: str) -> str:
     from cluster.doctor import Doctor, doctor
-    from glscl.config import parse_options
+    from glscl.flags import parse_options
 
     return _ended(doctor(parse_options(Doctor, words, program), words))
 

@@ -62,7 +62,7 @@ def _free_ports(count: int) -> list[int]:
 def head() -> Iterator[Head]:
     """``ray start --head`` on ports and in a directory of its own; ended by its process id."""
     folder = tempfile.mkdtemp(prefix="glscl-ray-")  # short: sockets lie in it
-    gcs, dashboard, listen, grpc, runtime_env, metrics = _free_ports(6)
+    gcs, dashboard, listen, grpc, runtime_env, metrics, client = _free_ports(7)
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "AWS_"))} | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
@@ -77,7 +77,7 @@ def head() -> Iterator[Head]:
         "dashboard-agent-grpc-port": grpc,
         "runtime-env-agent-port": runtime_env,
         "metrics-export-port": metrics,
-        "ray-client-server-port": 0,
+        "ray-client-server-port": client,
     }
     words = ["ray", "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats", f"--temp-dir={folder}/ray"]
     words += ["--object-store-memory=100000000", *(f"--{name}={port}" for name, port in ports.items())]
