@@ -23,7 +23,7 @@ from cluster.checks import (
     check_versions,
     guard,
 )
-from cluster.dashboard import dashboard_address
+from cluster.dashboard import TOKEN_KNOB, dashboard_address
 from cluster.nodes import ANSWER_S, RING_S, NodeReport, clock_offset, gather, start_nodes, versions
 from cluster.submit import Ending, Submit, submit
 from glscl import storage
@@ -77,10 +77,11 @@ def doctor(options: Doctor, words: Sequence[str]) -> Ending:
     try:
         with ray_session(quiet=True):
             checks = [*_of_cluster(options, storage_works=_fine(checks, "storage")), *checks]
+    except ConnectionError as error:  # Ray says no more than that after half a minute, though somebody has answered
+        found = f"{' '.join(str(error).split())}: a wrong or missing token, or another version of Ray"
+        checks.insert(0, Check("cluster", "fail", found, TOKEN_KNOB))
     except Exception as error:  # connecting failed; what is inside the block does not raise
-        checks.insert(
-            0, Check("cluster", "fail", f"{' '.join(str(error).split())[:400]}", "RAY_ADDRESS, RAY_AUTH_MODE")
-        )
+        checks.insert(0, Check("cluster", "fail", f"{' '.join(str(error).split())[:400]}", "RAY_ADDRESS"))
     return _ending(checks)
 
 
@@ -125,7 +126,7 @@ def _resources(options: Doctor) -> Check:
     check_resources(options.workers, 1.0, options.use_gpu, options.wait_for_nodes_s)
     there = ray.cluster_resources()
     nodes = sum(node["Alive"] for node in ray.nodes())
-    return Check("cluster", "ok", f"{nodes} nodes, {there.get('CPU', 0):g} CPUs, {there.get('GPU', 0):g} GPUs")
+    return Check("cluster", "ok", f"nodes {nodes}, CPUs {there.get('CPU', 0):g}, GPUs {there.get('GPU', 0):g}")
 
 
 def _network(actors: dict[str, Any], resources: dict[str, dict[str, float]], use_gpu: bool) -> Check:

@@ -344,6 +344,17 @@ def test_no_cluster_is_a_failed_check(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert out.splitlines()[-1] == "glscl: FAILED 1 checks, 1 failed: cluster"
 
 
+def test_a_token_that_the_cluster_itself_refuses(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(quiet: bool = False) -> Any:
+        raise ConnectionError("Failed to connect to Ray cluster at 10.0.0.1:6379")
+
+    monkeypatch.setattr(module, "ray_session", refused)
+    assert main(["doctor"]) == 1
+    assert re.search(r"10\.0\.0\.1:6379: a wrong or missing token.*RAY_AUTH_TOKEN", capsys.readouterr().out)
+
+
 def test_from_outside_the_rest_runs_as_a_job(
     guarded: str, set_token: SetToken, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
