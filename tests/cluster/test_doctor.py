@@ -336,6 +336,31 @@ def test_table_verdict_and_exit_status(
     assert lines[-1] == "glscl: FAILED 3 checks, 1 failed: shards; to look at: disk"
 
 
+def test_a_node_with_another_ray_stops_the_run_and_nothing_else_stops_the_doctor(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], guarded: str, set_token: SetToken
+) -> None:
+    """Two reports are faked, one of another Ray; everything that would ask the nodes themselves breaks down."""
+    set_token("wrong-but-of-good-length")
+    mine = replace(SOUND, versions=nodes.versions())
+    reports = {"10.0.0.1": mine, "10.0.0.2": replace(mine, versions=mine.versions | {"ray": "2.59.1"})}
+    broken = SimpleNamespace(report=SimpleNamespace(remote=lambda: None))
+    monkeypatch.setattr(
+        module, "start_nodes", lambda _: (dict.fromkeys(reports, broken), {n: {"CPU": 8} for n in reports})
+    )
+    monkeypatch.setattr(module, "gather", lambda _: reports)
+    monkeypatch.setattr(module, "ray_session", _no_session)
+    address = SimpleNamespace(address_info={"webui_url": guarded.removeprefix("http://")})
+    monkeypatch.setattr("ray.init", lambda **_: address)
+    assert main(["doctor", "--workers", "4"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    rows = {row[0]: row[1:] for row in (re.split(r"  +", line) for line in lines)}
+    assert rows["versions"][:2] == ["fail", f"10.0.0.2 has ray 2.59.1, the driver {mine.versions['ray']}"]
+    assert rows["network"][1].startswith("the check itself failed: AttributeError")
+    assert rows["disk"][0] == "ok"
+    assert "refuses this token" in rows["dashboard"][1]
+    assert lines[-1].startswith("glscl: FAILED 8 checks, 5 failed: cluster, versions, network, clocks, dashboard")
+
+
 def test_no_cluster_is_a_failed_check(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{_free_port()}")
     assert main(["doctor"]) == 1
