@@ -1,6 +1,7 @@
 """One command per thing a user does; parses, calls, prints the verdict as the last line.
 
-Exit status: 0 done, 2 bad input (one line says what, where and which knob), 1 anything else.
+Exit status: 0 done, 2 bad input (one line says what, where and which knob), 1 anything else; `submit` and `jobs logs`
+end with that of their job.
 """
 
 from __future__ import annotations
@@ -23,6 +24,11 @@ USAGE = """usage: glscl COMMAND [options]
   shards info     print a manifest
   toy             write a toy domain: h264 videos and annotations
   presets         list the packaged configurations, or print one
+  submit          run a command on a Ray cluster as a job, follow it, end as it ends:  submit [options] -- train ...
+  jobs status     state of one job, or of all:  jobs status [ID]
+  jobs logs       follow a job from its first line to its end
+  jobs stop       end a job
+  doctor          check nodes, GPUs, network, token, storage and shards of a cluster before money is spent
 
 `glscl COMMAND --help` explains a command's options. Paths may be local or s3://."""
 
@@ -74,16 +80,21 @@ def _command(words: list[str]) -> tuple[str, Command, list[str]]:
         "shards info": _shards_info,
         "toy": _toy,
         "presets": _presets,
+        "submit": _submit,
+        "jobs status": _jobs_status,
+        "jobs logs": _jobs_logs,
+        "jobs stop": _jobs_stop,
+        "doctor": _doctor,
     }
     for length in (2, 1):
         name = " ".join(words[:length])
         if name in commands:
             return name, commands[name], words[length:]
-    if words[0] == "shards":
+    if second := [name.partition(" ")[2] for name in commands if name.startswith(f"{words[0]} ")]:
         if words[1:] in (["-h"], ["--help"]):
             print(USAGE)
             raise SystemExit(0)
-        raise UserError("`glscl shards` needs build, verify or info")
+        raise UserError(f"`glscl {words[0]}` needs {', '.join(second[:-1])} or {second[-1]}")
     raise UserError(f"unknown command '{words[0]}'{did_you_mean(words[0], commands)}; see `glscl --help`")
 
 
@@ -176,7 +187,7 @@ def _evaluate(words: list[str], program: str) -> str:
     from pydantic import Field
 
     from glscl import storage
-    from glscl.config import parse_options
+    from glscl.flags import parse_options
     from glscl.options import Options
 
     class Eval(Options):
@@ -240,7 +251,7 @@ def _evaluate(words: list[str], program: str) -> str:
 
 
 def _study(words: list[str], program: str) -> str:
-    from glscl.config import parse_options
+    from glscl.flags import parse_options
     from glscl.options import Options
 
     class Study(Options):
@@ -284,11 +295,11 @@ def _study(words: list[str], program: str) -> str:
 def _shards_build(words: list[str], program: str) -> str:
     from pydantic import Field
 
-    from glscl.config import parse_options
     from glscl.data.benchmarks import benchmark_names
     from glscl.data.build import Encoding
     from glscl.data.prepare import build_from_annotations
     from glscl.data.shards import describe
+    from glscl.flags import parse_options
     from glscl.options import Options
     from glscl.reporting.console import start_panel
     from glscl.session import ray_session
@@ -390,8 +401,8 @@ def _toy(words: list[str], program: str) -> str:
 
     from pydantic import Field
 
-    from glscl.config import parse_options
     from glscl.data.toy import toy_names, write_toy
+    from glscl.flags import parse_options
     from glscl.options import Options
 
     class Toy(Options):
@@ -436,7 +447,7 @@ def _presets(words: list[str], program: str) -> str:
 
 
 def _quickstart(words: list[str], program: str) -> str:
-    from glscl.config import parse_options
+    from glscl.flags import parse_options
     from glscl.options import Options
     from glscl.quickstart import quickstart_config
     from glscl.reporting.console import start_panel
@@ -457,6 +468,58 @@ def _quickstart(words: list[str], program: str) -> str:
         ready = preflight(config)
         start_panel(program, ready.facts)
         return _run(config, ready)
+
+
+def _submit(words: list[str], program: str) -> str:
+    from cluster.submit import Submit, submit
+    from glscl.flags import parse_options
+
+    at = words.index("--") if "--" in words else len(words)
+    job = words[at + 1 :]
+    if not job and not {"-h", "--help"} & set(words):
+        raise UserError(f"`{program}` needs a command after --: {program} -- train --config msrvtt ...")
+    options = parse_options(Submit, words[:at], program)
+    name, _, _ = _command(job)  # spelling is checked here, not after a cluster has started
+    if name == "submit" or name.startswith("jobs "):
+        raise UserError(f"`{program}` runs commands on a cluster; '{name}' is not one of those")
+    return _ended(submit(job, options))
+
+
+def _jobs_status(words: list[str], program: str) -> str:
+    from cluster.submit import JobsStatus, status
+    from glscl.flags import parse_options
+
+    return status(parse_options(JobsStatus, words, program))
+
+
+def _jobs_logs(words: list[str], program: str) -> str:
+    from cluster.submit import Jobs, logs
+    from glscl.flags import parse_options
+
+    about = "Follow a job from its first line to its end; the last line and the exit status are the job's."
+    return _ended(logs(parse_options(Jobs, words, program, about=about)))
+
+
+def _jobs_stop(words: list[str], program: str) -> str:
+    from cluster.submit import Jobs, stop
+    from glscl.flags import parse_options
+
+    return stop(parse_options(Jobs, words, program, about="End a job, and wait until it has ended."))
+
+
+def _doctor(words: list[str], program: str) -> str:
+    from cluster.doctor import Doctor, doctor
+    from glscl.flags import parse_options
+
+    return _ended(doctor(parse_options(Doctor, words, program), words))
+
+
+def _ended(ending: Any) -> str:
+    """The verdict of what ran elsewhere; leaves with its exit status where that is not 0."""
+    if ending.status:
+        _verdict(False, ending.text)
+        raise SystemExit(ending.status)
+    return str(ending.text)
 
 
 if __name__ == "__main__":

@@ -5,18 +5,12 @@ Precedence: defaults, then the YAML file or preset, then ``--a.b value`` flags.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
-from difflib import SequenceMatcher
-from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any
 
-import tyro
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
@@ -24,15 +18,11 @@ from glscl import storage
 from glscl.data.options import DataConfig
 from glscl.errors import UserError, did_you_mean
 from glscl.evaluation.options import EvaluationConfig
+from glscl.flags import first_mistake, keys_of, parse_options
 from glscl.losses import LossConfig
 from glscl.models.retriever import ModelConfig
 from glscl.options import Options
 from glscl.training.options import CheckpointConfig, TrainingConfig
-
-LONGEST_VALUE = 80
-"""Characters of a wrong value that a message repeats."""
-LEAST_LIKENESS = 0.6
-"""Below it, a known key is no suggestion for an unknown one (0: nothing in common, 1: the same)."""
 
 
 class RunConfig(Options):
@@ -159,102 +149,9 @@ def validate(values: dict[str, Any], where: str) -> RunConfig:
         raise UserError(f"{where}: {error}") from None
 
 
-def first_mistake(error: ValidationError, kind: type[BaseModel], prefix: str = "") -> str:
-    """What is wrong first, by its full key, in one line; ``prefix`` is the key of the section that was validated."""
-    first = error.errors()[0]
-    key = ".".join([*filter(None, [prefix]), *map(str, first["loc"])])
-    if first["type"] == "extra_forbidden":
-        return f"unknown key '{key}'{nearest_key(key, keys(kind))}"
-    given = repr(first["input"])
-    more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{key} = {given if len(given) <= LONGEST_VALUE else given[:LONGEST_VALUE] + '...'}: {first['msg']}{more}"
-
-
-def nearest_key(name: str, known: Iterable[str]) -> str:
-    """Return ``", did you mean 'a.b'?"`` for the closest dotted key, or an empty string.
-
-    The last word counts as much as the whole, so that ``tau`` finds ``model.heads.glscl.tau``.
-    """
-
-    def likeness(key: str) -> float:
-        given, other = name.lstrip("-"), key.lstrip("-")
-        whole = SequenceMatcher(None, given, other).ratio()
-        return (whole + SequenceMatcher(None, given.rpartition(".")[2], other.rpartition(".")[2]).ratio()) / 2
-
-    best = max(known, key=likeness, default="")
-    return f", did you mean '{best}'?" if best and likeness(best) >= LEAST_LIKENESS else ""
-
-
-def keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[str]:
+def keys(model: type[BaseModel] = RunConfig) -> Iterator[str]:
     """Every configuration key, dotted."""
-    for name, field in model.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from keys(kind, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
-
-
-SectionType = TypeVar("SectionType", bound=Options)
-
-
-def parse_options(
-    kind: type[SectionType], arguments: Sequence[str], program: str, default: Any = None, about: str | None = None
-) -> SectionType:
-    """Parse ``--a.b value`` options with tyro; ``--help`` prints every key and leaves.
-
-    Args:
-        kind: class of the result.
-        arguments: command-line words.
-        program: what the help calls the command.
-        default: values where no option is given; None takes the class's own.
-        about: what the help says first; None is the class's docstring.
-
-    Raises:
-        UserError: unknown option, or a value of the wrong type.
-    """
-    cli = partial(tyro.cli, kind, prog=program, description=about, **({} if default is None else {"default": default}))
-    if "--help" in arguments or "-h" in arguments:
-        return cast(SectionType, cli(args=["--help"]))
-    known = {name.replace("_", "-") for name in keys(kind)}
-    for argument in arguments:
-        match = re.match(r"^--([A-Za-z][\w.-]*)", argument)
-        name = match.group(1).replace("_", "-") if match else ""
-        if match and name not in known and not _is_no_flag(name, known):
-            raise UserError(
-                f"unknown option '--{match.group(1)}'{nearest_key(f'--{name}', [f'--{option}' for option in known])}"
-            )
-    printed = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
-            return cast(SectionType, cli(args=list(arguments)))
-    except SystemExit as leaving:
-        raise UserError(f"bad option: {_one_line(printed.getvalue(), leaving, kind)}") from None
-    except ValidationError as error:  # tyro lets those of the outermost section through
-        raise UserError(f"bad option: {first_mistake(error, kind)}") from None
-
-
-def _one_line(printed: str, leaving: SystemExit, kind: type[BaseModel]) -> str:
-    """What tyro complains about, without its box, its rules and the help that it repeats."""
-    words = " ".join(re.sub(r"[│╭╮╰╯|+]", " ", printed).split())
-    blocks = [block.strip() for block in re.split(r"[-─]{4,}", words) if block.strip()]
-    text = blocks[1] if len(blocks) > 1 else words
-    cause = leaving.__context__
-    while cause is not None and not isinstance(cause, ValidationError):
-        cause = cause.__context__
-    if cause is not None:
-        section = re.match(r"Error parsing ([\w.-]+):", text)
-        prefix = section.group(1).replace("-", "_") if section else ""
-        return first_mistake(cause, kind, "" if prefix == kind.__name__ else prefix)
-    if re.match(r"Unrecognized options:.* (true|false)\b", text, re.IGNORECASE):
-        text += " (switches take no value: write --a.b or --a.no-b)"
-    return text.removeprefix("Error parsing ")
-
-
-def _is_no_flag(name: str, known: set[str]) -> bool:
-    """True for the negative form of a boolean, ``--a.no-b``."""
-    head, _, last = name.rpartition(".")
-    return last.startswith("no-") and ".".join(filter(None, [head, last[3:]])) in known
+    return keys_of(model)
 
 
 def to_yaml(config: RunConfig) -> str:

@@ -15,7 +15,10 @@ from glscl.config import keys, load_config, preset_names, preset_text
 from glscl.data.shards import ShardSet
 from glscl.study.options import study_names, study_text
 
-COMMANDS = ("quickstart", "train", "eval", "study", "shards build", "shards verify", "shards info", "toy", "presets")
+COMMANDS = (
+    *("quickstart", "train", "eval", "study", "shards build", "shards verify", "shards info", "toy", "presets"),
+    *("submit", "jobs status", "jobs logs", "jobs stop", "doctor"),
+)
 Capture = pytest.CaptureFixture[str]
 
 
@@ -52,10 +55,14 @@ def test_module_runs_and_help_names_every_command() -> None:
 def test_help_and_bad_spelling_do_not_wait_for_torch() -> None:
     code = (
         "import sys; from glscl.cli import main; statuses = main(['--help']), main(['trian']), main(['shards']);"
-        "print(statuses, 'torch' in sys.modules, 'ray' in sys.modules)"
+        "print(statuses, 'torch' in sys.modules, 'ray' in sys.modules);"
+        "main(['submit', '--address', 'x', '--', 'train']); print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "(0, 2, 2) False False"
+    lines = done.stdout.splitlines()
+    assert lines[-3] == "(0, 2, 2) False False"
+    assert lines[-2].startswith("glscl: FAILED x: not a dashboard's address")
+    assert lines[-1] == "False"  # nor does what only talks to a cluster
 
 
 @pytest.mark.parametrize("words", [[], ["-h"], ["--help"], ["help"], ["shards", "--help"]])

@@ -10,8 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from glscl.config import RunConfig, keys, load_config, parse_options, run_config, to_yaml, validate
+from glscl.config import RunConfig, keys, load_config, run_config, to_yaml, validate
 from glscl.errors import UserError
+from glscl.flags import parse_options
 from glscl.options import Options
 
 

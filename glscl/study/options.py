@@ -11,8 +11,9 @@ from typing import Any
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from glscl import storage
-from glscl.config import first_mistake, read_yaml
+from glscl.config import read_yaml
 from glscl.errors import UserError, did_you_mean
+from glscl.flags import first_mistake
 from glscl.options import Options
 from glscl.reporting.study_schema import UNION, ZERO_SHOT, Group
 

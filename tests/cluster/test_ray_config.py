@@ -1,4 +1,4 @@
-"""The cluster-launcher file passes Ray's own checks, and those checks can fail."""
+"""The cluster-launcher files pass Ray's own checks, and those checks can fail."""
 
 from __future__ import annotations
 
@@ -16,17 +16,29 @@ from glscl.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHER = ROOT / "ray_config.yaml"
+LOCAL = ROOT / "cluster" / "local.yaml"
+both = pytest.mark.parametrize("launcher", [LAUNCHER, LOCAL], ids=["aws", "local"])
+
+
+def load(launcher: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load(launcher.read_text(encoding="utf-8"))
+    return loaded
 
 
 @pytest.fixture
 def values() -> dict[str, Any]:
-    loaded: dict[str, Any] = yaml.safe_load(LAUNCHER.read_text(encoding="utf-8"))
-    return loaded
+    return load(LAUNCHER)
 
 
 def test_launcher_file_is_what_ray_accepts() -> None:
     prepared = validate_launcher(str(LAUNCHER))
     assert prepared["available_node_types"]["gpu_spot"]["node_config"]["InstanceMarketOptions"]["MarketType"] == "spot"
+
+
+def test_launcher_file_for_machines_one_has_is_what_ray_accepts() -> None:
+    prepared = validate_launcher(str(LOCAL))
+    (kind,) = prepared["available_node_types"].values()
+    assert kind["min_workers"] == kind["max_workers"] == len(prepared["provider"]["worker_ips"])
 
 
 def _unknown_key(values: dict[str, Any]) -> None:
@@ -98,12 +110,15 @@ def test_missing_launcher_file_is_refused(tmp_path: Path) -> None:
         validate_launcher(str(tmp_path / "none.yaml"))
 
 
-def test_image_and_constraints_name_the_installed_ray(values: dict[str, Any]) -> None:
-    assert f":{ray.__version__}-py311-" in values["docker"]["image"]
+@both
+def test_image_and_constraints_name_the_installed_ray(launcher: Path) -> None:
+    assert f":{ray.__version__}-py311-" in load(launcher)["docker"]["image"]
     assert f"ray=={ray.__version__}\n" in (ROOT / "constraints.txt").read_text(encoding="utf-8")
 
 
-def test_every_node_authenticates_in_the_same_way(values: dict[str, Any]) -> None:
+@both
+def test_every_node_authenticates_in_the_same_way(launcher: Path) -> None:
+    values = load(launcher)
     starts = [
         command
         for key in ("head_start_ray_commands", "worker_start_ray_commands")

@@ -1,0 +1,243 @@
+"""``glscl`` command lines as Ray jobs: submit one, follow it, and end as it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shlex
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import Field
+from tyro.conf import Positional
+
+from cluster.dashboard import connect, dashboard_address
+from glscl.errors import UserError
+from glscl.options import Options
+from glscl.reporting.console import print_table
+
+VERDICT = re.compile(r"glscl: (OK|FAILED) (.*)")
+LOST_S = 60.0
+"""Seconds without the dashboard after which following ends (the job does not)."""
+STOP_S = 60.0
+"""Seconds that a job is given to stop."""
+MESSAGE_LENGTH = 300
+
+
+class AtDashboard(Options):
+    """What is asked of a cluster from outside."""
+
+    address: str = ""
+    """The dashboard, http://HEAD:8265; empty is RAY_API_SERVER_ADDRESS, RAY_ADDRESS or this machine's."""
+
+
+class Submit(AtDashboard):
+    """Run a glscl command line as a job on a Ray cluster and follow it: glscl submit [options] -- train ...
+
+    What follows -- is any glscl command; it runs on the cluster's head, with the glscl that is installed there. The
+    last line and the exit status are the job's. Interrupting ends the following, not the job.
+    """
+
+    name: str = Field(default="", pattern=r"^[A-Za-z0-9._-]*$")
+    """Id of the job, by which `glscl jobs` knows it; used once per cluster. Empty lets Ray choose."""
+    wait: bool = True
+    """Follow the job to its end; --no-wait returns as soon as it is accepted."""
+    working_dir: str = ""
+    """Folder to send along, in which the job then runs: configuration files, or a checkout of glscl to run instead of
+    the installed one. What .gitignore names stays here."""
+
+
+class Jobs(AtDashboard):
+    """One job."""
+
+    id: Positional[str]
+    """The job's id."""
+
+
+class JobsStatus(AtDashboard):
+    """Print the state of a job, or of every job."""
+
+    id: Positional[str] = ""
+    """The job's id; empty lists all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a job ended: its exit status, and its verdict or the reason why it has none."""
+
+    status: int
+    text: str
+
+
+def submit(words: Sequence[str], options: Submit) -> Ending:
+    """Run ``glscl WORDS`` as a job.
+
+    Raises:
+        UserError: unreachable, token, a folder that cannot be sent, or an id that was used before.
+    """
+    if options.working_dir and not os.path.isdir(options.working_dir):
+        raise UserError(f"--working-dir {options.working_dir}: not a folder")
+    client = connect(dashboard_address(options.address))
+    if options.name and any(job.submission_id == options.name for job in client.list_jobs()):
+        raise UserError(f"--name {options.name}: the cluster has a job of that id; choose another, or leave it out")
+    try:
+        job = client.submit_job(
+            entrypoint=shlex.join(["python", "-m", "glscl", *words]),
+            submission_id=options.name or None,
+            runtime_env={"working_dir": os.path.abspath(options.working_dir)} if options.working_dir else {},
+        )
+    except (RuntimeError, ValueError) as error:
+        where = f"--working-dir {options.working_dir}: " if options.working_dir else ""
+        raise UserError(f"{where}the cluster refused the job ({str(error)[:MESSAGE_LENGTH]})") from None
+    print(f"job {job}", flush=True)
+    if not options.wait:
+        return Ending(0, f"job {job} submitted; `glscl jobs logs {job}` follows it, `glscl jobs stop {job}` ends it")
+    return follow(client, job)
+
+
+def logs(options: Jobs) -> Ending:
+    """Follow a job from its first line to its end."""
+    client = connect(dashboard_address(options.address))
+    _info(client, options.id)
+    return follow(client, options.id)
+
+
+def status(options: JobsStatus) -> str:
+    """The state of one job, or a table of all."""
+    client = connect(dashboard_address(options.address))
+    if options.id:
+        info = _info(client, options.id)
+        return f"job {options.id} {info.status}: {info.entrypoint}"
+    jobs = sorted((job for job in client.list_jobs() if job.submission_id), key=lambda job: job.start_time or 0)
+    rows = [[job.submission_id, str(job.status), _clock(job.start_time), job.entrypoint] for job in jobs]
+    print_table(["job", "state", "started (UTC)", "command"], rows, text_columns=4)
+    return f"{len(jobs)} jobs, {sum(not job.status.is_terminal() for job in jobs)} of them not finished"
+
+
+def stop(options: Jobs) -> str:
+    """End a job, and wait until it has ended.
+
+    Raises:
+        UserError: no such job, or it does not end.
+    """
+    client = connect(dashboard_address(options.address))
+    if (state := _info(client, options.id).status).is_terminal():
+        return f"job {options.id} had ended before: {state}"
+    client.stop_job(options.id)
+    deadline = time.monotonic() + STOP_S
+    while not (state := _info(client, options.id).status).is_terminal():
+        if time.monotonic() > deadline:
+            raise UserError(f"job {options.id} is still {state} after {STOP_S:g} s; see `glscl jobs status`")
+        time.sleep(0.5)
+    return f"job {options.id}: {state}"
+
+
+def follow(client: Any, job: str) -> Ending:
+    """Print a job's log as it grows, but its verdict; that is what is returned."""
+    log = _Log()
+    try:
+        info = asyncio.run(_follow(client, job, log))
+    except KeyboardInterrupt:
+        return Ending(130, f"interrupted; job {job} goes on: `glscl jobs logs {job}`, `glscl jobs stop {job}`")
+    log.end()
+    return _ending(job, info, log.verdict)
+
+
+class _Log:
+    """Prints whole lines; the latest verdict is kept back, so that nothing can come after it."""
+
+    def __init__(self) -> None:
+        self.verdict: tuple[str, str] | None = None
+        self._rest = ""
+
+    def add(self, text: str) -> None:
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            if match := VERDICT.fullmatch(line.rstrip()):
+                if self.verdict:
+                    print(f"glscl: {' '.join(self.verdict)}", flush=True)
+                self.verdict = (match.group(1), match.group(2))
+            else:
+                print(line, flush=True)
+
+    def end(self) -> None:
+        if self._rest:
+            self.add("\n")
+
+
+async def _follow(client: Any, job: str, log: _Log) -> Any:
+    """Feed the log until the job has ended; a lost connection is taken up where it broke.
+
+    Raises:
+        UserError: the dashboard is gone for good.
+    """
+    import aiohttp
+
+    taken = 0  # every connection starts at the log's first character
+    failing_since: float | None = None
+    while True:
+        received = 0
+        ended = _ended(client, job)
+        try:
+            async for text in client.tail_job_logs(job):
+                new = text[max(0, taken - received) :]
+                received += len(text)
+                taken += len(new)
+                log.add(new)
+                failing_since = None if new else failing_since
+            info = client.get_job_info(job)
+            failing_since = None
+            if info.status.is_terminal():
+                return info
+        except (aiohttp.ClientError, OSError, RuntimeError) as error:
+            if ended:  # before this connection was tried: its log is gone with its node
+                return ended
+            failing_since = failing_since or time.monotonic()
+            if time.monotonic() - failing_since > LOST_S:
+                raise UserError(
+                    f"lost the dashboard for {LOST_S:g} s ({type(error).__name__}); job {job} goes on without: "
+                    f"`glscl jobs logs {job}` follows it again"
+                ) from None
+        await asyncio.sleep(1.0)
+
+
+def _ended(client: Any, job: str) -> Any:
+    """The job's details if it is known to have ended."""
+    try:
+        info = client.get_job_info(job)
+    except (OSError, RuntimeError):
+        return None
+    return info if info.status.is_terminal() else None
+
+
+def _ending(job: str, info: Any, verdict: tuple[str, str] | None) -> Ending:
+    state = str(info.status)
+    code = info.driver_exit_code
+    if state == "STOPPED":
+        return Ending(1, f"job {job} was stopped")
+    if state == "SUCCEEDED":
+        word, text = verdict or ("OK", f"job {job} succeeded")
+        return Ending(0 if word == "OK" else 1, text)
+    status = 1 if not code else code if code > 0 else 128 - code  # a shell's way to name a signal
+    if verdict and verdict[0] == "FAILED":
+        return Ending(status, verdict[1])
+    after = f" after it had said 'OK {verdict[1]}'" if verdict else " without a verdict"
+    reason = f"exit status {status}" if code else " ".join((info.message or "no reason given").split())[:MESSAGE_LENGTH]
+    return Ending(status, f"job {job} died{after} ({reason}); `glscl jobs logs {job}` shows its log")
+
+
+def _info(client: Any, job: str) -> Any:
+    try:
+        return client.get_job_info(job)
+    except RuntimeError as error:
+        if "404" in str(error):
+            raise UserError(f"no job '{job}' on this cluster; `glscl jobs status` lists them") from None
+        raise
+
+
+def _clock(milliseconds: int | None) -> str:
+    return f"{datetime.fromtimestamp(milliseconds / 1000, UTC):%Y-%m-%d %H:%M:%S}" if milliseconds else "-"

@@ -1,0 +1,122 @@
+"""Command-line options from a typed section: one line for whatever is wrong, with the nearest name there is.
+
+Apart from `glscl.config`, so that commands that train nothing need not wait for torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from difflib import SequenceMatcher
+from functools import partial
+from typing import Any, TypeVar, cast
+
+import tyro
+from pydantic import BaseModel, ValidationError
+
+from glscl.errors import UserError
+from glscl.options import Options
+
+LONGEST_VALUE = 80
+"""Characters of a wrong value that a message repeats."""
+LEAST_LIKENESS = 0.6
+"""Below it, a known key is no suggestion for an unknown one (0: nothing in common, 1: the same)."""
+
+SectionType = TypeVar("SectionType", bound=Options)
+
+
+def parse_options(
+    kind: type[SectionType], arguments: Sequence[str], program: str, default: Any = None, about: str | None = None
+) -> SectionType:
+    """Parse ``--a.b value`` options with tyro; ``--help`` prints every key and leaves.
+
+    Args:
+        kind: class of the result.
+        arguments: command-line words.
+        program: what the help calls the command.
+        default: values where no option is given; None takes the class's own.
+        about: what the help says first; None is the class's docstring.
+
+    Raises:
+        UserError: unknown option, or a value of the wrong type.
+    """
+    cli = partial(tyro.cli, kind, prog=program, description=about, **({} if default is None else {"default": default}))
+    if "--help" in arguments or "-h" in arguments:
+        return cast(SectionType, cli(args=["--help"]))
+    known = {name.replace("_", "-") for name in keys_of(kind)}
+    for argument in arguments:
+        match = re.match(r"^--([A-Za-z][\w.-]*)", argument)
+        name = match.group(1).replace("_", "-") if match else ""
+        if match and name not in known and not _is_no_flag(name, known):
+            raise UserError(
+                f"unknown option '--{match.group(1)}'{nearest_key(f'--{name}', [f'--{option}' for option in known])}"
+            )
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
+            return cast(SectionType, cli(args=list(arguments)))
+    except SystemExit as leaving:
+        raise UserError(f"bad option: {_one_line(printed.getvalue(), leaving, kind)}") from None
+    except ValidationError as error:  # tyro lets those of the outermost section through
+        raise UserError(f"bad option: {first_mistake(error, kind)}") from None
+
+
+def _one_line(printed: str, leaving: SystemExit, kind: type[BaseModel]) -> str:
+    """What tyro complains about, without its box, its rules and the help that it repeats."""
+    words = " ".join(re.sub(r"[│╭╮╰╯|+]", " ", printed).split())
+    blocks = [block.strip() for block in re.split(r"[-─]{4,}", words) if block.strip()]
+    text = blocks[1] if len(blocks) > 1 else words
+    cause = leaving.__context__
+    while cause is not None and not isinstance(cause, ValidationError):
+        cause = cause.__context__
+    if cause is not None:
+        section = re.match(r"Error parsing ([\w.-]+):", text)
+        prefix = section.group(1).replace("-", "_") if section else ""
+        return first_mistake(cause, kind, "" if prefix == kind.__name__ else prefix)
+    if re.match(r"Unrecognized options:.* (true|false)\b", text, re.IGNORECASE):
+        text += " (switches take no value: write --a.b or --a.no-b)"
+    return text.removeprefix("Error parsing ")
+
+
+def _is_no_flag(name: str, known: set[str]) -> bool:
+    """True for the negative form of a boolean, ``--a.no-b``."""
+    head, _, last = name.rpartition(".")
+    return last.startswith("no-") and ".".join(filter(None, [head, last[3:]])) in known
+
+
+def first_mistake(error: ValidationError, kind: type[BaseModel], prefix: str = "") -> str:
+    """What is wrong first, by its full key, in one line; ``prefix`` is the key of the section that was validated."""
+    first = error.errors()[0]
+    key = ".".join([*filter(None, [prefix]), *map(str, first["loc"])])
+    if first["type"] == "extra_forbidden":
+        return f"unknown key '{key}'{nearest_key(key, keys_of(kind))}"
+    given = repr(first["input"])
+    more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{key} = {given if len(given) <= LONGEST_VALUE else given[:LONGEST_VALUE] + '...'}: {first['msg']}{more}"
+
+
+def nearest_key(name: str, known: Iterable[str]) -> str:
+    """Return ``", did you mean 'a.b'?"`` for the closest dotted key, or an empty string.
+
+    The last word counts as much as the whole, so that ``tau`` finds ``model.heads.glscl.tau``.
+    """
+
+    def likeness(key: str) -> float:
+        given, other = name.lstrip("-"), key.lstrip("-")
+        whole = SequenceMatcher(None, given, other).ratio()
+        return (whole + SequenceMatcher(None, given.rpartition(".")[2], other.rpartition(".")[2]).ratio()) / 2
+
+    best = max(known, key=likeness, default="")
+    return f", did you mean '{best}'?" if best and likeness(best) >= LEAST_LIKENESS else ""
+
+
+def keys_of(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every configuration key, dotted."""
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from keys_of(kind, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"

@@ -1,0 +1,175 @@
+"""Jobs on a real cluster that demands a token: a command that follows a job ends with its verdict and exit status."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from glscl.data.shards import ShardSet
+
+pytestmark = pytest.mark.e2e
+ROOT = Path(__file__).resolve().parents[2]
+START_S = 90
+
+
+@dataclass
+class Head:
+    """A cluster of one node, and how to reach it."""
+
+    url: str
+    environment: dict[str, str]
+
+    def glscl(self, where: Path, *words: str, token: str | None = None) -> tuple[int, list[str]]:
+        """Exit status and lines of a command that is run in another directory than the cluster's."""
+        environment = self.environment | ({"RAY_AUTH_TOKEN": token} if token else {})
+        done = subprocess.run(
+            [sys.executable, "-m", "glscl", *words],
+            cwd=where,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert environment["RAY_AUTH_TOKEN"] not in done.stdout
+        return done.returncode, done.stdout.splitlines()
+
+
+def _free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [one.getsockname()[1] for one in sockets]
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    """``ray start --head`` on ports and in a directory of its own; ended by its process id."""
+    folder = tempfile.mkdtemp(prefix="glscl-ray-")  # short: sockets lie in it
+    gcs, dashboard, listen, grpc, runtime_env, metrics, client = _free_ports(7)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "AWS_"))} | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "HOME": folder,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": "token-of-the-end-to-end-test",
+    }
+    ports = {
+        "port": gcs,
+        "dashboard-port": dashboard,
+        "dashboard-agent-listen-port": listen,
+        "dashboard-agent-grpc-port": grpc,
+        "runtime-env-agent-port": runtime_env,
+        "metrics-export-port": metrics,
+        "ray-client-server-port": client,
+    }
+    words = ["ray", "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats", f"--temp-dir={folder}/ray"]
+    words += ["--object-store-memory=100000000", *(f"--{name}={port}" for name, port in ports.items())]
+    with open(f"{folder}/head.log", "wb") as log:
+        process = subprocess.Popen(
+            words, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        url = f"http://127.0.0.1:{dashboard}"
+        _wait_for(url, process, Path(folder) / "head.log")
+        yield Head(url, environment)
+    finally:
+        family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+        _, alive = psutil.wait_procs(family, timeout=10)
+        for one in alive:
+            one.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            urllib.request.urlopen(f"{url}/api/version", timeout=2).close()
+        except urllib.error.HTTPError as error:
+            if error.code == 401:  # it is there, and asks for the token
+                return
+        except OSError:
+            pass
+        time.sleep(0.2)
+    pytest.fail(f"no dashboard at {url}: {log.read_text(encoding='utf-8', errors='replace')[-3000:]}")
+
+
+def last(lines: Sequence[str]) -> str:
+    assert sum(line.startswith("glscl: ") for line in lines) == 1, lines
+    return lines[-1]
+
+
+def test_a_failed_job_fails_with_its_own_reason(head: Head, tmp_path: Path) -> None:
+    status, lines = head.glscl(
+        tmp_path, "submit", "--address", head.url, "--name", "fails", "--", "shards", "info", "/nowhere"
+    )
+    assert status == 2, lines
+    assert last(lines).startswith("glscl: FAILED /nowhere/manifest.json: no such file")
+    assert "job fails" in lines
+
+
+def test_a_job_succeeds_in_the_folder_that_was_sent(
+    head: Head, tmp_path: Path, make_shards: Callable[..., ShardSet]
+) -> None:
+    make_shards("sent/toy", captions=[1] * 4, per_shard=2)
+    words = ["submit", "--address", head.url, "--working-dir", "sent", "--", "shards", "info", "toy"]
+    status, lines = head.glscl(tmp_path, *words)
+    assert status == 0, lines
+    assert last(lines) == "glscl: OK toy: 4 videos, 4 pairs in 2 shards"
+    assert any(line.startswith("fingerprint: ") for line in lines)
+
+
+def test_a_job_is_left_alone_listed_and_stopped(head: Head, tmp_path: Path) -> None:
+    at = ["--address", head.url]
+    toy = ["toy", "--domain", "toy_clips", "--split", "train", "--count", "100000", "--processes", "1"]
+    status, lines = head.glscl(
+        tmp_path, "submit", *at, "--name", "long", "--no-wait", "--", *toy, "--output", str(tmp_path)
+    )
+    assert status == 0, lines
+    assert last(lines).startswith("glscl: OK job long submitted")
+    status, lines = head.glscl(tmp_path, "jobs", "stop", "long", *at)
+    assert (status, last(lines)) == (0, "glscl: OK job long: STOPPED")
+    status, lines = head.glscl(tmp_path, "jobs", "logs", "long", *at)
+    assert (status, last(lines)) == (1, "glscl: FAILED job long was stopped")
+
+
+def test_a_wrong_token_is_one_line(head: Head, tmp_path: Path) -> None:
+    words = ["submit", "--address", head.url, "--", "presets"]
+    status, lines = head.glscl(tmp_path, *words, token="not-the-token-of-the-cluster")
+    assert status == 2
+    assert len(lines) == 1
+    assert "the cluster refuses this token; set RAY_AUTH_MODE=token" in lines[0]
+
+
+def test_doctor_finds_what_the_cluster_lacks(head: Head, tmp_path: Path, make_shards: Callable[..., ShardSet]) -> None:
+    shards = make_shards(captions=[1] * 4, per_shard=2).uri
+    words = ["doctor", "--address", head.url, "--storage", str(tmp_path / "runs"), "--shards", shards]
+    status, lines = head.glscl(tmp_path, *words, "--workers", "3")
+    rows = (re.split(r"  +", line) for line in lines)
+    found = {row[0]: row[1:] for row in rows}
+    assert status == 1, lines
+    assert last(lines).startswith("glscl: FAILED ")
+    for name in ("versions", "network", "clocks", "dashboard", "storage", "storage of nodes"):
+        assert found[name][0] == "ok", lines
+    assert found["cluster"][0] == "fail"
+    assert found["cluster"][1].startswith("3 workers need 3 CPU (there: 2)")
+    assert found["shards"][:2] == ["fail", "too few: 2 shards for 3 workers x 2 loader workers"]
