@@ -109,7 +109,10 @@ def _convert(folder: str, scratch: str, source: str, state: TrainState, *, talks
         )
     free = shutil.disk_usage(scratch).free
     if free < needed:
-        raise OSError(f"it needs {needed / 1e9:.1f} GB in {scratch}, where {free / 1e9:.1f} GB are free")
+        raise OSError(
+            f"{needed / 1e9:.1f} GB are needed in {scratch} and {free / 1e9:.1f} GB are free; ray start --temp-dir "
+            f"moves Ray's session to another disk"
+        )
     options = Namespace(
         input_folder=os.path.join(folder, TAG),
         output_folder=os.path.join(scratch, TAG),
