@@ -403,14 +403,6 @@ def test_run_directory_of_another_configuration(
     assert "--name" in message
 
 
-def test_another_number_of_workers(refused: Refuse, train: Callable[..., list[str]], existing: Path) -> None:
-    _edit(existing / "config.json", lambda config: config["training"].update(zero_stage=2))
-    (existing / "step_00000001-w1-x").mkdir()
-    message = refused(*train("--training.zero-stage", "2", "--training.num-workers", "2", "--data.loader-workers", "0"))
-    assert "trained by 1 workers with ZeRO stage 2" in message
-    assert "--training.num-workers 1" in message
-
-
 @pytest.mark.parametrize(("text", "says"), [("{", "not valid JSON"), ("[]", "not a run configuration"), ("{}", "seed")])
 def test_damaged_run_configuration(
     text: str, says: str, refused: Refuse, train: Callable[..., list[str]], existing: Path

@@ -8,8 +8,9 @@ Resume rules:
    its lists is named in the log and passed over for the one before.
 3. The same number of workers resumes bit-identically on CPU in fp32: parameters, optimiser state, random number
    generators and the stream's position are those of the moment of saving.
-4. Another number of workers is refused, naming ``training.num_workers``, unless ``training.zero_stage`` is 0, whose
-   checkpoints hold the whole state.
+4. Another number of workers resumes with the same parameters, optimiser state and pairs, so with the same losses to
+   rounding (`universal` cuts the sharded state of ZeRO 1 to 3 anew). The ranks' generators, which no longer have one
+   counterpart each, start from `seed_generators` of seed, step and rank: dropout draws other masks than it would have.
 5. A configuration that changes the model, the loss, the data or the optimisation is refused with the differing keys;
    what only changes logging, evaluation, retention or the machines is free to differ (`FREE_KEYS`).
 """
@@ -112,12 +113,14 @@ def read_state(folder: str) -> TrainState:
         raise IncompleteCheckpointError(f"{STATE}: {error}") from None
 
 
-def check_complete(folder: str, ranks: Sequence[int] | None = None) -> TrainState:
+def check_complete(folder: str, part: int = 0, parts: int = 1) -> TrainState:
     """Compare a checkpoint's files with the lists of the ranks that wrote them.
 
     Args:
         folder: local folder with every rank's files.
-        ranks: whose files are read and hashed here; None is everybody's. Sizes are compared for all.
+        part: which of the parts is read and hashed here, where several processes share the work: the files of every
+            ``parts``-th rank from this one on. Sizes are compared for all.
+        parts: in how many parts.
 
     Raises:
         IncompleteCheckpointError: naming the file.
@@ -136,26 +139,37 @@ def check_complete(folder: str, ranks: Sequence[int] | None = None) -> TrainStat
                 raise IncompleteCheckpointError(
                     f"{name}: {path.stat().st_size} bytes where {expected['bytes']} were saved"
                 )
-            if (ranks is None or rank in ranks) and _sha256(path) != expected["sha256"]:
+            if rank % parts == part and _sha256(path) != expected["sha256"]:
                 raise IncompleteCheckpointError(f"{name}: checksum differs")
     return state
 
 
 def restore(engine: Any, folder: str, state: TrainState, rank: int) -> None:
-    """Load a complete checkpoint into an engine of the same world size (collective)."""
+    """Load a complete checkpoint into an engine of the same world size, or of any under ZeRO 0 (collective)."""
     path, _ = engine.load_checkpoint(folder, tag=TAG)
     if path is None:
         raise IncompleteCheckpointError(f"{folder}: DeepSpeed found nothing to load")
+    restore_generators(folder, state, rank)
+
+
+def restore_generators(folder: str, state: TrainState, rank: int) -> None:
+    """Let this rank's random numbers go on where they stood, or start anew in a group of another size."""
     if state.world_size != distributed.get_world_size():
-        return  # stage 0 on another number of workers: generators of the new ranks start afresh
+        seed_generators(state.config["seed"], state.step, rank)
+        return
     generators = load_file(os.path.join(folder, f"generators-{rank:05d}.safetensors"))
     torch.set_rng_state(generators["cpu"])
     if "cuda" in generators and torch.cuda.is_available():
         torch.cuda.set_rng_state(generators["cuda"])
 
 
-def check_resumable(state: TrainState, config: dict[str, Any], manifests: Sequence[str], world_size: int) -> None:
-    """Apply resume rules 4 and 5.
+def seed_generators(seed: int, step: int, rank: int) -> None:
+    """Start this rank's generators from a number that no other rank or step of the run has."""
+    torch.manual_seed(seed * 1_000_003 + step * 65_537 + rank)
+
+
+def check_resumable(state: TrainState, config: dict[str, Any], manifests: Sequence[str]) -> None:
+    """Apply resume rule 5.
 
     Raises:
         UserError: with every differing key.
@@ -170,11 +184,6 @@ def check_resumable(state: TrainState, config: dict[str, Any], manifests: Sequen
         raise UserError(
             "data.train: the shards differ from those that the run directory's checkpoint was trained on; "
             "choose another --name, or restore the shards"
-        )
-    if world_size != state.world_size and state.zero_stage > 0:
-        raise UserError(
-            f"training.num_workers is {world_size} but the checkpoint was saved by {state.world_size} workers "
-            f"with ZeRO stage {state.zero_stage}: resume with --training.num-workers {state.world_size}"
         )
 
 

@@ -125,14 +125,4 @@ def _check_run_directory(config: RunConfig) -> bool:
             f"{config.run_directory} holds a run of another configuration: {'; '.join(different)}; choose another "
             f"--name, or restore these values"
         )
-    workers = saved["training"].get("num_workers")
-    if saved["training"]["zero_stage"] and workers != config.training.num_workers and _has_checkpoint(config):
-        raise UserError(
-            f"{config.run_directory} was trained by {workers} workers with ZeRO stage "
-            f"{saved['training']['zero_stage']}: continue it with --training.num-workers {workers}"
-        )
     return True
-
-
-def _has_checkpoint(config: RunConfig) -> bool:
-    return any(name.startswith("step_") for name in storage.list_names(config.run_directory))

@@ -27,7 +27,7 @@ from glscl.evaluation.retrieval import Part, metrics_of, score_part
 from glscl.evaluation.scoring import merge, split_rows
 from glscl.models.retriever import Retriever
 from glscl.models.tokenizer import tokenize
-from glscl.training import checkpoint
+from glscl.training import checkpoint, universal
 from glscl.training.checkpoint import IncompleteCheckpointError, TrainState
 from glscl.training.engine import backward, build_engine, evaluation_model, set_learning_rates
 from glscl.training.global_batch import Batch, backward_global_batch
@@ -77,7 +77,7 @@ def _train(values: dict[str, Any]) -> None:
     shard_sets = [open_shard_set(uri) for uri in config.data.train]
     plan = make_plan(config, shard_sets)
     horizon = Horizon.of(config, plan)
-    torch.manual_seed(config.seed * 1_000_003 + rank)  # dropout differs between ranks
+    checkpoint.seed_generators(config.seed, 0, rank)  # dropout differs between ranks
     state = _resume(engine, config, shard_sets, rank, world)
     attempt = _shared_token(rank)
     sampling = sampling_of(config, frame_size)
@@ -139,13 +139,15 @@ def _resume(engine: Any, config: RunConfig, shard_sets: list[ShardSet], rank: in
     latest = ray.train.get_checkpoint()
     if latest is None:
         return fresh
+    context = ray.train.get_context()
+    node, local, locals_ = context.get_node_rank(), context.get_local_rank(), context.get_local_world_size()
     reported = [item.checkpoint for item in ray.train.get_all_reported_checkpoints()]
     older = [item for item in reversed(reported) if item != latest]
     for candidate in [latest, *older]:
         with candidate.as_directory() as folder:
             problem: str | None = None
             try:
-                saved = checkpoint.check_complete(folder, ranks=[rank])
+                saved = checkpoint.check_complete(folder, local, locals_)
             except IncompleteCheckpointError as error:
                 problem = str(error)
             problems: list[str | None] = [None] * world
@@ -156,10 +158,15 @@ def _resume(engine: Any, config: RunConfig, shard_sets: list[ShardSet], rank: in
                     print(f"checkpoint {candidate.path} is incomplete ({reason}): trying the one before", flush=True)
                 continue
             try:
-                checkpoint.check_resumable(saved, values, manifests, world)
+                checkpoint.check_resumable(saved, values, manifests)
             except UserError as error:
                 raise RunStoppedError(str(error)) from None
-            checkpoint.restore(engine, folder, saved, rank)
+            if universal.needed(saved, world):
+                with universal.converted(folder, candidate.path, saved, rank, node, leads=local == 0) as whole:
+                    universal.load(engine, whole)
+                checkpoint.restore_generators(folder, saved, rank)
+            else:
+                checkpoint.restore(engine, folder, saved, rank)
         if rank == 0:
             print(f"resumed step={saved.step} from {candidate.path}", flush=True)
         return TrainState(saved.step, world, config.training.zero_stage, values, manifests, saved.quarantined)

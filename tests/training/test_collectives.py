@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from pathlib import Path
 
@@ -13,7 +12,6 @@ import torch.multiprocessing as mp
 from glscl.training.collectives import gather, gather_features, mean_gradient, world_size
 
 WORLD = 3
-multiprocessing.set_forkserver_preload(["glscl.training.global_batch"])  # imports once, for all processes
 
 
 def _worker(rank: int, store: str) -> None:

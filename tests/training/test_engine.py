@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import multiprocessing
 import os
 from functools import partial
 from itertools import pairwise
@@ -30,7 +29,6 @@ from glscl.training.global_batch import Batch, backward_global_batch
 from glscl.training.options import TrainingConfig
 
 SIZE, PAIRS = 16, 4
-multiprocessing.set_forkserver_preload(["glscl.training.launch"])  # imports once, for all processes
 
 
 def test_schedule_rises_linearly_and_falls_along_a_cosine() -> None:

@@ -77,7 +77,8 @@ def test_preflight_knows_a_run_that_continues(
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(config.model_dump(mode="json")))
     assert preflight(config).facts["run"].endswith("/runs/r (continues)")
-    free = run_config(words("--data.train", shards.uri, "--training.log-every", "3"), "glscl train").resolved()
+    changes = ["--training.log-every", "3", "--training.num-workers", "2"]
+    free = run_config(words("--data.train", shards.uri, *changes), "glscl train").resolved()
     assert preflight(free).facts["run"].endswith("/runs/r (continues)")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,6 @@ from glscl.training.options import TrainingConfig
 
 PAIRS, WORDS, FRAMES, SIZE = 8, 8, 3, 16
 TOLERANCE = 1e-5
-multiprocessing.set_forkserver_preload(["glscl.training.global_batch"])  # imports once, for all processes
 
 Result = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]
 
