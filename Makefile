@@ -8,7 +8,7 @@ quickstart: .venv/.installed
 	$(BIN)/glscl quickstart
 
 test: .venv/.installed
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 lint: .venv/.installed
 	$(BIN)/ruff check .
