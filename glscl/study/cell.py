@@ -15,14 +15,14 @@ from glscl import storage
 from glscl.config import RunConfig
 from glscl.data.shards import open_shard_set
 from glscl.errors import UserError
-from glscl.evaluation.evaluate import evaluate_model, without_thumbnails
+from glscl.evaluation.evaluate import without_thumbnails
 from glscl.evaluation.saved import FOLDER, ModelCard, load_model, save_model
 from glscl.models.retriever import Retriever
 from glscl.reporting.study_schema import ZERO_SHOT
 from glscl.session import check_resources
 from glscl.study.grid import RESULT, Cell
 from glscl.training.checkpoint import differing_keys
-from glscl.training.launch import train
+from glscl.training.launch import score_tests, train
 from glscl.training.preflight import CONFIG, preflight
 from glscl.training.results import write_results, write_status
 
@@ -131,16 +131,7 @@ def _towers(config: RunConfig) -> dict[str, Any]:
     )
     storage.write_json(storage.join(config.run_directory, CONFIG), config.model_dump(mode="json"))
     save_model(storage.join(config.run_directory, FOLDER), card, Retriever(config.model).state_dict())
-    entries = evaluate_model(
-        config.run_directory,
-        config.data.test,
-        config.evaluation,
-        workers=training.num_workers,
-        use_gpu=training.use_gpu,
-        cpus_per_worker=training.cpus_per_worker,
-        loader_workers=config.data.loader_workers,
-        keep_ranks=True,
-    )
+    entries = score_tests(config, keep_ranks=True)
     return {"tests": entries, "checkpoint_step": 0, "validation": {}}
 
 

@@ -40,7 +40,20 @@ def train(config: RunConfig, ready: Preflight, *, keep_ranks: bool = False) -> d
     storage.write_json(storage.join(config.run_directory, CONFIG), config.model_dump(mode="json"))
     result = _fit(config)
     card = _save_best(config, ready, result)
-    entries = evaluate_model(
+    entries = score_tests(config, bank=config.data.train, keep_ranks=keep_ranks)
+    return results_of(card, entries, read_metrics(config.run_directory))
+
+
+def score_tests(config: RunConfig, *, bank: Sequence[str] = (), keep_ranks: bool = False) -> list[dict[str, Any]]:
+    """Score the model in a run directory on ``data.test``, with as many actors as training has workers.
+
+    Args:
+        config: of the run.
+        bank: see `evaluate_model`.
+        keep_ranks: see `evaluate_model`.
+    """
+    training = config.training
+    return evaluate_model(
         config.run_directory,
         config.data.test,
         config.evaluation,
@@ -48,10 +61,9 @@ def train(config: RunConfig, ready: Preflight, *, keep_ranks: bool = False) -> d
         use_gpu=training.use_gpu,
         cpus_per_worker=training.cpus_per_worker,
         loader_workers=config.data.loader_workers,
-        bank=config.data.train,
+        bank=bank,
         keep_ranks=keep_ranks,
     )
-    return results_of(card, entries, read_metrics(config.run_directory))
 
 
 def _fit(config: RunConfig) -> Any:
