@@ -17,15 +17,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+import yaml
 
 from glscl.data.shards import ShardSet
 
 pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).resolve().parents[2]
 START_S = 90
+LIMIT_S = 300
 
 
 @dataclass
@@ -37,15 +40,19 @@ class Head:
 
     def glscl(self, where: Path, *words: str, token: str | None = None) -> tuple[int, list[str]]:
         """Exit status and lines of a command that is run in another directory than the cluster's."""
+        return self.run(where, sys.executable, "-m", "glscl", *words, token=token)
+
+    def run(self, where: Path, *words: str, token: str | None = None) -> tuple[int, list[str]]:
+        """The same of any command."""
         environment = self.environment | ({"RAY_AUTH_TOKEN": token} if token else {})
         done = subprocess.run(
-            [sys.executable, "-m", "glscl", *words],
+            words,
             cwd=where,
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=120,
+            timeout=LIMIT_S,
             check=False,
         )
         assert environment["RAY_AUTH_TOKEN"] not in done.stdout
@@ -90,12 +97,13 @@ def head() -> Iterator[Head]:
         _wait_for(url, process, Path(folder) / "head.log")
         yield Head(url, environment)
     finally:
-        family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        head = psutil.Process(process.pid)
+        family = [head, *head.children(recursive=True)]
         process.send_signal(signal.SIGTERM)
-        process.wait(30)
-        _, alive = psutil.wait_procs(family, timeout=10)
+        _, alive = psutil.wait_procs(family, timeout=5)  # Ray itself gives idle workers 30 s
         for one in alive:
             one.kill()
+        psutil.wait_procs(alive, timeout=10)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -136,6 +144,68 @@ def test_a_job_succeeds_in_the_folder_that_was_sent(
     assert status == 0, lines
     assert last(lines) == "glscl: OK toy: 4 videos, 4 pairs in 2 shards"
     assert any(line.startswith("fingerprint: ") for line in lines)
+
+
+RUN: dict[str, Any] = {
+    "data": {"virtual_streams": 2, "loader_workers": 0, "sample_fps": 4.0},
+    "model": {"clip": "glscl-tiny", "max_frames": 2, "max_words": 16, "head": "mean_pool"},
+    "training": {"global_batch": 4, "max_steps": 2, "precision": "fp32", "zero_stage": 0},
+}
+
+
+@pytest.fixture
+def sent(make_shards: Callable[..., ShardSet], tmp_path: Path) -> Path:
+    """A folder with shards of two domains, to be sent along with a job."""
+    for domain in ("one", "two"):
+        for split in ("train", "test"):
+            make_shards(
+                domain, captions=[1] * (8 if split == "train" else 6), per_shard=2, root=str(tmp_path / "sent" / split)
+            )
+    return tmp_path / "sent"
+
+
+def test_a_training_by_rays_own_command(head: Head, sent: Path, tmp_path: Path) -> None:
+    """Its first status is 0, with the verdict as the last line of the command's own; that of a failure is not 0."""
+    run = RUN | {
+        "storage": str(tmp_path / "runs"),
+        "data": RUN["data"] | {"train": ["train/one"], "test": ["test/two"]},
+    }
+    (sent / "run.yaml").write_text(yaml.safe_dump(run))
+    ray = ["ray", "job", "submit", "--address", head.url, "--working-dir", str(sent), "--"]
+    train = [*ray, "python", "-m", "glscl", "train", "--config", "run.yaml", "--name"]
+    status, lines = head.run(Path("/"), *train, "good")
+    assert status == 0, lines
+    assert sum(line.startswith("glscl: OK run=good step=2 ") for line in lines) == 1, lines
+    assert (tmp_path / "runs" / "good" / "report.html").exists()
+    status, lines = head.run(Path("/"), *train, "bad", "--data.test", "test/three")
+    assert status == 1
+    assert any("test/three/manifest.json: no such file" in line for line in lines if line.startswith("glscl: FAILED"))
+
+
+def test_a_study_as_a_job(head: Head, sent: Path, tmp_path: Path) -> None:
+    domains = {"one": {"train": ["train/one"], "test": "test/one"}}
+    mean = {"group": "pooling", "what": "a mean", "run": {"model": {"head": "mean_pool"}}}
+    wti = {"group": "attention", "what": "token-wise", "run": {"model": {"head": "wti"}}}
+    study = {
+        "storage": str(tmp_path / "runs"),
+        "label": "two steps",
+        "seeds": [1],
+        "domains": domains,
+        "comparisons": [["wti", "mean_pool"]],
+        "union": False,
+        "zero_shot": False,
+        "conditions": {"short": {}},
+        "variants": {"mean_pool": mean, "wti": wti},
+        "run": RUN,
+        "examples": 0,
+        "resamples": 100,
+    }
+    (sent / "study.yaml").write_text(yaml.safe_dump(study))
+    words = ["submit", "--address", head.url, "--working-dir", str(sent), "--", "study", "--config", "study.yaml"]
+    status, lines = head.glscl(tmp_path, *words)
+    assert status == 0, "\n".join(lines[-12:])
+    assert last(lines).startswith("glscl: OK study=study cells=2/2")
+    assert (tmp_path / "runs" / "study" / "report.html").exists()
 
 
 def test_a_job_is_left_alone_listed_and_stopped(head: Head, tmp_path: Path) -> None:
