@@ -330,7 +330,7 @@ def _sweep(words: list[str], program: str) -> str:
     start_panel(program, describe(sweep, default))
     if options.report_only:
         return report(sweep)
-    with ray_session(quiet=True):
+    with ray_session(quiet=True, stops_runs=True):
         if options.dry_run:
             at_once = places(sweep, default)
             return f"dry run: {sweep.trials} trials, {at_once} at once on this cluster; none was started"

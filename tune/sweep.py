@@ -126,10 +126,11 @@ def check_dashboard() -> None:
     Raises:
         UserError: it does not.
     """
+    import ray
     from ray.util.state import list_nodes
 
     try:
-        list_nodes(limit=1, timeout=30)
+        list_nodes(address=ray.get_runtime_context().gcs_address, limit=1, timeout=30)
     except Exception as error:  # each of Ray's clients has exceptions of its own
         raise UserError(
             f"the cluster's dashboard does not answer ({type(error).__name__}); without it the resources of stopped "
