@@ -127,16 +127,22 @@ def check_dashboard() -> None:
         UserError: it does not.
     """
     import ray
-    from ray.util.state import list_nodes
 
     try:
-        list_nodes(address=ray.get_runtime_context().gcs_address, limit=1, timeout=30)
+        ray.get(ray.remote(num_cpus=0)(_ask_dashboard).remote())
     except Exception as error:  # each of Ray's clients has exceptions of its own
         raise UserError(
             f"the cluster's dashboard does not answer ({type(error).__name__}); without it the resources of stopped "
             f"trials never come back. Start the head with `ray start --head --include-dashboard=true` (and "
             f"ray[default] installed), or set scheduler to none"
         ) from error
+
+
+def _ask_dashboard() -> None:
+    """In a process of the cluster, as Ray Train does it."""
+    from ray.util.state import list_nodes
+
+    list_nodes(limit=1, timeout=30)
 
 
 def run_sweep(sweep: SweepConfig) -> str:
