@@ -19,6 +19,7 @@ USAGE = """usage: glscl COMMAND [options]
   train           train or continue a run:  --config PRESET|FILE.yaml  --a.b value ...  [--dry-run]
   eval            score a finished run on any shard sets, in and across domains
   study           heads x training domains x test domains x seeds, with intervals and a report:  --config NAME|FILE.yaml
+  sweep           search loss weights, temperature, rates ... across domains:  --config NAME|FILE.yaml  [--dry-run]
   shards build    official annotations + video files -> WebDataset shards and a manifest
   shards verify   read every shard and compare it with the manifest
   shards info     print a manifest
@@ -75,6 +76,7 @@ def _command(words: list[str]) -> tuple[str, Command, list[str]]:
         "train": _train,
         "eval": _evaluate,
         "study": _study,
+        "sweep": _sweep,
         "shards build": _shards_build,
         "shards verify": _shards_verify,
         "shards info": _shards_info,
@@ -292,6 +294,49 @@ def _study(words: list[str], program: str) -> str:
     return report(study)
 
 
+def _sweep(words: list[str], program: str) -> str:
+    from glscl.flags import parse_options
+    from glscl.options import Options
+
+    class Sweep(Options):
+        """Search over any keys of a run's configuration, scored across domains on held-out parts.
+
+        The same command goes on with what is not finished; finished trials are not done again.
+        """
+
+        config: str
+        """Packaged sweep (`glscl presets`) or a YAML file."""
+        name: str = ""
+        """Name of the sweep; empty is the configuration's."""
+        storage: str = ""
+        """Folder or s3:// prefix in which the sweep's directory is made; empty is the configuration's."""
+        root: str = ""
+        """Folder or s3:// prefix of the shard sets that have relative paths; empty is the configuration's."""
+        dry_run: bool = False
+        """Check the configuration, say what would be done and how many trials the cluster takes at once, start none."""
+        report_only: bool = False
+        """Write the report of the trials that have ended, and train nothing."""
+
+    options = parse_options(Sweep, words, program)
+
+    from glscl.reporting.console import start_panel
+    from glscl.session import ray_session
+    from tune.options import load_sweep
+    from tune.sweep import describe, places, plan, report, run_sweep
+
+    changes = {key: value for key in ("name", "storage", "root") if (value := getattr(options, key))}
+    sweep = load_sweep(options.config, **changes)
+    default = plan(sweep)
+    start_panel(program, describe(sweep, default))
+    if options.report_only:
+        return report(sweep)
+    with ray_session(quiet=True, stops_runs=True):
+        if options.dry_run:
+            at_once = places(sweep, default)
+            return f"dry run: {sweep.trials} trials, {at_once} at once on this cluster; none was started"
+        return run_sweep(sweep)
+
+
 def _shards_build(words: list[str], program: str) -> str:
     from pydantic import Field
 
@@ -431,16 +476,22 @@ def _toy(words: list[str], program: str) -> str:
 def _presets(words: list[str], program: str) -> str:
     from glscl.config import preset_names, preset_text
     from glscl.study.options import study_names, study_text
+    from tune.options import sweep_names, sweep_text
 
+    kinds = {
+        "train": (preset_names(), preset_text),
+        "study": (study_names(), study_text),
+        "sweep": (sweep_names(), sweep_text),
+    }
     if words and words[0] in ("-h", "--help"):
-        print(f"usage: {program} [NAME]\n\nlist the packaged configurations, or print one")
-    elif len(words) > 1:
-        raise UserError(f"`{program}` takes one name: {' '.join(words)}")
+        print(f"usage: {program} [[train|study|sweep] NAME]\n\nlist the packaged configurations, or print one")
+    elif len(words) > 2 or (len(words) == 2 and words[0] not in kinds):
+        raise UserError(f"`{program}` takes one name, after train, study or sweep where it is not clear: {words}")
     elif words:
-        study = words[0] not in preset_names() and words[0] in study_names()
-        print(study_text(words[0]) if study else preset_text(words[0]), end="")
+        named = words[:-1] or [kind for kind, (names, _) in kinds.items() if words[-1] in names] or ["train"]
+        print(kinds[named[0]][1](words[-1]), end="")
     else:
-        for what, names, text in (("train", preset_names(), preset_text), ("study", study_names(), study_text)):
+        for what, (names, text) in kinds.items():
             for name in names:
                 print(f"glscl {what} --config {name:<12} {text(name).splitlines()[0].lstrip('# ')}")
     return ""

@@ -8,16 +8,19 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from glscl.errors import UserError
 
 
 @contextmanager
-def ray_session(quiet: bool = False) -> Iterator[None]:
+def ray_session(quiet: bool = False, stops_runs: bool = False) -> Iterator[None]:
     """Use the cluster that ``RAY_ADDRESS`` or ``ray start`` offers, else a local one that ends with this block.
 
     Args:
         quiet: leave what tasks and workers print in Ray's log files: many runs at once would talk all together.
+        stops_runs: trainings may be ended from outside. What gives their resources back then is a process of Ray Train
+            that asks the dashboard; where a machine has several clusters, it must be told which is its own.
     """
     # Ray polls workers for reports at this interval; the default of 2 s would be felt in short runs.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
@@ -34,16 +37,24 @@ def ray_session(quiet: bool = False) -> Iterator[None]:
     if named and named != "local" and not _answers(named):
         raise UserError(f"no Ray cluster answers at RAY_ADDRESS={named}")
     address = named or _cluster_of_this_machine() or "local"
+    options: dict[str, Any] = {"runtime_env": {"worker_process_setup_hook": name_cluster}} if stops_runs else {}
     if address == "local":
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody reclaims this machine
         # Ray Train asks the dashboard for the state of its actors.
-        ray.init(address="local", include_dashboard=True, logging_level="error", log_to_driver=not quiet)
+        ray.init(address="local", include_dashboard=True, logging_level="error", log_to_driver=not quiet, **options)
     else:
-        ray.init(address=address, logging_level="error", log_to_driver=not quiet)
+        ray.init(address=address, logging_level="error", log_to_driver=not quiet, **options)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def name_cluster() -> None:
+    """Let this Ray worker process find its own cluster where it would look for any."""
+    import ray
+
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
 
 
 def _cluster_of_this_machine() -> str | None:

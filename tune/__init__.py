@@ -1,4 +1,6 @@
-"""Searches over loss weights, temperatures and learning rates with Ray Tune will live here; nothing does yet.
+"""Sweeps: Ray Tune searches over any keys of a run's configuration, with an objective across domains.
 
-This package sits on top of glscl and may import it, never the reverse.
+``options`` is a sweep's configuration, ``space`` what is searched, ``objective`` what a trial trains and what it is
+scored by, ``trial`` what one trial does, ``sweep`` the driver that has them done, ``confirm`` the winner against the
+default, ``analysis`` what the trials show.
 """

@@ -53,6 +53,8 @@ class ModelConfig(Options):
     position_std: float | None = Field(None, gt=0)
     """Standard deviation of the position tables that training starts from: the frames' and, without pretrained weights,
     the picture's; none leaves open_clip's small one. Small towers see motion much sooner with a large one (0.4)."""
+    logit_scale: float | None = Field(None, gt=0, le=MAX_SCALE)
+    """Factor of the similarities in the losses that training starts from, and learns; none is that of the towers."""
     grad_checkpointing: bool = False
     """Recompute the towers' activations in the backward pass: less memory, about a third more time."""
 
@@ -101,7 +103,8 @@ class Retriever(nn.Module):
                 f"model.max_words: {config.max_words} is more than the {self.towers.context_length} tokens "
                 f"that {config.clip} can read"
             )
-        self.logit_scale = nn.Parameter(torch.tensor([self.towers.log_scale]))
+        log_scale = self.towers.log_scale if config.logit_scale is None else math.log(config.logit_scale)
+        self.logit_scale = nn.Parameter(torch.tensor([log_scale]))
         width = self.towers.width
         self.frame_context: FrameContext | None = None
         if config.frame_context == "transformer":

@@ -105,7 +105,9 @@ def _trained(config: RunConfig) -> dict[str, Any]:
     try:
         results = train(config, preflight(config), keep_ranks=True)
         tests = [{key: value for key, value in test.items() if key != "per_query"} for test in results["tests"]]
-        command = f"glscl study (cell {config.name})"  # this process's own command line is a Ray worker's
+        command = (
+            f"{config.name}: one of the runs of a study or sweep"  # this process's own command line is a Ray worker's
+        )
         write_results(results | {"tests": tests, "command": command}, config.run_directory)
     except BaseException as error:
         write_status(config.run_directory, state="failed", verdict=str(error) or type(error).__name__)

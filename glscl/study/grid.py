@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ from glscl.data.toy.sets import toy_set, toy_set_address
 from glscl.errors import UserError
 from glscl.evaluation.leakage import read_leakage_list
 from glscl.reporting.study_schema import UNION, ZERO_SHOT
-from glscl.study.options import Domain, StudyConfig, Values, merge
+from glscl.study.options import Domain, RunsConfig, StudyConfig, Values, merge
 
 CELLS = "cells"
 RESULT = "cell.json"
@@ -73,17 +73,17 @@ class Cell:
         return f"{self.condition}: {self.variant} on {self.training}, seed {self.seed}"
 
 
-def shard_sets(study: StudyConfig, *, make: bool) -> dict[str, Sets]:
+def shard_sets(study: RunsConfig, *, make: bool) -> dict[str, Sets]:
     """The shard sets of every domain.
 
     Args:
-        study: the study.
+        study: the study, or sweep.
         make: write the toy sets that are not there (Ray must be running); false only says where they are.
     """
     return {name: _sets(study, name, domain, make) for name, domain in study.domains.items()}
 
 
-def _sets(study: StudyConfig, name: str, domain: Domain, make: bool) -> Sets:
+def _sets(study: RunsConfig, name: str, domain: Domain, make: bool) -> Sets:
     toy = domain.toy
     if toy is None:
         train, validation = (tuple(map(study.address, uris)) for uris in (domain.train, domain.validation))
@@ -93,7 +93,7 @@ def _sets(study: StudyConfig, name: str, domain: Domain, make: bool) -> Sets:
     return Sets((address("train", toy.train),), validation, address("test", toy.test) if toy.test else "")
 
 
-def pretraining_run(study: StudyConfig, *, make: bool) -> RunConfig | None:
+def pretraining_run(study: RunsConfig, *, make: bool) -> RunConfig | None:
     """The run that makes the towers, or None; see `shard_sets` for ``make``.
 
     Raises:
@@ -106,7 +106,7 @@ def pretraining_run(study: StudyConfig, *, make: bool) -> RunConfig | None:
     if options.toy is not None:
         address = toy_set if make else toy_set_address
         train = (address(study.storage, options.domain, "train", options.toy.train),)
-    return _run(study, study.directory, PRETRAINING, study.seeds[0], [options.run], {"train": train}, "pretraining")
+    return build_run(study, study.directory, PRETRAINING, study.first_seed, [options.run], {"train": train})
 
 
 def cells(study: StudyConfig, sets: Mapping[str, Sets]) -> list[Cell]:
@@ -117,7 +117,7 @@ def cells(study: StudyConfig, sets: Mapping[str, Sets]) -> list[Cell]:
     """
     found = []
     tests = [sets[name].test for name in sets if sets[name].test]
-    towers = {"model": {"pretrained": storage.join(study.directory, TOWERS)}} if study.pretraining else {}
+    towers = pretrained_towers(study)
     trainings: dict[str, tuple[tuple[str, ...], Values]] = {n: ((n,), d.run) for n, d in study.domains.items()}
     if study.union and len(sets) > 1:
         trainings[UNION] = (tuple(sets), study.union_run)
@@ -129,7 +129,7 @@ def cells(study: StudyConfig, sets: Mapping[str, Sets]) -> list[Cell]:
             "test": tests,
         }
         folder = storage.join(study.directory, CELLS, condition)
-        return _run(study, folder, name, seed, [study.conditions[condition], towers, *parts], data, name)
+        return build_run(study, folder, name, seed, [study.conditions[condition], towers, *parts], data)
 
     for condition in study.conditions:
         if study.zero_shot:
@@ -161,11 +161,29 @@ def _leaks(study: StudyConfig, domains: tuple[str, ...]) -> Values:
     return {"evaluation": {"leave_out": [f"{test}={uri}" for test, uri in lists.items()]}} if lists else {}
 
 
-def _run(
-    study: StudyConfig, folder: str, name: str, seed: int, parts: list[Values], data: Mapping[str, Any], where: str
+def pretrained_towers(study: RunsConfig) -> Values:
+    """What tells a run to start from the towers that the pretraining made, if there is one."""
+    return {"model": {"pretrained": storage.join(study.directory, TOWERS)}} if study.pretraining else {}
+
+
+def build_run(
+    study: RunsConfig, folder: str, name: str, seed: int, parts: Sequence[Values], data: Mapping[str, Any]
 ) -> RunConfig:
+    """One run of a study or sweep: the shared one, then ``parts``, then what is this run's alone.
+
+    Args:
+        study: the study or sweep.
+        folder: in which the run directory is.
+        name: of the run directory.
+        seed: of the training.
+        parts: what differs from the shared run, the later winning.
+        data: ``train``, ``validation`` and ``test``.
+
+    Raises:
+        UserError: the configuration is wrong.
+    """
     fixed = {"name": name, "storage": folder, "seed": seed, "data": dict(data)}
-    return validate(merge(study.run, *parts, fixed), f"study {study.name}, {where}").resolved()
+    return validate(merge(study.run, *parts, fixed), f"{study.kind} {study.name}, {name}").resolved()
 
 
 def check_sets(study: StudyConfig, sets: Mapping[str, Sets]) -> None:

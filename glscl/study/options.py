@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -97,22 +97,63 @@ class LeaveOut(Options):
     """File that names them; see `glscl eval`'s --leave-out."""
 
 
-class StudyConfig(Options):
-    """Heads × training domains × test domains × seeds."""
+class RunsConfig(Options):
+    """What configurations of many runs have in common: where their data come from, and where everything goes."""
 
-    name: str = "study"
-    """Name of the study; the same name continues it."""
+    kind: ClassVar[str]
+    """What such a collection of runs is called."""
+
+    name: str
+    """Name of the study or sweep; the same name continues it."""
     storage: str = "runs"
-    """Folder or s3:// prefix in which the study's directory is made."""
+    """Folder or s3:// prefix in which its directory is made."""
     root: str = ""
     """Folder or s3:// prefix under which shard sets and lists are that are not given as absolute paths or addresses;
     empty is the current folder."""
     label: str
     """What the figures are figures of; the report shows it first."""
+    domains: dict[str, Domain]
+    """By name."""
+    run: Values
+    """The run that all share."""
+    pretraining: Pretraining | None = None
+    """Where the towers come from, if they are made first, by a run of their own."""
+    concurrent: int | None = Field(default=None, ge=1)
+    """Most trainings at once; none takes as many as the cluster has room for."""
+
+    @model_validator(mode="after")
+    def _consistent_runs(self) -> Self:
+        check_names("domains", self.domains)
+        check_names("name", (self.name,))
+        for key in ("name", "storage", "seed", "data.train", "data.validation", "data.test"):
+            if has_key(self.run, key):
+                raise ValueError(f"run: {key} follows from the {self.kind}'s own keys (name, storage, seeds, domains)")
+        return self
+
+    @property
+    def first_seed(self) -> int:
+        """Of what is trained once for all."""
+        raise NotImplementedError
+
+    @property
+    def directory(self) -> str:
+        """Absolute path or URI of its directory."""
+        return storage.join(storage.resolve(self.storage), self.name)
+
+    def address(self, path: str) -> str:
+        """A shard set or list under `root`, unless it says itself where it is."""
+        return storage.join(self.root, path) if self.root and "://" not in path and path[:1] not in "/~" else path
+
+
+class StudyConfig(RunsConfig):
+    """Heads × training domains × test domains × seeds. Each domain is trained on alone, and tested on by all."""
+
+    kind = "study"
+
+    name: str = "study"
+    """Name of the study; the same name continues it."""
     seeds: tuple[int, ...] = (1, 2, 3)
     """Of every variant's trainings. Intervals need three."""
-    domains: dict[str, Domain]
-    """By name. Each is trained on alone, and tested on by all."""
     union: bool = True
     """Also train on all domains together."""
     union_run: Values = Field(default_factory=dict)
@@ -123,10 +164,6 @@ class StudyConfig(Options):
     """By name: what differs, such as model.max_words and model.max_frames; everything is trained and tested in each."""
     variants: dict[str, VariantOptions]
     """By name, in the order of the report."""
-    run: Values
-    """The run that all cells share."""
-    pretraining: Pretraining | None = None
-    """Where the towers come from, if the study makes them itself."""
     comparisons: tuple[tuple[str, str], ...] = ()
     """Pairs of variants whose difference is asked for; empty: every consistency variant with every attention one. The
     claims begin with the first."""
@@ -136,8 +173,6 @@ class StudyConfig(Options):
     """Of the queries, for intervals and p-values."""
     examples: int = Field(default=6, ge=0)
     """Queries shown that one variant finds and another loses."""
-    concurrent: int | None = Field(default=None, ge=1)
-    """Most cells at once; none takes as many as the cluster has room for."""
     keep_models: bool = True
     """Keep each cell's model, for `glscl eval`; its checkpoints go once it is finished."""
 
@@ -150,20 +185,8 @@ class StudyConfig(Options):
 
     @model_validator(mode="after")
     def _consistent(self) -> StudyConfig:
-        for kind, names in (
-            ("domains", self.domains),
-            ("variants", self.variants),
-            ("conditions", self.conditions),
-            ("name", (self.name,)),
-        ):
-            if not names:
-                raise ValueError(f"{kind}: none given")
-            for name in names:
-                if not _NAME.match(name) or name in (ZERO_SHOT, UNION):
-                    raise ValueError(
-                        f"{kind}: '{name}' cannot be a name: letters, digits, '.', '_' and '-', and neither "
-                        f"'{ZERO_SHOT}' nor '{UNION}'"
-                    )
+        check_names("variants", self.variants)
+        check_names("conditions", self.conditions)
         for kind, known, used in (
             ("comparisons", self.variants, [name for pair in self.comparisons for name in pair]),
             ("leave_out", self.domains, [name for item in self.leave_out for name in (item.test, item.train)]),
@@ -175,19 +198,12 @@ class StudyConfig(Options):
             raise ValueError("comparisons: a variant is compared with itself")
         if not any(domain.test or (domain.toy and domain.toy.test) for domain in self.domains.values()):
             raise ValueError("domains: none has a test set")
-        for key in ("name", "storage", "seed", "data.train", "data.validation", "data.test"):
-            if _has(self.run, key):
-                raise ValueError(f"run: {key} follows from the study's own keys (name, storage, seeds, domains)")
         return self
 
     @property
-    def directory(self) -> str:
-        """Absolute path or URI of the study's directory."""
-        return storage.join(storage.resolve(self.storage), self.name)
-
-    def address(self, path: str) -> str:
-        """A shard set or list under `root`, unless it says itself where it is."""
-        return storage.join(self.root, path) if self.root and "://" not in path and path[:1] not in "/~" else path
+    def first_seed(self) -> int:
+        """Of the pretraining and the towers."""
+        return self.seeds[0]
 
     @property
     def pairs(self) -> tuple[tuple[str, str], ...]:
@@ -204,6 +220,30 @@ def merge(*parts: Mapping[str, Any]) -> Values:
             before = merged.get(key)
             merged[key] = merge(before, value) if isinstance(before, dict) and isinstance(value, Mapping) else value
     return merged
+
+
+def check_names(what: str, names: Collection[str]) -> None:
+    """See that there are names, and that all of them can be names of folders.
+
+    Raises:
+        ValueError: naming the first that cannot.
+    """
+    if not names:
+        raise ValueError(f"{what}: none given")
+    for name in names:
+        if not _NAME.match(name) or name in (ZERO_SHOT, UNION):
+            raise ValueError(
+                f"{what}: '{name}' cannot be a name: letters, digits, '.', '_' and '-', and neither "
+                f"'{ZERO_SHOT}' nor '{UNION}'"
+            )
+
+
+def has_key(values: Mapping[str, Any], key: str) -> bool:
+    """Whether nested values have a dotted key."""
+    head, _, rest = key.partition(".")
+    if head not in values:
+        return False
+    return not rest or (isinstance(values[head], Mapping) and has_key(values[head], rest))
 
 
 def study_names() -> list[str]:
@@ -241,10 +281,3 @@ def load_study(source: str, **changes: Any) -> StudyConfig:
         return StudyConfig.model_validate(values | changes)
     except ValidationError as error:
         raise UserError(f"{where}: {first_mistake(error, StudyConfig)}") from None
-
-
-def _has(values: Mapping[str, Any], key: str) -> bool:
-    head, _, rest = key.partition(".")
-    if head not in values:
-        return False
-    return not rest or (isinstance(values[head], Mapping) and _has(values[head], rest))

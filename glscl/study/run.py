@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -21,7 +21,7 @@ from glscl.study.cell import export_towers, read_result, remove_checkpoints, run
 from glscl.study.examples import examples
 from glscl.study.grid import RESULT, TOWERS, Cell, cells, check_sets, pretraining_run, shard_sets
 from glscl.study.measure import measure_costs
-from glscl.study.options import StudyConfig
+from glscl.study.options import RunsConfig, StudyConfig
 from glscl.training.launch import train
 from glscl.training.options import TrainingConfig
 from glscl.training.preflight import preflight
@@ -63,7 +63,7 @@ def run_study(study: StudyConfig) -> str:
     storage.check_writable(study.directory, "--storage")
     write_status(study.directory, state="running", verdict="")
     try:
-        run_cells(study, prepare(study))
+        run_cells(prepare(study), concurrent=study.concurrent, keep_models=study.keep_models)
         verdict = report(study, costs=True)
     except BaseException as error:
         write_status(study.directory, state="failed", verdict=str(error) or type(error).__name__)
@@ -81,7 +81,7 @@ def prepare(study: StudyConfig) -> list[Cell]:
     storage.write_bytes(storage.join(study.directory, CONFIG), _yaml(study).encode())
     sets = shard_sets(study, make=True)
     check_sets(study, sets)
-    _pretrain(study)
+    pretrain(study)
     found = cells(study, sets)
     seen: set[tuple[str, ...]] = set()
     for cell in found:
@@ -96,7 +96,12 @@ def prepare(study: StudyConfig) -> list[Cell]:
     return found
 
 
-def _pretrain(study: StudyConfig) -> None:
+def pretrain(study: RunsConfig) -> None:
+    """Train the towers that all runs start from, unless that was done before.
+
+    Raises:
+        UserError: bad input, or another pretraining was done under this name.
+    """
     config = pretraining_run(study, make=True)
     if config is None:
         return
@@ -106,18 +111,26 @@ def _pretrain(study: StudyConfig) -> None:
         return
     if not storage.exists(storage.join(config.run_directory, FOLDER, CARD)):
         began = time.monotonic()
-        _say(f"pretraining the towers: {config.run_directory}")
+        _say(f"pretraining the towers: {config.run_directory}", study.kind)
         train(config, ready)
-        _say(f"pretrained in {time.monotonic() - began:.0f} s")
+        _say(f"pretrained in {time.monotonic() - began:.0f} s", study.kind)
     export_towers(config.run_directory, towers)
     remove_checkpoints(config.run_directory)
 
 
-def run_cells(study: StudyConfig, found: list[Cell]) -> None:
+def run_cells(
+    found: Sequence[Cell], *, concurrent: int | None = None, keep_models: bool = False, kind: str = StudyConfig.kind
+) -> None:
     """Do every cell that is not finished, as many at once as there is room for.
 
     Each is a Ray task that starts its own worker group. No more of them run than all their workers fit, so that none
     waits with half of its workers for another's to end. Nodes that join later are used from then on.
+
+    Args:
+        found: the cells, finished ones among them.
+        concurrent: most at once.
+        keep_models: keep each cell's model.
+        kind: what they are cells of; every line begins with it.
 
     Raises:
         UserError: cells failed of bad input; names the first and says how to go on.
@@ -128,7 +141,7 @@ def run_cells(study: StudyConfig, found: list[Cell]) -> None:
     pending = deque(cell for cell in found if read_result(cell) is None)
     before = finished = len(found) - len(pending)
     took = 0.0
-    _say(f"{finished} of {len(found)} cells are finished, {len(pending)} to do")
+    _say(f"{finished} of {len(found)} cells are finished, {len(pending)} to do", kind)
     if not pending:
         return
     training = pending[0].config.training
@@ -137,10 +150,10 @@ def run_cells(study: StudyConfig, found: list[Cell]) -> None:
     running: dict[Any, Cell] = {}
     failures: list[tuple[Cell, BaseException]] = []
     while pending or running:
-        room = min(_room(training), study.concurrent or len(found))
-        while pending and len(running) < max(1, room) and len(failures) < _MOST_FAILURES:
+        most = max(1, min(room(training), concurrent or len(found)))
+        while pending and len(running) < most and len(failures) < _MOST_FAILURES:
             cell = pending.popleft()
-            running[task.remote(cell.to_values(), study.keep_models)] = cell
+            running[task.remote(cell.to_values(), keep_models)] = cell
         if not running:
             break
         done, _ = ray.wait(list(running), num_returns=1, timeout=_POLL_S)
@@ -151,21 +164,22 @@ def run_cells(study: StudyConfig, found: list[Cell]) -> None:
             except ray.exceptions.RayError as error:
                 cause = getattr(error, "cause", None)
                 failures.append((cell, cause if isinstance(cause, BaseException) else error))
-                _say(f"FAILED {cell.label}: {_one_line(failures[-1][1])}")
+                _say(f"FAILED {cell.label}: {one_line(failures[-1][1])}", kind)
                 continue
             finished += 1
             took += result["seconds"]
-            left = took / (finished - before) * (len(pending) + len(running)) / max(1, room)
+            left = took / (finished - before) * (len(pending) + len(running)) / most
             _say(
                 f"{finished}/{len(found)} {cell.label}: {_scores(result)} "
-                f"({result['seconds']:.0f} s, about {max(1, round(left / 60))} min left)"
+                f"({result['seconds']:.0f} s, about {max(1, round(left / 60))} min left)",
+                kind,
             )
     if failures:
         first, reason = failures[0]
         bad_input = all(isinstance(error, UserError) for _, error in failures)
         raise (UserError if bad_input else RuntimeError)(
             f"{len(failures)} cells failed and {len(pending)} were not started; the first was {first.label} "
-            f"({first.directory}): {_one_line(reason)}. The same command goes on with what is not finished"
+            f"({first.directory}): {one_line(reason)}. The same command goes on with what is not finished"
         )
 
 
@@ -173,11 +187,15 @@ def _task(values: Mapping[str, Any], keep_model: bool) -> dict[str, Any]:
     """A cell in a process of the cluster; returns what the driver prints, the rest is in ``cell.json``."""
     result = run_cell(Cell.from_values(values), keep_model)
     kept = ("domain", "text_to_video")
-    return {"seconds": result["seconds"], "tests": [{key: test[key] for key in kept} for test in result["tests"]]}
+    return {
+        "seconds": result["seconds"],
+        "validation": result["validation"],
+        "tests": [{key: test[key] for key in kept} for test in result["tests"]],
+    }
 
 
-def _room(training: TrainingConfig) -> int:
-    """Cells whose workers all fit on the nodes there are, counted node by node: a worker is never split over two."""
+def room(training: TrainingConfig) -> int:
+    """Trainings whose workers all fit on the nodes that there are, node by node: a worker is never split over two."""
     import ray
 
     workers = 0
@@ -193,15 +211,19 @@ def _yaml(study: StudyConfig) -> str:
     return yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _say(text: str) -> None:
-    print(f"study: {text}", flush=True)
+def _say(text: str, kind: str) -> None:
+    print(f"{kind}: {text}", flush=True)
 
 
 def _scores(result: Mapping[str, Any]) -> str:
-    return ", ".join(f"{test['domain']} R@1={test['text_to_video']['R@1']:.1f}" for test in result["tests"])
+    from glscl.training.worker import SELECTION_METRIC
+
+    tests = ", ".join(f"{test['domain']} R@1={test['text_to_video']['R@1']:.1f}" for test in result["tests"])
+    return tests or f"held-out R@1={result['validation'][SELECTION_METRIC]:.1f}"
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """An exception in one line, with its type unless it is meant for the user."""
     return " ".join(f"{'' if isinstance(error, UserError) else type(error).__name__ + ': '}{error}".split())[:500]
 
 

@@ -1,0 +1,57 @@
+"""Sweeps and trials that a test makes up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from glscl.study.grid import shard_sets
+from tune.objective import Score
+from tune.options import SweepConfig
+from tune.trial import Setup
+from tune.trials import Trial
+
+STEPS, FIRST = 20, 5
+
+
+def sweep(**changes: Any) -> SweepConfig:
+    """Two toy domains, two keys."""
+    values: dict[str, Any] = {
+        "name": "fake",
+        "storage": "nowhere",
+        "label": "made-up scores",
+        "domains": {name: {"toy": {"train": 8, "dev": 4}} for name in ("toy_clips", "toy_stories")},
+        "run": {"model": {"clip": "glscl-tiny"}, "training": {"max_steps": STEPS}},
+        "space": {
+            "model.heads.glscl.tau": {"loguniform": (0.5, 20.0)},
+            "training.lr_head": {"loguniform": (1e-5, 1e-2)},
+        },
+        "trials": 4,
+    }
+    return SweepConfig.model_validate(values | changes)
+
+
+def setup(**changes: Any) -> Setup:
+    """Of `sweep`."""
+    config = sweep(**changes)
+    return Setup(config, shard_sets(config, make=False), STEPS, FIRST)
+
+
+def trial(name: str, state: Any, scores: dict[int, tuple[float, float]], tau: float = 1.0, **changes: Any) -> Trial:
+    """A trial of `sweep` with both domains' scores by step; the objective is their mean."""
+    history = tuple(
+        Score(step, (clips + stories) / 2, {"toy_clips": clips, "toy_stories": stories})
+        for step, (clips, stories) in scores.items()
+    )
+    return Trial(name, {"model.heads.glscl.tau": tau, "training.lr_head": 1e-3}, state, history, **changes)
+
+
+def many(count: int = 12) -> list[Trial]:
+    """Trials whose first score follows tau, a third of them finished; the winner is the last that finished."""
+    found = []
+    for number in range(count):
+        tau = 0.5 * 40 ** (number / (count - 1))
+        scores = {FIRST: (2.0 * number, 1.0 * number)}
+        if number % 3 == 0:
+            scores |= {STEPS: (3.0 * number, 20.0 - number)}
+        found.append(trial(f"t{number}", "finished" if number % 3 == 0 else "stopped", scores, tau))
+    return found

@@ -1,0 +1,130 @@
+"""What the driver shows of a sweep while it runs: a table on a terminal, a line per event anywhere else."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ray.tune import Callback
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from glscl.errors import UserError
+from glscl.reporting.console import console
+from tune.objective import Score
+from tune.trial import Setup
+from tune.trials import Trial, best_of, from_ray
+
+_MOST_FAILURES = 5
+
+
+class Watch(Callback):
+    """Ray Tune's trials as they go.
+
+    Args:
+        setup: the sweep's.
+        known: trials that ended before this start of the driver.
+        keep: is given the sweep's trials whenever one has ended.
+    """
+
+    def __init__(self, setup: Setup, known: Sequence[Trial], keep: Callable[[list[Trial]], None]) -> None:
+        self._setup = setup
+        self._total = setup.sweep.trials
+        self._known = {trial.name: trial for trial in known}
+        self._reported: dict[str, dict[int, Score]] = {}
+        self._ending: dict[str, str] = {}
+        self._keep = keep
+        out = console()
+        self._live = Live(console=out, auto_refresh=False) if out.is_terminal else None
+
+    def setup(self, **info: Any) -> None:
+        """Ray Tune is about to begin."""
+        if self._live is not None:
+            self._live.start()
+
+    def on_trial_start(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
+        """A trial begins, or goes on."""
+        self._ending.pop(trial.trial_id, None)
+        values = ", ".join(f"{key.rpartition('.')[2]}={_short(value)}" for key, value in trial.config.items())
+        self._event(trials, f"trial {trial.trial_id} starts: {values}")
+
+    def on_trial_result(
+        self, iteration: int, trials: Sequence[Any], trial: Any, result: Mapping[str, Any], **info: Any
+    ) -> None:
+        """A trial has scored a step."""
+        score = Score(result["step"], result["objective"], dict(result["domains"]))
+        self._reported.setdefault(trial.trial_id, {})[score.step] = score
+        self._event(trials, f"trial {trial.trial_id} step {score.step}: {score.objective:.2f} ({_domains(score)})")
+
+    def on_trial_complete(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
+        """A trial has finished, or was stopped."""
+        self._ended(trials, trial.trial_id, "TERMINATED")
+
+    def on_trial_error(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
+        """A trial has failed for good."""
+        self._ended(trials, trial.trial_id, "ERROR")
+        found = self.trials(trials)
+        failed = [item for item in found if item.state == "failed"]
+        if len(failed) >= _MOST_FAILURES and not any(item.state in ("finished", "stopped") for item in found):
+            raise UserError(f"the first {len(failed)} trials failed; the first of: {failed[0].error}")
+
+    def on_experiment_end(self, trials: Sequence[Any], **info: Any) -> None:
+        """Ray Tune has ended."""
+        self.close()
+
+    def close(self) -> None:
+        """Leave the terminal as it was; the table stays."""
+        if self._live is not None:
+            self._live.stop()
+
+    def trials(self, trials: Sequence[Any]) -> list[Trial]:
+        """The sweep's trials, of Ray Tune's."""
+        return from_ray(self._setup, trials, self._known, self._reported, self._ending)
+
+    def _ended(self, trials: Sequence[Any], name: str, state: str) -> None:
+        self._ending[name] = state
+        found = self.trials(trials)
+        self._keep(found)
+        (own,) = [trial for trial in found if trial.name == name]
+        at = f" at step {own.last.step}: {own.last.objective:.2f}" if own.last else ""
+        self._event(trials, f"trial {name} {own.state}{at}{f' ({own.error})' if own.error else ''}")
+
+    def _event(self, trials: Sequence[Any], text: str) -> None:
+        found = self.trials(trials)
+        if self._live is not None:
+            self._live.update(table(found, self._total), refresh=True)
+            return
+        print(f"sweep: {text}; {summary(found, self._total)}", flush=True)
+
+
+def summary(trials: Sequence[Trial], total: int) -> str:
+    """Trials by state, and the best so far, in one line."""
+    states = Counter(trial.state for trial in trials)
+    text = ", ".join(f"{states[state]} {state}" for state in ("running", "finished", "stopped", "failed"))
+    best = best_of(trials)
+    return f"{text} of {total}" + (f"; best {best.score():.2f} ({best.name})" if best else "")
+
+
+def table(trials: Sequence[Trial], total: int) -> Table:
+    """The trials as a table, the best first."""
+    domains = next((list(trial.last.domains) for trial in trials if trial.last), [])
+    found = Table(box=None, header_style="bold", pad_edge=False, title=summary(trials, total), title_justify="left")
+    for name in ("trial", "state", "step", "objective", *domains):
+        found.add_column(Text(name), justify="left" if name in ("trial", "state") else "right")
+    for trial in sorted(trials, key=Trial.score, reverse=True)[:20]:
+        last = trial.last
+        numbers = (
+            [str(last.step), f"{last.objective:.2f}", *(f"{last.domains[n]:.1f}" for n in domains)] if last else []
+        )
+        found.add_row(*map(Text, (trial.name, trial.state, *numbers)))
+    return found
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _domains(score: Score) -> str:
+    return ", ".join(f"{name} {value:.1f}" for name, value in score.domains.items())

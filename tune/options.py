@@ -1,0 +1,166 @@
+"""Configuration of a sweep: one YAML file, or a packaged one by name."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from glscl.config import load_config, read_yaml
+from glscl.errors import UserError, did_you_mean
+from glscl.flags import first_mistake
+from glscl.study.options import RunsConfig, Values, merge
+from tune.space import Draw, Space, ready_made
+
+Objective = Literal["mean", "worst", "leave_one_domain_out"]
+Metric = Literal[
+    "text_to_video_R@1",
+    "text_to_video_R@5",
+    "text_to_video_R@10",
+    "video_to_text_R@1",
+    "video_to_text_R@5",
+    "video_to_text_R@10",
+]
+_POPULATION = ("pbt", "pb2", "population", "population_based", "pbt_replay")
+
+
+class SweepConfig(RunsConfig):
+    """A search over keys of a run's configuration, scored on held-out parts of the training domains."""
+
+    kind = "sweep"
+
+    name: str = "sweep"
+    """Name of the sweep; the same name continues it."""
+    base: str = ""
+    """Preset or YAML file of `glscl train` that `run` differs from; empty is the defaults."""
+    run: Values = Field(default_factory=dict)
+    """What differs from `base`, in every trial."""
+    spaces: tuple[str, ...] = ()
+    """Ready-made spaces, by name."""
+    space: dict[str, Draw] = Field(default_factory=dict)
+    """By configuration key: how its values are drawn. Wins over the ready-made ones."""
+    objective: Objective = "mean"
+    """Across domains: the mean of their held-out parts' scores, the worst of them, or, of trainings that each leave one
+    domain out, the mean of the scores on the held-out part of the one left out."""
+    metric: Metric = "text_to_video_R@1"
+    """What a domain's held-out part is scored by."""
+    cost: Literal["none", "multiply_adds"] = "none"
+    """Second objective: the head's multiply-adds per pair of a text and a video, to be low."""
+    trials: int = Field(default=16, ge=1)
+    """Sets of values tried."""
+    searcher: Literal["optuna", "random"] = "optuna"
+    """Optuna's TPE, which learns from the trials before, or chance."""
+    scheduler: Literal["asha", "median", "none"] = "asha"
+    """What stops trials early: asynchronous successive halving, the median of the others, or nothing."""
+    grace_steps: int | None = Field(default=None, ge=1)
+    """Steps that every trial is given; none is until its first scoring."""
+    reduction_factor: float = Field(default=3.0, gt=1)
+    """ASHA keeps the best 1/this of the trials at each rung; rungs lie this factor apart."""
+    seed: int = Field(default=1, ge=0)
+    """Of the searcher, and of every trial's training."""
+    confirm_seeds: int = Field(default=3, ge=0)
+    """Trainings each of the winner and of the default configuration, with seeds that the search did not use; 0 leaves
+    the comparison out."""
+    keep_models: bool = False
+    """Keep the models of all trials that finished, not only the winner's."""
+
+    @field_validator("scheduler", mode="before")
+    @classmethod
+    def _no_population(cls, value: Any) -> Any:
+        if str(value).lower() in _POPULATION:
+            raise ValueError(
+                "population-based training needs checkpoints that Ray Tune itself copies between trials; trials here "
+                "are Ray Train runs that keep their own, and Tune would go on without ever copying one, silently. "
+                "Choose asha, median or none"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for name, domain in self.domains.items():
+            if domain.run:
+                raise ValueError(f"domains.{name}.run: a sweep trains on domains together; put it in run")
+            if len(domain.validation) > 1:
+                raise ValueError(f"domains.{name}.validation: give one held-out part; the metric is named by domain")
+            if not domain.validation and not (domain.toy and domain.toy.dev):
+                raise ValueError(
+                    f"domains.{name}: no held-out part to score trials on; give validation (`glscl shards build "
+                    f"--hold-out` makes one), or toy.dev"
+                )
+        if self.objective == "leave_one_domain_out":
+            if len(self.domains) < 2:
+                raise ValueError("objective: leave_one_domain_out needs two domains or more; choose mean, or add one")
+            if (self.run.get("data") or {}).get("weights"):
+                raise ValueError("run.data.weights: each training leaves another domain out; leave weights out")
+        if self.cost != "none" and self.scheduler != "none":
+            raise ValueError(
+                f"cost: with two objectives nothing says which of two trials is the worse one to stop; set scheduler "
+                f"to none (it is {self.scheduler})"
+            )
+        if self.cost != "none" and self.searcher != "optuna":
+            raise ValueError("cost: only the searcher optuna takes two objectives")
+        return self
+
+    @property
+    def first_seed(self) -> int:
+        """Of the pretraining and of every trial."""
+        return self.seed
+
+    @property
+    def searched(self) -> Space:
+        """The ready-made spaces and the sweep's own, put together.
+
+        Raises:
+            UserError: no such space.
+        """
+        found: Space = {}
+        for name in self.spaces:
+            found |= ready_made(name)[1]
+        return found | self.space
+
+
+def sweep_names() -> list[str]:
+    """Names of the packaged sweeps."""
+    folder = resources.files("tune") / "presets"
+    return sorted(Path(item.name).stem for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def sweep_text(name: str) -> str:
+    """A packaged sweep as commented YAML.
+
+    Raises:
+        UserError: no such sweep.
+    """
+    if name not in sweep_names():
+        raise UserError(f"no sweep '{name}'{did_you_mean(name, sweep_names())}; packaged: {', '.join(sweep_names())}")
+    return (resources.files("tune") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def load_sweep(source: str, **changes: Any) -> SweepConfig:
+    """Read a sweep's YAML file (local or ``s3://``), or a packaged one by name.
+
+    Its ``run`` is then the whole run: `base` with what differs.
+
+    Args:
+        source: path, address or name.
+        changes: top-level keys to replace, such as ``storage``.
+
+    Raises:
+        UserError: missing file, bad YAML, unknown key or bad value, with the key's full name.
+    """
+    if source.endswith((".yaml", ".yml")):
+        where, values = source, read_yaml(source)
+    else:
+        where, values = f"sweep {source}", read_yaml(source, sweep_text(source))
+    try:
+        sweep = SweepConfig.model_validate(values | changes)
+    except ValidationError as error:
+        raise UserError(f"{where}: {first_mistake(error, SweepConfig)}") from None
+    base = load_config(sweep.base).model_dump(exclude_unset=True) if sweep.base else {}
+    for key in ("name", "storage", "seed"):
+        base.pop(key, None)
+    for key in ("train", "validation", "test"):
+        base.get("data", {}).pop(key, None)
+    return sweep.model_copy(update={"run": merge(base, sweep.run)})

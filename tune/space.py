@@ -1,0 +1,209 @@
+"""What is searched: configuration keys and how their values are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from glscl.config import RunConfig, keys, read_yaml, validate
+from glscl.errors import UserError, did_you_mean
+from glscl.flags import nearest_key
+from glscl.options import Options
+from glscl.study.options import Values, merge
+
+Value = bool | int | float | str | None
+
+_BUDGET = ("training.global_batch", "training.epochs", "training.max_steps")
+_MACHINES = (
+    "training.num_workers",
+    "training.use_gpu",
+    "training.cpus_per_worker",
+    "training.wait_for_nodes_s",
+    "training.max_failures",
+    "training.log_every",
+)
+REFUSED = {
+    "name": "the sweep names its trials",
+    "storage": "the sweep says where its trials lie",
+    "seed": "trials must differ in nothing but what is searched",
+    "data": "trials must learn from the same data",
+    "checkpoint": "it changes no model",
+    "evaluation": "it changes no model",
+    **dict.fromkeys(_BUDGET, "trials must have the same budget, or early stopping compares unequal things"),
+    **dict.fromkeys(_MACHINES, "the machines are the same for all trials"),
+}
+"""Keys, and sections, that cannot be searched, and why."""
+
+
+class Draw(Options):
+    """How a value is drawn; exactly one of these."""
+
+    uniform: tuple[float, float] | None = None
+    """From the first to the second number."""
+    loguniform: tuple[float, float] | None = None
+    """The same, evenly in the logarithm."""
+    randint: tuple[int, int] | None = None
+    """Whole numbers, both ends included."""
+    lograndint: tuple[int, int] | None = None
+    """The same, evenly in the logarithm."""
+    choice: tuple[Value, ...] | None = Field(default=None, min_length=1)
+    """One of these."""
+
+    @model_validator(mode="after")
+    def _sound(self) -> Draw:
+        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of {', '.join(type(self).model_fields)}")
+        if self.choice is not None:
+            if len(set(map(repr, self.choice))) < len(self.choice):
+                raise ValueError("a choice is given twice")
+            return self
+        low, high = self.ends
+        if low >= high:
+            raise ValueError(f"the lower end, {low:g}, is not below the upper one, {high:g}")
+        if self.is_log and low <= 0:
+            raise ValueError(f"{given[0]} needs ends above 0, and starts at {low:g}")
+        return self
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Lowest and highest number; not for a choice."""
+        for pair in (self.uniform, self.loguniform, self.randint, self.lograndint):
+            if pair is not None:
+                return pair
+        raise ValueError("a choice has no ends")
+
+    @property
+    def is_log(self) -> bool:
+        """Whether it is drawn evenly in the logarithm."""
+        return self.loguniform is not None or self.lograndint is not None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether numbers are whole."""
+        return self.randint is not None or self.lograndint is not None
+
+    def samples(self) -> list[Value]:
+        """Values that stand for all: the ends and one between, or every choice."""
+        if self.choice is not None:
+            return list(self.choice)
+        low, high = self.ends
+        share = 0.618034  # no whole number between whole ends: a key for whole numbers refuses it
+        between = low * (high / low) ** share if self.is_log else low + share * (high - low)
+        return [int(low), round(between), int(high)] if self.is_whole else [low, between, high]
+
+    def domain(self) -> Any:
+        """As Ray Tune has it (whose integers end before the upper end)."""
+        from ray import tune
+
+        if self.choice is not None:
+            return tune.choice(list(self.choice))
+        low, high = self.ends
+        if self.is_whole:
+            return (tune.lograndint if self.is_log else tune.randint)(int(low), int(high) + 1)
+        return (tune.loguniform if self.is_log else tune.uniform)(low, high)
+
+    def distribution(self) -> Any:
+        """As Optuna has it."""
+        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+        if self.choice is not None:
+            return CategoricalDistribution(self.choice)
+        low, high = self.ends
+        if self.is_whole:
+            return IntDistribution(int(low), int(high), log=self.is_log)
+        return FloatDistribution(low, high, log=self.is_log)
+
+    def describe(self) -> str:
+        """In a few words."""
+        if self.choice is not None:
+            return "one of " + ", ".join(map(str, self.choice))
+        low, high = self.ends
+        return f"{low:g} to {high:g}{', logarithmic' if self.is_log else ''}{', whole' if self.is_whole else ''}"
+
+
+class _ReadyMade(Options):
+    """A packaged space."""
+
+    head: str
+    """Head that it is for."""
+    space: dict[str, Draw]
+
+
+Space = dict[str, Draw]
+
+
+def space_names() -> list[str]:
+    """Names of the packaged spaces."""
+    folder = resources.files("tune") / "spaces"
+    return sorted(Path(item.name).stem for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def ready_made(name: str) -> tuple[str, Space]:
+    """A packaged space, and the head that it is for.
+
+    Raises:
+        UserError: no such space.
+    """
+    if name not in space_names():
+        raise UserError(f"spaces: no space '{name}'{did_you_mean(name, space_names())}; packaged: {space_names()}")
+    text = (resources.files("tune") / "spaces" / f"{name}.yaml").read_text(encoding="utf-8")
+    found = _ReadyMade.model_validate(read_yaml(f"space {name}", text))
+    return found.head, found.space
+
+
+def nested(values: Mapping[str, Any]) -> Values:
+    """``{"a.b": 1}`` as ``{"a": {"b": 1}}``."""
+    tree: Values = {}
+    for key, value in values.items():
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        tree = merge(tree, value)
+    return tree
+
+
+def value_at(config: RunConfig, key: str) -> Value:
+    """A configuration's value under a dotted key."""
+    found: Any = config
+    for part in key.split("."):
+        found = getattr(found, part)
+    return found  # type: ignore[no-any-return]
+
+
+def check_space(space: Space, base: RunConfig) -> None:
+    """See that every key can be searched, and that the configuration takes every value.
+
+    Args:
+        space: what is searched.
+        base: the run without it.
+
+    Raises:
+        UserError: naming the key.
+    """
+    if not space:
+        raise UserError("space: nothing to search; name keys under space, or a ready-made one under spaces")
+    known = set(keys())
+    for key in space:
+        if key not in known:
+            raise UserError(f"space: unknown key '{key}'{nearest_key(key, known)}")
+        refused = next((name for name in REFUSED if key == name or key.startswith(f"{name}.")), None)
+        if refused is not None:
+            raise UserError(f"space: {key} cannot be searched: {REFUSED[refused]}")
+    heads = space["model.head"].choice or () if "model.head" in space else (base.model.head,)
+    for key in space:
+        head = key.split(".")[2] if key.startswith("model.heads.") else None
+        if head is not None and head not in heads:
+            raise UserError(f"space: {key} does nothing, the head is {', '.join(map(str, heads))} (model.head)")
+    plain = base.model_dump(mode="json")
+    corners = [{key: draw.samples()[end] for key, draw in space.items()} for end in (0, -1)]
+    for values in [*corners, *({key: value} for key, draw in space.items() for value in draw.samples())]:
+        made = validate(merge(plain, nested(values)), "space")
+        for key, value in values.items():
+            if value_at(made, key) != value or isinstance(value_at(made, key), bool) != isinstance(value, bool):
+                raise UserError(
+                    f"space: {key} = {value!r} becomes {value_at(made, key)!r}: it is not of the key's type"
+                )

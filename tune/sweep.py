@@ -1,0 +1,531 @@
+"""The driver of a sweep: data, towers, the search itself, the winner, its comparison with the default, the report."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from glscl import storage
+from glscl.config import RunConfig, to_yaml
+from glscl.data.shards import MANIFEST, open_shard_set
+from glscl.errors import UserError
+from glscl.evaluation.saved import FOLDER
+from glscl.session import check_resources
+from glscl.study.cell import remove_checkpoints
+from glscl.study.grid import Sets, pretraining_run, shard_sets
+from glscl.study.run import pretrain, room
+from glscl.training.horizon import Horizon, make_plan
+from glscl.training.preflight import preflight
+from glscl.training.results import write_status
+from tune.analysis import analyse
+from tune.confirm import confirm, read_confirmation, train_on_all
+from tune.live import Watch
+from tune.objective import ALL, folds, run_on, runs, trials_folder
+from tune.options import SweepConfig
+from tune.space import check_space
+from tune.trial import RESULT, Setup, run_directories, run_trial
+from tune.trials import Trial, best_of, read_trials, write_trials
+
+CONFIG = "sweep.json"
+BEST = "best.yaml"
+RESULTS = "results.json"
+TRIALS_CSV = "trials.csv"
+REPORT = "report.html"
+SEARCH = "search"
+"""Folder of Ray Tune's own state."""
+FREE_KEYS = ("name", "storage", "label", "concurrent", "confirm_seeds", "keep_models")
+"""Keys in which a continued sweep may differ from the one that began."""
+
+_DRIVER_BYTES = 512 * 2**20
+_RETRIES = 2
+_BACK_S = 120.0
+
+
+def plan(sweep: SweepConfig) -> RunConfig:
+    """Check what can be checked without data and without a cluster; makes and starts nothing.
+
+    Returns:
+        the default configuration: a trial's training without the searched values.
+
+    Raises:
+        UserError: naming what is wrong, where, and the knob.
+    """
+    pretraining_run(sweep, make=False)
+    sets = shard_sets(sweep, make=False)
+    default = _default(sweep, sets)
+    check_space(sweep.searched, default)
+    saved = storage.join(sweep.directory, CONFIG)
+    if storage.exists(saved):
+        different = _differing(storage.read_json(saved), _identity(sweep))
+        if different:
+            raise UserError(
+                f"{sweep.directory} holds a sweep of another configuration: {'; '.join(different[:5])}. Choose "
+                f"another --name, or restore these values"
+            )
+    return default
+
+
+def describe(sweep: SweepConfig, default: RunConfig) -> dict[str, str]:
+    """The sweep in words, for the start-up panel."""
+    training = default.training
+    trainings = len(folds(sweep))
+    known = read_trials(sweep)
+    ended = sum(trial.state != "running" for trial in known)
+    sets = shard_sets(sweep, make=False)
+    made = all(storage.exists(storage.join(uri, MANIFEST)) for own in sets.values() for uri in own.train)
+    facts = {
+        "sweep": f"{sweep.directory}: {sweep.label}",
+        "searched": "; ".join(f"{key}: {draw.describe()}" for key, draw in sweep.searched.items()),
+        "objective": f"{sweep.objective.replace('_', ' ')} of {sweep.metric} on the held-out parts of "
+        + ", ".join(sweep.domains),
+        "searcher": f"{sweep.searcher}, seed {sweep.seed}",
+        "scheduler": sweep.scheduler,
+        "trials": f"{sweep.trials}, {ended} of them ended",
+        "workers per trial": f"{trainings} training(s) at once x {training.num_workers} worker(s) x "
+        f"{training.cpus_per_worker:g} CPU{', 1 GPU' if training.use_gpu else ''}",
+    }
+    if made:
+        steps = _setup(sweep, sets).steps
+        most = steps * trainings * sweep.trials
+        facts["budget"] = (
+            f"{steps} steps a training, at most {most:,} in all; the confirmation adds "
+            f"{2 * sweep.confirm_seeds * trainings} trainings"
+        )
+    else:
+        facts["budget"] = f"{training.max_steps or f'{training.epochs} epochs'} a training; its data are not made yet"
+    return facts
+
+
+def places(sweep: SweepConfig, default: RunConfig) -> int:
+    """Trials that fit on the cluster at once; Ray must be running.
+
+    Raises:
+        UserError: not even one does.
+    """
+    training, trainings = default.training, len(folds(sweep))
+    check_resources(
+        training.num_workers * trainings, training.cpus_per_worker, training.use_gpu, training.wait_for_nodes_s
+    )
+    found = room(training) // trainings
+    if not found:
+        raise UserError(
+            f"a trial needs {trainings} x {training.num_workers} workers of {training.cpus_per_worker:g} CPUs"
+            f"{' and a GPU' if training.use_gpu else ''} at once, and the nodes hold {room(training)} such groups of "
+            f"{training.num_workers}: lower training.num_workers or training.cpus_per_worker, or add nodes"
+        )
+    return min(found, max(1, sweep.concurrent or found))
+
+
+def check_dashboard() -> None:
+    """See that the cluster's dashboard answers: Ray Train asks it when it takes back what a stopped trial held.
+
+    Raises:
+        UserError: it does not.
+    """
+    import ray
+
+    try:
+        ray.get(ray.remote(num_cpus=0)(_ask_dashboard).remote())
+    except Exception as error:  # each of Ray's clients has exceptions of its own
+        raise UserError(
+            f"the cluster's dashboard does not answer ({type(error).__name__}); without it the resources of stopped "
+            f"trials never come back. Start the head with `ray start --head --include-dashboard=true` (and "
+            f"ray[default] installed), or set scheduler to none"
+        ) from error
+
+
+def _ask_dashboard() -> None:
+    """In a process of the cluster, as Ray Train does it."""
+    from ray.util.state import list_nodes
+
+    list_nodes(limit=1, timeout=30)
+
+
+def run_sweep(sweep: SweepConfig) -> str:
+    """Do what is not finished, and write the report; Ray must be running. ``status.json`` follows what happens.
+
+    Returns:
+        the verdict.
+
+    Raises:
+        UserError: bad input, or no trial could be finished.
+    """
+    default = plan(sweep)
+    at_once = places(sweep, default)
+    if sweep.scheduler != "none":
+        check_dashboard()
+    storage.check_writable(sweep.directory, "--storage")
+    write_status(sweep.directory, state="running", verdict="")
+    try:
+        setup = prepare(sweep)
+        best = search(setup, at_once)
+        write_best(setup, best)
+        confirm(setup, best.values)
+        verdict = report(sweep)
+    except BaseException as error:
+        write_status(sweep.directory, state="failed", verdict=str(error) or type(error).__name__)
+        raise
+    write_status(sweep.directory, state="finished", verdict=verdict)
+    return verdict
+
+
+def prepare(sweep: SweepConfig) -> Setup:
+    """Make what is to be made (toy sets, towers) and check what can be checked before the first trial.
+
+    Raises:
+        UserError: naming what is wrong, where, and the knob.
+    """
+    storage.write_json(storage.join(sweep.directory, CONFIG), _identity(sweep))
+    sets = shard_sets(sweep, make=True)
+    check_held_out(sweep, sets)
+    pretrain(sweep)
+    for fold, config in runs(sweep, sets, trials_folder(sweep), {}, sweep.seed).items():
+        try:
+            preflight(config)
+        except UserError as error:
+            raise UserError(f"{fold}: {error}") from None
+    return _setup(sweep, sets)
+
+
+def check_held_out(sweep: SweepConfig, sets: Mapping[str, Sets]) -> None:
+    """See that trials are scored on held-out parts of the training domains, and on nothing that is tested on.
+
+    Raises:
+        UserError: naming the shard set.
+    """
+    trained: dict[str, str] = {}
+    tested: dict[str, str] = {}
+    for name, own in sets.items():
+        trained |= {open_shard_set(uri).manifest.fingerprint(): f"{name}.train: {uri}" for uri in own.train}
+        if own.test:
+            tested[open_shard_set(own.test).manifest.fingerprint()] = f"{name}.test: {own.test}"
+    for name, own in sets.items():
+        for uri in own.validation:
+            manifest = open_shard_set(uri).manifest
+            print_, where = manifest.fingerprint(), f"domains.{name}.validation: {uri}"
+            if print_ in tested:
+                raise UserError(f"{where} is also tested on ({tested[print_]}); score trials on a held-out part")
+            if _is_test(manifest.domain, manifest.split):
+                raise UserError(
+                    f"{where} is the test split {manifest.domain}/{manifest.split}; score trials on a held-out part "
+                    f"of the training split (`glscl shards build --hold-out`)"
+                )
+            if print_ in trained:
+                raise UserError(f"{where} is also trained on ({trained[print_]})")
+            if manifest.domain != name:
+                raise UserError(
+                    f"{where} says that its domain is {manifest.domain}; name the domain so in the sweep, or build "
+                    f"the shards with --domain {name}"
+                )
+
+
+def _is_test(domain: str, split: str) -> bool:
+    """ActivityNet's papers test on its first validation part."""
+    return "test" in re.split("[^a-z]+", split.lower()) or (domain == "activitynet" and split.startswith("val_1"))
+
+
+def search(setup: Setup, at_once: int) -> Trial:
+    """Let Ray Tune try values until all trials have ended; goes on where an interruption has left it.
+
+    Args:
+        setup: from `prepare`.
+        at_once: trials side by side.
+
+    Returns:
+        the winner.
+
+    Raises:
+        UserError: no trial finished.
+    """
+    import ray
+    from ray import tune
+    from ray.tune import PlacementGroupFactory
+
+    sweep = setup.sweep
+    known = read_trials(sweep)
+    best = best_of(known)
+    if best is not None and len(known) >= sweep.trials and all(t.state in ("finished", "stopped") for t in known):
+        return best
+    for trial in known:  # what failed is tried again
+        if trial.state == "failed":
+            storage.remove(storage.join(trials_folder(sweep), trial.name, RESULT))
+    before = ray.available_resources()
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # what Tune prints of itself
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "5")
+    os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
+    ended = [trial for trial in known if trial.state in ("finished", "stopped")]
+    watch = Watch(setup, ended, partial(_keep, sweep))
+    searcher, space = _searcher(sweep, at_once)
+    path, filesystem = storage.ray_storage(sweep.directory)
+
+    def do_trial(values: dict[str, Any]) -> None:
+        run_trial(setup, tune.get_context().get_trial_id(), values, tune.report)
+
+    _say(f"{sweep.trials} trials, {at_once} at once, {setup.steps} steps each; {len(ended)} of them ended before")
+    try:
+        analysis = tune.run(
+            do_trial,
+            name=SEARCH,
+            config=space,
+            num_samples=sweep.trials,
+            search_alg=searcher,
+            scheduler=_scheduler(setup, ended),
+            resources_per_trial=PlacementGroupFactory([{"memory": _DRIVER_BYTES}]),
+            storage_path=path,
+            storage_filesystem=filesystem,
+            resume="AUTO+ERRORED" if _was_begun(sweep) else None,
+            max_failures=_RETRIES,
+            raise_on_failed_trial=False,
+            verbose=0,
+            callbacks=[watch],
+        )
+    finally:
+        watch.close()
+    trials = watch.trials(analysis.trials)
+    if any(item.state == "running" for item in trials):
+        raise KeyboardInterrupt  # Ray Tune ends its loop by itself then, and has saved where it was
+    wait_for_resources(before)
+    _keep(sweep, trials, last=True)
+    best = best_of(trials)
+    if best is None:
+        reasons = "; ".join(dict.fromkeys(item.error for item in trials if item.error))
+        raise UserError(f"{sweep.directory}: none of {len(trials)} trials finished: {reasons or 'all were stopped'}")
+    return best
+
+
+def _was_begun(sweep: SweepConfig) -> bool:
+    """Whether Ray Tune has left a state to go on from."""
+    names = storage.list_names(storage.join(sweep.directory, SEARCH))
+    return any(name.startswith("experiment_state") for name in names)
+
+
+def _searcher(sweep: SweepConfig, at_once: int) -> tuple[Any, dict[str, Any]]:
+    """The searcher, and the space for those that are not told it themselves."""
+    if sweep.searcher == "random":
+        from ray.tune.search import BasicVariantGenerator
+
+        space = {key: draw.domain() for key, draw in sweep.searched.items()}
+        return BasicVariantGenerator(max_concurrent=at_once, random_state=sweep.seed), space
+    import optuna
+    from ray.tune.search import ConcurrencyLimiter
+    from ray.tune.search.optuna import OptunaSearch
+
+    class Limiter(ConcurrencyLimiter):
+        """Keeps to the cluster as it is now when the state of an earlier start is restored."""
+
+        def set_state(self, state: dict[str, Any]) -> None:
+            super().set_state({**state, "max_concurrent": at_once})
+
+    both = sweep.cost != "none"
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    tpe = OptunaSearch(
+        {key: draw.distribution() for key, draw in sweep.searched.items()},
+        metric=["objective", "cost"] if both else "objective",
+        mode=["max", "min"] if both else "max",
+        seed=sweep.seed,
+    )
+    return Limiter(tpe, max_concurrent=at_once), {}
+
+
+def _scheduler(setup: Setup, ended: Sequence[Trial]) -> Any:
+    """What stops trials, told how the trials went that ended before an interruption (Ray Tune does not keep it)."""
+    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
+
+    sweep = setup.sweep
+    if sweep.scheduler == "none":
+        return FIFOScheduler()
+    metric: dict[str, Any] = {"time_attr": "step", "metric": "objective", "mode": "max"}
+    grace = sweep.grace_steps or setup.first
+    if sweep.scheduler == "asha":
+        scheduler = ASHAScheduler(
+            max_t=setup.steps, grace_period=grace, reduction_factor=sweep.reduction_factor, **metric
+        )
+    else:
+        # An infinite time slice: never pause a trial that there is nothing to compare with yet.
+        scheduler = MedianStoppingRule(grace_period=grace, min_time_slice=float("inf"), **metric)
+    for trial in ended:
+        told = _Told(trial.name)
+        scheduler.on_trial_add(None, told)
+        for score in trial.history:
+            scheduler.on_trial_result(None, told, score.row())
+    return scheduler
+
+
+class _Told:
+    """Stands for a trial of an earlier start of the driver, of which schedulers look at the name."""
+
+    def __init__(self, name: str) -> None:
+        self.trial_id = name
+
+
+def _keep(sweep: SweepConfig, trials: list[Trial], last: bool = False) -> None:
+    """Write what is known, and delete what no longer serves: losers' checkpoints and models.
+
+    The trial that ended just now is left alone until another ends: its workers may still be writing.
+    """
+    fresh = {trial.name for trial in trials} - {trial.name for trial in read_trials(sweep) if trial.state != "running"}
+    write_trials(sweep, trials)
+    best = best_of(trials)
+    for trial in trials:
+        if trial.state not in ("stopped", "failed", "finished") or (trial.name in fresh and not last):
+            continue
+        for directory in run_directories(sweep, trial.name):
+            remove_checkpoints(directory)
+            if trial is not best and not sweep.keep_models:
+                storage.remove_folder(storage.join(directory, FOLDER))
+
+
+def wait_for_resources(before: Mapping[str, float]) -> None:
+    """Wait until what stopped trials held is back, and say so, or that it is not.
+
+    Args:
+        before: what was available before the search.
+    """
+    import ray
+    from ray.util import placement_group_table
+
+    deadline = time.monotonic() + _BACK_S
+    while True:
+        left = sum(group["state"] not in ("REMOVED",) for group in placement_group_table().values())
+        now = ray.available_resources()
+        missing = {k: v for k in ("CPU", "GPU") if (v := before.get(k, 0.0) - now.get(k, 0.0)) > 1e-6}
+        if not missing and not left:
+            _say(f"resources are back: {now.get('CPU', 0):g} CPUs free, no placement group left")
+            return
+        if time.monotonic() > deadline:
+            _say(f"after {_BACK_S:.0f} s resources are not back: {missing}, {left} placement groups left")
+            return
+        time.sleep(0.5)
+
+
+def write_best(setup: Setup, best: Trial) -> None:
+    """The winner as a configuration file for `glscl train`, and its model."""
+    sweep = setup.sweep
+    assert best.last is not None
+    config = best_run(setup, best.values)
+    scores = ", ".join(f"{name} {score:.2f}" for name, score in best.last.domains.items())
+    lines = [
+        f"Winner of the sweep {sweep.name}: trial {best.name}, {sweep.objective.replace('_', ' ')} of {sweep.metric} "
+        f"on held-out parts {best.last.objective:.2f} at step {best.last.step} ({scores})",
+        *(f"  {key} = {value}" for key, value in best.values.items()),
+        f"Start:   glscl train --config {storage.join(sweep.directory, BEST)}",
+    ]
+    text = "".join(f"# {line}\n" for line in lines) + to_yaml(config)
+    storage.write_bytes(storage.join(sweep.directory, BEST), text.encode())
+    if sweep.objective == "leave_one_domain_out":
+        source = train_on_all(setup, best.values)
+    else:
+        source = storage.join(trials_folder(sweep), best.name, ALL)
+    for name in storage.list_names(storage.join(source, FOLDER)):
+        data = storage.read_bytes(storage.join(source, FOLDER, name))
+        storage.write_bytes(storage.join(sweep.directory, FOLDER, name), data)
+
+
+def best_run(setup: Setup, values: Mapping[str, Any]) -> RunConfig:
+    """The winner's values on all domains, as a run beside the sweep's directory."""
+    sweep, every = setup.sweep, tuple(setup.sweep.domains)
+    return run_on(
+        sweep, setup.sets, storage.resolve(sweep.storage), f"{sweep.name}-best", values, sweep.seed, every, every
+    )
+
+
+def report(sweep: SweepConfig) -> str:
+    """Write what the ended trials allow: ``results.json``, ``trials.csv`` and ``report.html``.
+
+    Returns:
+        the verdict.
+
+    Raises:
+        UserError: no trial has ended.
+    """
+    trials = read_trials(sweep)
+    if not any(trial.state in ("finished", "stopped") for trial in trials):
+        raise UserError(f"{sweep.directory}: no trial has ended; there is nothing to report")
+    setup = _setup(sweep, shard_sets(sweep, make=False))
+    results = analyse(setup, trials, read_confirmation(sweep), _text(sweep, BEST))
+    storage.write_json(storage.join(sweep.directory, RESULTS), results)
+    storage.write_bytes(storage.join(sweep.directory, TRIALS_CSV), trials_csv(sweep, trials).encode())
+    from glscl.reporting.sweep_report import write_sweep_report
+
+    write_sweep_report(results, storage.join(sweep.directory, REPORT))
+    for sentence in results["claims"]:
+        print(sentence)
+    return f"{results['verdict']} report={storage.join(sweep.directory, REPORT)}"
+
+
+def trials_csv(sweep: SweepConfig, trials: Sequence[Trial]) -> str:
+    """One row per trial."""
+    import csv
+    import io
+
+    out = io.StringIO()
+    keys, domains = list(sweep.searched), list(sweep.domains)
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["trial", "state", "step", "objective", *domains, *keys, "cost", "seconds", "error"])
+    for trial in trials:
+        last = trial.last
+        scores = [last.step, last.objective, *(last.domains[n] for n in domains)] if last else [""] * (2 + len(domains))
+        values = [trial.values[key] for key in keys]
+        writer.writerow([trial.name, trial.state, *scores, *values, trial.cost, trial.seconds, trial.error])
+    return out.getvalue()
+
+
+def _text(sweep: SweepConfig, name: str) -> str:
+    where = storage.join(sweep.directory, name)
+    return storage.read_bytes(where).decode() if storage.exists(where) else ""
+
+
+def _default(sweep: SweepConfig, sets: Mapping[str, Sets]) -> RunConfig:
+    every = tuple(sweep.domains)
+    return run_on(sweep, sets, trials_folder(sweep), "default", {}, sweep.seed, every, every)
+
+
+def _setup(sweep: SweepConfig, sets: Mapping[str, Sets]) -> Setup:
+    """Open the training sets and count steps.
+
+    Raises:
+        UserError: trainings of a trial differ in length, or are over before the schedulers may act.
+    """
+    horizons = []
+    for config in runs(sweep, sets, trials_folder(sweep), {}, sweep.seed).values():
+        opened = [open_shard_set(uri) for uri in config.data.train]
+        horizons.append(Horizon.of(config, make_plan(config, opened)))
+    for what, counts, knob in (
+        ("length", {h.total for h in horizons}, "run.training.max_steps to what all of them reach"),
+        ("the steps of an epoch", {min(h.evaluate_every, h.total) for h in horizons}, "domains to equally many pairs"),
+    ):
+        if len(counts) > 1:
+            raise UserError(
+                f"the trainings that leave one domain out differ in {what} ({sorted(counts)} steps), and are not "
+                f"scored at the same steps: set {knob}"
+            )
+    total, first = horizons[0].total, min(horizons[0].evaluate_every, horizons[0].total)
+    if sweep.scheduler != "none" and max(first, sweep.grace_steps or 0) >= total:
+        raise UserError(
+            f"scheduler: nothing can be stopped early when the first scoring is at step {first} of {total} "
+            f"(grace_steps {sweep.grace_steps}): train for more epochs, or set scheduler to none"
+        )
+    return Setup(sweep, sets, total, first)
+
+
+def _identity(sweep: SweepConfig) -> dict[str, Any]:
+    return {k: v for k, v in sweep.model_dump(mode="json").items() if k not in FREE_KEYS}
+
+
+def _differing(saved: Any, current: Any, prefix: str = "") -> list[str]:
+    """``key: saved -> current`` for every key whose value differs."""
+    if not isinstance(saved, dict) or not isinstance(current, dict):
+        return [] if saved == current else [f"{prefix}: {saved} -> {current}"]
+    found = []
+    for key in sorted(saved.keys() | current.keys()):
+        found += _differing(saved.get(key), current.get(key), f"{prefix}.{key}" if prefix else key)
+    return found
+
+
+def _say(text: str) -> None:
+    print(f"sweep: {text}", flush=True)
