@@ -108,6 +108,11 @@ class FaultProxy:
         with self._lock:
             self._forced += [(kind, only)] * times
 
+    def relent(self) -> None:
+        """Forget what was forced and has not happened."""
+        with self._lock:
+            self._forced.clear()
+
     def start(self) -> FaultProxy:
         """Listen."""
         self._server = _Server(("127.0.0.1", self._port), _Handler)
