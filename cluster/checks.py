@@ -13,7 +13,7 @@ from cluster.dashboard import connect, demands_token
 from cluster.nodes import NodeReport
 from glscl import storage
 from glscl.data.shards import open_shard_set
-from glscl.errors import UserError
+from glscl.errors import StorageError, UserError
 
 State = Literal["ok", "warn", "fail"]
 GIB = 1 << 30
@@ -222,6 +222,8 @@ def storage_problem(uri: str, others: str | None = None) -> tuple[str, str] | No
             )
         step = "delete"
         storage.remove(where)
+    except StorageError as error:
+        return _explain(error.__cause__ or error, step)
     except UserError:
         raise
     except Exception as error:  # file systems and S3 clients have no exception in common
@@ -229,7 +231,7 @@ def storage_problem(uri: str, others: str | None = None) -> tuple[str, str] | No
     return None
 
 
-def _explain(error: Exception, step: str) -> tuple[str, str]:
+def _explain(error: BaseException, step: str) -> tuple[str, str]:
     """Tell apart what a user would mend in different places."""
     from botocore.exceptions import (  # type: ignore[import-untyped]  # comes with s3fs
         HTTPClientError,

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from glscl import storage
 from glscl.errors import UserError, did_you_mean
 
 USAGE = """usage: glscl COMMAND [options]
@@ -48,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(USAGE)
         return 0
     try:
+        storage.first_answer_due.set()
         name, command, rest = _command(words)
         text = command(rest, f"glscl {name}")
     except UserError as error:
@@ -129,7 +131,6 @@ def _train(words: list[str], program: str) -> str:
 
 def _run(config: Any, ready: Any) -> str:
     """Train, test, report; ``status.json`` follows what happens."""
-    from glscl import storage
     from glscl.session import ray_session
     from glscl.training.launch import train
     from glscl.training.results import REPORT, write_results, write_status
@@ -188,7 +189,6 @@ def _print_oracles(results: dict[str, Any]) -> None:
 def _evaluate(words: list[str], program: str) -> str:
     from pydantic import Field
 
-    from glscl import storage
     from glscl.flags import parse_options
     from glscl.options import Options
 

@@ -20,6 +20,10 @@ class RunStoppedError(UserError):
     """A reason to end a training run that every rank finds at the same step: a restart would only find it again."""
 
 
+class StorageError(UserError):
+    """Storage that did not do what it was asked; its ``__cause__`` is the client's own exception."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``", did you mean 'x'?"`` for the closest known name, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

@@ -2,6 +2,9 @@
 
 Credentials and endpoints come from the standard variables (``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``,
 ``AWS_ENDPOINT_URL``, ``AWS_PROFILE``, instance roles ...): nothing of the kind is ever part of a configuration.
+
+S3 is spoken to through `glscl.s3.S3` only, which has the one policy of retries. A listing of an S3-compatible store may
+be out of date: nothing is decided by what it lacks.
 """
 
 from __future__ import annotations
@@ -9,8 +12,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import tempfile
+import threading
 import uuid
+from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
 import fsspec
@@ -19,8 +25,12 @@ from glscl.errors import UserError
 
 S3_OPTIONS: dict[str, Any] = {
     "use_listings_cache": False,  # other processes (Ray tasks, other workers) write what this one lists
-    "config_kwargs": {"retries": {"max_attempts": 8, "mode": "adaptive"}},
+    "max_concurrency": 4,  # parts of a file held in memory at once: 50 MB each on the way up
+    "config_kwargs": {"retries": {"total_max_attempts": 1}, "connect_timeout": 5, "read_timeout": 60},
 }
+first_answer_due = threading.Event()
+"""Set by a command that starts, cleared by the first answer of an endpoint: before it, an endpoint that cannot be
+reached is a typing error, not an outage."""
 
 
 def is_remote(uri: str) -> bool:
@@ -42,7 +52,9 @@ def filesystem(uri: str) -> tuple[Any, str]:
     """Return ``(fsspec filesystem, path on it)``."""
     uri = resolve(uri)
     if is_remote(uri):
-        return fsspec.filesystem("s3", **S3_OPTIONS), uri.removeprefix("s3://")
+        from glscl.s3 import S3  # takes a second to import
+
+        return S3(**S3_OPTIONS), uri.removeprefix("s3://")
     return fsspec.filesystem("file"), uri
 
 
@@ -99,14 +111,23 @@ def write_bytes(uri: str, data: bytes) -> None:
     """Write a whole file; readers see the old file or the new one, never half of it."""
     fs, path = filesystem(uri)
     if is_remote(uri):
-        fs.pipe_file(path, data)  # one PUT: atomic per object
+        fs.pipe_file(path, data)  # one PUT, or parts that appear when the last is there: atomic per object
         return
+    with _whole_or_not_at_all(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def _whole_or_not_at_all(path: str) -> Iterator[IO[bytes]]:
+    """A file that takes its name when it is written and on the disk."""
     folder = os.path.dirname(path)
     os.makedirs(folder, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{os.path.basename(path)}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
@@ -138,17 +159,53 @@ def check_writable(folder: str, knob: str) -> None:
 
 
 def upload(local_path: str, uri: str) -> None:
-    """Copy a local file to a path or URI."""
+    """Copy a local file to a path or URI; it is there whole or not at all."""
     fs, path = filesystem(uri)
-    if not is_remote(uri):
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-    fs.put_file(local_path, path)
+    if is_remote(uri):
+        fs.put_file(local_path, path)
+        return
+    with open(local_path, "rb") as source, _whole_or_not_at_all(path) as target:
+        shutil.copyfileobj(source, target, 8 << 20)
 
 
 def download(uri: str, local_path: str) -> None:
-    """Copy a file at a path or URI to a local file."""
+    """Copy a file at a path or URI to a local file; it is there whole or not at all."""
     fs, path = filesystem(uri)
-    fs.get_file(path, local_path)
+    try:
+        fs.get_file(path, local_path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(local_path)
+        raise
+
+
+def wrong_sizes(folder: str, expected: Mapping[str, int]) -> dict[str, int | None]:
+    """Compare the sizes of files with what is expected: one listing, and a closer look at what it contradicts.
+
+    Args:
+        folder: path or URI.
+        expected: bytes by name, relative to the folder.
+
+    Returns:
+        bytes, or None for a file that is not there, of those that differ; in the order of ``expected``.
+    """
+    fs, root = filesystem(folder)
+    listed = {path: info["size"] for path, info in fs.find(root, detail=True).items()}
+    wrong: dict[str, int | None] = {}
+    for name, size in expected.items():
+        path = join(root, name)
+        if listed.get(path) == size:
+            continue
+        try:
+            found = fs.info(path)
+        except FileNotFoundError:
+            wrong[name] = None
+            continue
+        if found["type"] != "file":
+            wrong[name] = None
+        elif found["size"] != size:
+            wrong[name] = found["size"]
+    return wrong
 
 
 def remove(uri: str) -> None:

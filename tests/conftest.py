@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
@@ -15,13 +16,14 @@ import av
 import boto3
 import numpy as np
 import pytest
-import s3fs
 from moto.server import ThreadedMotoServer
 
 from glscl import storage
 from glscl.data.build import Encoding, Origin, build_shards
 from glscl.data.records import Record
 from glscl.data.shards import ShardSet, open_shard_set
+from glscl.s3 import S3
+from tests.fault_proxy import FaultProxy
 
 
 @pytest.fixture(scope="session")
@@ -47,13 +49,23 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         "AWS_DEFAULT_REGION": "us-east-1",
     }.items():
         monkeypatch.setenv(key, value)
-    s3fs.S3FileSystem.clear_instance_cache()
+    S3.clear_instance_cache()
     reset = urllib.request.Request(f"http://{host}:{port}/moto-api/reset", method="POST")
     urllib.request.urlopen(reset).close()  # its state belongs to the process and outlives the server
     boto3.client("s3").create_bucket(Bucket="data")
     yield "s3://data"
-    s3fs.S3FileSystem.clear_instance_cache()
+    S3.clear_instance_cache()
     server.stop()
+
+
+@pytest.fixture
+def proxy(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """A proxy in front of `bucket`'s storage server that lets everything pass until it is told otherwise."""
+    with FaultProxy(os.environ["AWS_ENDPOINT_URL"], rate=0) as between:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", between.url)
+        S3.clear_instance_cache()
+        yield between
+        S3.clear_instance_cache()
 
 
 @cache

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import os
+import pickle
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import boto3
 import pyarrow.fs
 import pytest
+import s3fs
+from botocore.exceptions import ClientError
 
-from glscl import storage
-from glscl.errors import UserError
+from glscl import s3, storage
+from glscl.cli import main
+from glscl.errors import StorageError, UserError
+from glscl.s3 import S3
+from tests.fault_proxy import KINDS, FaultProxy
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -115,3 +123,229 @@ def test_addresses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for uri in ("gs://b/k", "http://host/x", "S4://b"):
         with pytest.raises(UserError, match="is not supported; use a local path or s3://bucket/key"):
             storage.resolve(uri)
+
+
+# ------------------------------------------------------------------------------------------------- that misbehaves
+
+DATA = bytes(range(256)) * 400
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for the pauses."""
+    monkeypatch.setattr(s3, "FIRST_PAUSE_S", 0.001)
+
+
+def _read(root: str) -> None:
+    assert storage.read_bytes(f"{root}/data") == DATA
+
+
+def _stream(root: str) -> None:
+    with storage.open_read(f"{root}/data") as file:
+        assert file.read(1000) == DATA[:1000]
+        file.seek(90_000)
+        assert file.read() == DATA[90_000:]
+
+
+def _download(root: str) -> None:
+    storage.download(f"{root}/data", "copy")
+    assert Path("copy").read_bytes() == DATA
+
+
+def _upload(root: str) -> None:
+    Path("local").write_bytes(DATA[::-1])
+    storage.upload("local", f"{root}/new")
+    assert storage.read_bytes(f"{root}/new") == DATA[::-1]
+
+
+def _write(root: str) -> None:
+    storage.write_json(f"{root}/new", {"a": 1})
+    assert storage.read_json(f"{root}/new") == {"a": 1}
+
+
+def _remove(root: str) -> None:
+    storage.remove(f"{root}/data")
+    assert not storage.exists(f"{root}/data")
+
+
+def _remove_folder(root: str) -> None:
+    storage.remove_folder(root)
+    assert not storage.exists(f"{root}/data")
+
+
+def _look(root: str) -> None:
+    assert storage.exists(f"{root}/data")
+    assert not storage.exists(f"{root}/none")
+    assert storage.wrong_sizes(root, {"data": len(DATA), "none": 1}) == {"none": None}
+
+
+def _as_ray_does(root: str) -> None:
+    path, filesystem = storage.ray_storage(root)
+    filesystem.create_dir(f"{path}/step")
+    with filesystem.open_output_stream(f"{path}/step/file") as file:
+        file.write(b"from arrow")
+    with filesystem.open_input_stream(f"{path}/step/file") as file:
+        assert file.read() == b"from arrow"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_operation_outlasts_a_fault(
+    kind: str,
+    bucket: str,
+    proxy: FaultProxy,
+    impatient: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for operation, methods in (
+        (_read, "HEAD GET"),
+        (_stream, "HEAD GET"),
+        (_download, "HEAD GET"),
+        (_upload, "PUT"),
+        (_write, "PUT"),
+        (_remove, "DELETE"),
+        (_remove_folder, "POST"),
+        (_look, "HEAD GET"),
+        (_as_ray_does, "PUT HEAD GET"),
+    ):
+        root = f"{bucket}/{operation.__name__}"
+        storage.wrong_sizes(root, {})  # what a stale list will answer
+        storage.write_bytes(f"{root}/data", DATA)
+        before = proxy.injected[kind]
+        for method in methods.split():
+            stale = kind == "stale_list"  # the first of a kind passes
+            proxy.force(kind, 2 if stale else 1, only=f"{method} /data{'?' if method == 'POST' or stale else ''}")
+        operation(root)
+        proxy.relent()
+        happened = proxy.injected[kind] - before
+        if kind == "truncate":
+            assert happened == 1 or operation not in (_read, _stream, _download, _remove_folder), operation.__name__
+        elif kind == "stale_list":
+            assert happened == 1 or operation is not _look
+        else:
+            assert happened == len(methods.split()), operation.__name__
+
+
+def test_a_fifth_of_all_requests_fails(
+    bucket: str, proxy: FaultProxy, impatient: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    proxy.kinds, proxy.rate = tuple(KINDS), 0.2
+    for number in range(4):
+        root = f"{bucket}/{number}"
+        storage.write_bytes(f"{root}/data", DATA)
+        for operation in (_read, _stream, _download, _upload, _write, _as_ray_does, _look, _remove):
+            operation(root)
+    assert sum(proxy.injected.values()) > proxy.requests / 20
+    assert len(proxy.injected) >= 4
+
+
+def test_uploads_in_parts(
+    bucket: str, proxy: FaultProxy, impatient: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts are sent again; an answer lost after the last step fails nothing; a failed upload leaves nothing."""
+    local, size = tmp_path / "local", 6 << 20
+    local.write_bytes(os.urandom(2 * size + 5))
+    fs, path = storage.filesystem(f"{bucket}/big")
+    proxy.force("error503", only="PUT /data/big?partNumber=2")
+    monkeypatch.setattr(proxy, "chance", lambda choices: 1)  # a reset comes after the request was forwarded
+    proxy.force("reset", only="POST /data/big?uploadId")
+    fs.put_file(str(local), path, chunksize=size)
+    assert proxy.injected == {"error503": 1, "reset": 1}
+    assert storage.read_bytes(f"{bucket}/big") == local.read_bytes()
+
+    monkeypatch.setenv(s3.DEADLINE, "0")
+    for forced in ("PUT /data/other?partNumber=3", "DELETE /data/other?uploadId"):
+        proxy.force("error500", only=forced)
+    with pytest.raises(StorageError, match="s3://data/other: upload part failed"):
+        fs.put_file(str(local), "data/other", chunksize=size)
+    assert not storage.exists(f"{bucket}/other")
+
+
+def test_the_end_of_patience_is_one_line(
+    bucket: str, proxy: FaultProxy, impatient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = count()
+    monkeypatch.setattr(s3, "time", SimpleNamespace(monotonic=lambda: 0.3 * next(clock)))
+    monkeypatch.setenv(s3.DEADLINE, "1")
+    proxy.kinds, proxy.rate = ("slow_down",), 1.0
+    with pytest.raises(StorageError) as caught:
+        storage.read_bytes(f"{bucket}/run/x")
+    message = str(caught.value)
+    assert message.startswith("s3://data/run/x: head object failed for 1 s, 4 times; the last time: An error occurred ")
+    assert message.endswith("GLSCL_STORAGE_DEADLINE_S (1) says for how long one request is tried")
+    assert "\n" not in message
+    assert proxy.injected == {"slow_down": 4}
+    assert pickle.loads(pickle.dumps(caught.value)).args == caught.value.args  # it comes from a worker
+    monkeypatch.setenv(s3.DEADLINE, "soon")
+    with pytest.raises(UserError, match="GLSCL_STORAGE_DEADLINE_S=soon: not a number of seconds"):
+        storage.read_bytes(f"{bucket}/run/x")
+
+
+def test_what_is_down_is_waited_for(bucket: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage.write_bytes(f"{bucket}/x", DATA)
+    proxy.stop()
+    monkeypatch.setattr(s3._jitter, "uniform", lambda low, high: proxy.start() and 0.0)  # it comes back in the pause
+    assert storage.read_bytes(f"{bucket}/x") == DATA
+
+
+def test_a_download_that_fails_leaves_no_file(
+    bucket: str, proxy: FaultProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage.write_bytes(f"{bucket}/x", DATA)
+    monkeypatch.setenv(s3.DEADLINE, "0")
+    proxy.force("truncate", only="GET /data/x")
+    with pytest.raises(StorageError, match="s3://data/x: get object failed"):
+        storage.download(f"{bucket}/x", str(tmp_path / "copy"))
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_will_not_pass_is_said_at_once(bucket: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(StorageError, match=r"s3://nowhere/x: put object: .*bucket does not exist; check AWS_PROFILE"):
+        storage.write_bytes("s3://nowhere/x", b"")
+    assert proxy.requests == 1
+
+    async def refuse(*_: object, **__: object) -> None:
+        raise ClientError({"Error": {"Code": "SignatureDoesNotMatch"}, "ResponseMetadata": {"HTTPStatusCode": 403}}, "")
+
+    monkeypatch.setattr(S3, "_once", refuse)
+    with pytest.raises(StorageError, match="SignatureDoesNotMatch"):
+        storage.read_bytes(f"{bucket}/x")
+
+
+def test_files_that_are_not_deleted_are_not_passed_over(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage.write_bytes(f"{bucket}/run/x", b"")
+    once = s3fs.S3FileSystem._call_s3
+
+    async def partly(self: S3, method: str, *arguments: object, **options: object) -> object:
+        answer = await once(self, method, *arguments, **options)
+        if method == "delete_objects":
+            answer["Errors"] = [{"Key": "run/x", "Code": "AccessDenied", "Message": "no"}]
+        return answer
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", partly)
+    with pytest.raises(StorageError, match=r"s3://data: delete objects: .*AccessDenied"):
+        storage.remove_folder(f"{bucket}/run")
+
+
+def test_ray_s_filesystem_is_the_same_in_every_process(bucket: str) -> None:
+    _, filesystem = storage.ray_storage(bucket)
+    assert isinstance(filesystem.handler.fs, S3)
+    again = pickle.loads(pickle.dumps(filesystem))
+    assert again == filesystem
+    assert isinstance(again.handler.fs, S3)
+
+
+def test_a_command_whose_endpoint_cannot_be_reached_ends_soon(
+    bucket: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(s3, "FIRST_CONTACT_S", 0.2)
+    proxy.stop()
+    assert main(["shards", "info", f"{bucket}/shards"]) == 2
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("glscl: FAILED s3://data/shards/manifest.json: head object failed for ")
+    assert last.endswith(f'"{proxy.url}/data/shards/manifest.json"; check AWS_ENDPOINT_URL and the network')
+    proxy.start()
+    assert main(["shards", "info", f"{bucket}/shards"]) == 2
+    assert not storage.first_answer_due.is_set(), "after an answer the deadline is that of running work"

@@ -111,17 +111,14 @@ def open_shard_set(uri: str) -> ShardSet:
             raise UserError(f"{where}: the shards' {what} do not add up to {total}; build the shards again")
     if not manifest.pairs:
         raise UserError(f"{where}: domain '{manifest.domain}' split '{manifest.split}' is empty")
-    fs, path = storage.filesystem(uri)
-    fs.invalidate_cache(path)
-    sizes = {os.path.basename(item["name"]): item["size"] for item in fs.ls(path, detail=True)}
-    for entry in manifest.shards:
-        if entry.name not in sizes:
-            raise UserError(f"{storage.join(uri, entry.name)}: listed in {MANIFEST} but not there")
-        if sizes[entry.name] != entry.bytes:
-            raise UserError(
-                f"{storage.join(uri, entry.name)}: {sizes[entry.name]} bytes where {MANIFEST} says {entry.bytes}; "
-                f"run `glscl shards verify {uri}` and build or copy it again"
-            )
+    sizes = {entry.name: entry.bytes for entry in manifest.shards}
+    for name, found in storage.wrong_sizes(uri, sizes).items():
+        if found is None:
+            raise UserError(f"{storage.join(uri, name)}: listed in {MANIFEST} but not there")
+        raise UserError(
+            f"{storage.join(uri, name)}: {found} bytes where {MANIFEST} says {sizes[name]}; "
+            f"run `glscl shards verify {uri}` and build or copy it again"
+        )
     return ShardSet(uri, manifest)
 
 
@@ -139,7 +136,7 @@ class Shard:
         entry = shard_set.manifest.shards[index]
         self.uri = shard_set.shard_uri(index)
         try:
-            self._file = _local_file(self.uri, cache_dir)
+            self._file = _local_file(self.uri, entry.bytes, cache_dir)
         except FileNotFoundError:
             raise UserError(f"{self.uri}: listed in {MANIFEST} but not there; build or copy it again") from None
         try:
@@ -176,7 +173,7 @@ class Shard:
         self._file.close()
 
 
-def _local_file(uri: str, cache_dir: str | None) -> IO[bytes]:
+def _local_file(uri: str, size: int, cache_dir: str | None) -> IO[bytes]:
     if not storage.is_remote(uri):
         return open(uri, "rb")
     if cache_dir:
@@ -185,6 +182,8 @@ def _local_file(uri: str, cache_dir: str | None) -> IO[bytes]:
     try:
         with storage.open_read(uri) as remote:  # get_file wants a name, and a named copy would outlive a killed process
             shutil.copyfileobj(remote, copy, 8 << 20)
+        if copy.tell() != size:
+            raise UserError(f"{uri}: {copy.tell()} bytes where {MANIFEST} says {size}; build or copy it again")
     except BaseException:
         copy.close()
         raise

@@ -19,7 +19,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import s3fs
 
 from cluster import doctor as module
 from cluster import nodes
@@ -43,6 +42,7 @@ from glscl import storage
 from glscl.cli import main
 from glscl.data.shards import ShardSet
 from glscl.errors import UserError
+from glscl.s3 import S3
 
 from .conftest import TOKEN, SetToken
 
@@ -188,7 +188,7 @@ def _refusing_s3(monkeypatch: pytest.MonkeyPatch, code: str, *methods: str) -> I
     threading.Thread(target=server.serve_forever, daemon=True).start()
     _use_s3(monkeypatch, server.server_port)
     yield
-    s3fs.S3FileSystem.clear_instance_cache()
+    S3.clear_instance_cache()
     server.shutdown()
     server.server_close()
 
@@ -201,7 +201,7 @@ def _use_s3(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
         "AWS_DEFAULT_REGION": "us-east-1",
     }.items():
         monkeypatch.setenv(key, value)
-    s3fs.S3FileSystem.clear_instance_cache()
+    S3.clear_instance_cache()
 
 
 def test_storage_that_works(bucket: str, tmp_path: Path) -> None:
@@ -239,14 +239,14 @@ def test_no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     found(check_storage("s3://data/runs"), "fail", "no credentials", "AWS_PROFILE")
-    s3fs.S3FileSystem.clear_instance_cache()
+    S3.clear_instance_cache()
 
 
 def test_unreachable_storage(monkeypatch: pytest.MonkeyPatch) -> None:
     _use_s3(monkeypatch, _free_port())
-    monkeypatch.setitem(storage.S3_OPTIONS, "config_kwargs", {"retries": {"max_attempts": 1}})
+    monkeypatch.setenv("GLSCL_STORAGE_DEADLINE_S", "0")
     found(check_storage("s3://data/runs"), "fail", r"s3://data/runs: unreachable \(", "AWS_ENDPOINT_URL")
-    s3fs.S3FileSystem.clear_instance_cache()
+    S3.clear_instance_cache()
 
 
 def test_storage_that_never_answers_is_unreachable(
