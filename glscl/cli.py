@@ -1,7 +1,7 @@
 """One command per thing a user does; parses, calls, prints the verdict as the last line.
 
-Exit status: 0 done, 2 bad input (one line says what, where and which knob), 1 anything else; `submit` and `jobs logs`
-end with that of their job.
+Exit status: 0 done, 2 bad input (one line says what, where and which knob), 143 and 130 stopped by SIGTERM and Ctrl-C
+(the same command continues), 1 anything else; `submit` and `jobs logs` end with that of their job.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from glscl.errors import UserError, did_you_mean
+from glscl.errors import BrokenRunError, Stopped, UserError, did_you_mean
+from glscl.redaction import redacted_output
+from glscl.stopping import ends_by_signal
 
 USAGE = """usage: glscl COMMAND [options]
 
@@ -46,15 +48,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(USAGE)
         return 0
+    with ends_by_signal(), redacted_output():
+        return _run_command(words)
+
+
+def _run_command(words: list[str]) -> int:
     try:
         name, command, rest = _command(words)
         text = command(rest, f"glscl {name}")
     except UserError as error:
         _verdict(False, str(error))
         return 2
-    except KeyboardInterrupt:
-        _verdict(False, "interrupted")
-        return 130
+    except BrokenRunError as error:
+        _verdict(False, str(error))
+        return 1
+    except Stopped as stop:
+        _verdict(False, str(stop))
+        return 128 + stop.signum
     except SystemExit as leaving:  # --help
         return int(leaving.code or 0)
     except Exception as error:
@@ -130,7 +140,7 @@ def _run(config: Any, ready: Any) -> str:
     from glscl import storage
     from glscl.session import ray_session
     from glscl.training.launch import train
-    from glscl.training.results import REPORT, write_results, write_status
+    from glscl.training.results import REPORT, ending_of, write_results, write_status
 
     where = config.run_directory
     storage.check_writable(where, "--storage")
@@ -140,7 +150,7 @@ def _run(config: Any, ready: Any) -> str:
             results = train(config, ready)
         write_results(results, where)
     except BaseException as error:
-        write_status(where, state="failed", verdict=str(error) or type(error).__name__)
+        write_status(where, **ending_of(error))
         raise
     write_status(where, state="finished", verdict=results["verdict"])
     _print_results(results)

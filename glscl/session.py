@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
 
+from glscl import stopping
 from glscl.errors import UserError
+
+_OWNER = "glscl-owner.json"
+_END_S = 15.0
+_KEEP_DAYS = 7
 
 
 @contextmanager
@@ -37,13 +46,108 @@ def ray_session(quiet: bool = False) -> Iterator[None]:
     if address == "local":
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody reclaims this machine
         # Ray Train asks the dashboard for the state of its actors.
-        ray.init(address="local", include_dashboard=True, logging_level="error", log_to_driver=not quiet)
-    else:
-        ray.init(address=address, logging_level="error", log_to_driver=not quiet)
+        with _own_cluster(quiet):
+            yield
+        return
+    ray.init(address=address, logging_level="error", log_to_driver=not quiet)
+    stopping.take_back()
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _own_cluster(quiet: bool) -> Iterator[None]:
+    """A local cluster that leaves neither processes nor files behind, but its logs where something went wrong."""
+    import psutil
+    import ray
+    from ray._common.utils import get_default_ray_temp_dir
+
+    remove_left_sessions(get_default_ray_temp_dir())
+    before = {child.pid for child in psutil.Process().children()}
+    context = ray.init(address="local", include_dashboard=True, logging_level="error", log_to_driver=not quiet)
+    stopping.take_back()
+    session = str(context.address_info["session_dir"])
+    _own(session)
+    failed = False
+    try:
+        yield
+    except (UserError, KeyboardInterrupt):
+        raise
+    except BaseException:
+        failed = True
+        raise
+    finally:
+        started = [
+            process
+            for child in psutil.Process().children()
+            if child.pid not in before
+            for process in [child, *_descendants(child)]
+        ]
+        ray.shutdown()
+        _, alive = psutil.wait_procs(started, timeout=_END_S)
+        for process in alive:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        if failed:
+            _own(session, failed=True)
+            print(f"Ray's logs of this command: {session}/logs (removed after {_KEEP_DAYS} days)", flush=True)
+        else:
+            _remove_session(session)
+
+
+def _descendants(process: Any) -> list[Any]:
+    import psutil
+
+    try:
+        return process.children(recursive=True)  # type: ignore[no-any-return]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _own(session: str, **more: Any) -> None:
+    """Mark a session's folder as this process's."""
+    import psutil
+
+    owner = {"pid": os.getpid(), "started": psutil.Process().create_time(), **more}
+    Path(session, _OWNER).write_text(json.dumps(owner), encoding="utf-8")
+
+
+def remove_left_sessions(folder: str) -> None:
+    """Delete the folders of local clusters whose command was killed, and of failed ones that are old.
+
+    Only those that a command of this project started are looked at.
+    """
+    import psutil
+
+    for mark in Path(folder).glob(f"session_*/{_OWNER}"):
+        if mark.parent.is_symlink():
+            continue
+        try:
+            owner = json.loads(mark.read_text(encoding="utf-8"))
+            old = time.time() - mark.stat().st_mtime > _KEEP_DAYS * 86400
+            alive = psutil.pid_exists(owner["pid"]) and psutil.Process(owner["pid"]).create_time() == owner["started"]
+        except (OSError, ValueError, KeyError, psutil.NoSuchProcess):
+            continue  # being removed by another command, or being written
+        if not alive and (old or not owner.get("failed")):
+            _remove_session(str(mark.parent))
+
+
+def _remove_session(session: str) -> None:
+    """Delete a session's folder, and Ray's link to it."""
+    latest = Path(session).with_name("session_latest")
+    if latest.is_symlink() and os.path.realpath(latest) == os.path.realpath(session):
+        latest.unlink(missing_ok=True)
+    deadline = time.monotonic() + _END_S
+    while os.path.isdir(session):
+        try:
+            shutil.rmtree(session)
+        except OSError:  # a process that is just ending wrote another file
+            if time.monotonic() > deadline:
+                print(f"cannot remove {session}, the folder of the Ray cluster that has ended", flush=True)
+                return
+            time.sleep(0.1)
 
 
 def _cluster_of_this_machine() -> str | None:

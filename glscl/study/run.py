@@ -25,7 +25,7 @@ from glscl.study.options import StudyConfig
 from glscl.training.launch import train
 from glscl.training.options import TrainingConfig
 from glscl.training.preflight import preflight
-from glscl.training.results import write_status
+from glscl.training.results import ending_of, write_status
 
 CONFIG = "study.yaml"
 RESULTS = "study.json"
@@ -66,7 +66,7 @@ def run_study(study: StudyConfig) -> str:
         run_cells(study, prepare(study))
         verdict = report(study, costs=True)
     except BaseException as error:
-        write_status(study.directory, state="failed", verdict=str(error) or type(error).__name__)
+        write_status(study.directory, **ending_of(error))
         raise
     write_status(study.directory, state="finished", verdict=verdict)
     return verdict

@@ -11,6 +11,7 @@ from typing import Any
 from glscl import storage
 from glscl.evaluation.evaluate import without_thumbnails
 from glscl.evaluation.saved import ModelCard
+from glscl.redaction import redact
 
 STATUS = "status.json"
 RESULTS = "results.json"
@@ -28,7 +29,7 @@ def results_of(card: ModelCard, entries: list[dict[str, Any]], history: list[dic
         "checkpoint_step": card.step,
         "seed": card.seed,
         "git_commit": git_commit(),
-        "command": " ".join(["glscl", *sys.argv[1:]]),
+        "command": redact(" ".join(["glscl", *sys.argv[1:]])),
         "train_domains": list(card.train_domains),
         "validation": card.validation,
         "tests": entries,
@@ -77,7 +78,14 @@ def git_commit() -> str | None:
     return done.stdout.strip() or None if done.returncode == 0 else None
 
 
-def write_status(run_directory: str, **values: Any) -> None:
+def ending_of(error: BaseException) -> dict[str, str]:
+    """State and verdict that an exception leaves in ``status.json``."""
+    state = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
+    return {"state": state, "verdict": str(error) or type(error).__name__}
+
+
+def write_status(run_directory: str, *, state: str, verdict: str) -> None:
     """``status.json``: the verdict for machines."""
     stamp = datetime.now(UTC).isoformat(timespec="seconds")
-    storage.write_json(storage.join(run_directory, STATUS), {**values, "updated": stamp})
+    values = {"state": state, "verdict": redact(verdict), "updated": stamp}
+    storage.write_json(storage.join(run_directory, STATUS), values)
