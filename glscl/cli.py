@@ -140,18 +140,15 @@ def _run(config: Any, ready: Any) -> str:
     from glscl import storage
     from glscl.session import ray_session
     from glscl.training.launch import train
-    from glscl.training.results import REPORT, ending_of, write_results, write_status
+    from glscl.training.results import REPORT, status_on_failure, write_results, write_status
 
     where = config.run_directory
     storage.check_writable(where, "--storage")
     write_status(where, state="running", verdict="")
-    try:
-        with ray_session():
-            results = train(config, ready)
+    # Also inside the session: to end a cluster takes seconds, and who sent a signal may not wait.
+    with status_on_failure(where), ray_session(), status_on_failure(where):
+        results = train(config, ready)
         write_results(results, where)
-    except BaseException as error:
-        write_status(where, **ending_of(error))
-        raise
     write_status(where, state="finished", verdict=results["verdict"])
     _print_results(results)
     return f"{results['verdict']} report={storage.join(where, REPORT)}"

@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,7 +17,8 @@ from typing import Any
 from glscl import stopping
 from glscl.errors import UserError
 
-_OWNER = "glscl-owner.json"
+_PREFIX = "glscl-ray-"
+_OWNER = "owner.json"
 _END_S = 15.0
 _KEEP_DAYS = 7
 
@@ -62,16 +64,24 @@ def _own_cluster(quiet: bool) -> Iterator[None]:
     """A local cluster that leaves neither processes nor files behind, but its logs where something went wrong."""
     import psutil
     import ray
-    from ray._common.utils import get_default_ray_temp_dir
+    from ray._common.utils import get_default_system_temp_dir
 
-    remove_left_sessions(get_default_ray_temp_dir())
+    parent = get_default_system_temp_dir()
+    _remove_left_folders(parent)
+    folder = tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
+    _own(folder)
     before = {child.pid for child in psutil.Process().children()}
-    context = ray.init(address="local", include_dashboard=True, logging_level="error", log_to_driver=not quiet)
-    stopping.take_back()
-    session = str(context.address_info["session_dir"])
-    _own(session)
     failed = False
     try:
+        with _temporary_files_in(folder):
+            ray.init(
+                address="local",
+                include_dashboard=True,
+                logging_level="error",
+                log_to_driver=not quiet,
+                _temp_dir=folder,
+            )
+        stopping.take_back()
         yield
     except (UserError, KeyboardInterrupt):
         raise
@@ -91,10 +101,24 @@ def _own_cluster(quiet: bool) -> Iterator[None]:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         if failed:
-            _own(session, failed=True)
-            print(f"Ray's logs of this command: {session}/logs (removed after {_KEEP_DAYS} days)", flush=True)
+            _own(folder, failed=True)
+            print(f"Ray's logs of this command: {folder} (removed after {_KEEP_DAYS} days)", flush=True)
         else:
-            _remove_session(session)
+            _remove(folder)
+
+
+@contextmanager
+def _temporary_files_in(folder: str) -> Iterator[None]:
+    """Let processes that are started in this block put their temporary files there: Ray ends them by force."""
+    before = os.environ.get("TMPDIR")
+    os.environ["TMPDIR"] = os.path.join(folder, "tmp")
+    os.makedirs(os.environ["TMPDIR"])
+    try:
+        yield
+    finally:
+        os.environ.pop("TMPDIR")
+        if before is not None:
+            os.environ["TMPDIR"] = before
 
 
 def _descendants(process: Any) -> list[Any]:
@@ -106,46 +130,39 @@ def _descendants(process: Any) -> list[Any]:
         return []
 
 
-def _own(session: str, **more: Any) -> None:
-    """Mark a session's folder as this process's."""
+def _own(folder: str, **more: Any) -> None:
+    """Mark a folder as this process's."""
     import psutil
 
     owner = {"pid": os.getpid(), "started": psutil.Process().create_time(), **more}
-    Path(session, _OWNER).write_text(json.dumps(owner), encoding="utf-8")
+    Path(folder, _OWNER).write_text(json.dumps(owner), encoding="utf-8")
 
 
-def remove_left_sessions(folder: str) -> None:
-    """Delete the folders of local clusters whose command was killed, and of failed ones that are old.
-
-    Only those that a command of this project started are looked at.
-    """
+def _remove_left_folders(parent: str) -> None:
+    """Delete what commands that were killed have left, and the logs of failed ones that are old."""
     import psutil
 
-    for mark in Path(folder).glob(f"session_*/{_OWNER}"):
-        if mark.parent.is_symlink():
-            continue
+    for mark in Path(parent).glob(f"{_PREFIX}*/{_OWNER}"):
         try:
             owner = json.loads(mark.read_text(encoding="utf-8"))
             old = time.time() - mark.stat().st_mtime > _KEEP_DAYS * 86400
-            alive = psutil.pid_exists(owner["pid"]) and psutil.Process(owner["pid"]).create_time() == owner["started"]
-        except (OSError, ValueError, KeyError, psutil.NoSuchProcess):
+        except (OSError, ValueError):
             continue  # being removed by another command, or being written
-        if not alive and (old or not owner.get("failed")):
-            _remove_session(str(mark.parent))
+        with suppress(psutil.NoSuchProcess):
+            if psutil.Process(owner["pid"]).create_time() == owner["started"]:
+                continue
+        if old or not owner.get("failed"):
+            _remove(str(mark.parent))
 
 
-def _remove_session(session: str) -> None:
-    """Delete a session's folder, and Ray's link to it."""
-    latest = Path(session).with_name("session_latest")
-    if latest.is_symlink() and os.path.realpath(latest) == os.path.realpath(session):
-        latest.unlink(missing_ok=True)
+def _remove(folder: str) -> None:
     deadline = time.monotonic() + _END_S
-    while os.path.isdir(session):
+    while os.path.isdir(folder):
         try:
-            shutil.rmtree(session)
-        except OSError:  # a process that is just ending wrote another file
+            shutil.rmtree(folder)
+        except OSError as error:  # a process that is just ending wrote another file
             if time.monotonic() > deadline:
-                print(f"cannot remove {session}, the folder of the Ray cluster that has ended", flush=True)
+                print(f"cannot remove {folder}, where the Ray cluster of a command was ({error})", flush=True)
                 return
             time.sleep(0.1)
 

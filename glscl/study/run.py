@@ -25,7 +25,7 @@ from glscl.study.options import StudyConfig
 from glscl.training.launch import train
 from glscl.training.options import TrainingConfig
 from glscl.training.preflight import preflight
-from glscl.training.results import ending_of, write_status
+from glscl.training.results import status_on_failure, write_status
 
 CONFIG = "study.yaml"
 RESULTS = "study.json"
@@ -62,12 +62,9 @@ def run_study(study: StudyConfig) -> str:
     """
     storage.check_writable(study.directory, "--storage")
     write_status(study.directory, state="running", verdict="")
-    try:
+    with status_on_failure(study.directory):
         run_cells(study, prepare(study))
         verdict = report(study, costs=True)
-    except BaseException as error:
-        write_status(study.directory, **ending_of(error))
-        raise
     write_status(study.directory, state="finished", verdict=verdict)
     return verdict
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -78,10 +80,18 @@ def git_commit() -> str | None:
     return done.stdout.strip() or None if done.returncode == 0 else None
 
 
-def ending_of(error: BaseException) -> dict[str, str]:
-    """State and verdict that an exception leaves in ``status.json``."""
-    state = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
-    return {"state": state, "verdict": str(error) or type(error).__name__}
+@contextmanager
+def status_on_failure(run_directory: str) -> Iterator[None]:
+    """Let ``status.json`` say how this block ended, if it does not end well."""
+    try:
+        yield
+    except BaseException as error:
+        state = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
+        try:
+            write_status(run_directory, state=state, verdict=str(error) or type(error).__name__)
+        except Exception as second:  # the first error is the one to hear of
+            print(f"{STATUS} cannot be written ({type(second).__name__}: {second})", file=sys.stderr, flush=True)
+        raise
 
 
 def write_status(run_directory: str, *, state: str, verdict: str) -> None:
