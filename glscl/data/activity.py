@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-_HEADER = struct.Struct("=qdi")
+_HEADER = struct.Struct("=qdi?")  # pid, since when, length of the text, busy
 _SLOT = 1024
 
 
@@ -25,14 +25,22 @@ class Activity:
     Attributes:
         worker: number of the loader worker; 0 also where the training process reads.
         pid: its process id, 0 before its first note.
-        what: in words; empty while it waits for its batches to be taken.
+        busy: false while it waits for its batch to be taken.
+        what: in words; the last thing it did, while it waits.
         seconds: since when.
     """
 
     worker: int
     pid: int
+    busy: bool
     what: str
     seconds: float
+
+    def __str__(self) -> str:
+        who = f"loader worker {self.worker} (pid {self.pid})"
+        if not self.pid:
+            return f"loader worker {self.worker} has not begun"
+        return f"{who} {self.what}" if self.busy else f"{who} at rest after {self.what}"
 
 
 class Board:
@@ -44,16 +52,21 @@ class Board:
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
+        self.awaited = 0
+        """Loader worker whose part of a batch the training process takes next (known to that process)."""
         self._memory = multiprocessing.RawArray("c", max(1, workers) * _SLOT)  # unnamed: nothing is left behind
 
     def note(self, worker: int, what: str) -> None:
-        """Say what this process does from now on; empty for waiting."""
-        pid = os.getpid()
-        text = what.encode()[: _SLOT - _HEADER.size]
+        """Say what this process does from now on; empty: it waits for its batch to be taken."""
         view = memoryview(self._memory).cast("B")[worker * _SLOT : (worker + 1) * _SLOT]
-        _HEADER.pack_into(view, 0, pid, time.monotonic(), 0)  # a reader meanwhile sees an empty note, not half of two
+        if not what:
+            length = _HEADER.unpack_from(view)[2]
+            _HEADER.pack_into(view, 0, os.getpid(), time.monotonic(), length, False)
+            return
+        text = what.encode()[: _SLOT - _HEADER.size]
+        _HEADER.pack_into(view, 0, os.getpid(), time.monotonic(), 0, True)  # a reader sees no text rather than a mix
         view[_HEADER.size : _HEADER.size + len(text)] = text
-        _HEADER.pack_into(view, 0, pid, time.monotonic(), len(text))
+        _HEADER.pack_into(view, 0, os.getpid(), time.monotonic(), len(text), True)
 
     def read(self) -> list[Activity]:
         """Every process's note (the clock is that of the machine, the same for all its processes)."""
@@ -61,15 +74,14 @@ class Board:
         found = []
         for worker in range(max(1, self.workers)):
             slot = bytes(view[worker * _SLOT : (worker + 1) * _SLOT])
-            pid, since, length = _HEADER.unpack_from(slot)
+            pid, since, length, busy = _HEADER.unpack_from(slot)
             text = slot[_HEADER.size : _HEADER.size + length].decode(errors="replace")
-            found.append(Activity(worker, pid, text, time.monotonic() - since if pid else 0.0))
+            found.append(Activity(worker, pid, busy, text, time.monotonic() - since if pid else 0.0))
         return found
 
     def longest(self) -> Activity | None:
         """The note of the process that has been busy with one thing for the longest; None while all wait."""
-        busy = [activity for activity in self.read() if activity.what]
-        return max(busy, key=lambda activity: activity.seconds, default=None)
+        return max((one for one in self.read() if one.busy), key=lambda one: one.seconds, default=None)
 
 
 def writer(board: Board | None, worker: int) -> Callable[[str], None]:

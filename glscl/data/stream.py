@@ -259,8 +259,12 @@ def make_loader(stream: PairStream, loader_workers: int, prefetch: int) -> Itera
     for part in raise_items(name_the_dead(loader, stream.board)):
         parts.append(part)
         if len(parts) == max(1, loader_workers):
+            if stream.board:
+                stream.board.awaited = 0
             yield Batch.concatenate(parts)
             parts = []
+        elif stream.board:
+            stream.board.awaited = len(parts)
 
 
 def errors_as_items(parts: Iterator[_Part]) -> Iterator[_Part | UserError]:
@@ -293,14 +297,10 @@ def name_the_dead(parts: Iterable[_Part], board: Board | None) -> Iterator[_Part
         if not (dead := re.match(r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\) (.*)", str(error), re.DOTALL)):
             raise
         pids = {int(pid) for pid in dead[1].split(",")}
-        doing = "; ".join(
-            f"loader worker {one.worker} was {one.what or 'waiting'}"
-            for one in (board.read() if board else [])
-            if one.pid in pids
-        )
+        doing = "; ".join(str(one) for one in (board.read() if board else []) if one.pid in pids)
         how = dead[2].split(". ")[0].rstrip(".")
         raise BrokenRunError(
-            f"a loader process (pid {dead[1]}) {how}: {doing or 'before its first video'}; if memory ran out, lower "
+            f"a loader process (pid {dead[1]}) {how}; last it noted: {doing or 'nothing'}. If memory ran out, lower "
             f"data.loader_workers or data.prefetch; if it is always the same video, take it out of the shards"
         ) from error
 

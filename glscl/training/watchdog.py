@@ -104,8 +104,8 @@ class Note:
         phase: one of `PHASES`.
         step: the step it is in.
         seconds: since when it is in this phase.
-        reading: what the reader does that has been busy for the longest; empty if none is.
-        reading_s: since when.
+        reading: what the reader does that has been busy for the longest; if none is, the one that is waited for.
+        reading_s: since when it has been busy; 0 if it is not.
     """
 
     attempt: str
@@ -125,7 +125,8 @@ class Note:
 
     def doing(self) -> str:
         """What, for a message."""
-        reading = f", {self.reading} for {self.reading_s:.0f} s" if self.reading else ""
+        since = f" for {self.reading_s:.0f} s" if self.reading_s else ""
+        reading = f"; {self.reading}{since}" if self.reading else ""
         return f"{self.phase} at step {self.step} for {self.seconds:.0f} s{reading}"
 
 
@@ -137,7 +138,7 @@ class Reporter:
         limits: the run's.
         attempt: the same on all ranks of this worker group, another in each.
         rank: this rank.
-        boards: what reads for it.
+        boards: what reads for it; the first is that of the training stream.
         look: ask for preemptions now and then (one rank does).
         end: called with the message when the driver gives the worker group up.
     """
@@ -187,6 +188,9 @@ class Reporter:
         phase, step, since = self._at
         busy = [activity for board in self._boards if (activity := board.longest())]
         longest = max(busy, key=lambda activity: activity.seconds, default=None)
+        reading = str(longest) if longest else ""
+        if phase == "loading" and not reading:
+            reading = str(self._boards[0].read()[self._boards[0].awaited])
         self._beat += 1
         note = Note(
             self._attempt,
@@ -197,7 +201,7 @@ class Reporter:
             phase,
             step,
             time.monotonic() - since,
-            f"loader worker {longest.worker} {longest.what}" if longest else "",
+            reading,
             longest.seconds if longest else 0.0,
         )
         self._hub.put(f"note-{self._rank:05d}", json.dumps(asdict(note)).encode())
@@ -319,10 +323,10 @@ def judge(heard: Sequence[tuple[Note, float]], limits: Limits) -> str | None:
             )
     for note, _ in heard:
         if note.reading_s > limits.stall_s or (note.phase == "loading" and note.seconds > limits.stall_s):
-            doing = note.reading or "no loader worker is busy"
-            seconds = note.reading_s if note.reading else note.seconds
+            seconds = max(note.reading_s, note.seconds if note.phase == "loading" else 0.0)
             return (
-                f"the stream of {note.name()} stands still at step {note.step}: {doing}, for {seconds:.0f} s"
+                f"the stream of {note.name()} stands still at step {note.step} for {seconds:.0f} s: "
+                f"{note.reading}"
                 f"{_waiting(heard, [note])}. If that is slow storage and no hang, raise {stall} ({limits.stall_s:g})"
             )
     stuck = [note for note, _ in heard if note.phase not in _UNBOUNDED and note.seconds > limits.hang_s]
