@@ -314,11 +314,12 @@ def judge(heard: Sequence[tuple[Note, float]], limits: Limits) -> str | None:
     """
     stall, hang = "data.stall_timeout_s", "training.hang_timeout_s"
     heard = sorted(heard, key=lambda one: one[0].rank)
-    silent = [(note, age) for note, age in heard if age > _SILENT_PERIODS * limits.period_s]
-    for note, age in silent:
-        if age > limits.hang_s:
+    stuck = [note for note, _ in heard if note.phase not in _UNBOUNDED and note.seconds > limits.hang_s]
+    silent = [note for note, age in heard if age > _SILENT_PERIODS * limits.period_s]
+    for note, age in heard:
+        if age > limits.hang_s or (stuck and note in silent):
             return (
-                f"{note.name()} has not been heard of for {age:.0f} s; it was {note.doing()}{_waiting(heard, [note])}. "
+                f"{note.name()} has not been heard of for {age:.0f} s; it was {note.doing()}{_waiting(heard, silent)}. "
                 f"Its process hangs or its machine is gone ({hang} {limits.hang_s:g})"
             )
     for note, _ in heard:
@@ -329,13 +330,10 @@ def judge(heard: Sequence[tuple[Note, float]], limits: Limits) -> str | None:
                 f"{note.reading}"
                 f"{_waiting(heard, [note])}. If that is slow storage and no hang, raise {stall} ({limits.stall_s:g})"
             )
-    stuck = [note for note, _ in heard if note.phase not in _UNBOUNDED and note.seconds > limits.hang_s]
     if not stuck:
         return None
     first = min((note.step, PHASES.index(note.phase)) for note, _ in heard)
-    missing = [note for note, _ in silent] or [
-        note for note, _ in heard if (note.step, PHASES.index(note.phase)) == first
-    ]
+    missing = [note for note, _ in heard if (note.step, PHASES.index(note.phase)) == first]
     if len(missing) == len(heard):
         return (
             f"no rank gets out of {stuck[0].doing()}: a collective hangs, or the step is too slow "

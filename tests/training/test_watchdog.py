@@ -64,7 +64,7 @@ def test_a_rank_that_does_not_come_to_the_collective_is_named() -> None:
 def test_a_frozen_process_is_named_though_it_froze_in_the_same_phase() -> None:
     said = judge([(note(0, "stepping", 61.0), 0.1), (note(1, "stepping", 0.5), 50.0)], LIMITS)
     assert said is not None
-    assert said.startswith("rank 1 (host1, pid 101) is stepping at step 12")
+    assert said.startswith("rank 1 (host1, pid 101) has not been heard of for 50 s; it was stepping at step 12")
     silent = judge([(note(0, "evaluating", 61.0), 0.1), (note(1, "evaluating", 0.5), 61.0)], LIMITS)
     assert silent is not None
     assert silent.startswith("rank 1 (host1, pid 101) has not been heard of for 61 s; it was evaluating at step 12")
