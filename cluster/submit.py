@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import shlex
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,15 +17,17 @@ from pydantic import Field
 from tyro.conf import Positional
 
 from cluster.dashboard import connect, dashboard_address
+from glscl import storage
 from glscl.errors import UserError
 from glscl.options import Options
+from glscl.redaction import has_secret
 from glscl.reporting.console import print_table
 
 VERDICT = re.compile(r"glscl: (OK|FAILED) (.*)")
 LOST_S = 60.0
 """Seconds without the dashboard after which following ends (the job does not)."""
-STOP_S = 60.0
-"""Seconds that a job is given to stop."""
+STOP_S = 180.0
+"""Seconds after which a job that is stopped should have ended; it has ``--grace-s`` of `submit` to save."""
 MESSAGE_LENGTH = 300
 
 
@@ -46,6 +49,8 @@ class Submit(AtDashboard):
     """Id of the job, by which `glscl jobs` knows it; used once per cluster. Empty lets Ray choose."""
     wait: bool = True
     """Follow the job to its end; --no-wait returns as soon as it is accepted."""
+    grace_s: float = Field(default=120.0, ge=3)
+    """Seconds that the job may take to save and end when it is stopped, before it is killed."""
     working_dir: str = ""
     """Folder to send along, in which the job then runs: configuration files, or a checkout of glscl to run instead of
     the installed one. What .gitignore names stays here."""
@@ -77,18 +82,27 @@ def submit(words: Sequence[str], options: Submit) -> Ending:
     """Run ``glscl WORDS`` as a job.
 
     Raises:
-        UserError: unreachable, token, a folder that cannot be sent, or an id that was used before.
+        UserError: unreachable, token, a folder that cannot be sent, an id that was used before, or a secret in WORDS.
     """
+    for word in words:
+        if "s3://" in word:
+            storage.resolve(word[word.index("s3://") :])
+    if has_secret(shlex.join(words)):
+        raise UserError(
+            "a secret is part of the command, which the cluster keeps in its list of jobs: set it in the environment "
+            "of the cluster's nodes, or give them a role"
+        )
     if options.working_dir and not os.path.isdir(options.working_dir):
         raise UserError(f"--working-dir {options.working_dir}: not a folder")
     client = connect(dashboard_address(options.address))
     if options.name and any(job.submission_id == options.name for job in client.list_jobs()):
         raise UserError(f"--name {options.name}: the cluster has a job of that id; choose another, or leave it out")
+    folder = {"working_dir": os.path.abspath(options.working_dir)} if options.working_dir else {}
     try:
         job = client.submit_job(
             entrypoint=shlex.join(["python", "-m", "glscl", *words]),
             submission_id=options.name or None,
-            runtime_env={"working_dir": os.path.abspath(options.working_dir)} if options.working_dir else {},
+            runtime_env=folder | {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(round(options.grace_s))}},
         )
     except (RuntimeError, ValueError) as error:
         where = f"--working-dir {options.working_dir}: " if options.working_dir else ""
@@ -218,7 +232,7 @@ def _ending(job: str, info: Any, verdict: tuple[str, str] | None) -> Ending:
     state = str(info.status)
     code = info.driver_exit_code
     if state == "STOPPED":
-        return Ending(1, f"job {job} was stopped")
+        return Ending(128 + signal.SIGTERM, f"job {job} was stopped" + (f": {verdict[1]}" if verdict else ""))
     if state == "SUCCEEDED":
         word, text = verdict or ("OK", f"job {job} succeeded")
         return Ending(0 if word == "OK" else 1, text)

@@ -1,7 +1,7 @@
 """One command per thing a user does; parses, calls, prints the verdict as the last line.
 
-Exit status: 0 done, 2 bad input (one line says what, where and which knob), 1 anything else; `submit` and `jobs logs`
-end with that of their job.
+Exit status: 0 done, 2 bad input (one line says what, where and which knob), 143 and 130 stopped by SIGTERM and Ctrl-C
+(the same command continues), 1 anything else; `submit` and `jobs logs` end with that of their job.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from glscl import storage
-from glscl.errors import UserError, did_you_mean
+from glscl.errors import BrokenRunError, Stopped, UserError, did_you_mean
+from glscl.redaction import redacted_output
+from glscl.stopping import ends_by_signal
 
 USAGE = """usage: glscl COMMAND [options]
 
@@ -48,6 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(USAGE)
         return 0
+    with ends_by_signal(), redacted_output():
+        return _run_command(words)
+
+
+def _run_command(words: list[str]) -> int:
     try:
         storage.first_answer_due.set()
         name, command, rest = _command(words)
@@ -55,9 +62,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         _verdict(False, str(error))
         return 2
-    except KeyboardInterrupt:
-        _verdict(False, "interrupted")
-        return 130
+    except BrokenRunError as error:
+        _verdict(False, str(error))
+        return 1
+    except Stopped as stop:
+        _verdict(False, str(stop))
+        return 128 + stop.signum
     except SystemExit as leaving:  # --help
         return int(leaving.code or 0)
     except Exception as error:
@@ -133,18 +143,15 @@ def _run(config: Any, ready: Any) -> str:
     """Train, test, report; ``status.json`` follows what happens."""
     from glscl.session import ray_session
     from glscl.training.launch import train
-    from glscl.training.results import REPORT, write_results, write_status
+    from glscl.training.results import REPORT, status_on_failure, write_results, write_status
 
     where = config.run_directory
     storage.check_writable(where, "--storage")
     write_status(where, state="running", verdict="")
-    try:
-        with ray_session():
-            results = train(config, ready)
+    # Also inside the session: to end a cluster takes seconds, and who sent a signal may not wait.
+    with status_on_failure(where), ray_session(), status_on_failure(where):
+        results = train(config, ready)
         write_results(results, where)
-    except BaseException as error:
-        write_status(where, state="failed", verdict=str(error) or type(error).__name__)
-        raise
     write_status(where, state="finished", verdict=results["verdict"])
     _print_results(results)
     return f"{results['verdict']} report={storage.join(where, REPORT)}"

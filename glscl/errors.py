@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Iterable
 
 
@@ -22,6 +23,32 @@ class RunStoppedError(UserError):
 
 class StorageError(UserError):
     """Storage that did not do what it was asked; its ``__cause__`` is the client's own exception."""
+
+
+class BrokenRunError(Exception):
+    """What ended a run whose input is sound: a process that died or hangs. Says who, where, since when, which knob.
+
+    The command line prints the message on one line and exits with status 1; no traceback.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked the command to end: no error, and passed on by `except Exception`, as KeyboardInterrupt is.
+
+    The command line prints the message on one line and exits with 128 and the signal's number.
+    """
+
+    def __init__(self, signum: int, rest: str = "") -> None:
+        name = signal.Signals(signum).name
+        super().__init__(signum, rest)
+        self.signum = signum
+        self.text = f"stopped by {name}{rest}"
+
+    def __str__(self) -> str:
+        return self.text
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
+from glscl import stopping
 from glscl.errors import UserError
+
+_PREFIX = "glscl-ray-"
+_OWNER = "owner.json"
+_END_S = 15.0
+_KEEP_DAYS = 7
 
 
 @contextmanager
@@ -41,9 +51,11 @@ def ray_session(quiet: bool = False, stops_runs: bool = False) -> Iterator[None]
     if address == "local":
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody reclaims this machine
         # Ray Train asks the dashboard for the state of its actors.
-        ray.init(address="local", include_dashboard=True, logging_level="error", log_to_driver=not quiet, **options)
-    else:
-        ray.init(address=address, logging_level="error", log_to_driver=not quiet, **options)
+        with _own_cluster(quiet, options):
+            yield
+        return
+    ray.init(address=address, logging_level="error", log_to_driver=not quiet, **options)
+    stopping.take_back()
     try:
         yield
     finally:
@@ -55,6 +67,115 @@ def name_cluster() -> None:
     import ray
 
     os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+
+
+@contextmanager
+def _own_cluster(quiet: bool, options: dict[str, Any]) -> Iterator[None]:
+    """A local cluster that leaves neither processes nor files behind, but its logs where something went wrong."""
+    import psutil
+    import ray
+    from ray._common.utils import get_default_system_temp_dir
+
+    parent = get_default_system_temp_dir()
+    _remove_left_folders(parent)
+    folder = tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
+    _own(folder)
+    before = {child.pid for child in psutil.Process().children()}
+    failed = False
+    try:
+        with _temporary_files_in(folder):
+            ray.init(
+                address="local",
+                include_dashboard=True,
+                logging_level="error",
+                log_to_driver=not quiet,
+                _temp_dir=folder,
+                **options,
+            )
+        stopping.take_back()
+        yield
+    except (UserError, KeyboardInterrupt):
+        raise
+    except BaseException:
+        failed = True
+        raise
+    finally:
+        started = [
+            process
+            for child in psutil.Process().children()
+            if child.pid not in before
+            for process in [child, *_descendants(child)]
+        ]
+        ray.shutdown()
+        _, alive = psutil.wait_procs(started, timeout=_END_S)
+        for process in alive:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        if failed:
+            _own(folder, failed=True)
+            print(f"Ray's logs of this command: {folder} (removed after {_KEEP_DAYS} days)", flush=True)
+        else:
+            _remove(folder)
+
+
+@contextmanager
+def _temporary_files_in(folder: str) -> Iterator[None]:
+    """Let processes that are started in this block put their temporary files there: Ray ends them by force."""
+    before = os.environ.get("TMPDIR")
+    os.environ["TMPDIR"] = os.path.join(folder, "tmp")
+    os.makedirs(os.environ["TMPDIR"])
+    try:
+        yield
+    finally:
+        os.environ.pop("TMPDIR")
+        if before is not None:
+            os.environ["TMPDIR"] = before
+
+
+def _descendants(process: Any) -> list[Any]:
+    import psutil
+
+    try:
+        return process.children(recursive=True)  # type: ignore[no-any-return]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _own(folder: str, **more: Any) -> None:
+    """Mark a folder as this process's."""
+    import psutil
+
+    owner = {"pid": os.getpid(), "started": psutil.Process().create_time(), **more}
+    Path(folder, _OWNER).write_text(json.dumps(owner), encoding="utf-8")
+
+
+def _remove_left_folders(parent: str) -> None:
+    """Delete what commands that were killed have left, and the logs of failed ones that are old."""
+    import psutil
+
+    for mark in Path(parent).glob(f"{_PREFIX}*/{_OWNER}"):
+        try:
+            owner = json.loads(mark.read_text(encoding="utf-8"))
+            old = time.time() - mark.stat().st_mtime > _KEEP_DAYS * 86400
+        except (OSError, ValueError):
+            continue  # being removed by another command, or being written
+        with suppress(psutil.NoSuchProcess):
+            if psutil.Process(owner["pid"]).create_time() == owner["started"]:
+                continue
+        if old or not owner.get("failed"):
+            _remove(str(mark.parent))
+
+
+def _remove(folder: str) -> None:
+    deadline = time.monotonic() + _END_S
+    while os.path.isdir(folder):
+        try:
+            shutil.rmtree(folder)
+        except OSError as error:  # a process that is just ending wrote another file
+            if time.monotonic() > deadline:
+                print(f"cannot remove {folder}, where the Ray cluster of a command was ({error})", flush=True)
+                return
+            time.sleep(0.1)
 
 
 def _cluster_of_this_machine() -> str | None:

@@ -44,6 +44,11 @@ def resolve(uri: str) -> str:
         scheme = uri.split("://", 1)[0]
         if scheme != "s3":
             raise UserError(f"{uri}: '{scheme}://' is not supported; use a local path or s3://bucket/key")
+        if "@" in uri.split("/")[2]:
+            raise UserError(
+                f"s3://...@{uri.split('@', 1)[1]}: credentials do not belong in an address, where logs and reports "
+                f"would repeat them; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+            )
         return uri.rstrip("/")
     return os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))
 

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 import socket
+import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import ray._private.utils
 
+from glscl import session
 from glscl.errors import UserError
 from glscl.session import _cluster_of_this_machine, check_resources, ray_session
 
@@ -40,14 +48,57 @@ def test_a_cluster_that_is_gone_is_not_waited_for(
     assert _cluster_of_this_machine() is None
 
 
+@pytest.fixture
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A temporary folder of this test's own, with a short name: Ray's sockets lie in it."""
+    folder = tempfile.mkdtemp(prefix="glt-", dir="/tmp")
+    monkeypatch.setenv("TMPDIR", folder)
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    yield Path(folder)
+    shutil.rmtree(folder)
+
+
+def left(parent: Path, name: str, started: float = 1.0, days: float = 0.0, **more: bool) -> Path:
+    """A folder as a command leaves it; no process of this number began in 1970."""
+    folder = parent / f"glscl-ray-{name}"
+    folder.mkdir()
+    mark = folder / "owner.json"
+    mark.write_text(json.dumps({"pid": os.getpid(), "started": started, **more}))
+    os.utime(mark, (time.time() - days * 86400,) * 2)
+    return folder
+
+
+def test_what_killed_commands_left_goes_and_what_is_needed_stays(temporary: Path) -> None:
+    gone = [left(temporary, "killed"), left(temporary, "old", days=8, failed=True)]
+    kept = [
+        left(temporary, "failed", days=6, failed=True),
+        left(temporary, "running", started=psutil.Process().create_time(), days=8),
+    ]
+    (temporary / "ray" / "session_1").mkdir(parents=True)
+    (temporary / "glscl-ray-starting").mkdir()
+    session._remove_left_folders(str(temporary))
+    assert not any(folder.exists() for folder in gone)
+    assert all(folder.exists() for folder in [*kept, temporary / "ray" / "session_1", temporary / "glscl-ray-starting"])
+
+
 @pytest.mark.e2e
-def test_a_local_cluster_ends_with_the_block_and_refuses_what_it_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_local_cluster_ends_with_the_block_and_refuses_what_it_has_not(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "local")
-    with ray_session():
+    with pytest.raises(ValueError, match="of the test"), ray_session():  # noqa: PT012
         assert ray.is_initialized()
         check_resources(1, 1.0, use_gpu=False)
         with pytest.raises(UserError, match=r"1000 CPU .*lower training\.num_workers"):
             check_resources(1000, 1.0, use_gpu=False)
         with pytest.raises(UserError, match=r"wait_for_nodes_s"):
             check_resources(1000, 1.0, use_gpu=False, wait_s=2.0)
+        started = psutil.Process().children(recursive=True)
+        assert started
+        raise ValueError("of the test")
     assert not ray.is_initialized()
+    assert not [process for process in started if process.is_running()]
+    (folder,) = temporary.glob("glscl-ray-*")
+    assert f"Ray's logs of this command: {folder}" in capsys.readouterr().out
+    assert json.loads((folder / "owner.json").read_text())["failed"] is True
+    assert list(folder.glob("session_2*/logs/*"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +12,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from glscl.data.activity import Board, writer
 from glscl.data.shards import Sample, Shard, ShardSet
-from glscl.data.stream import Tokenize, errors_as_items, quarantine_entry, raise_items
+from glscl.data.stream import (
+    Tokenize,
+    errors_as_items,
+    name_the_dead,
+    quarantine_entry,
+    raise_items,
+    start_loader_worker,
+)
 from glscl.data.video import FrameSampling, VideoError, load_frames
 from glscl.errors import UserError
 
@@ -53,6 +61,7 @@ class Gallery(IterableDataset["GalleryBatch | UserError"]):
         sampling: frames per video.
         tokenize: captions to token ids.
         batch_size: videos per batch.
+        board: see `stream.PairStream`.
     """
 
     def __init__(
@@ -63,8 +72,10 @@ class Gallery(IterableDataset["GalleryBatch | UserError"]):
         sampling: FrameSampling,
         tokenize: Tokenize,
         batch_size: int,
+        board: Board | None = None,
     ) -> None:
         super().__init__()
+        self.board = board
         self.shard_set = shard_set
         self.first, self.last = first, last
         self.sampling = sampling
@@ -77,29 +88,37 @@ class Gallery(IterableDataset["GalleryBatch | UserError"]):
     def _parts(self) -> Iterator[GalleryBatch]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        say = writer(self.board, worker)
         cuts = np.linspace(self.first, self.last, workers + 1).round().astype(int)
         pending: list[tuple[int, Sample, Tensor]] = []
         quarantined: list[dict[str, str]] = []
-        for position, sample, result in self._read(int(cuts[worker]), int(cuts[worker + 1])):
+        for position, sample, result in self._read(int(cuts[worker]), int(cuts[worker + 1]), say):
             if isinstance(result, dict):
                 quarantined.append(result)
             else:
                 pending.append((position, sample, result))
             if len(pending) == self.batch_size:
-                yield self._collate(pending, quarantined)
+                batch = self._collate(pending, quarantined)
+                say("")
+                yield batch
                 pending, quarantined = [], []
+        say("")
         if pending or quarantined:
             yield self._collate(pending, quarantined)
 
-    def _read(self, first: int, last: int) -> Iterator[tuple[int, Sample, Tensor | dict[str, str]]]:
+    def _read(
+        self, first: int, last: int, say: Callable[[str], None]
+    ) -> Iterator[tuple[int, Sample, Tensor | dict[str, str]]]:
         manifest = self.shard_set.manifest
         base = 0
         for index, entry in enumerate(manifest.shards):
             begin, end = max(first, base), min(last, base + entry.samples)
             if begin < end:
+                say(f"opening {self.shard_set.shard_uri(index)}")
                 with closing(Shard(self.shard_set, index)) as shard:
                     for row in range(begin - base, end - base):
                         sample = shard.samples[row]
+                        say(f"decoding {manifest.domain}/{sample.video_id} (sample {sample.key} of {shard.uri})")
                         try:
                             result = load_frames(shard.video(row), self.sampling, sample.start, sample.end)
                         except VideoError as error:
@@ -127,6 +146,7 @@ class Gallery(IterableDataset["GalleryBatch | UserError"]):
             self,
             batch_size=None,
             num_workers=loader_workers,
+            worker_init_fn=start_loader_worker,
             generator=torch.Generator(),  # the run's stays unmoved
         )
-        yield from raise_items(loader)
+        yield from raise_items(name_the_dead(loader, self.board))

@@ -34,5 +34,7 @@ class DataConfig(Options):
     """Which library decodes; both give the same frames."""
     max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
     """Share of a training set's videos that may be undecodable before the run stops."""
+    stall_timeout_s: float = Field(default=300.0, gt=0)
+    """Seconds that a worker may wait for a batch, or a video may take, before the worker group is restarted."""
     cache_dir: str | None = None
     """Folder for the one copy per virtual stream of a remote shard; None is the system's temporary folder."""

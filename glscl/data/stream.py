@@ -6,6 +6,11 @@ shard it stands in.
 
 from __future__ import annotations
 
+import ctypes
+import os
+import re
+import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -14,10 +19,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from glscl.data.activity import Board, writer
 from glscl.data.plan import Slot, StreamPlan
 from glscl.data.shards import Sample, Shard, ShardSet
 from glscl.data.video import FrameSampling, VideoError, load_frames
-from glscl.errors import UserError
+from glscl.errors import BrokenRunError, UserError
 
 Tokenize = Callable[[Sequence[str]], tuple[Tensor, Tensor]]
 """Captions to (token ids (A, W) int64, truncated (A,) bool)."""
@@ -77,6 +83,7 @@ class PairStream(IterableDataset["Batch | UserError"]):
         world_size: number of ranks.
         start_step: global step of the first batch.
         cache_dir: where copies of remote shards live while they are read.
+        board: where the processes that read say what they do; it has a place for each loader worker.
     """
 
     def __init__(
@@ -89,8 +96,10 @@ class PairStream(IterableDataset["Batch | UserError"]):
         world_size: int,
         start_step: int = 0,
         cache_dir: str | None = None,
+        board: Board | None = None,
     ) -> None:
         super().__init__()
+        self.board = board
         self.shard_sets = tuple(shard_sets)
         self.plan = plan
         self.sampling = sampling
@@ -108,13 +117,16 @@ class PairStream(IterableDataset["Batch | UserError"]):
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         streams = self.plan.owned(self.rank, self.world_size, worker, workers)
-        readers = {stream: _StreamReader(self, stream) for stream in streams}
+        say = writer(self.board, worker)
+        readers = {stream: _StreamReader(self, stream, say) for stream in streams}
         reported: set[tuple[int, int, int]] = set()
         step = self.start_step
         try:
             while True:
                 items = [item for stream in streams for item in readers[stream].read(step)]
-                yield self._collate(items, reported)
+                batch = self._collate(items, reported)
+                say("")
+                yield batch
                 step += 1
         finally:
             for reader in readers.values():
@@ -150,9 +162,10 @@ class _Item:
 class _StreamReader:
     """One virtual stream: keeps the shard it stands in open."""
 
-    def __init__(self, stream: PairStream, number: int) -> None:
+    def __init__(self, stream: PairStream, number: int, say: Callable[[str], None]) -> None:
         self._stream = stream
         self._number = number
+        self._say = say
         self._at: tuple[int, int] | None = None
         self._shard: Shard | None = None
         self._bad: dict[tuple[int, int, int], dict[str, str]] = {}
@@ -169,6 +182,7 @@ class _StreamReader:
     def _open(self, slot: Slot) -> Shard:
         if self._at != (slot.domain, slot.shard) or self._shard is None:
             self.close()
+            self._say(f"opening {self._stream.shard_sets[slot.domain].shard_uri(slot.shard)}")
             self._shard = Shard(self._stream.shard_sets[slot.domain], slot.shard, self._stream.cache_dir)
             self._at = (slot.domain, slot.shard)
             self._stream.opened.append((self._number, slot.shard))
@@ -201,6 +215,8 @@ class _StreamReader:
         place = (slot.domain, slot.shard, position)
         entry = self._bad.get(place)
         if entry is None:
+            domain = stream.shard_sets[slot.domain].manifest.domain
+            self._say(f"decoding {domain}/{sample.video_id} (sample {sample.key} of {shard.uri})")
             try:
                 frames = load_frames(shard.video(position), stream.sampling, sample.start, sample.end)
             except VideoError as error:
@@ -236,15 +252,19 @@ def make_loader(stream: PairStream, loader_workers: int, prefetch: int) -> Itera
         batch_size=None,
         num_workers=loader_workers,
         prefetch_factor=prefetch if loader_workers else None,
-        worker_init_fn=_one_thread,
+        worker_init_fn=start_loader_worker,
         generator=torch.Generator(),  # or starting to read would move the run's, and a resumed run starts again
     )
     parts: list[Batch] = []
-    for part in raise_items(loader):
+    for part in raise_items(name_the_dead(loader, stream.board)):
         parts.append(part)
         if len(parts) == max(1, loader_workers):
+            if stream.board:
+                stream.board.awaited = 0
             yield Batch.concatenate(parts)
             parts = []
+        elif stream.board:
+            stream.board.awaited = len(parts)
 
 
 def errors_as_items(parts: Iterator[_Part]) -> Iterator[_Part | UserError]:
@@ -265,5 +285,31 @@ def raise_items(parts: Iterable[_Part | UserError]) -> Iterator[_Part]:
         yield part
 
 
-def _one_thread(_: int) -> None:
+def name_the_dead(parts: Iterable[_Part], board: Board | None) -> Iterator[_Part]:
+    """Say what a loader process was doing when it died, which torch does not know.
+
+    Raises:
+        BrokenRunError: a loader process was killed (by the kernel for its memory, or by a fault in native code).
+    """
+    try:
+        yield from parts
+    except RuntimeError as error:
+        if not (dead := re.match(r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\) (.*)", str(error), re.DOTALL)):
+            raise
+        pids = {int(pid) for pid in dead[1].split(",")}
+        doing = "; ".join(str(one) for one in (board.read() if board else []) if one.pid in pids)
+        how = dead[2].split(". ")[0].rstrip(".")
+        raise BrokenRunError(
+            f"a loader process (pid {dead[1]}) {how}; last it noted: {doing or 'nothing'}. If memory ran out, lower "
+            f"data.loader_workers or data.prefetch; if it is always the same video, take it out of the shards"
+        ) from error
+
+
+def start_loader_worker(_: int) -> None:
+    """What a loader process does first: one thread, and no longer life than the process that started it."""
     torch.set_num_threads(1)
+    if sys.platform == "linux":  # torch's own check runs between batches, so never in a process that hangs
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)

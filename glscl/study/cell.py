@@ -24,7 +24,7 @@ from glscl.study.grid import RESULT, Cell
 from glscl.training.checkpoint import differing_keys
 from glscl.training.launch import score_tests, train
 from glscl.training.preflight import CONFIG, preflight
-from glscl.training.results import write_results, write_status
+from glscl.training.results import status_on_failure, write_results, write_status
 
 _SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of the checkpoints there are
 
@@ -102,16 +102,13 @@ def remove_checkpoints(run_directory: str) -> None:
 def _trained(config: RunConfig) -> dict[str, Any]:
     """An ordinary run, in the cell's folder."""
     write_status(config.run_directory, state="running", verdict="")
-    try:
+    with status_on_failure(config.run_directory):
         results = train(config, preflight(config), keep_ranks=True)
         tests = [{key: value for key, value in test.items() if key != "per_query"} for test in results["tests"]]
         command = (
             f"{config.name}: one of the runs of a study or sweep"  # this process's own command line is a Ray worker's
         )
         write_results(results | {"tests": tests, "command": command}, config.run_directory)
-    except BaseException as error:
-        write_status(config.run_directory, state="failed", verdict=str(error) or type(error).__name__)
-        raise
     write_status(config.run_directory, state="finished", verdict=results["verdict"])
     return results
 

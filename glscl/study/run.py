@@ -25,7 +25,7 @@ from glscl.study.options import RunsConfig, StudyConfig
 from glscl.training.launch import train
 from glscl.training.options import TrainingConfig
 from glscl.training.preflight import preflight
-from glscl.training.results import write_status
+from glscl.training.results import status_on_failure, write_status
 
 CONFIG = "study.yaml"
 RESULTS = "study.json"
@@ -62,12 +62,9 @@ def run_study(study: StudyConfig) -> str:
     """
     storage.check_writable(study.directory, "--storage")
     write_status(study.directory, state="running", verdict="")
-    try:
+    with status_on_failure(study.directory):
         run_cells(prepare(study), concurrent=study.concurrent, keep_models=study.keep_models)
         verdict = report(study, costs=True)
-    except BaseException as error:
-        write_status(study.directory, state="failed", verdict=str(error) or type(error).__name__)
-        raise
     write_status(study.directory, state="finished", verdict=verdict)
     return verdict
 

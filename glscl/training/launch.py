@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import threading
+import uuid
 from collections.abc import Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from concurrent.futures import Future
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from typing import Any
 
-from glscl import storage
+from glscl import stopping, storage
 from glscl.config import RunConfig
-from glscl.errors import UserError
+from glscl.errors import BrokenRunError, Stopped, UserError
 from glscl.evaluation.evaluate import evaluate_model
 from glscl.evaluation.options import EvaluationConfig
 from glscl.evaluation.saved import FOLDER, ModelCard, read_card, save_model
@@ -18,6 +21,9 @@ from glscl.training.checkpoint import TAG, check_complete
 from glscl.training.preflight import CONFIG, Preflight
 from glscl.training.results import results_of
 from glscl.training.run_log import read_metrics
+from glscl.training.watchdog import Limits, RayHub, Watch, signal_name
+
+_POLL_S = 0.2
 
 
 def train(config: RunConfig, ready: Preflight, *, keep_ranks: bool = False) -> dict[str, Any]:
@@ -33,6 +39,8 @@ def train(config: RunConfig, ready: Preflight, *, keep_ranks: bool = False) -> d
 
     Raises:
         UserError: bad input that only the workers could see.
+        BrokenRunError: a worker hung or died more often than ``training.max_failures``.
+        Stopped: a signal came; the run was saved.
         ray.train.TrainingFailedError: the worker group failed more often than ``training.max_failures``.
     """
     training = config.training
@@ -69,16 +77,22 @@ def score_tests(config: RunConfig, *, bank: Sequence[str] = (), keep_ranks: bool
 def _fit(config: RunConfig) -> Any:
     from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, ScalingConfig, TrainingFailedError
     from ray.train import RunConfig as RayRunConfig
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
 
     from glscl.training.worker import SELECTION_METRIC, train_worker
 
     training = config.training
+    limits = Limits(config.data.stall_timeout_s, training.hang_timeout_s)
+    # Ray and torch have limits of their own, which name nobody: they must not be the first to strike.
+    later = max(1800, round(2 * training.hang_timeout_s))
+    os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(later))
+    hub = RayHub(uuid.uuid4().hex)
     path, filesystem = storage.ray_storage(config.storage)
     resources = {"CPU": training.cpus_per_worker} | ({"GPU": 1.0} if training.use_gpu else {})
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config=config.model_dump(mode="json"),
+        train_loop_config={"config": config.model_dump(mode="json"), "hub": hub.token},
+        torch_config=TorchConfig(timeout_s=later),
         scaling_config=ScalingConfig(
             num_workers=training.num_workers, use_gpu=training.use_gpu, resources_per_worker=resources
         ),
@@ -94,19 +108,76 @@ def _fit(config: RunConfig) -> Any:
             ),
         ),
     )
+    watch = Watch(hub, limits)
     try:
-        result = trainer.fit()
+        result = _watched(trainer, watch)
     except TrainingFailedError as error:
-        for failure in getattr(error, "worker_failures", {}).values():
-            cause: BaseException | None = failure
-            while cause is not None:
-                if isinstance(cause, UserError):
-                    raise UserError(str(cause)) from error
-                cause = cause.__cause__ or getattr(cause, "cause", None)
-        raise
-    if result.return_value:
-        raise UserError(result.return_value)
+        raise _reason(error, watch) from error
+    finally:
+        hub.clear()
+    ended = result.return_value or {}
+    if "failed" in ended:
+        raise UserError(ended["failed"])
+    if "stopped" in ended:
+        raise Stopped(
+            ended["stopped"],
+            f" at step {ended['step']}, checkpoint {ended['checkpoint']}; the same command continues",
+        )
     return result
+
+
+def _watched(trainer: Any, watch: Watch) -> Any:
+    """Run ``trainer.fit()`` to its end, judging what the ranks note and handing on what signals ask for.
+
+    In a thread of its own: this one has to be free for signals (and Ray Train handles Ctrl-C itself in a main thread,
+    by throwing the steps since the last checkpoint away).
+    """
+    ended: Future[Any] = Future()
+
+    def fit() -> None:
+        try:
+            ended.set_result(trainer.fit())
+        except BaseException as error:
+            ended.set_exception(error)
+
+    with stopping.deferred() as asked:
+        threading.Thread(target=fit, name="glscl-fit", daemon=True).start()
+        told = False
+        while True:
+            with suppress(TimeoutError):
+                result = ended.result(timeout=_POLL_S)
+                break
+            if failure := watch.poll():
+                print(f"watchdog: {failure}; the worker group is ended", flush=True)
+            if (signum := asked()) and not told:
+                told = True
+                if not watch.stop(signum):
+                    raise Stopped(signum, " before the first step; the same command starts again")
+                print(f"{signal_name(signum)}: saving at the end of this step (again: end at once)", flush=True)
+    if told and not result.return_value:
+        raise Stopped(asked(), " after the last step; the same command tests and reports")
+    return result
+
+
+def _reason(error: Any, watch: Watch) -> BaseException:
+    """Why the worker group failed for good, in a line where it is known."""
+    if failure := watch.failure():
+        return BrokenRunError(f"{failure}. It was so after every restart (training.max_failures)")
+    failures = getattr(error, "worker_failures", {})
+    for failed in failures.values():
+        cause: BaseException | None = failed
+        while cause is not None:
+            if isinstance(cause, UserError | BrokenRunError):
+                return type(cause)(str(cause))
+            cause = cause.__cause__ or getattr(cause, "cause", None)
+    for rank, failed in failures.items():
+        note = watch.last_heard(rank)
+        if note and type(failed).__name__ in ("ActorDiedError", "RayActorError", "WorkerHealthCheckFailedError"):
+            return BrokenRunError(
+                f"{note.name()} died; last heard it was {note.doing()}. Its machine may be gone or its memory too "
+                f"small (Ray: {' '.join(str(failed).split())[:200]})"
+            )
+    return error  # type: ignore[no-any-return]
 
 
 def _save_best(config: RunConfig, ready: Preflight, result: Any) -> ModelCard:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +17,18 @@ from glscl.training.engine import gradient_norm
 from glscl.training.horizon import Horizon
 
 
+class NonFiniteError(RunStoppedError):
+    """A step whose loss or gradient is not finite, found by every rank at the same moment.
+
+    Attributes:
+        report: ``step``, ``not_finite`` (names of the terms) and ``pairs`` (of the global batch, in order).
+    """
+
+    def __init__(self, report: dict[str, Any]) -> None:
+        super().__init__(f"step {report['step']}: {', '.join(report['not_finite'])} not finite")
+        self.report = report
+
+
 class Meter:
     """What the log line says: losses, speed, waiting for data, quarantine."""
 
@@ -26,6 +37,7 @@ class Meter:
         self._batch = config.training.global_batch
         self._world = world
         self._new_quarantined: list[dict[str, str]] = []
+        self._checks: list[tuple[int, list[str], list[str], torch.Tensor]] = []
         self._losses: dict[str, torch.Tensor] = {}
         self._restart()
 
@@ -41,8 +53,19 @@ class Meter:
         self._waited += time.perf_counter() - began
         return batch
 
-    def count(self, batch: stream.Batch, losses: dict[str, torch.Tensor]) -> None:
-        """Take note of one step."""
+    def count(self, step: int, batch: stream.Batch, losses: dict[str, torch.Tensor], norm: Any) -> None:
+        """Take note of one step; nothing here waits for the device.
+
+        Args:
+            step: its number, from 1.
+            batch: this rank's pairs.
+            losses: this rank's terms.
+            norm: of the gradient over all ranks, where there is one.
+        """
+        terms = {**losses} if norm is None else {**losses, "gradient_norm": norm}
+        device = losses["total"].device
+        finite = torch.stack([torch.as_tensor(value, device=device).float().isfinite() for value in terms.values()])
+        self._checks.append((step, batch.names, list(terms), finite))
         self._steps += 1
         self._truncated += batch.truncated
         self._new_quarantined += batch.quarantined
@@ -54,43 +77,71 @@ class Meter:
         """Figures since the last row, over all ranks (collective); also merges the quarantine into the state.
 
         Raises:
-            RunStoppedError: too many videos are unusable, or the loss is not finite.
+            NonFiniteError: a loss term or the gradient of a step since the last row is not finite.
+            RunStoppedError: too many videos are unusable.
         """
+        bad = self._first_not_finite(engine, state.step)
         names = sorted(self._losses)
         local = torch.stack([self._losses[name].float() for name in names]).cpu()
         gathered: list[Any] = [None] * self._world
-        distributed.all_gather_object(gathered, (local, self._new_quarantined, self._truncated))
+        distributed.all_gather_object(gathered, (local, self._new_quarantined, self._truncated, bad))
         self._new_quarantined = []
         known = {(entry["domain"], entry["shard"], entry["key"]) for entry in state.quarantined}
-        for _, entries, _ in gathered:
+        for _, entries, *_ in gathered:
             for entry in entries:
                 place = (entry["domain"], entry["shard"], entry["key"])
                 if place not in known:
                     known.add(place)
                     state.quarantined.append(entry)
         elapsed = time.perf_counter() - self._began
-        losses = torch.stack([values for values, _, _ in gathered]).double().mean(0).tolist()
+        losses = torch.stack([values for values, *_ in gathered]).double().mean(0).tolist()
         row = {f"loss/{name}" if name != "total" else "loss": value for name, value in zip(names, losses, strict=True)}
         row |= {
             "epoch": state.step / self._horizon.steps_per_epoch,
             "learning_rate_factor": factor,
             "pairs_per_second": self._steps * self._batch / elapsed,
             "data_wait": self._waited / elapsed,
-            "truncated": sum(count for *_, count in gathered) / (self._steps * self._batch),
+            "truncated": sum(count for _, _, count, _ in gathered) / (self._steps * self._batch),
             "quarantined": len(state.quarantined),
         }
         norm = gradient_norm(engine)
         if norm is not None:
             row["gradient_norm"] = norm
         self._restart()
-        if not math.isfinite(row["loss"]):
-            raise RunStoppedError(
-                f"the loss is {row['loss']} at step {state.step}: lower training.lr_towers or training.lr_head, "
-                f"or train in fp32 (training.precision)"
-            )
+        if found := [step for *_, step in gathered if step is not None]:
+            raise NonFiniteError(self._report(min(found)))
+        self._checks = []
         if len(state.quarantined) > max_bad_fraction * videos:
             raise RunStoppedError(_too_many(state.quarantined, videos, max_bad_fraction))
         return row
+
+    def _first_not_finite(self, engine: Any, step: int) -> int | None:
+        """This rank's first step since the last row that went wrong."""
+        for number, _, _, finite in self._checks:
+            if not bool(finite.all()):
+                return number
+        if gradient_norm(engine) is not None:
+            return None
+        # DeepSpeed has no norm: a gradient gone wrong shows in what it made of the parameters.
+        sound = all(bool(parameter.isfinite().all()) for parameter in engine.module.parameters())
+        return None if sound else step
+
+    def _report(self, step: int) -> dict[str, Any]:
+        """What all ranks know about a step (collective)."""
+        pairs: list[str] = []
+        wrong: list[str] = []
+        for number, names, terms, finite in self._checks:
+            if number == step:
+                pairs = names
+                wrong = [term for term, fine in zip(terms, finite.tolist(), strict=True) if not fine]
+        gathered: list[Any] = [None] * self._world
+        distributed.all_gather_object(gathered, (wrong, pairs))
+        found = dict.fromkeys(term for wrong, _ in gathered for term in wrong)
+        return {
+            "step": step,
+            "not_finite": ["loss" if term == "total" else term for term in found] or ["parameters"],
+            "pairs": [name for _, pairs in gathered for name in pairs],
+        }
 
     def line(self, step: int, row: dict[str, float]) -> str:
         """One plain line."""

@@ -51,6 +51,8 @@ class TrainingConfig(Options):
     """Steps between two log lines."""
     max_failures: int = Field(default=3, ge=-1)
     """Times that the worker group is restarted from the last checkpoint; -1 has no limit."""
+    hang_timeout_s: float = Field(default=300.0, gt=0)
+    """Seconds that a worker may spend in one step, or not be heard of, before the worker group is restarted."""
 
 
 class CheckpointConfig(Options):

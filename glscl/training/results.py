@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
 from glscl import storage
 from glscl.evaluation.evaluate import without_thumbnails
 from glscl.evaluation.saved import ModelCard
+from glscl.redaction import redact
 
 STATUS = "status.json"
 RESULTS = "results.json"
@@ -28,7 +31,7 @@ def results_of(card: ModelCard, entries: list[dict[str, Any]], history: list[dic
         "checkpoint_step": card.step,
         "seed": card.seed,
         "git_commit": git_commit(),
-        "command": " ".join(["glscl", *sys.argv[1:]]),
+        "command": redact(" ".join(["glscl", *sys.argv[1:]])),
         "train_domains": list(card.train_domains),
         "validation": card.validation,
         "tests": entries,
@@ -77,7 +80,22 @@ def git_commit() -> str | None:
     return done.stdout.strip() or None if done.returncode == 0 else None
 
 
-def write_status(run_directory: str, **values: Any) -> None:
+@contextmanager
+def status_on_failure(run_directory: str) -> Iterator[None]:
+    """Let ``status.json`` say how this block ended, if it does not end well."""
+    try:
+        yield
+    except BaseException as error:
+        state = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
+        try:
+            write_status(run_directory, state=state, verdict=str(error) or type(error).__name__)
+        except Exception as second:  # the first error is the one to hear of
+            print(f"{STATUS} cannot be written ({type(second).__name__}: {second})", file=sys.stderr, flush=True)
+        raise
+
+
+def write_status(run_directory: str, *, state: str, verdict: str) -> None:
     """``status.json``: the verdict for machines."""
     stamp = datetime.now(UTC).isoformat(timespec="seconds")
-    storage.write_json(storage.join(run_directory, STATUS), {**values, "updated": stamp})
+    values = {"state": state, "verdict": redact(verdict), "updated": stamp}
+    storage.write_json(storage.join(run_directory, STATUS), values)

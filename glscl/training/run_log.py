@@ -30,7 +30,9 @@ class RunLog:
 
     def __init__(self, run_directory: str, step: int) -> None:
         self._uri = run_directory
-        self._scratch = tempfile.TemporaryDirectory(prefix="glscl-log-") if storage.is_remote(run_directory) else None
+        # In the worker's own folder in Ray's session, with which it goes if the process is killed.
+        remote = storage.is_remote(run_directory)
+        self._scratch = tempfile.TemporaryDirectory(prefix="glscl-log-", dir=os.getcwd()) if remote else None
         self._folder = self._scratch.name if self._scratch else storage.resolve(run_directory)
         os.makedirs(self._folder, exist_ok=True)
         rows = [row for row in read_metrics(run_directory) if row["step"] <= step]
@@ -59,6 +61,12 @@ class RunLog:
             text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
             storage.write_bytes(storage.join(self._uri, QUARANTINE), text.encode())
 
+    def not_finite(self, report: dict[str, Any]) -> None:
+        """Write down a step that went wrong, in a file of its own (see `not_finite_name`) and in the metrics."""
+        name = not_finite_name(report["step"])
+        storage.write_json(storage.join(self._uri, name), report)
+        self.write(report["step"], {"not_finite": report["not_finite"], "pairs": name})
+
     def flush(self) -> None:
         """Copy to a remote run directory (TensorBoard's events may lag: its writer has a queue)."""
         self._events.flush()
@@ -79,6 +87,11 @@ class RunLog:
         self._copy()
         if self._scratch is not None:
             self._scratch.cleanup()
+
+
+def not_finite_name(step: int) -> str:
+    """The file with what is known of a step whose loss or gradient is not finite."""
+    return f"nonfinite-step_{step:08d}.json"
 
 
 def read_metrics(run_directory: str) -> list[dict[str, Any]]:

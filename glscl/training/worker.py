@@ -18,6 +18,7 @@ from torch import distributed
 
 from glscl.config import RunConfig
 from glscl.data import stream
+from glscl.data.activity import Board
 from glscl.data.gallery import Gallery
 from glscl.data.shards import ShardSet, open_shard_set
 from glscl.data.video import FrameSampling
@@ -27,13 +28,15 @@ from glscl.evaluation.retrieval import Part, metrics_of, score_part
 from glscl.evaluation.scoring import merge, split_rows
 from glscl.models.retriever import Retriever
 from glscl.models.tokenizer import tokenize
+from glscl.redaction import redacted_errors
 from glscl.training import checkpoint, universal
 from glscl.training.checkpoint import IncompleteCheckpointError, TrainState
 from glscl.training.engine import backward, build_engine, evaluation_model, set_learning_rates
 from glscl.training.global_batch import Batch, backward_global_batch
 from glscl.training.horizon import Horizon, make_plan
-from glscl.training.meter import Meter
-from glscl.training.run_log import RunLog
+from glscl.training.meter import Meter, NonFiniteError
+from glscl.training.run_log import RunLog, not_finite_name
+from glscl.training.watchdog import LOOK, STOP, Agreement, Limits, RayHub, Reporter
 
 SELECTION_METRIC = "validation_R@1"
 
@@ -43,32 +46,50 @@ def sampling_of(config: RunConfig, frame_size: int) -> FrameSampling:
     return FrameSampling(config.model.max_frames, config.data.sample_fps, frame_size, config.data.decoder)
 
 
-def train_worker(values: dict[str, Any]) -> str | None:
+def train_worker(values: dict[str, Any]) -> dict[str, Any] | None:
     """Train from the latest complete checkpoint to the last step.
 
     Args:
-        values: the resolved `RunConfig` as plain values.
+        values: ``config``, the resolved `RunConfig` as plain values, and ``hub``, the token under which driver and
+            ranks find each other.
 
     Returns:
-        None, or why the run was stopped. (Ray Train restarts workers that raise; these reasons are the same again.)
+        None at the end of training; else why it ended before. ``failed``: a reason that a restart would find again
+        (Ray Train restarts workers that raise). ``stopped``: the number of the signal, with ``step`` and
+        ``checkpoint``.
     """
-    try:
-        _train(values)
-    except RunStoppedError as error:
-        return str(error)
-    return None
+    with redacted_errors():
+        try:
+            return _train(RunConfig.model_validate(values["config"]), values["hub"])
+        except RunStoppedError as error:
+            return {"failed": str(error)}
 
 
-def _train(values: dict[str, Any]) -> None:
+def _train(config: RunConfig, hub: str) -> dict[str, Any] | None:
     logging.getLogger().setLevel(logging.WARNING)  # Ray announces every report at INFO
-    config = RunConfig.model_validate(values)
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     device = torch.device("cpu")
     if config.training.use_gpu:
         device = ray.train.torch.get_device()
         torch.cuda.set_device(device)  # collectives of objects travel through the current device
+    attempt = _shared_token(rank)
+    limits = Limits(config.data.stall_timeout_s, config.training.hang_timeout_s)
+    boards = {part: Board(config.data.loader_workers) for part in ("train", "evaluation")}
+    look = rank == 0 and os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") != "0"
+    with Reporter(RayHub(hub), limits, attempt, rank, list(boards.values()), look) as reporter:
+        return _loop(config, rank, world, device, attempt, boards, reporter)
 
+
+def _loop(
+    config: RunConfig,
+    rank: int,
+    world: int,
+    device: torch.device,
+    attempt: str,
+    boards: dict[str, Board],
+    reporter: Reporter,
+) -> dict[str, Any] | None:
     # Load
     torch.manual_seed(config.seed)
     model = Retriever(config.model)
@@ -79,37 +100,55 @@ def _train(values: dict[str, Any]) -> None:
     horizon = Horizon.of(config, plan)
     checkpoint.seed_generators(config.seed, 0, rank)  # dropout differs between ranks
     state = _resume(engine, config, shard_sets, rank, world)
-    attempt = _shared_token(rank)
     sampling = sampling_of(config, frame_size)
     words = partial(tokenize, max_words=config.model.max_words)
     pairs = stream.PairStream(
-        shard_sets, plan, sampling, words, rank, world, start_step=state.step, cache_dir=config.data.cache_dir
+        shard_sets,
+        plan,
+        sampling,
+        words,
+        rank,
+        world,
+        start_step=state.step,
+        cache_dir=config.data.cache_dir,
+        board=boards["train"],
     )
     batches = stream.make_loader(pairs, config.data.loader_workers, config.data.prefetch)
     log = RunLog(config.run_directory, state.step) if rank == 0 else None
     meter = Meter(horizon, config, world)
     videos = sum(shard_set.manifest.videos for shard_set in shard_sets)
+    agreement = Agreement(device)
+    fled: set[str] = set()  # nodes for whose loss a checkpoint was saved
 
     while state.step < horizon.total:
         # Step
         factor = set_learning_rates(engine, config.training, state.step, horizon.total)
+        agreement.ask(reporter.wish())
+        reporter.at("loading", state.step + 1)
         batch = meter.wait_for(batches)
+        reporter.at("stepping", state.step + 1)
         engine.train()
         losses = backward_global_batch(
             engine, partial(backward, engine), config.loss, _to_device(batch, device), config.training.accumulate
         )
         engine.step()
         state.step += 1
-        meter.count(batch, losses)
+        meter.count(state.step, batch, losses, engine.get_global_grad_norm())
+        wish = agreement.answer()
         state.metrics = {}
         scored = bool(config.data.validation) and (
             state.step % horizon.evaluate_every == 0 or state.step == horizon.total
         )
-        saved = state.step % horizon.save_every == 0 or state.step == horizon.total or scored
+        leaving = wish == LOOK and _nodes_leave(fled, rank)
+        saved = state.step % horizon.save_every == 0 or state.step == horizon.total or scored or leaving or wish >= STOP
 
         # Log
         if state.step % config.training.log_every == 0 or saved:
-            row = meter.row(engine, factor, state, videos, config.data.max_bad_fraction)
+            reporter.at("logging", state.step)
+            try:
+                row = meter.row(engine, factor, state, videos, config.data.max_bad_fraction)
+            except NonFiniteError as error:
+                raise _poisoned(error.report, log) from None
             if log is not None:
                 log.write(state.step, row)
                 log.quarantine(state.quarantined)
@@ -117,18 +156,56 @@ def _train(values: dict[str, Any]) -> None:
 
         # Evaluate
         if scored:
-            state.metrics = _evaluate(engine, config, sampling, rank, world, device)
+            reporter.at("evaluating", state.step)
+            state.metrics = _evaluate(engine, config, sampling, rank, world, device, boards["evaluation"])
             if log is not None:
                 log.write(state.step, state.metrics)
                 print(f"step={state.step} {SELECTION_METRIC}={state.metrics[SELECTION_METRIC]:.2f}", flush=True)
 
         # Save
         if saved:
+            reporter.at("saving", state.step)
             _save(engine, state, rank, world, attempt)
             if log is not None:
                 log.flush()
+        if wish >= STOP and state.step < horizon.total:
+            if log is not None:
+                log.close()
+            name = checkpoint.directory_name(state.step, world, attempt)
+            return {"stopped": wish - STOP, "step": state.step, "checkpoint": name}
     if log is not None:
         log.close()
+    return None
+
+
+def _nodes_leave(fled: set[str], rank: int) -> bool:
+    """Whether Ray says that nodes of this worker group are about to be taken away that it had not named before.
+
+    Collective. Training goes on until they are: Ray Train restarts the group then, elsewhere.
+    """
+    info = ray.train.get_preemption_info()
+    if info is None or fled.issuperset(info.preempted_node_ids):
+        return False
+    fled.update(info.preempted_node_ids)
+    if rank == 0:
+        print(f"nodes of ranks {info.preempted_ranks} are about to be taken away: saving", flush=True)
+    return True
+
+
+def _poisoned(report: dict[str, Any], log: RunLog | None) -> RunStoppedError:
+    """Write down a step that went wrong; returns what the run ends with. (On every rank: Ray counts the calls.)"""
+    reported = ray.train.get_all_reported_checkpoints()
+    last = os.path.basename(reported[-1].checkpoint.path) if reported else "none"
+    if log is not None:
+        log.not_finite(report)
+        log.close()
+    pairs, where = report["pairs"], not_finite_name(report["step"])
+    more = f" and {len(pairs) - 3} more" if len(pairs) > 3 else ""
+    return RunStoppedError(
+        f"step {report['step']}: {', '.join(report['not_finite'])} not finite, of pairs {', '.join(pairs[:3])}{more} "
+        f"(all in {where}). Last checkpoint, from before that: {last}. Lower training.lr_towers or training.lr_head, "
+        f"train in fp32 (training.precision), or look at these pairs and at the terms of the loss"
+    )
 
 
 def _resume(engine: Any, config: RunConfig, shard_sets: list[ShardSet], rank: int, world: int) -> TrainState:
@@ -190,7 +267,13 @@ def _save(engine: Any, state: TrainState, rank: int, world: int, attempt: str) -
 
 
 def _evaluate(
-    engine: Any, config: RunConfig, sampling: FrameSampling, rank: int, world: int, device: torch.device
+    engine: Any,
+    config: RunConfig,
+    sampling: FrameSampling,
+    rank: int,
+    world: int,
+    device: torch.device,
+    board: Board,
 ) -> dict[str, float]:
     """Held-out metrics, every rank embedding and scoring its share; the same dictionary on every rank."""
     model = evaluation_model(engine)
@@ -199,7 +282,7 @@ def _evaluate(
     for uri in config.data.validation:
         shard_set = open_shard_set(uri)
         own = split_rows(shard_set.manifest.videos, rank, world)
-        gallery = Gallery(shard_set, own.start, own.stop, sampling, tokens, config.evaluation.batch_size)
+        gallery = Gallery(shard_set, own.start, own.stop, sampling, tokens, config.evaluation.batch_size, board)
         parts: list[Any] = [None] * world
         distributed.all_gather_object(parts, embed(model, gallery, config.data.loader_workers, device))
         embeddings = concatenate(parts)

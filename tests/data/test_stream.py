@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -16,11 +18,12 @@ import torch
 from torch import Tensor
 
 import glscl.data.stream as module
+from glscl.data.activity import Board
 from glscl.data.plan import StreamPlan
 from glscl.data.shards import Shard, ShardSet
 from glscl.data.stream import Batch, PairStream, make_loader
 from glscl.data.video import FrameSampling, load_frames
-from glscl.errors import UserError
+from glscl.errors import BrokenRunError, UserError
 from glscl.models.tokenizer import tokenize as clip_tokenize
 
 MakeShards = Callable[..., ShardSet]
@@ -345,3 +348,53 @@ def test_worlds_that_do_not_fit(make_shards: MakeShards) -> None:
         next(loader([shard_set], plan, 0, 3, 0, 0))
     with pytest.raises(UserError, match="too few shards: 3 for 2 workers x 2 loader workers"):
         next(loader([shard_set], plan, 0, 2, 2, 0))
+
+
+def test_a_loader_process_that_dies_is_named_with_its_video(
+    make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault in a native decoder kills the process; the note of what it decoded outlives it."""
+    shards = make_shards(captions=[1] * 16, per_shard=4)
+    plan = plan_of([shards])
+    victims = [name.split("#")[0] for name in run([shards], plan, 2)[1].names]
+
+    def fault(data: bytes, *rest: Any) -> Tensor:
+        worker = torch.utils.data.get_worker_info()
+        if worker is not None and worker.id == 1 and (board.read()[1].what.split()[1] in victims[8:]):
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return load_frames(data, *rest)
+
+    monkeypatch.setattr(module, "load_frames", fault)
+    board = Board(2)
+    stream = PairStream([shards], plan, SAMPLING, tokenize, 0, 1, board=board)
+    with pytest.raises(BrokenRunError, match=r"a loader process \(pid \d+\)") as error:
+        list(islice(make_loader(stream, 2, prefetch=2), 4))
+    assert "loader worker 1 (pid" in str(error.value)
+    assert any(f"decoding {victim} (sample" in str(error.value) for victim in victims[8:]), error.value
+    assert f"of {shards.uri}/shard-" in str(error.value)
+
+
+def test_a_loader_process_that_hangs_can_be_read(make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards = make_shards(captions=[1] * 16, per_shard=4)
+    began = torch.multiprocessing.get_context("fork").Event()
+
+    def hang(*_: Any) -> Tensor:
+        began.set()
+        signal.pause()
+        raise AssertionError
+
+    monkeypatch.setattr(module, "load_frames", hang)
+    board = Board(1)
+    stream = PairStream([shards], plan_of([shards]), SAMPLING, tokenize, 0, 1, board=board)
+    parts = iter(
+        torch.utils.data.DataLoader(
+            stream, batch_size=None, num_workers=1, worker_init_fn=module.start_loader_worker, timeout=0
+        )
+    )
+    assert began.wait(60)
+    busy = board.longest()
+    assert busy is not None
+    assert busy.what.startswith("decoding toy/v")
+    os.kill(busy.pid, signal.SIGKILL)
+    with pytest.raises(RuntimeError, match="DataLoader worker"):
+        next(parts)

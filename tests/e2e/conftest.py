@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,24 +63,72 @@ class Command:
         return found
 
     def kill(self) -> None:
-        """End the driver with SIGKILL, and wait until everything it started is gone."""
+        """End the driver with SIGKILL, and wait until everything it started is gone, by itself."""
         family = self.descendants()
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
         _, alive = psutil.wait_procs(family, timeout=60)
-        for process in alive:
-            process.kill()
+        assert not alive, alive
+
+
+CACHES = ("torchinductor_",)  # torch's own, one for all of a user's processes
+SETTLE_S = 20
+
+
+@pytest.fixture(autouse=True)
+def leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """After a test the machine is as before: processes, shared memory, temporary files.
+
+    Another test runs at the same time: a variable that every process inherits tells this test's processes, a folder
+    of its own its files; shared memory that nobody holds any longer is an orphan, whoever made it.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="glt-", dir="/tmp"))  # short: Ray's sockets lie in it
+    monkeypatch.setenv("GLSCL_TEST", folder.name)
+    monkeypatch.setenv("TMPDIR", str(folder))
+    shared = set(os.listdir("/dev/shm"))
+    yield folder
+    deadline = time.monotonic() + SETTLE_S
+    while left := [*_processes(folder.name), *_files(folder), *_orphans(set(os.listdir("/dev/shm")) - shared)]:
+        if time.monotonic() > deadline:
+            pytest.fail("left behind: " + "; ".join(left))
+        time.sleep(0.2)
+    shutil.rmtree(folder)
+
+
+def _processes(mark: str) -> Iterator[str]:
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            if process.pid != os.getpid() and process.environ().get("GLSCL_TEST") == mark:
+                yield f"process {process.pid} {' '.join(process.cmdline())[:150]}"
+
+
+def _files(folder: Path) -> Iterator[str]:
+    for path in folder.iterdir():
+        if not path.name.startswith(CACHES):
+            yield f"file {path}"
+
+
+def _orphans(names: set[str]) -> Iterator[str]:
+    """Those of /dev/shm that no process has open or mapped."""
+    held: set[str] = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            held.update(re.findall(r"/dev/shm/(\S+)", (process / "maps").read_text()))
+            for link in (process / "fd").iterdir():
+                with suppress(OSError):
+                    held.add(os.readlink(link).removeprefix("/dev/shm/"))
+    for name in names - held:
+        if Path("/dev/shm", name).exists():
+            yield f"shared memory {name}"
 
 
 @pytest.fixture
-def glscl(tmp_path: Path) -> Callable[..., Command]:
+def glscl(tmp_path: Path, leaves_nothing: Path) -> Iterator[Callable[..., Command]]:
     """Start ``python -m glscl ...`` with a local Ray of its own."""
-    count = 0
+    commands: list[Command] = []
 
     def start(*words: str) -> Command:
-        nonlocal count
-        count += 1
-        output = tmp_path / f"output-{count}.txt"
+        output = tmp_path / f"output-{len(commands)}.txt"
         with output.open("wb") as file:
             process = subprocess.Popen(
                 [sys.executable, "-m", "glscl", *words],
@@ -86,9 +137,13 @@ def glscl(tmp_path: Path) -> Callable[..., Command]:
                 env=os.environ | {"RAY_ADDRESS": "local"},
                 start_new_session=True,
             )
-        return Command(process, output)
+        commands.append(Command(process, output))
+        return commands[-1]
 
-    return start
+    yield start
+    for command in commands:
+        if command.process.poll() is None:  # the test has failed before its end
+            command.kill()
 
 
 @pytest.fixture(scope="session")

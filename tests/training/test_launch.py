@@ -153,6 +153,36 @@ def test_a_run_that_cannot_go_on_ends_in_one_line(
     assert not (tmp_path / "runs" / "r" / "model").exists()
 
 
+@pytest.mark.e2e
+def test_a_loss_that_is_not_finite_ends_the_run_before_anything_of_it_is_saved(
+    words: Callable[..., list[str]],
+    make_shards: Callable[..., ShardSet],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Rates as large as this one poison the parameters in a few steps, between two rows of the log."""
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    shards = make_shards(captions=[2] * 16, per_shard=4)
+    more = ["--training.lr-towers", "1e30", "--training.precision", "fp32", "--checkpoint.every-steps", "1"]
+    assert main(["train", *words("--data.train", shards.uri, *more, "--training.epochs", "4")]) == 2
+    last = capfd.readouterr().out.splitlines()[-1]
+    run = tmp_path / "runs" / "r"
+    (file,) = run.glob("nonfinite-step_*.json")
+    report = json.loads(file.read_text())
+    kept = sorted(path.name for path in run.glob("step_*"))
+    assert last.startswith(f"glscl: FAILED step {report['step']}: ")
+    assert f"not finite, of pairs {', '.join(report['pairs'][:3])} and 5 more (all in {file.name})" in last
+    assert f"Last checkpoint, from before that: {kept[-1]}" in last
+    assert "training.lr_towers" in last
+    assert len(report["pairs"]) == 8
+    assert set(report["not_finite"]) & {"loss", "gradient_norm"}
+    assert int(kept[-1].split("-")[0].removeprefix("step_")) < report["step"]
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert (rows[-1]["step"], rows[-1]["pairs"]) == (report["step"], file.name)
+    assert json.loads((run / "status.json").read_text())["state"] == "failed"
+
+
 def test_a_dry_run_fetches_nothing(words: Callable[..., list[str]], make_shards: Callable[..., ShardSet]) -> None:
     train = make_shards("one", captions=[2] * 16, per_shard=4).uri
     more = ["--data.train", train, "--model.clip", "RN50", "--model.pretrained", "openai"]

@@ -1,0 +1,136 @@
+"""Secrets never leave this process in words: not in logs, verdicts, reports, status files or exception text.
+
+What is replaced: the values of the variables that hold secrets (``AWS_SECRET_ACCESS_KEY``, ``RAY_AUTH_TOKEN``, and any
+whose name says secret, token, password or key), those of the AWS credentials file and of Ray's token file, and what
+looks like a credential by its form. A command prints through `redacted_output`; what is written to a file and is not
+this project's own text goes through `redact`.
+"""
+
+from __future__ import annotations
+
+import configparser
+import functools
+import os
+import re
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from glscl.errors import BrokenRunError, RunStoppedError, UserError
+
+HIDDEN = "[secret]"
+_NAMES = re.compile(r"SECRET|TOKEN|PASSW|CREDENTIAL|API_?KEY|ACCESS_?KEY|AUTH_?KEY", re.IGNORECASE)
+_SHORTEST = 8  # a shorter value is no secret, and replacing it would tear words apart
+_FORMS = (
+    re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"),
+    re.compile(r"(?<=://)[^/@\s]+:[^/@\s]+(?=@)"),
+    re.compile(r"(?i)(?<=bearer )[A-Za-z0-9._~+/=-]{8,}"),
+    re.compile(r"(?i)(?<=[?&]X-Amz-Signature=)[^&\s]+"),
+    re.compile(r"(?i)(?<=[?&]X-Amz-Credential=)[^&\s]+"),
+    re.compile(r"(?i)(?<=[?&]X-Amz-Security-Token=)[^&\s]+"),
+)
+
+
+def redact(text: str) -> str:
+    """``text`` without secrets."""
+    for value in _values():
+        text = text.replace(value, HIDDEN)
+    for form in _FORMS:
+        text = form.sub(HIDDEN, text)
+    return text
+
+
+def has_secret(text: str) -> bool:
+    """Whether `redact` would change it."""
+    return redact(text) != text
+
+
+def redact_values(value: Any) -> Any:
+    """A structure of plain values without secrets in its texts."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, Mapping):
+        return {key: redact_values(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [redact_values(item) for item in value]
+    return value
+
+
+def _values() -> list[str]:
+    """Every known secret, the longest first: one may be part of another."""
+    found = {value for name, value in os.environ.items() if _NAMES.search(name) and not _names_a_file(value)}
+    found |= _of_files(
+        os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or os.path.expanduser("~/.aws/credentials"),
+        os.environ.get("RAY_AUTH_TOKEN_PATH") or os.path.expanduser("~/.ray/auth_token"),
+    )
+    return sorted((value for value in found if len(value) >= _SHORTEST), key=len, reverse=True)
+
+
+def _names_a_file(value: str) -> bool:
+    return value.startswith(("/", "~", "."))
+
+
+@functools.cache
+def _of_files(credentials: str, token: str) -> frozenset[str]:
+    found: set[str] = set()
+    profiles = configparser.RawConfigParser()
+    with suppress(configparser.Error, OSError, UnicodeDecodeError):
+        profiles.read(credentials, encoding="utf-8")
+    for profile in profiles.sections():
+        found |= {value for name, value in profiles.items(profile) if _NAMES.search(name)}
+    with suppress(OSError, UnicodeDecodeError):
+        found.add(Path(token).read_text(encoding="utf-8").strip())
+    return frozenset(found)
+
+
+class _Redacted:
+    """A text stream that writes without secrets."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(redact(text))
+        return len(text)
+
+    def writelines(self, lines: list[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def redacted_output() -> Iterator[None]:
+    """Print without secrets in this block, whoever prints: libraries, tracebacks, what Ray's workers said."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = _Redacted(sys.stdout), _Redacted(sys.stderr)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+@contextmanager
+def redacted_errors() -> Iterator[None]:
+    """For code that runs in a Ray worker: Ray writes prints and exceptions down on its own, in its log files.
+
+    Raises:
+        RuntimeError: in place of an error whose text or traceback holds a secret.
+    """
+    with redacted_output():
+        try:
+            yield
+        except (RunStoppedError, UserError, BrokenRunError) as error:
+            if has_secret(str(error)):
+                raise type(error)(redact(str(error))) from None
+            raise
+        except Exception as error:
+            text = "".join(traceback.format_exception(error))
+            if has_secret(text):
+                raise RuntimeError(redact(text)) from None
+            raise
