@@ -15,7 +15,7 @@ from glscl.errors import UserError
 from glscl.evaluation.saved import CARD, FOLDER
 from glscl.reporting.study_report import write_study_report
 from glscl.reporting.study_tables import write_study_tables
-from glscl.session import check_resources
+from glscl.session import check_resources, room
 from glscl.study.analysis import analyse, compact
 from glscl.study.cell import export_towers, read_result, remove_checkpoints, run_cell
 from glscl.study.examples import examples
@@ -132,13 +132,13 @@ def run_cells(study: StudyConfig, found: list[Cell]) -> None:
     if not pending:
         return
     training = pending[0].config.training
-    check_resources(training.num_workers, training.cpus_per_worker, training.use_gpu, training.wait_for_nodes_s)
+    check_resources(training.most_workers, training.cpus_per_worker, training.use_gpu, training.wait_for_nodes_s)
     task = ray.remote(num_cpus=0, max_retries=2, scheduling_strategy="SPREAD")(_task)
     running: dict[Any, Cell] = {}
     failures: list[tuple[Cell, BaseException]] = []
     while pending or running:
-        room = min(_room(training), study.concurrent or len(found))
-        while pending and len(running) < max(1, room) and len(failures) < _MOST_FAILURES:
+        fits = min(_room(training), study.concurrent or len(found))
+        while pending and len(running) < max(1, fits) and len(failures) < _MOST_FAILURES:
             cell = pending.popleft()
             running[task.remote(cell.to_values(), study.keep_models)] = cell
         if not running:
@@ -155,7 +155,7 @@ def run_cells(study: StudyConfig, found: list[Cell]) -> None:
                 continue
             finished += 1
             took += result["seconds"]
-            left = took / (finished - before) * (len(pending) + len(running)) / max(1, room)
+            left = took / (finished - before) * (len(pending) + len(running)) / max(1, fits)
             _say(
                 f"{finished}/{len(found)} {cell.label}: {_scores(result)} "
                 f"({result['seconds']:.0f} s, about {max(1, round(left / 60))} min left)"
@@ -177,16 +177,8 @@ def _task(values: Mapping[str, Any], keep_model: bool) -> dict[str, Any]:
 
 
 def _room(training: TrainingConfig) -> int:
-    """Cells whose workers all fit on the nodes there are, counted node by node: a worker is never split over two."""
-    import ray
-
-    workers = 0
-    for node in ray.nodes():
-        if node["Alive"]:
-            there = node["Resources"]
-            fits = there.get("CPU", 0.0) // training.cpus_per_worker
-            workers += int(min(fits, there.get("GPU", 0.0)) if training.use_gpu else fits)
-    return workers // training.num_workers
+    """Cells whose workers all fit on the nodes there are."""
+    return room(training.cpus_per_worker, training.use_gpu) // training.most_workers
 
 
 def _yaml(study: StudyConfig) -> str:
@@ -217,7 +209,7 @@ def describe(study: StudyConfig, found: list[Cell], finished: int) -> dict[str, 
         "conditions": ", ".join(study.conditions),
         "seeds": ", ".join(map(str, study.seeds)),
         "cells": f"{len(found)}, {finished} finished",
-        "workers": f"{training.num_workers} x {'GPU' if training.use_gpu else 'CPU'} per cell",
+        "workers": f"{training.most_workers} x {'GPU' if training.use_gpu else 'CPU'} per cell",
         "global batch": f"{training.global_batch} pairs",
         "comparisons": "; ".join(f"{a} with {b}" for a, b in study.pairs),
     }

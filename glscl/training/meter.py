@@ -27,6 +27,7 @@ class Meter:
         self._world = world
         self._new_quarantined: list[dict[str, str]] = []
         self._losses: dict[str, torch.Tensor] = {}
+        self._seconds_per_step = 0.0
         self._restart()
 
     def _restart(self) -> None:
@@ -79,6 +80,7 @@ class Meter:
             "truncated": sum(count for *_, count in gathered) / (self._steps * self._batch),
             "quarantined": len(state.quarantined),
         }
+        self._seconds_per_step = elapsed / self._steps
         norm = gradient_norm(engine)
         if norm is not None:
             row["gradient_norm"] = norm
@@ -91,6 +93,10 @@ class Meter:
         if len(state.quarantined) > max_bad_fraction * videos:
             raise RunStoppedError(_too_many(state.quarantined, videos, max_bad_fraction))
         return row
+
+    def seconds_left(self, step: int) -> float:
+        """What the rest of the run will take, at the speed of the last row."""
+        return self._seconds_per_step * (self._horizon.total - step)
 
     def line(self, step: int, row: dict[str, float]) -> str:
         """One plain line."""

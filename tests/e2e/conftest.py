@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,8 +39,15 @@ class Command:
 
     def wait_for_step(self, step: int) -> None:
         """Wait until the log shows at least this step."""
+        self._wait_until(lambda: max((int(n) for n in re.findall(r"step=(\d+)/", self.text())), default=0) >= step)
+
+    def wait_for(self, words: str) -> None:
+        """Wait until the log shows these words."""
+        self._wait_until(lambda: words in self.text())
+
+    def _wait_until(self, holds: Callable[[], bool]) -> None:
         deadline = time.monotonic() + LIMIT_S
-        while max((int(n) for n in re.findall(r"step=(\d+)/", self.text())), default=0) < step:
+        while not holds():
             assert self.process.poll() is None, self.text()[-5000:]
             assert time.monotonic() < deadline, self.text()[-5000:]
             time.sleep(0.1)
@@ -71,19 +78,19 @@ class Command:
 
 @pytest.fixture
 def glscl(tmp_path: Path) -> Callable[..., Command]:
-    """Start ``python -m glscl ...`` with a local Ray of its own."""
+    """Start ``python -m glscl ...`` with a local Ray of its own, or with another environment (``hosts.Hosts``)."""
     count = 0
 
-    def start(*words: str) -> Command:
+    def start(*words: str, environment: dict[str, str] | None = None, before: Sequence[str] = ()) -> Command:
         nonlocal count
         count += 1
         output = tmp_path / f"output-{count}.txt"
         with output.open("wb") as file:
             process = subprocess.Popen(
-                [sys.executable, "-m", "glscl", *words],
+                [*before, sys.executable, "-m", "glscl", *words],
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                env=os.environ | {"RAY_ADDRESS": "local"},
+                env=environment or os.environ | {"RAY_ADDRESS": "local"},
                 start_new_session=True,
             )
         return Command(process, output)
