@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
+import psutil  # type: ignore[import-untyped]
+
 from glscl.errors import UserError
 
 
@@ -130,3 +132,13 @@ def lacking(workers: int, cpus_per_worker: float, use_gpu: bool) -> str:
         f"{workers} workers need {need}: lower training.num_workers or training.cpus_per_worker, set training.use_gpu "
         f"to false, or raise training.wait_for_nodes_s where the cluster can grow"
     )
+
+
+def use_interface_of_node() -> None:
+    """Have gloo use the interface of this node's address in the cluster, unless ``GLOO_SOCKET_IFNAME`` says which."""
+    import ray
+
+    address = ray.util.get_node_ip_address()
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(one.address == address for one in addresses):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)

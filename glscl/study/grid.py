@@ -165,7 +165,13 @@ def _run(
     study: StudyConfig, folder: str, name: str, seed: int, parts: list[Values], data: Mapping[str, Any], where: str
 ) -> RunConfig:
     fixed = {"name": name, "storage": folder, "seed": seed, "data": dict(data)}
-    return validate(merge(study.run, *parts, fixed), f"study {study.name}, {where}").resolved()
+    config = validate(merge(study.run, *parts, fixed), f"study {study.name}, {where}").resolved()
+    if config.training.is_elastic:
+        raise UserError(
+            f"study {study.name}, {where}: training.num_workers is a range, but cells share the nodes among them: give "
+            f"one number; nodes that come or go change how many cells run at once"
+        )
+    return config
 
 
 def check_sets(study: StudyConfig, sets: Mapping[str, Sets]) -> None:

@@ -22,6 +22,16 @@ Workers = Annotated[int | tuple[int, int], BeforeValidator(_workers)]
 """A number of workers, or the fewest and the most."""
 
 
+def fewest(workers: int | tuple[int, int]) -> int:
+    """The number of workers, or the lower end of the range."""
+    return workers if isinstance(workers, int) else workers[0]
+
+
+def most(workers: int | tuple[int, int]) -> int:
+    """The number of workers, or the upper end of the range."""
+    return workers if isinstance(workers, int) else workers[1]
+
+
 class TrainingConfig(Options):
     """Optimisation and the worker group."""
 
@@ -73,12 +83,12 @@ class TrainingConfig(Options):
     @property
     def fewest_workers(self) -> int:
         """The number of workers, or the lower end of the range."""
-        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+        return fewest(self.num_workers)
 
     @property
     def most_workers(self) -> int:
         """The number of workers, or the upper end of the range."""
-        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
+        return most(self.num_workers)
 
     @property
     def is_elastic(self) -> bool:

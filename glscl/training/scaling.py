@@ -17,7 +17,6 @@ The only module that stands on private parts of Ray; ``tests/training/test_scali
 
 from __future__ import annotations
 
-import os
 import socket
 import time
 from collections import Counter
@@ -26,7 +25,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]
 import ray
 from ray.train import FailureConfig, Result, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -39,7 +37,7 @@ from ray.train.v2._internal.execution.scaling_policy import (
 )
 
 from glscl.errors import UserError
-from glscl.session import lacking, room_on
+from glscl.session import lacking, room_on, use_interface_of_node
 from glscl.training.options import TrainingConfig
 
 SECONDS_LEFT = "seconds_left"
@@ -207,14 +205,6 @@ class Processes(TorchConfig):  # type: ignore[misc]
     def backend_cls(self) -> type[_Backend]:
         """What sets it up."""
         return _Backend
-
-
-def use_interface_of_node() -> None:
-    """Have gloo use the interface of this node's address in the cluster, unless ``GLOO_SOCKET_IFNAME`` says which."""
-    address = ray.util.get_node_ip_address()
-    for name, addresses in psutil.net_if_addrs().items():
-        if any(one.address == address for one in addresses):
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 
 class Trainer(TorchTrainer):  # type: ignore[misc]
