@@ -273,15 +273,24 @@ def _chain(error: BaseException | None) -> Iterator[Any]:
 # ----------------------------------------------------------------------------------------------------------- shards
 
 
-def check_shards(uris: Sequence[str], workers: int, loader_workers: int) -> Check:
-    """There is a tar for every process that will read."""
+def check_shards(uris: Sequence[str], workers: int, loader_workers: int, most: int | None = None) -> Check:
+    """There is a tar for every process that will read.
+
+    Args:
+        uris: the sets.
+        workers: planned, or the fewest of a range.
+        loader_workers: of each.
+        most: of a range, the most; the run leaves alone what has too few tars.
+    """
     counts = {uri: len(open_shard_set(uri).manifest.shards) for uri in uris}
-    there, readers = sum(counts.values()), workers * max(1, loader_workers)
-    found = f"{there} shards for {workers} workers x {max(1, loader_workers)} loader workers"
-    if there < readers:
-        knob = "lower data.loader_workers or training.num_workers, or build with a smaller --samples-per-shard"
-        return Check("shards", "fail", f"too few: {found}", knob)
-    return Check("shards", "ok", found)
+    there, loaders = sum(counts.values()), max(1, loader_workers)
+    knob = "lower data.loader_workers or training.num_workers, or build with a smaller --samples-per-shard"
+    needs: tuple[tuple[int, State], ...] = ((workers, "fail"), (most or workers, "warn"))
+    for count, state in needs:
+        if there < count * loaders:
+            found = f"too few: {there} shards for {count} workers x {loaders} loader workers"
+            return Check("shards", state, found, knob)
+    return Check("shards", "ok", f"{there} shards for {most or workers} workers x {loaders} loader workers")
 
 
 def _short(error: BaseException) -> str:

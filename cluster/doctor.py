@@ -30,6 +30,7 @@ from glscl import storage
 from glscl.options import Options
 from glscl.reporting.console import print_table
 from glscl.session import check_resources, ray_session
+from glscl.training.options import Workers, fewest, most
 
 STORAGE_S = 30.0
 """Seconds after which storage counts as unreachable."""
@@ -46,8 +47,8 @@ class Doctor(Options):
     """Folder or s3:// prefix of the runs: is listed, written, read and deleted in, from the driver and every node."""
     shards: tuple[str, ...] = ()
     """Training shard sets: are they there, and are they enough for the readers?"""
-    workers: int = Field(default=1, ge=1)
-    """Planned training.num_workers."""
+    workers: Workers = 1
+    """Planned training.num_workers, a number or a range."""
     loader_workers: int = Field(default=2, ge=0)
     """Planned data.loader_workers."""
     use_gpu: bool = False
@@ -72,7 +73,7 @@ def doctor(options: Doctor, words: Sequence[str]) -> Ending:
         late = (f"{options.storage}: unreachable: ", NETWORK)
         checks.append(guard("storage", STORAGE_S, check_storage, options.storage, late=late))
     if options.shards:
-        numbers = (options.shards, options.workers, options.loader_workers)
+        numbers = (options.shards, fewest(options.workers), options.loader_workers, most(options.workers))
         checks.append(guard("shards", STORAGE_S, check_shards, *numbers))
     try:
         with ray_session(quiet=True):
@@ -123,7 +124,8 @@ def _of_cluster(options: Doctor, storage_works: bool) -> list[Check]:
 def _resources(options: Doctor) -> Check:
     import ray
 
-    check_resources(options.workers, 1.0, options.use_gpu, options.wait_for_nodes_s)
+    wanted, wait_s = most(options.workers), options.wait_for_nodes_s
+    check_resources(fewest(options.workers), 1.0, options.use_gpu, wait_s, wanted)
     there = ray.cluster_resources()
     nodes = sum(node["Alive"] for node in ray.nodes())
     return Check("cluster", "ok", f"nodes {nodes}, CPUs {there.get('CPU', 0):g}, GPUs {there.get('GPU', 0):g}")

@@ -15,6 +15,7 @@ from importlib import metadata
 from typing import Any
 
 import glscl
+from glscl.session import use_interface_of_node
 
 PACKAGES = ("ray", "torch", "deepspeed")
 ANSWER_S = 90.0
@@ -112,6 +113,7 @@ class Node:
             return f"{ray.util.get_node_ip_address()}:{free.getsockname()[1]}"
 
     def all_reduce(self, rank: int, world: int, address: str, backend: str) -> float:
+        use_interface_of_node()  # as training does
         return all_reduce(rank, world, address, backend)
 
     def storage_problem(self, uri: str, others: str) -> tuple[str, str] | None:

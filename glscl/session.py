@@ -9,10 +9,12 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from glscl import stopping
 from glscl.errors import UserError
@@ -72,7 +74,6 @@ def name_cluster() -> None:
 @contextmanager
 def _own_cluster(quiet: bool, options: dict[str, Any]) -> Iterator[None]:
     """A local cluster that leaves neither processes nor files behind, but its logs where something went wrong."""
-    import psutil
     import ray
     from ray._common.utils import get_default_system_temp_dir
 
@@ -133,8 +134,6 @@ def _temporary_files_in(folder: str) -> Iterator[None]:
 
 
 def _descendants(process: Any) -> list[Any]:
-    import psutil
-
     try:
         return process.children(recursive=True)  # type: ignore[no-any-return]
     except psutil.NoSuchProcess:
@@ -143,16 +142,12 @@ def _descendants(process: Any) -> list[Any]:
 
 def _own(folder: str, **more: Any) -> None:
     """Mark a folder as this process's."""
-    import psutil
-
     owner = {"pid": os.getpid(), "started": psutil.Process().create_time(), **more}
     Path(folder, _OWNER).write_text(json.dumps(owner), encoding="utf-8")
 
 
 def _remove_left_folders(parent: str) -> None:
     """Delete what commands that were killed have left, and the logs of failed ones that are old."""
-    import psutil
-
     for mark in Path(parent).glob(f"{_PREFIX}*/{_OWNER}"):
         try:
             owner = json.loads(mark.read_text(encoding="utf-8"))
@@ -203,34 +198,72 @@ def _answers(address: str) -> bool:
     return True
 
 
-def check_resources(workers: int, cpus_per_worker: float, use_gpu: bool, wait_s: float = 0.0) -> None:
+def room(cpus_per_worker: float, use_gpu: bool) -> int:
+    """Workers that the nodes there are can hold, counted node by node: a worker is never split over two."""
+    import ray
+
+    return room_on((node["Resources"] for node in ray.nodes() if node["Alive"]), cpus_per_worker, use_gpu)
+
+
+def room_on(nodes: Iterable[Mapping[str, float]], cpus_per_worker: float, use_gpu: bool) -> int:
+    """Workers that nodes of these resources hold."""
+    workers = 0
+    for node in nodes:
+        fits = int(node.get("CPU", 0.0) / cpus_per_worker + 1e-9)  # 0.3 / 0.1 is a little less than 3
+        workers += min(fits, int(node.get("GPU", 0.0))) if use_gpu else fits
+    return workers
+
+
+def check_resources(
+    workers: int, cpus_per_worker: float, use_gpu: bool, wait_s: float = 0.0, most: int | None = None
+) -> None:
     """Refuse what the cluster does not have (Ray would wait for ever), after giving an autoscaler time to bring it.
+
+    Args:
+        workers: that have to be there (of a range, the fewest).
+        cpus_per_worker: CPUs of each, on one node.
+        use_gpu: each has a GPU.
+        wait_s: seconds that the cluster is given.
+        most: of a range, what an autoscaler is asked for meanwhile.
 
     Raises:
         UserError: naming the knob.
     """
-    import ray
     from ray.autoscaler.sdk import request_resources
 
-    wanted = {"CPU": workers * cpus_per_worker} | ({"GPU": float(workers)} if use_gpu else {})
-
-    def lacking() -> list[str]:
-        there = ray.cluster_resources()
-        return [
-            f"{amount:g} {kind} (there: {there.get(kind, 0.0):g})"
-            for kind, amount in wanted.items()
-            if amount > there.get(kind, 0.0)
-        ]
-
     deadline = time.monotonic() + wait_s
-    if wait_s and lacking():
+    if wait_s and room(cpus_per_worker, use_gpu) < workers:
         bundle = {"CPU": max(1, round(cpus_per_worker))} | ({"GPU": 1} if use_gpu else {})
-        request_resources(bundles=[bundle] * workers)
-        while lacking() and time.monotonic() < deadline:
+        request_resources(bundles=[bundle] * (most or workers))
+        while room(cpus_per_worker, use_gpu) < workers and time.monotonic() < deadline:
             time.sleep(1.0)
         request_resources(bundles=[])  # the workers' own placement group keeps the nodes from here on
-    if missing := lacking():
-        raise UserError(
-            f"{workers} workers need {' and '.join(missing)}: lower training.num_workers or training.cpus_per_worker, "
-            f"set training.use_gpu to false, or raise training.wait_for_nodes_s where the cluster can grow"
-        )
+    if room(cpus_per_worker, use_gpu) < workers:
+        raise UserError(lacking(workers, cpus_per_worker, use_gpu))
+
+
+def lacking(workers: int, cpus_per_worker: float, use_gpu: bool) -> str:
+    """What so many workers need that is not there, and the knobs."""
+    import ray
+
+    there = ray.cluster_resources()
+    wanted = {"CPU": workers * cpus_per_worker} | ({"GPU": float(workers)} if use_gpu else {})
+    short = [f"{n:g} {kind} (there: {there.get(kind, 0.0):g})" for kind, n in wanted.items() if n > there.get(kind, 0)]
+    need = " and ".join(short) or (
+        f"{cpus_per_worker:g} CPU {'and a GPU ' if use_gpu else ''}each on one node (there is room for "
+        f"{room(cpus_per_worker, use_gpu)})"
+    )
+    return (
+        f"{workers} workers need {need}: lower training.num_workers or training.cpus_per_worker, set training.use_gpu "
+        f"to false, or raise training.wait_for_nodes_s where the cluster can grow"
+    )
+
+
+def use_interface_of_node() -> None:
+    """Have gloo use the interface of this node's address in the cluster, unless ``GLOO_SOCKET_IFNAME`` says which."""
+    import ray
+
+    address = ray.util.get_node_ip_address()
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(one.address == address for one in addresses):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)

@@ -10,6 +10,8 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -17,7 +19,7 @@ import ray._private.utils
 
 from glscl import session
 from glscl.errors import UserError
-from glscl.session import _cluster_of_this_machine, check_resources, ray_session
+from glscl.session import _cluster_of_this_machine, check_resources, ray_session, room_on, use_interface_of_node
 
 
 @pytest.fixture
@@ -93,6 +95,7 @@ def test_a_local_cluster_ends_with_the_block_and_refuses_what_it_has_not(
             check_resources(1000, 1.0, use_gpu=False)
         with pytest.raises(UserError, match=r"wait_for_nodes_s"):
             check_resources(1000, 1.0, use_gpu=False, wait_s=2.0)
+        check_resources(1, 1.0, use_gpu=False, most=1000)
         started = psutil.Process().children(recursive=True)
         assert started
         raise ValueError("of the test")
@@ -102,3 +105,35 @@ def test_a_local_cluster_ends_with_the_block_and_refuses_what_it_has_not(
     assert f"Ray's logs of this command: {folder}" in capsys.readouterr().out
     assert json.loads((folder / "owner.json").read_text())["failed"] is True
     assert list(folder.glob("session_2*/logs/*"))
+
+
+def test_gloo_takes_the_interface_of_the_nodes_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    addresses: dict[str, Any] = {
+        "lo": [SimpleNamespace(address="127.0.0.1")],
+        "eth1": [SimpleNamespace(address="fe80::1"), SimpleNamespace(address="10.0.0.7")],
+    }
+    monkeypatch.setattr(psutil, "net_if_addrs", lambda: addresses)
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "10.0.0.7")
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "")  # what is set below goes with the test
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME")
+    use_interface_of_node()
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "eth1"
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "ib0")
+    use_interface_of_node()
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "ib0"
+
+
+def test_workers_fit_whole_on_nodes() -> None:
+    assert room_on([{"CPU": 7.0}, {"CPU": 7.0}], 4, use_gpu=False) == 2
+    assert room_on([{"CPU": 0.3}], 0.1, use_gpu=False) == 3
+    assert room_on([{"CPU": 40.0, "GPU": 8.0}, {"CPU": 4.0, "GPU": 8.0}, {"CPU": 64.0}], 5, use_gpu=True) == 8
+
+
+def test_enough_cpus_of_which_no_node_has_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 7.0}}] * 2)
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 14.0})
+    check_resources(2, 4.0, use_gpu=False)
+    with pytest.raises(
+        UserError, match=r"3 workers need 4 CPU each on one node \(there is room for 2\): lower training"
+    ):
+        check_resources(3, 4.0, use_gpu=False)

@@ -17,7 +17,7 @@ from glscl.evaluation.saved import FOLDER
 from glscl.session import check_resources
 from glscl.study.cell import remove_checkpoints
 from glscl.study.grid import Sets, pretraining_run, shard_sets
-from glscl.study.run import pretrain, room
+from glscl.study.run import pretrain, room_for
 from glscl.training.horizon import Horizon, make_plan
 from glscl.training.preflight import preflight
 from glscl.training.results import write_status
@@ -108,14 +108,14 @@ def places(sweep: SweepConfig, default: RunConfig) -> int:
     """
     training, trainings = default.training, len(folds(sweep))
     check_resources(
-        training.num_workers * trainings, training.cpus_per_worker, training.use_gpu, training.wait_for_nodes_s
+        training.most_workers * trainings, training.cpus_per_worker, training.use_gpu, training.wait_for_nodes_s
     )
-    found = room(training) // trainings
+    found = room_for(training) // trainings
     if not found:
         raise UserError(
-            f"a trial needs {trainings} x {training.num_workers} workers of {training.cpus_per_worker:g} CPUs"
-            f"{' and a GPU' if training.use_gpu else ''} at once, and the nodes hold {room(training)} such groups of "
-            f"{training.num_workers}: lower training.num_workers or training.cpus_per_worker, or add nodes"
+            f"a trial needs {trainings} x {training.most_workers} workers of {training.cpus_per_worker:g} CPUs"
+            f"{' and a GPU' if training.use_gpu else ''} at once, and the nodes hold {room_for(training)} such "
+            f"groups of {training.most_workers}: lower training.num_workers or training.cpus_per_worker, or add nodes"
         )
     return min(found, max(1, sweep.concurrent or found))
 

@@ -116,7 +116,7 @@ def _trained(config: RunConfig) -> dict[str, Any]:
 def _towers(config: RunConfig) -> dict[str, Any]:
     """The clip towers as they are, frames pooled by their mean."""
     training = config.training
-    check_resources(training.num_workers, training.cpus_per_worker, training.use_gpu, training.wait_for_nodes_s)
+    check_resources(training.most_workers, training.cpus_per_worker, training.use_gpu, training.wait_for_nodes_s)
     torch.manual_seed(config.seed)
     card = ModelCard(
         model=config.model,

@@ -183,7 +183,14 @@ def build_run(
         UserError: the configuration is wrong.
     """
     fixed = {"name": name, "storage": folder, "seed": seed, "data": dict(data)}
-    return validate(merge(study.run, *parts, fixed), f"{study.kind} {study.name}, {name}").resolved()
+    where = f"{study.kind} {study.name}, {name}"
+    config = validate(merge(study.run, *parts, fixed), where).resolved()
+    if config.training.is_elastic:
+        raise UserError(
+            f"{where}: training.num_workers is a range, but runs share the nodes among them: give one number; nodes "
+            f"that come or go change how many run at once"
+        )
+    return config
 
 
 def check_sets(study: StudyConfig, sets: Mapping[str, Sets]) -> None:

@@ -15,7 +15,7 @@ from glscl.errors import UserError
 from glscl.evaluation.saved import CARD, FOLDER
 from glscl.reporting.study_report import write_study_report
 from glscl.reporting.study_tables import write_study_tables
-from glscl.session import check_resources
+from glscl.session import check_resources, room
 from glscl.study.analysis import analyse, compact
 from glscl.study.cell import export_towers, read_result, remove_checkpoints, run_cell
 from glscl.study.examples import examples
@@ -142,12 +142,12 @@ def run_cells(
     if not pending:
         return
     training = pending[0].config.training
-    check_resources(training.num_workers, training.cpus_per_worker, training.use_gpu, training.wait_for_nodes_s)
+    check_resources(training.most_workers, training.cpus_per_worker, training.use_gpu, training.wait_for_nodes_s)
     task = ray.remote(num_cpus=0, max_retries=2, scheduling_strategy="SPREAD")(_task)
     running: dict[Any, Cell] = {}
     failures: list[tuple[Cell, BaseException]] = []
     while pending or running:
-        most = max(1, min(room(training), concurrent or len(found)))
+        most = max(1, min(room_for(training), concurrent or len(found)))
         while pending and len(running) < most and len(failures) < _MOST_FAILURES:
             cell = pending.popleft()
             running[task.remote(cell.to_values(), keep_models)] = cell
@@ -191,17 +191,9 @@ def _task(values: Mapping[str, Any], keep_model: bool) -> dict[str, Any]:
     }
 
 
-def room(training: TrainingConfig) -> int:
-    """Trainings whose workers all fit on the nodes that there are, node by node: a worker is never split over two."""
-    import ray
-
-    workers = 0
-    for node in ray.nodes():
-        if node["Alive"]:
-            there = node["Resources"]
-            fits = there.get("CPU", 0.0) // training.cpus_per_worker
-            workers += int(min(fits, there.get("GPU", 0.0)) if training.use_gpu else fits)
-    return workers // training.num_workers
+def room_for(training: TrainingConfig) -> int:
+    """Trainings whose workers all fit on the nodes there are."""
+    return room(training.cpus_per_worker, training.use_gpu) // training.most_workers
 
 
 def _yaml(study: StudyConfig) -> str:
@@ -236,7 +228,7 @@ def describe(study: StudyConfig, found: list[Cell], finished: int) -> dict[str, 
         "conditions": ", ".join(study.conditions),
         "seeds": ", ".join(map(str, study.seeds)),
         "cells": f"{len(found)}, {finished} finished",
-        "workers": f"{training.num_workers} x {'GPU' if training.use_gpu else 'CPU'} per cell",
+        "workers": f"{training.most_workers} x {'GPU' if training.use_gpu else 'CPU'} per cell",
         "global batch": f"{training.global_batch} pairs",
         "comparisons": "; ".join(f"{a} with {b}" for a, b in study.pairs),
     }

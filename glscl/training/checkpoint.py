@@ -50,6 +50,7 @@ FREE_KEYS = (
     "training.use_gpu",
     "training.cpus_per_worker",
     "training.wait_for_nodes_s",
+    "training.restart_cost_s",
     "training.log_every",
     "training.max_failures",
     "training.hang_timeout_s",

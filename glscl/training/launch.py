@@ -16,7 +16,7 @@ from glscl.errors import BrokenRunError, Stopped, UserError
 from glscl.evaluation.evaluate import evaluate_model
 from glscl.evaluation.options import EvaluationConfig
 from glscl.evaluation.saved import FOLDER, ModelCard, read_card, save_model
-from glscl.session import check_resources
+from glscl.session import check_resources, room
 from glscl.training.checkpoint import TAG, check_complete
 from glscl.training.preflight import CONFIG, Preflight
 from glscl.training.results import results_of
@@ -44,16 +44,17 @@ def train(config: RunConfig, ready: Preflight, *, keep_ranks: bool = False) -> d
         ray.train.TrainingFailedError: the worker group failed more often than ``training.max_failures``.
     """
     training = config.training
-    check_resources(training.num_workers, training.cpus_per_worker, training.use_gpu, training.wait_for_nodes_s)
+    fewest, most = ready.sizes[0], ready.sizes[-1]
+    check_resources(fewest, training.cpus_per_worker, training.use_gpu, training.wait_for_nodes_s, most)
     storage.write_json(storage.join(config.run_directory, CONFIG), config.model_dump(mode="json"))
-    result = _fit(config)
+    result = _fit(config, ready.sizes)
     card = _save_best(config, ready, result)
     entries = score_tests(config, bank=config.data.train, keep_ranks=keep_ranks)
     return results_of(card, entries, read_metrics(config.run_directory))
 
 
 def score_tests(config: RunConfig, *, bank: Sequence[str] = (), keep_ranks: bool = False) -> list[dict[str, Any]]:
-    """Score the model in a run directory on ``data.test``, with as many actors as training has workers.
+    """Score the model in a run directory on ``data.test``, with as many actors as training has workers at most.
 
     Args:
         config: of the run.
@@ -61,11 +62,12 @@ def score_tests(config: RunConfig, *, bank: Sequence[str] = (), keep_ranks: bool
         keep_ranks: see `evaluate_model`.
     """
     training = config.training
+    there = room(training.cpus_per_worker, training.use_gpu)
     return evaluate_model(
         config.run_directory,
         config.data.test,
         config.evaluation,
-        workers=training.num_workers,
+        workers=min(training.most_workers, max(training.fewest_workers, there)),
         use_gpu=training.use_gpu,
         cpus_per_worker=training.cpus_per_worker,
         loader_workers=config.data.loader_workers,
@@ -74,11 +76,11 @@ def score_tests(config: RunConfig, *, bank: Sequence[str] = (), keep_ranks: bool
     )
 
 
-def _fit(config: RunConfig) -> Any:
-    from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, ScalingConfig, TrainingFailedError
+def _fit(config: RunConfig, sizes: tuple[int, ...]) -> Any:
+    from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, TrainingFailedError
     from ray.train import RunConfig as RayRunConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
 
+    from glscl.training.scaling import Trainer
     from glscl.training.worker import SELECTION_METRIC, train_worker
 
     training = config.training
@@ -88,14 +90,12 @@ def _fit(config: RunConfig) -> Any:
     os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(later))
     hub = RayHub(uuid.uuid4().hex)
     path, filesystem = storage.ray_storage(config.storage)
-    resources = {"CPU": training.cpus_per_worker} | ({"GPU": 1.0} if training.use_gpu else {})
-    trainer = TorchTrainer(
+    trainer = Trainer(
         train_worker,
+        training,
+        sizes,
+        timeout_s=later,
         train_loop_config={"config": config.model_dump(mode="json"), "hub": hub.token},
-        torch_config=TorchConfig(timeout_s=later),
-        scaling_config=ScalingConfig(
-            num_workers=training.num_workers, use_gpu=training.use_gpu, resources_per_worker=resources
-        ),
         run_config=RayRunConfig(
             name=config.name,
             storage_path=path,
@@ -164,7 +164,7 @@ def _reason(error: Any, watch: Watch) -> BaseException:
     if failure := watch.failure():
         return BrokenRunError(f"{failure}. It was so after every restart (training.max_failures)")
     failures = getattr(error, "worker_failures", {})
-    for failed in failures.values():
+    for failed in [*failures.values(), getattr(error, "controller_failure", None)]:
         cause: BaseException | None = failed
         while cause is not None:
             if isinstance(cause, UserError | BrokenRunError):

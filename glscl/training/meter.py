@@ -39,6 +39,7 @@ class Meter:
         self._new_quarantined: list[dict[str, str]] = []
         self._checks: list[tuple[int, list[str], list[str], torch.Tensor]] = []
         self._losses: dict[str, torch.Tensor] = {}
+        self._seconds_per_step = 0.0
         self._restart()
 
     def _restart(self) -> None:
@@ -104,6 +105,7 @@ class Meter:
             "truncated": sum(count for _, _, count, _ in gathered) / (self._steps * self._batch),
             "quarantined": len(state.quarantined),
         }
+        self._seconds_per_step = elapsed / self._steps
         norm = gradient_norm(engine)
         if norm is not None:
             row["gradient_norm"] = norm
@@ -142,6 +144,10 @@ class Meter:
             "not_finite": ["loss" if term == "total" else term for term in found] or ["parameters"],
             "pairs": [name for _, pairs in gathered for name in pairs],
         }
+
+    def seconds_left(self, step: int) -> float:
+        """What the rest of the run will take, at the speed of the last row."""
+        return self._seconds_per_step * (self._horizon.total - step)
 
     def line(self, step: int, row: dict[str, float]) -> str:
         """One plain line."""

@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from glscl.options import Options
+
+
+def _workers(value: Any) -> Any:
+    numbers = value if isinstance(value, list | tuple) else [value]
+    if any(isinstance(number, bool) or not isinstance(number, int) or number < 1 for number in numbers):
+        raise ValueError("give a number of workers, or the fewest and the most")
+    if isinstance(value, list | tuple) and (len(value) != 2 or value[0] > value[1]):
+        raise ValueError("a range is two numbers, the fewest and the most")
+    return value
+
+
+Workers = Annotated[int | tuple[int, int], BeforeValidator(_workers)]
+"""A number of workers, or the fewest and the most."""
+
+
+def fewest(workers: int | tuple[int, int]) -> int:
+    """The number of workers, or the lower end of the range."""
+    return workers if isinstance(workers, int) else workers[0]
+
+
+def most(workers: int | tuple[int, int]) -> int:
+    """The number of workers, or the upper end of the range."""
+    return workers if isinstance(workers, int) else workers[1]
 
 
 class TrainingConfig(Options):
@@ -16,7 +39,7 @@ class TrainingConfig(Options):
     """Pairs contrasted at once, over all workers."""
     accumulate: int = Field(default=1, ge=1)
     """Parts in which a worker encodes its share of the global batch (two-pass gradient cache): less memory, the same
-    gradient."""
+    gradient. Of a range of workers, those of the most: fewer take more parts, so that none is larger."""
     epochs: int = Field(default=5, ge=1)
     """Passes over the training pairs."""
     max_steps: int | None = Field(default=None, ge=1)
@@ -39,20 +62,40 @@ class TrainingConfig(Options):
     """Arithmetic of the towers and heads; losses and the optimiser state are fp32 either way."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO stage: 0 nothing sharded, 1 optimiser state, 2 and gradients, 3 and parameters."""
-    num_workers: int = Field(default=1, ge=1)
-    """Training workers of the Ray worker group (one GPU each when use_gpu)."""
+    num_workers: Workers = 1
+    """Training workers of the Ray worker group (one GPU each when use_gpu): a number, or a range (the fewest and the
+    most) within which the run shrinks and grows with the nodes that there are."""
     use_gpu: bool = False
     """One GPU and NCCL per worker; otherwise CPU and gloo."""
     cpus_per_worker: float = Field(default=1.0, gt=0)
     """CPUs that Ray reserves per worker; loader workers run inside this share."""
     wait_for_nodes_s: float = Field(default=0.0, ge=0)
-    """Seconds that an autoscaling cluster is given to bring the nodes these workers need; 0 refuses at once."""
+    """Seconds that the cluster is given to bring the nodes these workers (or the fewest) need, at the start and after
+    the loss of a node; 0 gives up at once."""
+    restart_cost_s: float = Field(default=60.0, ge=0)
+    """Seconds that a restart of all workers is reckoned to cost: a run grows onto new nodes where that saves more."""
     log_every: int = Field(default=20, ge=1)
     """Steps between two log lines."""
     max_failures: int = Field(default=3, ge=-1)
-    """Times that the worker group is restarted from the last checkpoint; -1 has no limit."""
+    """Times that the worker group is restarted from the last checkpoint after a failure of its own; -1 has no limit.
+    The loss of a node does not count."""
     hang_timeout_s: float = Field(default=300.0, gt=0)
     """Seconds that a worker may spend in one step, or not be heard of, before the worker group is restarted."""
+
+    @property
+    def fewest_workers(self) -> int:
+        """The number of workers, or the lower end of the range."""
+        return fewest(self.num_workers)
+
+    @property
+    def most_workers(self) -> int:
+        """The number of workers, or the upper end of the range."""
+        return most(self.num_workers)
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether the number of workers is a range."""
+        return not isinstance(self.num_workers, int)
 
 
 class CheckpointConfig(Options):

@@ -16,6 +16,7 @@ from glscl.losses import applicable_terms
 from glscl.models.retriever import Retriever
 from glscl.training.checkpoint import differing_keys
 from glscl.training.horizon import Horizon, make_plan
+from glscl.training.sizes import share_in_words, usable_sizes
 
 CONFIG = "config.json"
 
@@ -27,10 +28,12 @@ class Preflight:
     Attributes:
         facts: the effective configuration in words, for the start-up panel.
         train_domains: names of the training domains.
+        sizes: numbers of workers that the run can have, rising.
     """
 
     facts: dict[str, str]
     train_domains: tuple[str, ...]
+    sizes: tuple[int, ...]
 
 
 def preflight(config: RunConfig, *, fetch: bool = True) -> Preflight:
@@ -44,21 +47,10 @@ def preflight(config: RunConfig, *, fetch: bool = True) -> Preflight:
         UserError: naming what is wrong, where, and the knob.
     """
     training = config.training
-    workers = training.num_workers
-    if training.global_batch % workers:
-        raise UserError(
-            f"training.global_batch ({training.global_batch}) is not a multiple of training.num_workers ({workers}): "
-            f"change one of them"
-        )
-    per_worker = training.global_batch // workers
-    if per_worker % training.accumulate:
-        raise UserError(
-            f"training.accumulate ({training.accumulate}) does not divide a worker's {per_worker} pairs "
-            f"(training.global_batch / training.num_workers): change one of them"
-        )
+    usable_sizes(config, None)  # before any storage is asked
     shard_sets = [open_shard_set(uri) for uri in config.data.train]
     plan = make_plan(config, shard_sets)
-    plan.check_world(workers, config.data.loader_workers)
+    sizes = usable_sizes(config, plan)
     held_out = [open_shard_set(uri) for uri in config.data.validation]
     tests = [open_shard_set(uri) for uri in config.data.test]
     _check_selection(held_out, tests)
@@ -82,14 +74,20 @@ def preflight(config: RunConfig, *, fetch: bool = True) -> Preflight:
         + ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in counts.items()),
         "weights": config.model.pretrained or "random",
         "loss": ", ".join(on) + (f" (not for this head: {', '.join(left_out)})" if left_out else ""),
-        "global batch": f"{training.global_batch} pairs = {workers} workers x {training.accumulate} parts "
-        f"x {per_worker // training.accumulate}",
+        "global batch": f"{training.global_batch} pairs = "
+        + " or ".join(share_in_words(training, sizes, workers) for workers in reversed(sizes)),
         "steps": f"{horizon.total} ({horizon.steps_per_epoch} per epoch of {plan.pairs_per_epoch:,} pairs; "
         f"{plan.pairs_per_epoch - horizon.steps_per_epoch * training.global_batch} pairs wait for the next epoch)",
-        "workers": f"{workers} x {'GPU, NCCL' if training.use_gpu else 'CPU, gloo'}, ZeRO {training.zero_stage}, "
+        "workers": f"{_list(sizes)} x {'GPU, NCCL' if training.use_gpu else 'CPU, gloo'}, ZeRO {training.zero_stage}, "
         f"{training.precision}, {config.data.loader_workers} loader workers each",
     }
-    return Preflight(facts, tuple(shard_set.manifest.domain for shard_set in shard_sets))
+    return Preflight(facts, tuple(shard_set.manifest.domain for shard_set in shard_sets), sizes)
+
+
+def _list(sizes: tuple[int, ...]) -> str:
+    """One number, or those that are usable of a range: ``2, 4 or 8``."""
+    *others, last = map(str, sizes)
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _domains(shard_sets: list[ShardSet], plan: StreamPlan) -> str:

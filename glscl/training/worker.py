@@ -36,6 +36,8 @@ from glscl.training.global_batch import Batch, backward_global_batch
 from glscl.training.horizon import Horizon, make_plan
 from glscl.training.meter import Meter, NonFiniteError
 from glscl.training.run_log import RunLog, not_finite_name
+from glscl.training.scaling import SECONDS_LEFT
+from glscl.training.sizes import parts_of, share_in_words, usable_sizes
 from glscl.training.watchdog import LOOK, STOP, Agreement, Limits, RayHub, Reporter
 
 SELECTION_METRIC = "validation_R@1"
@@ -94,9 +96,11 @@ def _loop(
     torch.manual_seed(config.seed)
     model = Retriever(config.model)
     frame_size = model.frame_size
-    engine = build_engine(model, config.training, device, world)
     shard_sets = [open_shard_set(uri) for uri in config.data.train]
     plan = make_plan(config, shard_sets)
+    sizes = usable_sizes(config, plan)
+    training = config.training.model_copy(update={"accumulate": parts_of(config.training, sizes, world)})
+    engine = build_engine(model, training, device, world)
     horizon = Horizon.of(config, plan)
     checkpoint.seed_generators(config.seed, 0, rank)  # dropout differs between ranks
     state = _resume(engine, config, shard_sets, rank, world)
@@ -115,6 +119,9 @@ def _loop(
     )
     batches = stream.make_loader(pairs, config.data.loader_workers, config.data.prefetch)
     log = RunLog(config.run_directory, state.step) if rank == 0 else None
+    if rank == 0:
+        share = share_in_words(config.training, sizes, world)
+        print(f"global batch: {config.training.global_batch} pairs = {share}", flush=True)
     meter = Meter(horizon, config, world)
     videos = sum(shard_set.manifest.videos for shard_set in shard_sets)
     agreement = Agreement(device)
@@ -129,7 +136,7 @@ def _loop(
         reporter.at("stepping", state.step + 1)
         engine.train()
         losses = backward_global_batch(
-            engine, partial(backward, engine), config.loss, _to_device(batch, device), config.training.accumulate
+            engine, partial(backward, engine), config.loss, _to_device(batch, device), training.accumulate
         )
         engine.step()
         state.step += 1
@@ -165,9 +172,9 @@ def _loop(
         # Save
         if saved:
             reporter.at("saving", state.step)
-            _save(engine, state, rank, world, attempt)
             if log is not None:
-                log.flush()
+                log.flush()  # first: a run that resumes from this checkpoint keeps the rows up to it
+            _save(engine, state, rank, world, attempt, meter.seconds_left(state.step))
         if wish >= STOP and state.step < horizon.total:
             if log is not None:
                 log.close()
@@ -250,7 +257,7 @@ def _resume(engine: Any, config: RunConfig, shard_sets: list[ShardSet], rank: in
     raise RunStoppedError(f"{config.run_directory}: none of its checkpoints is complete; choose another --name")
 
 
-def _save(engine: Any, state: TrainState, rank: int, world: int, attempt: str) -> None:
+def _save(engine: Any, state: TrainState, rank: int, world: int, attempt: str, seconds_left: float) -> None:
     """Write this rank's files and hand them to Ray Train, which uploads them while training goes on."""
     folder = tempfile.mkdtemp(prefix="checkpoint-", dir=os.getcwd())  # the worker's own folder in Ray's session
     try:
@@ -259,7 +266,7 @@ def _save(engine: Any, state: TrainState, rank: int, world: int, attempt: str) -
         shutil.rmtree(folder, ignore_errors=True)
         raise
     ray.train.report(
-        {"step": state.step, **state.metrics},
+        {"step": state.step, SECONDS_LEFT: seconds_left, **state.metrics},
         checkpoint=Checkpoint.from_directory(folder),
         checkpoint_dir_name=checkpoint.directory_name(state.step, world, attempt),
         checkpoint_upload_mode=CheckpointUploadMode.ASYNC,

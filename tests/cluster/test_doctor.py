@@ -296,6 +296,8 @@ def test_too_few_shards(make_shards: Callable[..., ShardSet]) -> None:
     more = make_shards("more", captions=[1] * 12, per_shard=3).uri
     found(check_shards([uri, more], 8, 0), "ok", "8 shards for 8 workers x 1 loader workers")
     found(check_shards([uri], 3, 2), "fail", "too few: 4 shards for 3 workers x 2", "--samples-per-shard")
+    found(check_shards([uri], 1, 2, most=2), "ok", "4 shards for 2 workers x 2 loader workers")
+    found(check_shards([uri], 1, 2, most=4), "warn", "too few: 4 shards for 4 workers x 2", "--samples-per-shard")
     found(guard("shards", 30, check_shards, ["nowhere"], 1, 1), "fail", "nowhere/manifest.json: no such file")
 
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,8 +42,15 @@ class Command:
 
     def wait_for_step(self, step: int) -> None:
         """Wait until the log shows at least this step."""
+        self._wait_until(lambda: max((int(n) for n in re.findall(r"step=(\d+)/", self.text())), default=0) >= step)
+
+    def wait_for(self, words: str) -> None:
+        """Wait until the log shows these words."""
+        self._wait_until(lambda: words in self.text())
+
+    def _wait_until(self, holds: Callable[[], bool]) -> None:
         deadline = time.monotonic() + LIMIT_S
-        while max((int(n) for n in re.findall(r"step=(\d+)/", self.text())), default=0) < step:
+        while not holds():
             assert self.process.poll() is None, self.text()[-5000:]
             assert time.monotonic() < deadline, self.text()[-5000:]
             time.sleep(0.1)
@@ -124,17 +131,17 @@ def _orphans(names: set[str]) -> Iterator[str]:
 
 @pytest.fixture
 def glscl(tmp_path: Path, leaves_nothing: Path) -> Iterator[Callable[..., Command]]:
-    """Start ``python -m glscl ...`` with a local Ray of its own."""
+    """Start ``python -m glscl ...`` with a local Ray of its own, or with another environment (``hosts.Hosts``)."""
     commands: list[Command] = []
 
-    def start(*words: str) -> Command:
+    def start(*words: str, environment: dict[str, str] | None = None, before: Sequence[str] = ()) -> Command:
         output = tmp_path / f"output-{len(commands)}.txt"
         with output.open("wb") as file:
             process = subprocess.Popen(
-                [sys.executable, "-m", "glscl", *words],
+                [*before, sys.executable, "-m", "glscl", *words],
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                env=os.environ | {"RAY_ADDRESS": "local"},
+                env=environment or os.environ | {"RAY_ADDRESS": "local"},
                 start_new_session=True,
             )
         commands.append(Command(process, output))

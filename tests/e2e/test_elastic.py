@@ -1,9 +1,10 @@
-"""A run killed with two workers goes on with one, on another storage: the same pairs, the same losses to rounding."""
+"""A run on a range of workers loses a node, goes on with what is left, and grows back: the same pairs and losses."""
 
 from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,38 +12,54 @@ from typing import Any
 import pytest
 
 from glscl import storage
+from tests.e2e.hosts import START_S, Hosts
 
 pytestmark = pytest.mark.e2e
 
 Words = Callable[[str, str, str], list[str]]
 
 
-def test_continued_on_s3_by_another_number_of_workers(
-    glscl: Callable[..., Any], train_words: Words, clips: Path, bucket: str, tmp_path: Path
+def test_a_run_shrinks_and_grows_with_its_nodes(
+    glscl: Callable[..., Any], train_words: Words, clips: Path, bucket: str
 ) -> None:
-    """Two workers were at step 50 or later when they died; one repeats what they did after their checkpoint."""
-    words = [*train_words(str(clips), str(tmp_path), "elastic"), "--data.test", f"{clips}/msrvtt/test"]
-    words += ["--training.epochs", "7", "--checkpoint.every-steps", "30", "--training.log-every", "1"]
-    words += ["--model.heads.glscl.dropout", "0"]  # masks are drawn anew by another number of workers
-    first = glscl(*words)
-    first.wait_for_step(50)
-    first.kill()
-    run, moved = tmp_path / "elastic", f"{bucket}/runs/elastic"
-    undisturbed = losses((run / "metrics.jsonl").read_bytes())
-    for path in run.rglob("*"):
-        if path.is_file():
-            storage.upload(str(path), storage.join(moved, str(path.relative_to(run))))
-    output = glscl(*words, "--storage", f"{bucket}/runs", "--training.num-workers", "1").wait()
-    said = re.search(r"of 2 workers \(ZeRO 2\) for 1: about 0\.\d GB in (\S+) and \d+ s", output)
-    assert said, output
-    assert not Path(said[1]).exists()
-    assert "resumed step=30" in output
-    repeated = losses(storage.read_bytes(f"{moved}/metrics.jsonl"))
-    assert list(repeated) == list(range(1, 64))
-    after = range(31, 51)
-    assert [repeated[step] for step in after] == pytest.approx([undisturbed[step] for step in after], rel=1e-5)
+    """Of 1 to 3 workers, 3 do not divide the global batch: two work, then one, then two again; all is on S3."""
+    common = [*train_words(str(clips), f"{bucket}/runs", "elastic"), "--data.test", f"{clips}/msrvtt/test"]
+    common += ["--training.epochs", "5", "--checkpoint.every-steps", "10", "--training.log-every", "1"]
+    common += ["--model.heads.glscl.dropout", "0"]  # masks are drawn anew by another number of workers
+    elastic = ["--training.num-workers", "1", "3", "--training.restart-cost-s", "0", "--training.max-failures", "0"]
+    with Hosts() as hosts:
+        for number, cpus in enumerate((0, 2, 1)):
+            hosts.start(number, cpus)
+        command = glscl(*common, *elastic, environment=hosts.environment)
+        _wait_for_checkpoint(f"{bucket}/runs/elastic", command)
+        hosts.lose(1)
+        command.wait_for("lost the node at 127.0.0.1")
+        hosts.start(3, cpus=2)
+        output = command.wait()
+        fixed = glscl(*common, "--name", "undisturbed", "--data.test", environment=hosts.environment)
+        fixed.wait()
+    sizes = re.findall(r"global batch: 20 pairs = (\d) workers x (\d) parts", output)
+    assert list(dict.fromkeys(sizes)) == [("2", "1"), ("1", "2")]
+    assert sizes[-1] == ("2", "1")
+    assert re.search(r"nodes have joined: from 1 to 2 workers", output)
+    scratch = re.findall(r"of [12] workers \(ZeRO 2\) for [12]: about 0\.\d GB in (\S+) and \d+ s", output)
+    assert len(set(scratch)) == 2
+    assert not any(Path(folder).exists() for folder in scratch)
+    assert re.search(r"glscl: OK run=elastic step=45 msrvtt/test_1k_a", output)
+    disturbed, undisturbed = (losses(f"{bucket}/runs/{name}") for name in ("elastic", "undisturbed"))
+    assert [step for step, _ in disturbed] == list(range(1, 46))
+    assert [loss for _, loss in disturbed] == pytest.approx([loss for _, loss in undisturbed], rel=1e-5)
 
 
-def losses(metrics: bytes) -> dict[int, float]:
-    rows = [json.loads(line) for line in metrics.splitlines() if line.endswith(b"}")]
-    return {row["step"]: row["loss"] for row in rows if "loss" in row}
+def _wait_for_checkpoint(run: str, command: Any) -> None:
+    """Until Ray Train has registered one."""
+    command.wait_for_step(10)
+    deadline = time.monotonic() + START_S
+    while not storage.exists(storage.join(run, "checkpoint_manager_snapshot.json")):
+        assert time.monotonic() < deadline, command.text()[-5000:]
+        time.sleep(0.05)
+
+
+def losses(run: str) -> list[tuple[int, float]]:
+    rows = [json.loads(line) for line in storage.read_bytes(f"{run}/metrics.jsonl").splitlines()]
+    return [(row["step"], row["loss"]) for row in rows if "loss" in row]

@@ -83,3 +83,9 @@ def test_test_sets_that_are_trained_on_are_refused(make_shards: Callable[..., Sh
     leaks = [{"test": "one", "train": "one", "list": str(tmp_path / "missing.txt")}]
     with pytest.raises(UserError, match=r"missing\.txt: no such file"):
         check_sets(study(domains=domains, leave_out=leaks), {"one": Sets((one.uri,), (), "")})
+
+
+def test_cells_share_the_nodes_so_a_range_of_workers_is_refused() -> None:
+    config = study(run={"model": {"clip": "glscl-tiny"}, "training": {"num_workers": [1, 2]}})
+    with pytest.raises(UserError, match=r"training\.num_workers is a range, .*give one number"):
+        cells(config, shard_sets(config, make=False))

@@ -1,0 +1,240 @@
+"""The worker group under Ray Train: how many workers there are, and whose fault it is that some are gone.
+
+What Ray Train does by itself, and what is different here:
+
+1. Ray starts as many workers of a range as fit; a run here has the most of its usable sizes (`sizes`) that fit.
+2. Ray looks every minute whether more fit, and restarts at once. Here a group that works is only ever replaced by a
+   larger one, right after a checkpoint of all its ranks, so that no step is done twice, and only where that saves more
+   than a restart costs (``training.restart_cost_s``).
+3. Ray waits for missing nodes for ever, or gives up after three attempts of a minute each. Here the run says what it
+   waits for, and ends after ``training.wait_for_nodes_s`` with the knobs.
+4. Ray counts a lost node as a failure of the run unless the cloud had announced it. Here it does not count.
+5. gloo takes the interface that the machine's name resolves to, which is often the loopback; here, that of the address
+   by which the nodes of the cluster know each other.
+
+The only module that stands on private parts of Ray; ``tests/training/test_scaling.py`` says so when they change.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.train import FailureConfig, Result, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch.config import _TorchBackend
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
+from ray.train.v2._internal.execution.scaling_policy import (
+    ElasticScalingPolicy,
+    NoopDecision,
+    ScalingDecision,
+)
+
+from glscl.errors import UserError
+from glscl.session import lacking, room_on, use_interface_of_node
+from glscl.training.options import TrainingConfig
+
+SECONDS_LEFT = "seconds_left"
+"""Key of a checkpoint's report: how long the rest of the run will take at this number of workers."""
+ANSWER_S = 3.0
+"""Seconds in which a node that is there takes a connection."""
+REPEAT_S = 30.0
+"""Seconds between two lines that say what a run waits for."""
+PAUSE_S = 1.0
+"""Ray asks again at once for what has been put off, so putting off takes this long."""
+
+
+def present_nodes() -> dict[str, dict[str, float]]:
+    """Resources by id of the nodes that answer; Ray itself notices a machine that is gone only after a while."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    with ThreadPoolExecutor(32) as pool:
+        answers = pool.map(_answers, nodes)
+    return {node["NodeID"]: node["Resources"] for node, there in zip(nodes, answers, strict=True) if there}
+
+
+def lost_nodes() -> dict[str, str]:
+    """Addresses by id of the nodes that are gone, whether Ray has noticed or not."""
+    present = present_nodes()
+    return {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] not in present}
+
+
+def _answers(node: Mapping[str, Any]) -> bool:
+    try:
+        socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), timeout=ANSWER_S).close()
+    except OSError:
+        return False
+    return True
+
+
+class NodesPolicy(ElasticScalingPolicy):  # type: ignore[misc]  # Ray's packages are not typed
+    """Decides how many workers there are.
+
+    Args:
+        scaling_config: Ray's.
+        training: of the run.
+        sizes: numbers of workers that the run can have, rising.
+    """
+
+    def __init__(self, scaling_config: ScalingConfig, training: TrainingConfig, sizes: tuple[int, ...]) -> None:
+        super().__init__(scaling_config)
+        self._training = training
+        self._sizes = sizes
+        self._waits_since: float | None = None
+        self._said = float("-inf")
+        self._group_start: float | None = None
+        self._reports: Counter[int] = Counter()
+        self._saved = 0
+
+    def _get_num_workers_for_resource_request(self) -> int:
+        return self._sizes[-1]
+
+    def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
+        """The most workers that there is room for, or wait for nodes.
+
+        Raises:
+            UserError: they have not come.
+        """
+        self._maybe_send_resource_request()
+        present = present_nodes()
+        if not self._largest(present.values()):
+            return self._wait(self._lacking)
+        if self._training.is_elastic:  # a share of the cluster, if other runs want one too
+            reserved = self._get_reserved_resources() or {}
+            size = self._largest(reserved[node] for node in reserved if node in present)
+            if not size:
+                return self._pause("the nodes are reserved for other runs")
+        else:
+            size = self._sizes[0]
+        self._waits_since = None
+        self._said = float("-inf")
+        return self._get_resize_decision(size)
+
+    def make_decision_for_running_worker_group(
+        self, worker_group_state: Any, worker_group_status: Any
+    ) -> ScalingDecision:
+        """Grow right after a checkpoint, where it pays."""
+        self._maybe_send_resource_request()
+        if worker_group_state.start_time != self._group_start:
+            self._group_start = worker_group_state.start_time
+            self._reports.clear()
+            self._saved = 0
+        left_s = self._seconds_left(worker_group_status.worker_statuses)
+        now = worker_group_state.num_workers
+        if left_s is None or now == self._sizes[-1]:
+            return NoopDecision()
+        size = self._largest((self._get_reserved_resources() or {}).values())
+        saves = left_s * (1 - now / size) if size else 0.0
+        if size <= now or saves <= self._training.restart_cost_s:
+            return NoopDecision()
+        print(f"nodes have joined: from {now} to {size} workers, which saves about {saves:.0f} s", flush=True)
+        return self._get_resize_decision(size)
+
+    def _largest(self, nodes: Iterable[Mapping[str, float]]) -> int:
+        """The largest usable number of workers that these resources hold; 0 if none."""
+        holds = room_on(nodes, self._training.cpus_per_worker, self._training.use_gpu)
+        return max((size for size in self._sizes if size <= holds), default=0)
+
+    def _seconds_left(self, statuses: Mapping[int, Any]) -> float | None:
+        """The rest of the run, if this poll has brought the last rank's report of a checkpoint."""
+        left: float | None = None
+        for rank, status in statuses.items():
+            if status.training_report is not None:
+                self._reports[rank] += 1
+                left = status.training_report.metrics[SECONDS_LEFT]
+        saved = min(self._reports[rank] for rank in statuses)
+        whole = saved > self._saved
+        self._saved = saved
+        return left if whole else None
+
+    def _wait(self, reason: Callable[[], str]) -> ScalingDecision:
+        now = time.monotonic()
+        self._waits_since = self._waits_since or now
+        if now - self._waits_since >= self._training.wait_for_nodes_s:
+            raise UserError(
+                f"{reason()}; the nodes there were are gone, and the same command goes on from the last checkpoint"
+            )
+        return self._pause(f"{reason()}; waiting up to {self._training.wait_for_nodes_s:g} s for nodes")
+
+    def _lacking(self) -> str:
+        return lacking(self._sizes[0], self._training.cpus_per_worker, self._training.use_gpu)
+
+    def _pause(self, reason: str) -> ScalingDecision:
+        now = time.monotonic()
+        if now - self._said >= REPEAT_S:
+            self._said = now
+            print(f"no workers: {reason}", flush=True)
+        time.sleep(PAUSE_S)
+        return NoopDecision()
+
+
+class LossPolicy(DefaultFailurePolicy):  # type: ignore[misc]
+    """Decides whether to go on after a failure: always if a node is lost, else ``training.max_failures`` times."""
+
+    def __init__(self, failure_config: FailureConfig) -> None:
+        super().__init__(failure_config)
+        self._known = set(lost_nodes())
+
+    def make_decision(self, training_failed_error: Any) -> FailureDecision:
+        """Retry or raise."""
+        lost = {node: address for node, address in lost_nodes().items() if node not in self._known}
+        if lost and self._is_retryable_error(training_failed_error):
+            self._known |= set(lost)
+            where = ", ".join(sorted(lost.values()))
+            print(f"lost the node at {where}: the run goes on from its last checkpoint", flush=True)
+            return FailureDecision.RETRY
+        return super().make_decision(training_failed_error)
+
+
+class _Backend(_TorchBackend):  # type: ignore[misc]
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        worker_group.execute(use_interface_of_node)
+        super().on_start(worker_group, backend_config)
+
+
+@dataclass
+class Processes(TorchConfig):  # type: ignore[misc]
+    """The process group of torch, over the interface by which the nodes know each other."""
+
+    @property
+    def backend_cls(self) -> type[_Backend]:
+        """What sets it up."""
+        return _Backend
+
+
+class Trainer(TorchTrainer):  # type: ignore[misc]
+    """A `TorchTrainer` with these policies.
+
+    Args:
+        loop: what every worker runs.
+        training: of the run.
+        sizes: numbers of workers that the run can have, rising.
+        timeout_s: after which torch gives a collective up.
+        options: of `TorchTrainer`.
+    """
+
+    def __init__(
+        self,
+        loop: Callable[[dict[str, Any]], Any],
+        training: TrainingConfig,
+        sizes: tuple[int, ...],
+        timeout_s: int,
+        **options: Any,
+    ) -> None:
+        resources = {"CPU": training.cpus_per_worker} | ({"GPU": 1.0} if training.use_gpu else {})
+        scaling = ScalingConfig(
+            num_workers=(sizes[0], sizes[-1]), use_gpu=training.use_gpu, resources_per_worker=resources
+        )
+        super().__init__(loop, scaling_config=scaling, torch_config=Processes(timeout_s=timeout_s), **options)
+        self._policy = NodesPolicy(scaling, training, sizes)
+
+    def _initialize_and_run_controller(self, **parts: Any) -> Result:
+        losses = LossPolicy(self.run_config.failure_config)
+        return super()._initialize_and_run_controller(
+            **parts | {"scaling_policy": self._policy, "failure_policy": losses}
+        )

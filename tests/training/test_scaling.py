@@ -1,0 +1,166 @@
+"""The policies stand on private parts of Ray Train: these tests fail when it changes them."""
+
+from __future__ import annotations
+
+import socket
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.exceptions import RayActorError
+from ray.train import FailureConfig, ScalingConfig
+from ray.train.v2._internal.execution.failure_handling import FailureDecision
+from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+
+from glscl.errors import UserError
+from glscl.training import scaling
+from glscl.training.options import TrainingConfig
+from glscl.training.scaling import SECONDS_LEFT, LossPolicy, NodesPolicy, Trainer
+
+Nodes = dict[str, dict[str, float]]
+
+
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch) -> Nodes:
+    """The cluster: resources by id; who is not in it does not answer."""
+    there: Nodes = {"a": {"CPU": 2.0}, "b": {"CPU": 2.0}}
+    monkeypatch.setattr(scaling, "present_nodes", lambda: dict(there))
+    monkeypatch.setattr(scaling, "PAUSE_S", 0.0)
+    known = [{"NodeID": name, "NodeManagerAddress": f"10.0.0.{name}", "Alive": True} for name in "ab"]
+    monkeypatch.setattr("ray.nodes", lambda: [node | {"Resources": there.get(node["NodeID"], {})} for node in known])
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": sum(node["CPU"] for node in there.values())})
+    return there
+
+
+def policy(nodes: Nodes, sizes: tuple[int, ...], reserved: Nodes | None = None, **training: Any) -> NodesPolicy:
+    options = TrainingConfig(num_workers=sizes[0] if len(sizes) == 1 else (sizes[0], sizes[-1]), **training)
+    made = NodesPolicy(ScalingConfig(num_workers=(sizes[0], sizes[-1])), options, sizes)
+    # The coordinator is Ray's actor, which asks for and shares out nodes.
+    made._maybe_send_resource_request = lambda: None
+    made._get_reserved_resources = lambda: nodes if reserved is None else reserved
+    return made
+
+
+def test_the_most_usable_workers_are_started(nodes: Nodes, capsys: pytest.CaptureFixture[str]) -> None:
+    assert policy(nodes, (1, 2, 4)).make_decision_for_non_running_worker_group().num_workers == 4
+    del nodes["b"]["CPU"]
+    nodes["b"]["CPU"] = 1.0
+    assert policy(nodes, (1, 2, 4)).make_decision_for_non_running_worker_group().num_workers == 2  # 3 are not usable
+    assert policy(nodes, (1, 2, 4))._get_num_workers_for_resource_request() == 4
+    shared = policy(nodes, (1, 2, 4), reserved={"a": {"CPU": 1.0}})
+    assert shared.make_decision_for_non_running_worker_group().num_workers == 1
+    silent = policy(nodes, (1, 2, 4), reserved={"a": {"CPU": 1.0}, "gone": {"CPU": 8.0}})
+    assert silent.make_decision_for_non_running_worker_group().num_workers == 1
+    assert capsys.readouterr().out == ""
+    taken = policy(nodes, (1, 2, 4), reserved={})
+    assert isinstance(taken.make_decision_for_non_running_worker_group(), NoopDecision)
+    assert capsys.readouterr().out == "no workers: the nodes are reserved for other runs\n"
+
+
+@pytest.mark.parametrize("sizes", [(4,), (4, 8)])
+def test_missing_nodes_are_waited_for_and_then_given_up(
+    sizes: tuple[int, ...], nodes: Nodes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(scaling.time, "monotonic", lambda: clock.now)
+    waits = policy(nodes, sizes, wait_for_nodes_s=60)
+    lost = nodes.pop("b")
+    for clock.now in (100.0, 110.0, 135.0):
+        assert isinstance(waits.make_decision_for_non_running_worker_group(), NoopDecision)
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 2
+    assert said[0].startswith("no workers: 4 workers need 4 CPU (there: 2): lower training.num_workers")
+    assert said[0].endswith("waiting up to 60 s for nodes")
+    nodes["b"] = lost
+    assert waits.make_decision_for_non_running_worker_group().num_workers == 4
+    del nodes["b"]
+    clock.now = 200.0
+    assert isinstance(waits.make_decision_for_non_running_worker_group(), NoopDecision)  # a new loss, a new wait
+    clock.now = 261.0
+    with pytest.raises(UserError, match=r"there: 2\).*wait_for_nodes_s.*the same command goes on"):
+        waits.make_decision_for_non_running_worker_group()
+
+
+def status(*reports: float | None) -> Any:
+    """A poll: what each rank reports as left of the run, if it has just saved a checkpoint."""
+    given = {
+        rank: SimpleNamespace(training_report=None if left is None else SimpleNamespace(metrics={SECONDS_LEFT: left}))
+        for rank, left in enumerate(reports)
+    }
+    return SimpleNamespace(worker_statuses=given)
+
+
+def test_growth_comes_right_after_a_checkpoint_of_all_ranks(nodes: Nodes) -> None:
+    grows = policy(nodes, (1, 2, 4), restart_cost_s=60)
+    group = SimpleNamespace(num_workers=2, start_time=1.0)
+    decide = grows.make_decision_for_running_worker_group
+    assert isinstance(decide(group, status(None, None)), NoopDecision)
+    assert isinstance(decide(group, status(1000.0, None)), NoopDecision)  # half a checkpoint
+    decision = decide(group, status(None, 1000.0))
+    assert isinstance(decision, ResizeDecision)
+    assert decision.num_workers == 4
+    later = SimpleNamespace(num_workers=4, start_time=2.0)
+    assert isinstance(decide(later, status(1000.0, 1000.0, 1000.0, 1000.0)), NoopDecision)  # no more than 4
+
+
+def test_growth_has_to_pay_and_a_working_group_never_shrinks(nodes: Nodes) -> None:
+    group = SimpleNamespace(num_workers=2, start_time=1.0)
+    dear = policy(nodes, (1, 2, 4), restart_cost_s=60)
+    assert isinstance(dear.make_decision_for_running_worker_group(group, status(120.0, 120.0)), NoopDecision)
+    assert isinstance(dear.make_decision_for_running_worker_group(group, status(121.0, 121.0)), ResizeDecision)
+    last = policy(nodes, (1, 2, 4), restart_cost_s=0)
+    assert isinstance(last.make_decision_for_running_worker_group(group, status(0.0, 0.0)), NoopDecision)
+    nodes["b"]["CPU"] = nodes["a"]["CPU"] = 0.5
+    less = policy(nodes, (1, 2, 4), restart_cost_s=0)
+    assert isinstance(less.make_decision_for_running_worker_group(group, status(9e9, 9e9)), NoopDecision)
+
+
+def test_the_loss_of_a_node_is_not_a_failure_of_the_run(nodes: Nodes, capsys: pytest.CaptureFixture[str]) -> None:
+    losses = LossPolicy(FailureConfig(max_failures=1))
+    failure = WorkerGroupError("rank 0", {0: RayActorError()})
+    del nodes["b"]
+    assert losses.make_decision(failure) == FailureDecision.RETRY
+    assert "lost the node at 10.0.0.b" in capsys.readouterr().out
+    assert losses.make_decision(failure) == FailureDecision.RETRY  # the one that the run is allowed
+    assert losses.make_decision(failure) == FailureDecision.RAISE
+    del nodes["a"]
+    assert losses.make_decision(ControllerError(UserError("no nodes"))) == FailureDecision.RAISE
+
+
+def test_a_node_that_is_gone_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_server(("127.0.0.1", 0)) as other:
+        there, gone = server.getsockname()[1], other.getsockname()[1]
+        known = [
+            {
+                "NodeID": name,
+                "NodeManagerAddress": "127.0.0.1",
+                "NodeManagerPort": port,
+                "Alive": alive,
+                "Resources": {},
+            }
+            for name, port, alive in (("there", there, True), ("gone", gone, True), ("dead", there, False))
+        ]
+        monkeypatch.setattr("ray.nodes", lambda: known)
+        other.close()
+        assert scaling.present_nodes() == {"there": {}}
+        assert scaling.lost_nodes() == {"gone": "127.0.0.1", "dead": "127.0.0.1"}
+
+
+def test_ray_is_given_these_policies(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+
+    def start(_: Any, **parts: Any) -> Any:
+        given.update(parts)
+        return SimpleNamespace(error=None)
+
+    monkeypatch.setattr(DataParallelTrainer, "_initialize_and_run_controller", start)
+    training = TrainingConfig(num_workers=(2, 9), cpus_per_worker=2)
+    trainer = Trainer(print, training, (2, 4, 8), train_loop_config={})
+    trainer.fit()
+    assert isinstance(given["scaling_policy"], NodesPolicy)
+    assert given["scaling_policy"].scaling_config.num_workers == (2, 8)
+    assert given["scaling_policy"].scaling_config.resources_per_worker == {"CPU": 2}
+    assert isinstance(given["failure_policy"], LossPolicy)
+    assert trainer.backend_config.backend_cls is scaling._Backend
