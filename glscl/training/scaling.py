@@ -4,10 +4,10 @@ What Ray Train does by itself, and what is different here:
 
 1. Ray starts as many workers of a range as fit; a run here has the most of its usable sizes (`sizes`) that fit.
 2. Ray looks every minute whether more fit, and restarts at once. Here a group that works is only ever replaced by a
-   larger one, right after a checkpoint of all its ranks, so that no step is done twice, and only where that saves more
-   than a restart costs (``training.restart_cost_s``).
-3. Ray waits for missing nodes for ever, or gives up after three attempts of a minute each. Here the run says what it
-   waits for, and ends after ``training.wait_for_nodes_s`` with the knobs.
+   larger one, as soon as a checkpoint of all its ranks is there, so that few steps are done twice, and only where that
+   saves more than a restart costs (``training.restart_cost_s``).
+3. Ray waits for missing nodes for ever, with a core at full load and deaf to Ctrl-C, or gives up after a few attempts
+   of a minute each. Here the run says what it waits for, and ends after ``training.wait_for_nodes_s`` with the knobs.
 4. Ray counts a lost node as a failure of the run unless the cloud had announced it. Here it does not count.
 5. gloo takes the interface that the machine's name resolves to, which is often the loopback; here, that of the address
    by which the nodes of the cluster know each other.
@@ -17,6 +17,7 @@ The only module that stands on private parts of Ray; ``tests/training/test_scali
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import time
 from collections import Counter
@@ -24,17 +25,20 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import ray
 from ray.train import FailureConfig, Result, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch.config import _TorchBackend
+from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import (
     ElasticScalingPolicy,
     NoopDecision,
     ScalingDecision,
 )
+from ray.train.v2.api import data_parallel_trainer
 
 from glscl.errors import UserError
 from glscl.session import lacking, room_on, use_interface_of_node
@@ -47,7 +51,7 @@ ANSWER_S = 3.0
 REPEAT_S = 30.0
 """Seconds between two lines that say what a run waits for."""
 PAUSE_S = 1.0
-"""Ray asks again at once for what has been put off, so putting off takes this long."""
+"""Seconds until a decision that was put off is asked for again."""
 
 
 def present_nodes() -> dict[str, dict[str, float]]:
@@ -169,7 +173,6 @@ class NodesPolicy(ElasticScalingPolicy):  # type: ignore[misc]  # Ray's packages
         if now - self._said >= REPEAT_S:
             self._said = now
             print(f"no workers: {reason}", flush=True)
-        time.sleep(PAUSE_S)
         return NoopDecision()
 
 
@@ -189,6 +192,14 @@ class LossPolicy(DefaultFailurePolicy):  # type: ignore[misc]
             print(f"lost the node at {where}: the run goes on from its last checkpoint", flush=True)
             return FailureDecision.RETRY
         return super().make_decision(training_failed_error)
+
+
+class _Controller(TrainController):  # type: ignore[misc]
+    async def _step(self) -> Any:
+        result = await super()._step()
+        if result.next_state is result.previous_state:  # put off: let calls such as abort through meanwhile
+            await asyncio.sleep(PAUSE_S)
+        return result
 
 
 class _Backend(_TorchBackend):  # type: ignore[misc]
@@ -234,7 +245,6 @@ class Trainer(TorchTrainer):  # type: ignore[misc]
         self._policy = NodesPolicy(scaling, training, sizes)
 
     def _initialize_and_run_controller(self, **parts: Any) -> Result:
-        losses = LossPolicy(self.run_config.failure_config)
-        return super()._initialize_and_run_controller(
-            **parts | {"scaling_policy": self._policy, "failure_policy": losses}
-        )
+        parts |= {"scaling_policy": self._policy, "failure_policy": LossPolicy(self.run_config.failure_config)}
+        with patch.object(data_parallel_trainer, "TrainController", _Controller):
+            return super()._initialize_and_run_controller(**parts)

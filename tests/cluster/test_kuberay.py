@@ -16,6 +16,7 @@ import yaml
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
 from glscl.config import run_config
+from glscl.training.sizes import usable_sizes
 
 ROOT = Path(__file__).resolve().parents[2]
 KUBERAY = ROOT / "cluster" / "kuberay"
@@ -155,10 +156,12 @@ def test_training_starts_on_the_workers_and_its_numbers_fit() -> None:
     assert words[:4] == ["python", "-m", "glscl", "train"]
     config = run_config(words[4:], "glscl train")
     training, data = config.training, config.data
-    assert training.num_workers == group["maxReplicas"] * limits["nvidia.com/gpu"]
+    gpus = limits["nvidia.com/gpu"]
+    assert training.num_workers == (gpus, group["maxReplicas"] * gpus)  # one node to all of them
+    assert usable_sizes(config, None) == (8, 16, 32)
     assert training.cpus_per_worker * limits["nvidia.com/gpu"] <= int(limits["cpu"])
     assert training.global_batch % data.virtual_streams == 0
-    assert data.virtual_streams % (training.num_workers * data.loader_workers) == 0
+    assert data.virtual_streams % (training.most_workers * data.loader_workers) == 0
     assert training.wait_for_nodes_s > 0
     assert config.name
     assert config.storage.startswith("s3://")

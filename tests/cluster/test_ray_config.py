@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import ray
 import yaml
 
 from cluster.launcher import validate_launcher
+from glscl.config import run_config
 from glscl.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -136,6 +138,14 @@ def test_training_can_start_and_never_on_the_head(values: dict[str, Any]) -> Non
     workers = [kind for name, kind in kinds.items() if name != "head"]
     assert sum(kind["max_workers"] for kind in workers) <= values["max_workers"]
     assert any(kind["max_workers"] * kind["resources"]["GPU"] >= 8 for kind in workers)  # the largest preset's
+
+
+def test_its_example_is_a_range_from_one_spot_node_to_all_of_them(values: dict[str, Any]) -> None:
+    (command,) = re.findall(r"'glscl train (.*)'", LAUNCHER.read_text(encoding="utf-8"))
+    training = run_config(shlex.split(command), "glscl train").training
+    spot = values["available_node_types"]["gpu_spot"]
+    assert training.num_workers == (spot["resources"]["GPU"], spot["max_workers"] * spot["resources"]["GPU"])
+    assert training.wait_for_nodes_s > 0
 
 
 def test_constraints_are_plain_pins() -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 from ray.exceptions import RayActorError
 from ray.train import FailureConfig, ScalingConfig
+from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.controller.state import InitializingState, RunningState
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision
+from ray.train.v2.api import data_parallel_trainer
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
@@ -27,7 +32,6 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Nodes:
     """The cluster: resources by id; who is not in it does not answer."""
     there: Nodes = {"a": {"CPU": 2.0}, "b": {"CPU": 2.0}}
     monkeypatch.setattr(scaling, "present_nodes", lambda: dict(there))
-    monkeypatch.setattr(scaling, "PAUSE_S", 0.0)
     known = [{"NodeID": name, "NodeManagerAddress": f"10.0.0.{name}", "Alive": True} for name in "ab"]
     monkeypatch.setattr("ray.nodes", lambda: [node | {"Resources": there.get(node["NodeID"], {})} for node in known])
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": sum(node["CPU"] for node in there.values())})
@@ -152,15 +156,39 @@ def test_ray_is_given_these_policies(nodes: Nodes, monkeypatch: pytest.MonkeyPat
     given: dict[str, Any] = {}
 
     def start(_: Any, **parts: Any) -> Any:
-        given.update(parts)
+        given.update(parts, controller=data_parallel_trainer.TrainController)
         return SimpleNamespace(error=None)
 
     monkeypatch.setattr(DataParallelTrainer, "_initialize_and_run_controller", start)
+    monkeypatch.setattr(data_parallel_trainer, "ObjectRefWrapper", lambda value: value)  # it starts Ray
     training = TrainingConfig(num_workers=(2, 9), cpus_per_worker=2)
     trainer = Trainer(print, training, (2, 4, 8), train_loop_config={})
     trainer.fit()
+    assert not ray.is_initialized()
     assert isinstance(given["scaling_policy"], NodesPolicy)
     assert given["scaling_policy"].scaling_config.num_workers == (2, 8)
     assert given["scaling_policy"].scaling_config.resources_per_worker == {"CPU": 2}
     assert isinstance(given["failure_policy"], LossPolicy)
+    assert given["controller"] is scaling._Controller
+    assert data_parallel_trainer.TrainController is TrainController
     assert trainer.backend_config.backend_cls is scaling._Backend
+
+
+@pytest.mark.parametrize(("put_off", "pauses"), [(True, [scaling.PAUSE_S]), (False, [])])
+def test_what_is_put_off_lets_other_calls_through(
+    put_off: bool, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = InitializingState()
+    result = SimpleNamespace(previous_state=state, next_state=state if put_off else RunningState())
+    slept: list[float] = []
+
+    async def step(_: Any) -> Any:
+        return result
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    monkeypatch.setattr(TrainController, "_step", step)
+    monkeypatch.setattr(scaling.asyncio, "sleep", sleep)
+    assert asyncio.run(scaling._Controller._step(scaling._Controller.__new__(scaling._Controller))) is result
+    assert slept == pauses
