@@ -125,6 +125,7 @@ def _save_best(config: RunConfig, ready: Preflight, result: Any) -> ModelCard:
             model=config.model,
             sample_fps=config.data.sample_fps,
             decoder=config.data.decoder,
+            max_decode_s=config.data.max_decode_s,
             train_domains=ready.train_domains,
             step=state.step,
             seed=config.seed,
