@@ -143,5 +143,5 @@ def _shapes(where: str) -> dict[str, list[int]]:
             return {name: entry["shape"] for name, entry in header.items()}
     except FileNotFoundError:
         raise UserError(f"{where}: no such file, although {CARD} is there") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{where}: not a readable safetensors file ({error})") from None
