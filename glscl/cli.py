@@ -377,6 +377,8 @@ def _shards_build(words: list[str], program: str) -> str:
         """Re-encode once to this many pixels on the short side (224 suits ViT-B); 0 copies the files."""
         fps: float = Field(default=3.0, gt=0)
         """Frames a second of the re-encoded copy."""
+        max_encode_s: float = Field(default=3600.0, gt=0)
+        """CPU seconds that re-encoding one video may take before it counts as undecodable."""
         allow_missing: bool = False
         """Leave out videos whose file is missing (they are listed in the manifest) instead of stopping."""
         hold_out: int = Field(default=0, ge=0)
@@ -401,7 +403,7 @@ def _shards_build(words: list[str], program: str) -> str:
         options.output,
         domain=options.domain or options.benchmark,
         samples_per_shard=options.samples_per_shard,
-        encoding=Encoding(options.short_side, options.fps),
+        encoding=Encoding(options.short_side, options.fps, options.max_encode_s),
         allow_missing=options.allow_missing,
         hold_out=options.hold_out,
         seed=options.seed,

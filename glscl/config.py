@@ -32,7 +32,7 @@ class RunConfig(Options):
     """Name of the run; the same name continues from its latest complete checkpoint. Empty makes one from the time."""
     storage: str = "runs"
     """Folder or s3:// prefix in which the run directory is made."""
-    seed: int = Field(default=42, ge=0)
+    seed: int = Field(default=42, ge=0, lt=1 << 32)
     """Of initial weights, the order of the stream and dropout."""
     data: DataConfig = Field(default_factory=DataConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
@@ -115,16 +115,41 @@ def read_yaml(where: str, text: str | None = None) -> dict[str, Any]:
         except UnicodeDecodeError as error:
             raise UserError(f"{where}: not UTF-8 ({error})") from None
     try:
-        values = yaml.load(text, _UniqueKeyLoader) or {}
-    except yaml.YAMLError as error:
+        values = yaml.load(text, _StrictLoader) or {}
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: dates that are none, integers of thousands of digits
         raise UserError(f"{where}: not YAML ({error})") from None
+    except RecursionError:
+        raise UserError(f"{where}: nested too deeply for a configuration") from None
     if not isinstance(values, dict):
         raise UserError(f"{where}: expected a mapping of sections, got {type(values).__name__}")
     return values
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Plain YAML in which a key given twice is an error: otherwise the first of two sections would be lost."""
+MAX_YAML_VALUES = 100_000
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Plain YAML in which a key given twice is an error: otherwise the first of two sections would be lost.
+
+    Aliases are counted as what they stand for: nine lines of them can stand for a billion values.
+    """
+
+    def compose_document(self) -> yaml.Node | None:
+        node = super().compose_document()
+        if node is not None and self._values(node, {}) > MAX_YAML_VALUES:
+            raise yaml.composer.ComposerError(None, None, f"more than {MAX_YAML_VALUES} values", node.start_mark)
+        return node
+
+    def _values(self, node: yaml.Node, known: dict[int, int | None]) -> int:
+        count = known.setdefault(id(node), None)
+        if count is not None:
+            return count
+        if not isinstance(node, yaml.CollectionNode):
+            return 1
+        known[id(node)] = MAX_YAML_VALUES + 1  # what it counts as inside of itself
+        parts = [part for item in node.value for part in (item if isinstance(item, tuple) else (item,))]
+        known[id(node)] = total = 1 + sum(self._values(part, known) for part in parts)
+        return total
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()

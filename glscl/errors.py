@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import difflib
 import signal
+import unicodedata
 from collections.abc import Iterable
 
 
 class UserError(Exception):
     """Bad input: says what is wrong, where, and which knob mends it.
 
-    The command line prints the message on one line and exits with status 2; no traceback.
+    The command line prints the message on one line and exits with status 2; no traceback. Names in it may be
+    strangers': what a terminal would obey is written as an escape sequence.
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        line = " ".join(message.split())
+        super().__init__(line if printable(line) else "".join(c if printable(c) else ascii(c)[1:-1] for c in line))
+
+
+def printable(text: str) -> bool:
+    """False for text that a terminal obeys: control characters, line ends, changes of direction, half a character."""
+    return text.isprintable() or not any(
+        unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or unicodedata.bidirectional(c) in _TURNS for c in text
+    )
+
+
+_TURNS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 
 
 class RunStoppedError(UserError):

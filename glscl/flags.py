@@ -92,7 +92,10 @@ def first_mistake(error: ValidationError, kind: type[BaseModel], prefix: str = "
     key = ".".join([*filter(None, [prefix]), *map(str, first["loc"])])
     if first["type"] == "extra_forbidden":
         return f"unknown key '{key}'{nearest_key(key, keys_of(kind))}"
-    given = repr(first["input"])
+    try:
+        given = repr(first["input"])
+    except ValueError:  # of thousands of digits: Python does not print it
+        given = "an enormous integer"
     more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return f"{key} = {given if len(given) <= LONGEST_VALUE else given[:LONGEST_VALUE] + '...'}: {first['msg']}{more}"
 

@@ -92,6 +92,12 @@ def open_read(uri: str) -> IO[bytes]:
     return fs.open(path, "rb")  # type: ignore[no-any-return]
 
 
+def size(uri: str) -> int:
+    """Bytes of a file."""
+    fs, path = filesystem(uri)
+    return int(fs.size(path) or 0)
+
+
 def read_bytes(uri: str) -> bytes:
     """Read a whole file."""
     fs, path = filesystem(uri)
@@ -108,7 +114,7 @@ def read_json(uri: str) -> Any:
         return json.loads(read_bytes(uri))
     except FileNotFoundError:
         raise UserError(f"{uri}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError also covers integers of thousands of digits
         raise UserError(f"{uri}: not valid JSON ({error})") from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from collections.abc import Callable
@@ -80,12 +81,20 @@ def train(shards: Path, tmp_path: Path) -> Callable[..., list[str]]:
         (["--storage", "gs://bucket/runs"], "gs://bucket/runs: 'gs://' is not supported"),
         (["--model.pretrained", "no_such_tag"], "model.pretrained: 'no_such_tag'"),
         (["--loss.contrastive.weight", "-1"], "loss.contrastive.weight"),
+        (["--training.lr-head", "nan"], "training.lr_head = nan"),
+        (["--training.lr-head", "1e999"], "training.lr_head = inf"),
+        (["--seed", "9" * 6000], "4300 digits"),
+        (["--\x1b[31mx", "1"], r"x1b\[31mx"),
     ],
 )
 def test_train(words: list[str], says: str, refused: Refuse, train: Callable[..., list[str]], tmp_path: Path) -> None:
     message = refused(*train(*words))
     assert re.search(says, message), message
     assert not (tmp_path / "runs").exists(), "nothing was started"
+
+
+BILLION = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{f'*a{n - 1}, ' * 10}]\n" for n in range(1, 30))
+"""Thirty lines of YAML that stand for 10 to the 29 values."""
 
 
 @pytest.mark.parametrize(
@@ -101,6 +110,22 @@ def test_train(words: list[str], says: str, refused: Refuse, train: Callable[...
         ),
         ("model: {head: glcsl}", "glcsl.*did you mean 'glscl'"),
         ("training: {epochs: many}", "training.epochs = 'many'"),
+        (BILLION, "more than 100000 values"),
+        ("a: &a [*a]", "more than 100000 values"),
+        ("a: " + "[" * 1000 + "]" * 1000, "nested too deeply"),
+        ("".join(" " * n + "a:\n" for n in range(2000)), "nested too deeply"),
+        (f"seed: {'9' * 6000}", "not YAML .*4300 digits"),
+        (f"seed: 0x{'f' * 60_000}", "seed = an enormous integer"),
+        ("seed: 99999999999999999999", "seed = 99999999999999999999"),
+        ("seed: 2001-99-99", "not YAML .month"),
+        ("training: {lr_head: .nan}", "training.lr_head = nan"),
+        ("training: {lr_head: -.inf}", "training.lr_head = -inf"),
+        ("data: {max_decode_s: .inf}", "data.max_decode_s = inf"),
+        ('name: "a\x1b[31m"', "not YAML .unacceptable character"),
+        ('name: "a\\e[31m"', r"name = 'a.x1b\[31m'"),
+        ("name: !!python/object/apply:os.system [ls]", "not YAML .*python/object/apply"),
+        ("- a\n- b", "expected a mapping"),
+        ("1: 2", "Keys should be strings"),
     ],
 )
 def test_configuration_file(text: str, says: str, refused: Refuse, tmp_path: Path) -> None:
@@ -212,6 +237,26 @@ def test_leave_out(
     assert not (tmp_path / "runs").exists(), "nothing was started"
     assert refused("eval", "--run", model, "--test", test, "--leave-out", entry).startswith(says)
     assert not (model / "eval").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "says"),
+    [
+        ("deep.json", b"[" * 100_000, "not valid JSON"),
+        ("huge.json", b"9" * 5000, "not valid JSON"),
+        ("other.json", b'{"videos": {"a": 1}}', "expected a list of names"),
+        ("wide.csv", b"video_id\n" + b"x" * 200_000, "not a table .*field larger"),
+        ("latin.txt", b"caf\xe9\n", "not UTF-8"),
+        ("none.txt", b"# only a comment\n\n", "names no video"),
+    ],
+)
+def test_leave_out_lists(
+    name: str, data: bytes, says: str, refused: Refuse, model: Path, shards: Path, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(data)
+    message = refused("eval", "--run", model, "--test", shards, "--leave-out", f"toy={tmp_path / name}")
+    assert message.startswith(f"leave_out 'toy': {tmp_path / name}: "), message
+    assert re.search(says, message), message
 
 
 def test_query_bank(refused: Refuse, train: Callable[..., list[str]], model: Path, shards: Path) -> None:
@@ -341,6 +386,28 @@ MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda r: _edit(r / "model/model.json", lambda card: card["model"].update(widht=3)),
         r"model/model\.json: not a model card of this version \(model\.widht",
     ),
+    "card is nested": (
+        lambda r: (r / "model/model.json").write_text("[" * 100_000),
+        r"model/model\.json: not valid JSON",
+    ),
+    "card has a number of 5,000 digits": (
+        lambda r: (r / "model/model.json").write_text("9" * 5000),
+        r"model/model\.json: not valid JSON",
+    ),
+    "header of a terabyte": (
+        lambda r: (r / "model/weights.safetensors").write_bytes((1 << 40).to_bytes(8, "little") + b"{}"),
+        r"weights\.safetensors: not a readable safetensors file \(no header",
+    ),
+    "header is nested": (
+        lambda r: (r / "model/weights.safetensors").write_bytes((99_999).to_bytes(8, "little") + b"[" * 99_999),
+        r"weights\.safetensors: not a readable safetensors file",
+    ),
+    "header with odd offsets": (
+        lambda r: (r / "model/weights.safetensors").write_bytes(
+            (58).to_bytes(8, "little") + b'{"a": {"dtype": "F32", "shape": 5, "data_offsets": "ab"}} '
+        ),
+        r"weights\.safetensors: not a readable safetensors file",
+    ),
     "clip is gone": (
         lambda r: _edit(r / "model/model.json", lambda card: card["model"].update(clip="/gone/clip.json")),
         r"model/model\.json: model\.clip: .*/gone/clip\.json",
@@ -379,6 +446,14 @@ def test_pretrained_file(kind: str, refused: Refuse, train: Callable[..., list[s
     assert message.startswith(f"model.pretrained: '{path}' cannot be loaded into glscl-tiny")
     assert message.endswith("give weights of this architecture, or set model.clip to theirs")
     assert not (tmp_path / "runs").exists()
+
+
+def test_pretrained_file_that_would_run_code(refused: Refuse, train: Callable[..., list[str]], tmp_path: Path) -> None:
+    path = tmp_path / "weights.bin"
+    torch.save({"state_dict": {}, "extra": argparse.Namespace()}, path)
+    message = refused(*train("--model.pretrained", path))
+    assert message.startswith(f"model.pretrained: '{path}' holds more than tensors, so loading it may run code")
+    assert message.endswith("set model.trust_pickle")
 
 
 @pytest.fixture
@@ -433,3 +508,21 @@ def test_bucket_that_is_not_there(
         message = refused(*words)
         assert message.startswith(gone)
         assert re.search(rf"cannot be written \(.*bucket.*; change {knob}$", message), message
+
+
+# --------------------------------------------------------------------------------------------------- the documentation
+
+
+def test_the_table_of_bad_input_names_tests_that_exist() -> None:
+    """docs/bad-input.md: numbered from 1 without a gap, and every test in it is defined in its file."""
+    root = Path(__file__).resolve().parents[1]
+    rows = re.findall(r"^\| *(\d+) \|.*$", (root / "docs" / "bad-input.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert [int(number) for number in rows] == list(range(1, len(rows) + 1))
+    assert len(rows) >= 40
+    for line in (root / "docs" / "bad-input.md").read_text(encoding="utf-8").splitlines():
+        if not re.match(r"\| *\d+ \|", line):
+            continue
+        named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)", line)
+        assert named, line
+        for file, test in named:
+            assert re.search(rf"^def {test}\(", (root / file).read_text(encoding="utf-8"), re.MULTILINE), line

@@ -16,7 +16,7 @@ import webdataset
 from glscl import storage
 from glscl.data.records import Record
 from glscl.data.shards import MANIFEST, Manifest, ShardEntry, summary
-from glscl.data.video import VideoError, reencode
+from glscl.data.video import MAX_BYTES, MAX_ENCODE_S, VideoError, reencode
 from glscl.errors import UserError
 
 
@@ -27,10 +27,12 @@ class Encoding:
     Attributes:
         short_side: pixels of the re-encoded short side; 0 copies the files untouched.
         rate: frames a second of the copy.
+        max_seconds: CPU seconds that re-encoding one video may take.
     """
 
     short_side: int = 0
     rate: float = 3.0
+    max_seconds: float = MAX_ENCODE_S
 
     def __str__(self) -> str:
         return f"short side {self.short_side}, {self.rate:g} fps" if self.short_side else "as is"
@@ -154,6 +156,8 @@ def _write_with_ray(jobs: list[_ShardJob], workers: int | None) -> list[_ShardRe
 
 def _video_file(path: str) -> bytes:
     try:
+        if storage.size(path) > MAX_BYTES:
+            raise VideoError(f"more than {MAX_BYTES >> 30} GiB")
         return storage.read_bytes(path)
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise VideoError(f"unreadable file ({type(error).__name__})") from None
@@ -171,7 +175,7 @@ def _write_shard(items: list[tuple[int, Record, str]], uri: str, domain: str, en
                     if not data:
                         raise VideoError("empty file")
                     if encoding.short_side:
-                        data = reencode(data, encoding.short_side, encoding.rate)
+                        data = reencode(data, encoding.short_side, encoding.rate, encoding.max_seconds)
                 except VideoError as error:
                     rejected[record.video_id] = str(error)
                     continue

@@ -32,6 +32,8 @@ class DataConfig(Options):
     """Frames a second taken from a video, up to model.max_frames."""
     decoder: Literal["pyav", "torchcodec"] = "pyav"
     """Which library decodes; both give the same frames."""
+    max_decode_s: float = Field(default=60.0, gt=0)
+    """CPU seconds that decoding one video may take before it counts as undecodable."""
     max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
     """Share of a training set's videos that may be undecodable before the run stops."""
     stall_timeout_s: float = Field(default=300.0, gt=0)

@@ -5,6 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from glscl.errors import printable
+
+MOST_SECONDS = 1e9
+"""Of a start, an end or a duration."""
+MAX_ID = 4096
+"""Characters of the longest video id: it may be a path."""
+
+
+def id_problem(video_id: str) -> str | None:
+    """What is wrong with a video's id, or None: it is printed in logs and reports, and it names a file."""
+    if not video_id.strip():
+        return "an empty id"
+    if len(video_id) > MAX_ID:
+        return f"an id of {len(video_id):,} characters"
+    if not printable(video_id):
+        return f"an id with a character that cannot be printed ({video_id[:80]!a})"
+    return None
+
 
 @dataclass(frozen=True, slots=True)
 class Record:

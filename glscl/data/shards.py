@@ -16,42 +16,59 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Annotated, Any, cast
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from glscl import storage
-from glscl.errors import UserError
+from glscl.data import strict_json
+from glscl.data.records import MOST_SECONDS, id_problem
+from glscl.data.video import MAX_BYTES, VideoError
+from glscl.errors import UserError, printable
 from glscl.options import Options
 
 MANIFEST = "manifest.json"
 FORMAT = 1
 MAX_ANNOTATION_BYTES = 8 << 20
+MAX_EXTENSION_BYTES = 64 << 10
+"""Longest extended header of a tar (a long name, say); ours need none, other tools write a few hundred bytes."""
+MAX_MANIFEST_BYTES = 1 << 30
+
+_Count = Annotated[int, Field(strict=True, ge=0, lt=1 << 50)]
+_Position = Annotated[int, Field(strict=True, ge=1, le=1 << 24)]  # `stream.video_number` has 24 bits for it
+_Text = Annotated[str, Field(max_length=4096), AfterValidator(lambda text: _printable(text))]
+
+
+def _printable(text: str) -> str:
+    if not printable(text):
+        raise ValueError(f"a character that cannot be printed ({text[:80]!a})")
+    return text
 
 
 class ShardEntry(Options):
     """One tar of the set."""
 
-    name: str
-    samples: int
-    pairs: int
-    bytes: int
-    sha256: str
+    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}\.tar$")
+    """A plain name: it is joined to the address of the set."""
+    samples: _Position
+    pairs: _Count
+    bytes: _Count
+    sha256: str = Field(max_length=64)
 
 
 class Manifest(Options):
     """What a shard set holds; everything that the order of the stream depends on."""
 
-    format: int = FORMAT
-    domain: str
-    split: str
-    reader: str
-    reader_version: int
-    sources: tuple[str, ...]
-    encoding: str
-    videos: int
-    pairs: int
-    shards: tuple[ShardEntry, ...]
+    format: Annotated[int, Field(strict=True)] = FORMAT
+    domain: _Text
+    split: _Text
+    reader: _Text
+    reader_version: _Count
+    sources: tuple[_Text, ...]
+    encoding: _Text
+    videos: _Count
+    pairs: _Count
+    shards: Annotated[tuple[ShardEntry, ...], Field(max_length=1 << 24)]
     rejected: dict[str, str] = Field(default_factory=dict)
     """Videos left out when the set was built, with the reason."""
 
@@ -95,6 +112,8 @@ def open_shard_set(uri: str) -> ShardSet:
     where = storage.join(uri, MANIFEST)
     if not storage.exists(where):
         raise UserError(f"{where}: no such file; write the shards with `glscl shards build --output {uri}`")
+    if (size := storage.size(where)) > MAX_MANIFEST_BYTES:
+        raise UserError(f"{where}: {size:,} bytes are no shard manifest; build the shards again")
     try:
         manifest = Manifest.model_validate(storage.read_json(where))
     except ValidationError as error:
@@ -103,6 +122,9 @@ def open_shard_set(uri: str) -> ShardSet:
         raise UserError(f"{where}: not a shard manifest ({field}: {first['msg']})") from None
     if manifest.format != FORMAT:
         raise UserError(f"{where}: format {manifest.format}, this version reads {FORMAT}; build the shards again")
+    names = Counter(entry.name for entry in manifest.shards)
+    if repeated := [name for name, count in names.items() if count > 1]:
+        raise UserError(f"{where}: {repeated[0]} is listed {names[repeated[0]]} times; build the shards again")
     for what, total, parts in (
         ("samples", manifest.videos, [entry.samples for entry in manifest.shards]),
         ("pairs", manifest.pairs, [entry.pairs for entry in manifest.shards]),
@@ -140,8 +162,8 @@ class Shard:
         except FileNotFoundError:
             raise UserError(f"{self.uri}: listed in {MANIFEST} but not there; build or copy it again") from None
         try:
-            self.samples, self._videos = _index_tar(self._file, self.uri, shard_set.manifest.domain)
-        except (tarfile.TarError, EOFError, ValueError) as error:
+            self.samples, self._videos = _index_tar(self._file, self.uri, shard_set.manifest.domain, entry)
+        except (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError) as error:
             raise self._broken(f"unusable ({error})") from None
         except BaseException:
             self.close()
@@ -160,8 +182,15 @@ class Shard:
         return UserError(f"{self.uri}: {what}; run `glscl shards verify {folder}` and build or copy it again")
 
     def video(self, position: int) -> bytes:
-        """Video bytes of one sample."""
+        """Video bytes of one sample.
+
+        Raises:
+            VideoError: it is larger than any video that is decoded.
+            UserError: the tar has become shorter since it was opened.
+        """
         offset, size = self._videos[position]
+        if size > MAX_BYTES:
+            raise VideoError(f"more than {MAX_BYTES >> 30} GiB")
         self._file.seek(offset)
         data = self._file.read(size)
         if len(data) != size:
@@ -191,29 +220,49 @@ def _local_file(uri: str, size: int, cache_dir: str | None) -> IO[bytes]:
     return copy
 
 
-def _index_tar(file: IO[bytes], uri: str, domain: str) -> tuple[list[Sample], list[tuple[int, int]]]:
+class _Headers:
+    """A tar as `tarfile` may read it: headers only, so that an extended one of gigabytes is never held in memory."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= MAX_EXTENSION_BYTES:
+            raise tarfile.ReadError(f"an extended header of {size} bytes")
+        return self._file.read(size)
+
+
+def _index_tar(file: IO[bytes], uri: str, domain: str, entry: ShardEntry) -> tuple[list[Sample], list[tuple[int, int]]]:
     """Pair up ``.json`` and ``.mp4`` members in file order."""
     texts: dict[str, dict[str, Any]] = {}
     videos: dict[str, tuple[int, int]] = {}
     end = file.seek(0, io.SEEK_END)
     file.seek(0)
-    with tarfile.open(fileobj=file, mode="r:") as tar:
+    last = -1
+    with tarfile.open(fileobj=cast(IO[bytes], _Headers(file)), mode="r:") as tar:
         for member in tar:
-            if not member.isfile():
+            if member.offset <= last or member.size < 0:  # a negative size would lead back, for ever
+                raise tarfile.TarError(f"member {member.name!r} does not follow the one before")
+            last = member.offset
+            if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.sparse is not None:
                 raise tarfile.TarError(f"member {member.name!r} is not a plain file")
             key, _, extension = member.name.partition(".")
             if "/" in member.name or not key:
                 raise tarfile.TarError(f"member {member.name!r} is not a plain name")
             if key in (texts if extension == "json" else videos):
                 raise tarfile.TarError(f"member {member.name!r} is there twice")
+            if len(texts if extension == "json" else videos) == entry.samples:
+                raise tarfile.TarError(f"more than the {entry.samples} samples that {MANIFEST} says")
             if member.offset_data + member.size > end:
                 raise tarfile.TarError(f"member {member.name!r} is cut short")
             if extension == "json":
                 if member.size > MAX_ANNOTATION_BYTES:
                     raise tarfile.TarError(f"member {member.name!r} has {member.size} bytes")
-                handle = tar.extractfile(member)
-                assert handle is not None
-                texts[key] = _annotation(handle.read(), member.name, uri)
+                here = file.tell()
+                file.seek(member.offset_data)
+                texts[key] = _annotation(file.read(member.size), member.name, uri)
+                file.seek(here)
                 if texts[key].get("domain") != domain:
                     found = texts[key].get("domain")
                     raise tarfile.TarError(f"{member.name} is of domain {found!r} where {MANIFEST} says {domain!r}")
@@ -233,20 +282,27 @@ def _index_tar(file: IO[bytes], uri: str, domain: str) -> tuple[list[Sample], li
 
 def _annotation(data: bytes, name: str, uri: str) -> dict[str, Any]:
     try:
-        value = json.loads(data.decode())  # UnicodeDecodeError is a ValueError
-    except (ValueError, RecursionError) as error:
+        value = strict_json.loads(data.decode())  # UnicodeDecodeError is a ValueError
+    except ValueError as error:
         raise UserError(f"{uri}: {name} is not UTF-8 JSON ({error}); build the shards again") from None
     captions = value.get("captions") if isinstance(value, dict) else None
     if not isinstance(captions, list) or not captions or not all(isinstance(text, str) for text in captions):
         raise UserError(f"{uri}: {name} has no list of captions; build the shards again")
     if not isinstance(value.get("video_id"), str):
         raise UserError(f"{uri}: {name} has no video_id; build the shards again")
-    if not all(isinstance(value.get(edge), int | float | None) for edge in ("start", "end")):
-        raise UserError(f"{uri}: {name}: start and end must be seconds; build the shards again")
+    if problem := id_problem(value["video_id"]):
+        raise UserError(f"{uri}: {name} has {problem}; build the shards again")
+    start, end = (value.get(edge) for edge in ("start", "end"))
+    if not all(edge is None or _is_seconds(edge) for edge in (start, end)) or (end is not None and end <= (start or 0)):
+        raise UserError(f"{uri}: {name}: start and end must be seconds, one after the other; build the shards again")
     if not isinstance(value.get("attributes", {}), dict):
         raise UserError(f"{uri}: {name}: attributes must be an object; build the shards again")
     checked: dict[str, Any] = value
     return checked
+
+
+def _is_seconds(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MOST_SECONDS
 
 
 def verify_shards(uri: str) -> list[str]:

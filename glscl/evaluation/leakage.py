@@ -90,7 +90,10 @@ def read_leakage_list(uri: str) -> list[str]:
             raise UserError(f"{uri}: no such file") from None
         except UnicodeDecodeError as error:
             raise UserError(f"{uri}: not UTF-8 text ({error})") from None
-        names = _names_of_table(text, kind) if kind in ("csv", "tsv") else _names_of_lines(text)
+        try:
+            names = _names_of_table(text, kind) if kind in ("csv", "tsv") else _names_of_lines(text)
+        except csv.Error as error:
+            raise UserError(f"{uri}: not a table ({error})") from None
     unique = list(dict.fromkeys(name.strip() for name in names if name.strip()))
     if not unique:
         raise UserError(f"{uri}: names no video to leave out; expected one name per line, a table or a JSON list")

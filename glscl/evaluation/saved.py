@@ -7,12 +7,12 @@ import os
 import tempfile
 
 import torch
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from glscl import storage
-from glscl.data.video import FrameSampling
+from glscl.data.video import MAX_DECODE_S, FrameSampling
 from glscl.errors import UserError
 from glscl.models.retriever import ModelConfig, Retriever
 from glscl.options import Options
@@ -29,6 +29,7 @@ class ModelCard(Options):
     model: ModelConfig
     sample_fps: float
     decoder: str
+    max_decode_s: float = Field(default=MAX_DECODE_S, gt=0)
     train_domains: tuple[str, ...]
     step: int
     seed: int
@@ -37,7 +38,13 @@ class ModelCard(Options):
 
     def sampling(self, frame_size: int) -> FrameSampling:
         """The frame sampling that the model was trained with."""
-        return FrameSampling(self.model.max_frames, self.sample_fps, frame_size, self.decoder)  # type: ignore[arg-type]
+        return FrameSampling(
+            self.model.max_frames,
+            self.sample_fps,
+            frame_size,
+            self.decoder,  # type: ignore[arg-type]
+            self.max_decode_s,
+        )
 
 
 def save_model(uri: str, card: ModelCard, weights: dict[str, Tensor]) -> None:
@@ -136,5 +143,5 @@ def _shapes(where: str) -> dict[str, list[int]]:
             return {name: entry["shape"] for name, entry in header.items()}
     except FileNotFoundError:
         raise UserError(f"{where}: no such file, although {CARD} is there") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{where}: not a readable safetensors file ({error})") from None

@@ -38,6 +38,8 @@ class ModelConfig(Options):
     """open_clip architecture of the clip towers ("glscl-tiny" runs on a CPU), or the path of its JSON configuration."""
     pretrained: str | None = None
     """Weights of the clip towers: an open_clip tag, a file (local or s3://), or none for random weights."""
+    trust_pickle: bool = False
+    """Load `pretrained` even from a file that may run code (a pickle of more than tensors, TorchScript)."""
     frame_context: Literal["none", "transformer"] = "none"
     """Transformer over the frames before the head (CLIP4Clip's seqTransf), or none."""
     context_layers: int = Field(4, ge=1)
@@ -97,7 +99,9 @@ class Retriever(nn.Module):
     def __init__(self, config: ModelConfig, *, load_weights: bool = True) -> None:
         super().__init__()
         self.config = config
-        self.towers = Towers(config.clip, config.pretrained, config.grad_checkpointing, load_weights)
+        self.towers = Towers(
+            config.clip, config.pretrained, config.grad_checkpointing, load_weights, config.trust_pickle
+        )
         if config.max_words > self.towers.context_length:
             raise UserError(
                 f"model.max_words: {config.max_words} is more than the {self.towers.context_length} tokens "

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import tempfile
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,6 +69,7 @@ class Towers(nn.Module):
         grad_checkpointing: recompute activations in the backward pass.
         load_weights: false gives random weights in the architecture that ``pretrained`` asks for (a tag also sets the
             activation function and the colour normalisation), and fetches nothing.
+        trust_pickle: load weights from files that may run code (pickles of more than tensors, TorchScript).
 
     Attributes:
         width: D, width of the joint space.
@@ -86,10 +87,11 @@ class Towers(nn.Module):
         pretrained: str | None = None,
         grad_checkpointing: bool = False,
         load_weights: bool = True,
+        trust_pickle: bool = False,
     ) -> None:
         super().__init__()
         name, config = _architecture(clip)
-        model = _create(name, pretrained, load_weights)
+        model = _create(name, pretrained, load_weights, trust_pickle)
         text, visual = model.text, model.visual
         image_size = visual.image_size if isinstance(visual.image_size, tuple) else (visual.image_size,) * 2
         if image_size[0] != image_size[1]:
@@ -160,18 +162,18 @@ def _architecture(clip: str) -> tuple[str, dict[str, Any]]:
     return clip, config
 
 
-def _create(name: str, pretrained: str | None, load_weights: bool) -> Any:
+def _create(name: str, pretrained: str | None, load_weights: bool, trust_pickle: bool) -> Any:
     """Build the architecture, with weights of a tag or a file."""
     if pretrained is not None and storage.is_remote(pretrained):
         if not load_weights:
-            return _create(name, None, load_weights)
+            return _create(name, None, load_weights, trust_pickle)
         with tempfile.TemporaryDirectory(prefix="glscl-weights-") as folder:
             path = os.path.join(folder, os.path.basename(pretrained))
             try:
                 storage.download(pretrained, path)
             except FileNotFoundError:
                 raise UserError(f"model.pretrained: no file at {pretrained}") from None
-            return _create(name, path, load_weights)
+            return _create(name, path, load_weights, trust_pickle)
     options: dict[str, Any] = {}
     if pretrained is not None:
         tag = open_clip.get_pretrained_cfg(name, pretrained)
@@ -183,7 +185,7 @@ def _create(name: str, pretrained: str | None, load_weights: bool) -> Any:
         if tag:
             options["force_quick_gelu"] = bool(tag.get("quick_gelu"))
         elif load_weights:
-            options["weights_only"] = not _is_torchscript(pretrained)
+            options["weights_only"] = not trust_pickle
         if not load_weights:
             if tag:
                 options["force_preprocess_cfg"] = {key: tag[key] for key in ("mean", "std") if key in tag}
@@ -196,6 +198,11 @@ def _create(name: str, pretrained: str | None, load_weights: bool) -> Any:
     except Exception as error:
         if pretrained is None:
             raise
+        if not trust_pickle and _more_than_tensors(error):
+            raise UserError(
+                f"model.pretrained: '{pretrained}' holds more than tensors, so loading it may run code: give the "
+                "weights as safetensors, or, if you trust whoever made the file, set model.trust_pickle"
+            ) from None
         detail = str(error).strip()[:400]
         raise UserError(
             f"model.pretrained: '{pretrained}' cannot be loaded into {name} ({type(error).__name__}: {detail}); "
@@ -203,12 +210,10 @@ def _create(name: str, pretrained: str | None, load_weights: bool) -> Any:
         ) from error
 
 
-def _is_torchscript(path: str) -> bool:
-    """True for TorchScript archives, such as OpenAI's own ``ViT-B-32.pt``."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+def _more_than_tensors(error: Exception) -> bool:
+    """True where torch's restricted unpickler has met what it does not load."""
+    said = str(error)
+    return "TorchScript" in said or (isinstance(error, pickle.UnpicklingError) and "GLOBAL" in said.upper())
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import distributed
 
 from glscl.errors import UserError
+from glscl.training.safe_load import safe_loading
 
 STATE = "state.json"
 TAG = "deepspeed"
@@ -43,9 +44,11 @@ FREE_KEYS = (
     "data.prefetch",
     "data.decoder",
     "data.cache_dir",
+    "data.max_decode_s",
     "data.max_bad_fraction",
     "data.stall_timeout_s",
     "model.grad_checkpointing",
+    "model.trust_pickle",
     "training.num_workers",
     "training.use_gpu",
     "training.cpus_per_worker",
@@ -149,7 +152,8 @@ def check_complete(folder: str, part: int = 0, parts: int = 1) -> TrainState:
 
 def restore(engine: Any, folder: str, state: TrainState, rank: int) -> None:
     """Load a complete checkpoint into an engine of the same world size, or of any under ZeRO 0 (collective)."""
-    path, _ = engine.load_checkpoint(folder, tag=TAG)
+    with safe_loading(folder):
+        path, _ = engine.load_checkpoint(folder, tag=TAG)
     if path is None:
         raise IncompleteCheckpointError(f"{folder}: DeepSpeed found nothing to load")
     restore_generators(folder, state, rank)

@@ -21,6 +21,7 @@ from glscl.training.checkpoint import TAG, check_complete
 from glscl.training.preflight import CONFIG, Preflight
 from glscl.training.results import results_of
 from glscl.training.run_log import read_metrics
+from glscl.training.safe_load import safe_loading
 from glscl.training.watchdog import Limits, RayHub, Watch, signal_name
 
 _POLL_S = 0.2
@@ -195,6 +196,7 @@ def _save_best(config: RunConfig, ready: Preflight, result: Any) -> ModelCard:
             model=config.model,
             sample_fps=config.data.sample_fps,
             decoder=config.data.decoder,
+            max_decode_s=config.data.max_decode_s,
             train_domains=ready.train_domains,
             step=state.step,
             seed=config.seed,
@@ -206,7 +208,7 @@ def _save_best(config: RunConfig, ready: Preflight, result: Any) -> ModelCard:
 
 
 def whole_weights(folder: str, zero_stage: int) -> dict[str, Any]:
-    """Unsharded weights of a checkpoint that this project wrote (DeepSpeed's files are pickles).
+    """Unsharded weights of a checkpoint.
 
     They are the optimiser's fp32 ones, except under ZeRO 0 with bf16, whose files name only the bf16 ones.
     """
@@ -217,9 +219,15 @@ def whole_weights(folder: str, zero_stage: int) -> dict[str, Any]:
 
     if zero_stage == 0:
         path = os.path.join(folder, TAG, "mp_rank_00_model_states.pt")
-        module: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=False)["module"]
+        with safe_loading(folder):
+            module: dict[str, Any] = torch.load(path, map_location="cpu")["module"]
         return module
-    with open(os.devnull, "w") as silent, redirect_stdout(silent), redirect_stderr(silent):  # it prints every parameter
+    with (
+        safe_loading(folder),
+        open(os.devnull, "w") as silent,
+        redirect_stdout(silent),  # it prints every parameter
+        redirect_stderr(silent),
+    ):
         return dict(get_fp32_state_dict_from_zero_checkpoint(folder, tag=TAG))
 
 

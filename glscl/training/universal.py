@@ -23,6 +23,7 @@ from torch import distributed
 
 from glscl.errors import RunStoppedError
 from glscl.training.checkpoint import TAG, TrainState
+from glscl.training.safe_load import safe_loading
 
 BYTES_PER_SECOND = 100e6
 """Scratch bytes that a conversion gets through per second, to say how long it will take: ViT-B/32's 4 GB take a core of
@@ -80,7 +81,7 @@ def load(engine: Any, folder: str) -> None:
     groups = [
         {key: value for key, value in group.items() if key != "params"} for group in engine.optimizer.param_groups
     ]
-    with _universal_loading(engine):
+    with safe_loading(folder), _universal_loading(engine):
         engine.load_checkpoint(folder, tag=TAG)
     # ZeRO 3 gives every group the first one's hyper-parameters. A resumed run's are those of its configuration.
     for group, own in zip(engine.optimizer.param_groups, groups, strict=True):
@@ -92,7 +93,8 @@ def load(engine: Any, folder: str) -> None:
     buffers = {name: buffer for name, buffer in engine.module.named_buffers() if name in engine.module.state_dict()}
     if buffers:
         path = next(Path(folder, TAG).glob("*mp_rank_00_model_states.pt"))
-        saved = torch.load(path, map_location="cpu", weights_only=False)["module"]
+        with safe_loading(folder):
+            saved = torch.load(path, map_location="cpu")["module"]
         for name, buffer in buffers.items():
             buffer.copy_(saved[name])
 
@@ -123,7 +125,12 @@ def _convert(folder: str, scratch: str, source: str, state: TrainState, *, talks
         strict=True,
         inject_missing_state=True,  # this project's models have nothing of what it means
     )
-    with open(os.devnull, "w") as silent, redirect_stdout(silent), redirect_stderr(silent):  # progress bars
+    with (
+        safe_loading(folder, source),
+        open(os.devnull, "w") as silent,
+        redirect_stdout(silent),  # progress bars
+        redirect_stderr(silent),
+    ):
         ds_to_universal.main(options)
 
 

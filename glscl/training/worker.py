@@ -45,7 +45,8 @@ SELECTION_METRIC = "validation_R@1"
 
 def sampling_of(config: RunConfig, frame_size: int) -> FrameSampling:
     """The frame sampling that data and model options ask for."""
-    return FrameSampling(config.model.max_frames, config.data.sample_fps, frame_size, config.data.decoder)
+    data = config.data
+    return FrameSampling(config.model.max_frames, data.sample_fps, frame_size, data.decoder, data.max_decode_s)
 
 
 def train_worker(values: dict[str, Any]) -> dict[str, Any] | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import hashlib
 import io
 import json
@@ -21,6 +23,7 @@ from glscl import storage
 from glscl.data.build import Encoding, Origin, build_shards
 from glscl.data.records import Record
 from glscl.data.shards import Shard, ShardSet, describe, open_shard_set, verify_shards
+from glscl.data.video import VideoError
 from glscl.errors import UserError
 
 MakeShards = Callable[..., ShardSet]
@@ -319,12 +322,26 @@ def double_first(manifest: dict[str, Any]) -> None:
     [
         (lambda m: m.update(pairs=m["pairs"] + 1), "the shards' pairs do not add up to 61"),
         (lambda m: m.update(videos=1), "the shards' samples do not add up to 1"),
-        (lambda m: m["shards"][0].update(pairs=-4), "the shards' pairs do not add up"),
+        (lambda m: m["shards"][0].update(pairs=-4), r"not a shard manifest \(shards\.0\.pairs: "),
         (lambda m: m.update(shards=[], pairs=0, videos=0), "domain 'toy' split 'train' is empty"),
         (lambda m: m.update(format=7), "format 7, this version reads 1"),
         (lambda m: m.pop("domain"), r"not a shard manifest \(domain: Field required\)"),
         (lambda m: m["shards"][1].update(bytes="many"), r"not a shard manifest \(shards\.1\.bytes: "),
-        (lambda m: m["shards"][1].update(name="../../x.tar"), r"x\.tar: listed in manifest\.json but not there"),
+        *(
+            (lambda m, name=name: m["shards"][1].update(name=name), r"not a shard manifest \(shards\.1\.name: ")
+            for name in ("../../x.tar", "/x.tar", "s3://x/y.tar", "..tar", "x.tar\n", "a\x00.tar", "x", "", "a\\b.tar")
+        ),
+        *(
+            (lambda m, key=key, value=value: m["shards"][0].update({key: value}), rf"\(shards\.0\.{key}: ")
+            for key in ("samples", "pairs", "bytes")
+            for value in (-1, 1 << 60, 1.0, True, "5", float("nan"), 10**400, None)
+        ),
+        (lambda m: m["shards"].append(m["shards"][0]), r"shard-000000\.tar is listed 2 times"),
+        (lambda m: m["shards"].__setitem__(1, m["shards"][0]), r"shard-000000\.tar is listed 2 times"),
+        (lambda m: m.update(domain="a\x1b[31mb"), r"\(domain: .*cannot be printed \('a.x1b"),
+        (lambda m: m.update(split="a\u202eb"), r"\(split: .*cannot be printed"),
+        (lambda m: m.update(sources=["x" * 5000]), r"\(sources\.0: "),
+        (lambda m: m.update(format=True), r"\(format: "),
         (lambda m: m.update(surprise=1), r"not a shard manifest \(surprise: "),
     ],
 )
@@ -412,3 +429,152 @@ def test_damaged_tars_never_crash(
         shard.close()
     except UserError:
         pass
+
+
+# ------------------------------------------------------------------------------------------------- hostile archives
+
+
+def info(name: str, kind: bytes = tarfile.REGTYPE, **fields: Any) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.type = kind
+    for key, value in fields.items():
+        setattr(member, key, value)
+    return member
+
+
+SOUND: list[tuple[str | tarfile.TarInfo, bytes]] = [("0.json", annotation()), ("0.mp4", b"v")]
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ([("../0.json", annotation()), ("../0.mp4", b"v")], "is not a plain name"),
+        ([("/etc/0.json", annotation()), ("/etc/0.mp4", b"v")], "is not a plain name"),
+        *(
+            ([*SOUND, (info("0.json", kind, linkname="/etc/passwd"), b"")], "'0.json' is not a plain file")
+            for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, b"5")
+        ),
+        ([*SOUND, (info("1.mp4", pax_headers={"GNU.sparse.map": "0,9", "GNU.sparse.size": "1"}), b"v")], "plain file"),
+        ([(info("0.json", pax_headers={"comment": "x" * 100_000}), annotation()), SOUND[1]], "extended header of"),
+        ([*SOUND, ("1.json", annotation()), ("1.mp4", b"v")], "more than the 1 samples that manifest.json says"),
+        ([("0.json", annotation(start=float("nan"))), SOUND[1]], "NaN is not a number"),
+        ([("0.json", annotation()[:-1] + b', "start": 1e999}'), SOUND[1]], "is given twice|is not a number"),
+        ([("0.json", annotation()[:-1] + b', "video_id": "b"}'), SOUND[1]], "key 'video_id' is given twice"),
+        ([("0.json", annotation(start=3, end=2)), SOUND[1]], "seconds, one after the other"),
+        ([("0.json", annotation(start=-1)), SOUND[1]], "seconds, one after the other"),
+        ([("0.json", annotation(end=True)), SOUND[1]], "seconds, one after the other"),
+        ([("0.json", annotation(end=10**300)), SOUND[1]], "seconds, one after the other"),
+        ([("0.json", annotation(video_id="a\x1b[2Jb")), SOUND[1]], r"cannot be printed \('a.x1b\[2Jb'\)"),
+        ([("0.json", annotation(video_id="a\u202eb")), SOUND[1]], "cannot be printed"),
+        ([("0.json", annotation(video_id=" ")), SOUND[1]], "an empty id"),
+        ([("0.json", annotation(video_id="x" * 5000)), SOUND[1]], "an id of 5,000 characters"),
+        ([("0.json", b"[" * 100_000), SOUND[1]], "nested too deeply"),
+        ([("0.json", annotation(n=0)[:-2] + b"9" * 5000 + b"}"), SOUND[1]], "not UTF-8 JSON"),
+        ([("0\x1b[31m.txt", b""), *SOUND], r"'0.x1b\[31m.txt' is neither"),
+    ],
+)
+def test_hostile_tars(tmp_path: Path, members: list[tuple[Any, bytes]], message: str) -> None:
+    shard_set = handmade(tmp_path / "set", members, 1, 1)
+    with pytest.raises(UserError, match=message) as caught:
+        Shard(shard_set, 0)
+    assert "shard-000000.tar" in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+def raw_tar(*blocks: bytes) -> bytes:
+    return b"".join(block + bytes(-len(block) % 512) for block in blocks) + bytes(1024)
+
+
+def header(name: str, size: bytes, kind: bytes = b"0") -> bytes:
+    """A header block with any bytes as its size."""
+    block = bytearray(tarfile.TarInfo(name).tobuf(tarfile.GNU_FORMAT)[:512])
+    block[124:136] = size.ljust(12, b"\0")
+    block[156:157] = kind
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+NEGATIVE = b"\xff" * 10 + b"\xfe\x00"  # -512 in base 256: the next header would be this one
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        raw_tar(header("0.mp4", NEGATIVE)),
+        raw_tar(header("0.json", b"00000000000"), header("0.mp4", NEGATIVE)),
+        raw_tar(header("x", NEGATIVE, b"x"), b"9 a=b\n"),
+        raw_tar(header("x", b"\x80" + b"\xff" * 11, b"x")),
+        raw_tar(header("0.mp4", b"\x80" + b"\x7f" * 11)),
+        raw_tar(*[header("x", b"00000000006", b"x"), b"6 a=b\n"] * 3000, header("0.mp4", b"00000000000")),
+        raw_tar(*[header("x", b"00000000002", b"L"), b"y\0"] * 3000, header("0.mp4", b"00000000000")),
+        raw_tar(header("x", b"00000000010", b"x"), b"99999999 a=b\n", header("0.mp4", b"00000000000")),
+        raw_tar(header("x", b"77777777777", b"S")),
+        gzip.compress(raw_tar(header("0.mp4", b"00000000000"))),
+        b"",
+        bytes(10240),
+    ],
+    ids=["negative", "negative later", "negative extension", "huge extension", "huge", "chain of extensions",
+         "chain of names", "pax length", "sparse", "gzip", "empty", "zeros"],
+)  # fmt: skip
+def test_tars_that_lead_astray(tmp_path: Path, data: bytes) -> None:
+    """Sizes that lead back for ever, chains without end, more memory than there is: named, at once."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / "shard-000000.tar").write_bytes(data)
+    described(folder, 1, 1)
+    with pytest.raises(UserError, match=r"shard-000000\.tar: "):
+        Shard(open_shard_set(str(folder)), 0)
+
+
+def test_a_video_too_large_is_quarantined(make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch) -> None:
+    shard = Shard(make_shards(captions=[1]), 0)
+    monkeypatch.setattr("glscl.data.shards.MAX_BYTES", 10)
+    with pytest.raises(VideoError, match="more than 0 GiB"):
+        shard.video(0)
+
+
+def test_a_manifest_too_large_is_not_read(make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = make_shards(captions=[1]).uri
+    monkeypatch.setattr("glscl.data.shards.MAX_MANIFEST_BYTES", 10)
+    with pytest.raises(UserError, match=r"manifest\.json: \d+ bytes are no shard manifest"):
+        open_shard_set(uri)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "9" * 5000, '{"pairs": NaN}', "\x00", "\ufeff{}"])
+def test_manifests_that_are_no_json(make_shards: MakeShards, text: str) -> None:
+    uri = make_shards(captions=[1]).uri
+    Path(uri, "manifest.json").write_text(text)
+    with pytest.raises(UserError, match=r"manifest\.json: not (valid JSON|a shard manifest)"):
+        open_shard_set(uri)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.floats(0, 0.9999), st.binary(min_size=1, max_size=12)), min_size=1, max_size=6))
+def test_any_damage_to_a_tar_is_read_or_named(
+    tmp_path_factory: pytest.TempPathFactory, damage: list[tuple[float, bytes]]
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "damaged"
+    handmade(folder, [*SOUND, ("1.json", annotation(video_id="b")), ("1.mp4", b"v")], 2, 2)
+    data = bytearray((folder / "shard-000000.tar").read_bytes())
+    for where, value in damage:
+        at = int(where * 4096)  # the four members
+        data[at : at + len(value)] = value
+    (folder / "shard-000000.tar").write_bytes(data)
+    with contextlib.suppress(UserError):
+        Shard(open_shard_set(str(folder)), 0).close()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.binary(max_size=40), st.floats(0, 1))
+def test_any_damage_to_a_manifest_is_read_or_named(
+    tmp_path_factory: pytest.TempPathFactory, value: bytes, where: float
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "manifested"
+    handmade(folder, SOUND, 1, 1)
+    data = bytearray((folder / "manifest.json").read_bytes())
+    at = int(where * len(data))
+    data[at : at + len(value)] = value
+    (folder / "manifest.json").write_bytes(data)
+    with contextlib.suppress(UserError):
+        Shard(open_shard_set(str(folder)), 0).close()

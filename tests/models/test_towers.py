@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import pytest
@@ -55,7 +57,9 @@ def test_weights_file_gives_open_clips_own_features(clip: str, tmp_path: Path, k
                 module = getattr(module, folder)
             module.register_buffer(leaf, tensor)
         torch.jit.save(torch.jit.script(archive), path)
-    towers = Towers(clip, str(path)).eval()
+        with pytest.raises(UserError, match=r"weights\.pt' holds more than tensors.*set model\.trust_pickle"):
+            Towers(clip, str(path))
+    towers = Towers(clip, str(path), trust_pickle=kind == "torchscript").eval()
 
     ids, _ = tokenize(["a red square moves left", "blue"], 77)
     sentence, tokens, mask = towers.encode_text(ids)
@@ -69,6 +73,26 @@ def test_weights_file_gives_open_clips_own_features(clip: str, tmp_path: Path, k
     expected = plain.encode_image((frames.flatten(0, 1) / 255 - mean) / std).view(2, 3, 16)
     assert torch.allclose(towers.encode_frames(frames), expected, atol=1e-5)
     assert towers.log_scale == pytest.approx(plain.logit_scale.item())
+
+
+class Evil:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_a_pickle_with_code_is_loaded_on_the_users_word_only(clip: str, tmp_path: Path, new: bool) -> None:
+    path, harm = tmp_path / "weights.bin", tmp_path / "harm"
+    content = {"state_dict": _plain(clip).state_dict(), "extra": Evil(harm)}
+    torch.save(content, path, _use_new_zipfile_serialization=new)
+    with pytest.raises(UserError, match=r"holds more than tensors.*as safetensors, or.*set model\.trust_pickle"):
+        Towers(clip, str(path))
+    assert not harm.exists()
+    Towers(clip, str(path), trust_pickle=True)
+    assert harm.exists()
 
 
 def test_fewer_words_change_nothing_but_the_padding(clip: str) -> None:

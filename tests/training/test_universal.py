@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -22,10 +23,11 @@ from glscl.data.shards import Manifest, ShardEntry
 from glscl.errors import RunStoppedError
 from glscl.losses import LossConfig
 from glscl.models import ModelConfig, Retriever
-from glscl.training import checkpoint, universal
+from glscl.training import checkpoint, safe_load, universal
 from glscl.training.checkpoint import TAG, TrainState
 from glscl.training.engine import backward, build_engine, set_learning_rates
 from glscl.training.global_batch import Batch, backward_global_batch
+from glscl.training.launch import whole_weights
 from glscl.training.options import TrainingConfig
 
 GLOBAL_BATCH, STREAMS, WORDS, FRAMES, SIZE = 8, 4, 8, 2, 16
@@ -229,12 +231,34 @@ def test_nothing_is_left_behind(moved: Path) -> None:
     assert [path for path in moved.iterdir() if path.name.startswith("convert-")] == []
 
 
+class Evil:
+    """Unpickled, it makes a folder; as well it could remove one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.path),)
+
+
+def poison(whole: Path, name: str, harm: Path, **how: Any) -> None:
+    """Put code into a file of a checkpoint, and make the lists of files agree with it."""
+    file = whole / TAG / name
+    torch.save(torch.load(file, weights_only=False) | {"extra": Evil(harm)}, file, **how)
+    for listed in whole.glob("files-*.json"):
+        files = json.loads(listed.read_text())
+        for entry in {f"{TAG}/{name}"} & files.keys():
+            files[entry] = {"bytes": file.stat().st_size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+        listed.write_text(json.dumps(files))
+    checkpoint.check_complete(str(whole))
+
+
 def stopped(rank: int, world: int, clip: str, folder: str) -> None:
     """What every rank says of a checkpoint that cannot be converted, by the one process that tries."""
     process_group(rank, world, folder, "store")
     found = {}
     try:
-        for name in ("torn", "large"):
+        for name in ("torn", "large", "evil"):
             whole = f"{folder}/{name}"
             state = checkpoint.read_state(whole)
             with pytest.MonkeyPatch.context() as patch:
@@ -243,21 +267,46 @@ def stopped(rank: int, world: int, clip: str, folder: str) -> None:
                 with pytest.raises(RunStoppedError) as caught:
                     universal.converted(whole, f"step_{name}", state, rank, 0, leads=rank == 1).__enter__()
             found[name] = str(caught.value)
+        engine = engine_of(clip, (2, "fp32"), seed=0)
+        for name in ("evil-resumed", "evil-old-format"):
+            with pytest.raises(RunStoppedError, match=f"{name} is refused|not readable") as caught:
+                checkpoint.restore(engine, f"{folder}/{name}", checkpoint.read_state(f"{folder}/{name}"), rank)
+            found[name] = str(caught.value)
         Path(folder, f"said-{rank}.json").write_text(json.dumps(found))
     finally:
         dist.destroy_process_group()
 
 
-def test_a_failed_conversion_names_the_checkpoint_on_every_rank(saved: Path, clip: str, tmp_path: Path) -> None:
-    for name in ("torn", "large"):
+def test_a_checkpoint_that_cannot_be_loaded_is_named_on_every_rank(saved: Path, clip: str, tmp_path: Path) -> None:
+    """Torn, too large to convert, or with a pickle that would run code: on conversion, on resume, as the best model."""
+    for name in ("torn", "large", "evil"):
         shutil.copytree(saved / "zero2-fp32" / "4" / "whole", tmp_path / name)
+    for name in ("evil-resumed", "evil-old-format"):
+        shutil.copytree(saved / "zero2-fp32" / "2" / "whole", tmp_path / name)
+    harm = tmp_path / "harm"
+    model, optimiser = "mp_rank_00_model_states.pt", "zero_pp_rank_1_mp_rank_00_optim_states.pt"
+    poison(tmp_path / "evil", optimiser, harm)
+    poison(tmp_path / "evil-resumed", model, harm)
+    poison(tmp_path / "evil-old-format", model, harm, _use_new_zipfile_serialization=False)
     file = tmp_path / "torn" / TAG / "zero_pp_rank_1_mp_rank_00_optim_states.pt"
     file.write_bytes(file.read_bytes()[:1000])
     start(stopped, 2, clip, tmp_path)
     first, second = (json.loads((tmp_path / f"said-{rank}.json").read_text()) for rank in range(2))
     assert first == second
-    for name, message in first.items():
-        assert message.startswith(f"checkpoint step_{name} of 4 workers could not be converted for 2 (")
-        assert message.endswith("resume with --training.num-workers 4")
+    for name in ("torn", "large", "evil"):
+        assert first[name].startswith(f"checkpoint step_{name} of 4 workers could not be converted for 2 (")
+        assert first[name].endswith("resume with --training.num-workers 4")
+    assert f"{optimiser} asks for posix.mkdir, which could run code" in first["evil"]
+    assert f"{model} asks for posix.mkdir, which could run code" in first["evil-resumed"]
+    assert f"{model} is not readable" in first["evil-old-format"]
     assert "GB are free" in first["large"]
+    for stage in (0, 2, 3):
+        whole = tmp_path / f"best-{stage}"
+        shutil.copytree(saved / f"zero{stage}-fp32" / "2" / "whole", whole)
+        whole_weights(str(whole), stage)
+        poison(whole, model if stage < 3 else f"zero_pp_rank_0_{model}", harm)
+        with pytest.raises(RunStoppedError, match=r"best-. is refused: .*asks for posix\.mkdir, which could run code"):
+            whole_weights(str(whole), stage)
+    assert not harm.exists()
+    assert safe_load.SWITCH not in os.environ
     assert [path for path in tmp_path.iterdir() if path.name.startswith("convert-")] == []

@@ -11,6 +11,7 @@ import pkgutil
 
 from glscl import storage
 from glscl.data.benchmarks.base import FLAG, READERS, Benchmark, ReadResult, register
+from glscl.data.records import id_problem
 from glscl.errors import UserError, did_you_mean
 
 __all__ = ["Benchmark", "ReadResult", "benchmark", "benchmark_names", "read", "register"]
@@ -54,6 +55,9 @@ def read(name: str, annotations: str, split: str) -> ReadResult:
     if not storage.exists(annotations):
         raise UserError(f"{annotations}: no such file or folder; {FLAG} names the folder of {name}'s annotation files")
     result = reader.read(annotations, split)
+    for record in result.records:
+        if problem := id_problem(record.video_id):
+            raise UserError(f"{', '.join(result.sources)}: {problem}; rename that video")
     if not result.records:
         notes = "".join(f"; {note}" for note in result.notes)
         raise UserError(f"{name} split '{split}' is empty: no video in {', '.join(result.sources)}{notes}")

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from glscl import storage
-from glscl.data.records import Record
+from glscl.data import strict_json
+from glscl.data.records import MOST_SECONDS, Record
 from glscl.errors import UserError
 
 T = TypeVar("T")
 FLAG = "--annotations"
-MOST_SECONDS = 1e9
+MAX_BYTES = 2 << 30
+MAX_CAPTION = 1_000_000
+"""Characters of the longest caption (a tokenizer reads the first hundred or so)."""
 LISTED = 20  # ids that a note or a report names before it only counts
 
 
@@ -97,6 +99,10 @@ class Annotations:
         """
         path = self.path(name)
         try:
+            if (size := storage.size(path)) > MAX_BYTES:
+                raise UserError(
+                    f"{path}: {size:,} bytes are no annotation file; {FLAG} names the folder of the right one"
+                )
             data = storage.read_bytes(path)
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(f"{path}: no such file; {FLAG} names the folder that holds {name}") from None
@@ -173,11 +179,11 @@ def parse_json(text: str, where: str) -> Any:
     """Parse JSON text.
 
     Raises:
-        UserError: it is not JSON.
+        UserError: it is not JSON, or says something twice.
     """
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:  # ValueError also covers integers of thousands of digits
+        return strict_json.loads(text)
+    except ValueError as error:
         raise UserError(f"{where}: not valid JSON ({error})") from None
 
 
@@ -227,6 +233,8 @@ def caption(text: object, where: str) -> str:
     stripped = expect(text, str, where).strip()
     if not stripped:
         raise UserError(f"{where}: empty caption; write one or remove the entry")
+    if len(stripped) > MAX_CAPTION:
+        raise UserError(f"{where}: a caption of {len(stripped):,} characters; shorten it or remove the entry")
     try:
         stripped.encode()
     except UnicodeEncodeError:

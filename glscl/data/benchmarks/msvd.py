@@ -17,6 +17,7 @@ from glscl.errors import UserError
 VERSION = 1
 JSON = "captions_msvd.json"
 PICKLE = "raw-captions.pkl"
+MAX_TOKENS = 1000
 SPLITS = ("train", "val", "test")
 
 
@@ -37,6 +38,8 @@ def _record(video_id: str, entries: object, where: str) -> Record:
     texts = []
     for index, entry in enumerate(expect(entries, list, where)):
         if isinstance(entry, list | tuple):  # the pickle keeps captions as tokens
+            if len(entry) > MAX_TOKENS:  # a list in a pickle may stand in thousands of places and take no room
+                raise UserError(f"{where}[{index}]: a caption of {len(entry):,} words; shorten it or remove it")
             entry = " ".join(expect(token, str, f"{where}[{index}]") for token in entry)
         texts.append(caption(entry, f"{where}[{index}]"))
     if not texts:

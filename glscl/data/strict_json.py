@@ -1,0 +1,36 @@
+"""JSON from strangers: what the standard lets pass and nobody means is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+
+def loads(text: str) -> Any:
+    """Parse JSON text.
+
+    Raises:
+        ValueError: not JSON, a key twice in one object (Python keeps the last, silently), a number that is none (NaN,
+            Infinity, 1e999) or has thousands of digits, or nesting deeper than Python can follow.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_object, parse_constant=_number, parse_float=_number)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"key {twice[:80]!r} is given twice")
+    return value
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:40]} is not a number")
+    return value
