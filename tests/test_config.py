@@ -294,6 +294,9 @@ def _of_kind(kind: Any, low: float | None, high: float | None) -> st.SearchStrat
         return floats.filter(lambda value: value > 0 or low is None)
     if kind is str:
         return st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+    if kind == int | tuple[int, int]:  # of workers
+        sizes = st.integers(1, 10**6)
+        return sizes | st.lists(sizes, min_size=2, max_size=2, unique=True).map(sorted)
     arguments = get_args(kind)
     assert type(None) in arguments, kind
     return st.none() | _of_kind(next(a for a in arguments if a is not type(None)), low, high)  # type: ignore[operator]
