@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -10,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from glscl.config import RunConfig, keys, load_config, run_config, to_yaml, validate
+from benchmarks.fuzz import mutate
+from glscl.config import RunConfig, keys, load_config, read_yaml, run_config, to_yaml, validate
 from glscl.errors import UserError
 from glscl.flags import parse_options
 from glscl.options import Options
@@ -333,3 +336,12 @@ def test_resolved_configuration_has_absolute_addresses(tmp_path: Path, monkeypat
     assert config.run_directory == f"{tmp_path}/runs/{config.name}"
     assert config.name
     assert parse("--model.pretrained", "openai").resolved().model.pretrained == "openai"
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_mutants_of_a_file_are_read_or_refused(seed: int) -> None:
+    text = b"seed: 3\nmodel: {head: xpool, max_frames: 6}\ntraining:\n  lr_head: 1e-4\n  epochs: 2\nname: &a x\n"
+    mutant = mutate(text, text, random.Random(seed)).decode("utf-8", "replace")
+    with contextlib.suppress(UserError):
+        validate(read_yaml("run.yaml", mutant), "run.yaml")

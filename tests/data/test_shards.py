@@ -578,3 +578,10 @@ def test_any_damage_to_a_manifest_is_read_or_named(
     (folder / "manifest.json").write_bytes(data)
     with contextlib.suppress(UserError):
         Shard(open_shard_set(str(folder)), 0).close()
+
+
+def test_a_negative_size_is_named_as_such(tmp_path: Path) -> None:
+    (tmp_path / "shard-000000.tar").write_bytes(raw_tar(header("0.mp4", NEGATIVE)))
+    described(tmp_path, 1, 1)
+    with pytest.raises(UserError, match=r"member '0\.mp4' does not follow the one before"):
+        Shard(open_shard_set(str(tmp_path)), 0)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import random
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from open_clip import pretrained
+from safetensors.torch import save
 
+from benchmarks.fuzz import mutate
 from glscl import storage
 from glscl.data.video import FrameSampling
 from glscl.errors import UserError
-from glscl.evaluation.saved import ModelCard, check_weights, load_model, read_card, save_model
+from glscl.evaluation.saved import ModelCard, _shapes, check_weights, load_model, read_card, save_model
 from glscl.models import ModelConfig, Retriever
 from glscl.models.tokenizer import tokenize
 
@@ -128,3 +134,18 @@ def test_no_model(tmp_path: Path) -> None:
     for read in (read_card, load_model, check_weights):
         with pytest.raises(UserError, match=r"no trained model there \(model\.json or model/model\.json\)"):
             read(str(tmp_path))
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32), weights=st.booleans())
+def test_mutants_of_card_and_weights_are_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, weights: bool
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "mutants"
+    folder.mkdir(exist_ok=True)
+    card = {"model": {}, "sample_fps": 1.0, "decoder": "pyav", "train_domains": ["d"], "step": 1, "seed": 0, "run": "r"}
+    sound = save({"a": torch.ones(3, 4), "b": torch.zeros(7)}) if weights else json.dumps(card).encode()
+    path = folder / ("weights.safetensors" if weights else "model.json")
+    path.write_bytes(mutate(sound, sound, random.Random(seed)))
+    with contextlib.suppress(UserError):
+        _shapes(str(path)) if weights else read_card(str(folder))
