@@ -132,6 +132,8 @@ def _watched(trainer: Any, watch: Watch) -> Any:
     In a thread of its own: this one has to be free for signals (and Ray Train handles Ctrl-C itself in a main thread,
     by throwing the steps since the last checkpoint away).
     """
+    import ray
+
     ended: Future[Any] = Future()
 
     def fit() -> None:
@@ -147,13 +149,15 @@ def _watched(trainer: Any, watch: Watch) -> Any:
             with suppress(TimeoutError):
                 result = ended.result(timeout=_POLL_S)
                 break
-            if failure := watch.poll():
-                print(f"watchdog: {failure}; the worker group is ended", flush=True)
-            if (signum := asked()) and not told:
-                told = True
-                if not watch.stop(signum):
-                    raise Stopped(signum, " before the first step; the same command starts again")
-                print(f"{signal_name(signum)}: saving at the end of this step (again: end at once)", flush=True)
+            with suppress(ray.exceptions.RayError, OSError):  # Ray is away for a moment; if for good, fit() ends
+                if failure := watch.poll():
+                    print(f"watchdog: {failure}; the worker group is ended", flush=True)
+                if (signum := asked()) and not told:
+                    begun = watch.stop(signum)
+                    told = True
+                    if not begun:
+                        raise Stopped(signum, " before the first step; the same command starts again")
+                    print(f"{signal_name(signum)}: saving at the end of this step (again: end at once)", flush=True)
     if told and not result.return_value:
         raise Stopped(asked(), " after the last step; the same command tests and reports")
     return result

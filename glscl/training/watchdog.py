@@ -216,7 +216,7 @@ class Reporter:
         while not self._closed.wait(self._limits.period_s):
             try:
                 self.beat()
-            except (ray.exceptions.RaySystemError, ray.exceptions.RpcError, OSError):
+            except (ray.exceptions.RayError, OSError):
                 continue  # the store is away for a moment, or for good: then Ray ends this process
 
 
