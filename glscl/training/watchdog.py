@@ -264,6 +264,7 @@ class Watch:
 
     def __init__(self, hub: Hub, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
         self._hub, self._limits, self._clock = hub, limits, clock
+        self.period_s = limits.period_s
         self._heard: dict[int, tuple[Note, float]] = {}
         self._orders: dict[str, Any] = {}
 
