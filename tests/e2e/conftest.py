@@ -73,6 +73,7 @@ class Command:
 
 CACHES = ("torchinductor_",)  # torch's own, one for all of a user's processes
 SETTLE_S = 20
+tempfile.gettempdir()  # decided now for this process, not by the first test's folder
 
 
 @pytest.fixture(autouse=True)
