@@ -231,13 +231,16 @@ def _ended(client: Any, job: str) -> Any:
 def _ending(job: str, info: Any, verdict: tuple[str, str] | None) -> Ending:
     state = str(info.status)
     code = info.driver_exit_code
+    failed = verdict is not None and verdict[0] == "FAILED"
     if state == "STOPPED":
-        return Ending(128 + signal.SIGTERM, f"job {job} was stopped" + (f": {verdict[1]}" if verdict else ""))
+        return Ending(
+            128 + signal.SIGTERM, f"job {job} was stopped" + (f": {verdict[1]}" if verdict and failed else "")
+        )
     if state == "SUCCEEDED":
         word, text = verdict or ("OK", f"job {job} succeeded")
         return Ending(0 if word == "OK" else 1, text)
     status = 1 if not code else code if code > 0 else 128 - code  # a shell's way to name a signal
-    if verdict and verdict[0] == "FAILED":
+    if verdict and failed:
         return Ending(status, verdict[1])
     after = f" after it had said 'OK {verdict[1]}'" if verdict else " without a verdict"
     reason = f"exit status {status}" if code else " ".join((info.message or "no reason given").split())[:MESSAGE_LENGTH]

@@ -9,7 +9,6 @@ this project's own text goes through `redact`.
 from __future__ import annotations
 
 import configparser
-import functools
 import os
 import re
 import sys
@@ -73,8 +72,7 @@ def _names_a_file(value: str) -> bool:
     return value.startswith(("/", "~", "."))
 
 
-@functools.cache
-def _of_files(credentials: str, token: str) -> frozenset[str]:
+def _of_files(credentials: str, token: str) -> set[str]:
     found: set[str] = set()
     profiles = configparser.RawConfigParser()
     with suppress(configparser.Error, OSError, UnicodeDecodeError):
@@ -83,7 +81,7 @@ def _of_files(credentials: str, token: str) -> frozenset[str]:
         found |= {value for name, value in profiles.items(profile) if _NAMES.search(name)}
     with suppress(OSError, UnicodeDecodeError):
         found.add(Path(token).read_text(encoding="utf-8").strip())
-    return frozenset(found)
+    return found
 
 
 class _Redacted:

@@ -84,7 +84,7 @@ def _own_cluster(quiet: bool, options: dict[str, Any]) -> Iterator[None]:
     before = {child.pid for child in psutil.Process().children()}
     failed = False
     try:
-        with _temporary_files_in(folder):
+        with _temporary_files_in(os.path.join(folder, "tmp")):
             ray.init(
                 address="local",
                 include_dashboard=True,
@@ -93,8 +93,8 @@ def _own_cluster(quiet: bool, options: dict[str, Any]) -> Iterator[None]:
                 _temp_dir=folder,
                 **options,
             )
-        stopping.take_back()
-        yield
+            stopping.take_back()
+            yield
     except (UserError, KeyboardInterrupt):
         raise
     except BaseException:
@@ -113,6 +113,7 @@ def _own_cluster(quiet: bool, options: dict[str, Any]) -> Iterator[None]:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         if failed:
+            _remove(os.path.join(folder, "tmp"))
             _own(folder, failed=True)
             print(f"Ray's logs of this command: {folder} (removed after {_KEEP_DAYS} days)", flush=True)
         else:
@@ -121,16 +122,20 @@ def _own_cluster(quiet: bool, options: dict[str, Any]) -> Iterator[None]:
 
 @contextmanager
 def _temporary_files_in(folder: str) -> Iterator[None]:
-    """Let processes that are started in this block put their temporary files there: Ray ends them by force."""
-    before = os.environ.get("TMPDIR")
-    os.environ["TMPDIR"] = os.path.join(folder, "tmp")
-    os.makedirs(os.environ["TMPDIR"])
+    """Let this process, and those that it starts in this block, put their temporary files there.
+
+    Ray's processes are ended by force, and this one may be.
+    """
+    os.makedirs(folder)
+    variable, default = os.environ.get("TMPDIR"), tempfile.tempdir
+    os.environ["TMPDIR"] = tempfile.tempdir = folder
     try:
         yield
     finally:
-        os.environ.pop("TMPDIR")
-        if before is not None:
-            os.environ["TMPDIR"] = before
+        tempfile.tempdir = default
+        del os.environ["TMPDIR"]
+        if variable is not None:
+            os.environ["TMPDIR"] = variable
 
 
 def _descendants(process: Any) -> list[Any]:

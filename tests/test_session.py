@@ -88,17 +88,23 @@ def test_a_local_cluster_ends_with_the_block_and_refuses_what_it_has_not(
     temporary: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "local")
-    with pytest.raises(ValueError, match="of the test"), ray_session():  # noqa: PT012
-        assert ray.is_initialized()
-        check_resources(1, 1.0, use_gpu=False)
-        with pytest.raises(UserError, match=r"1000 CPU .*lower training\.num_workers"):
-            check_resources(1000, 1.0, use_gpu=False)
-        with pytest.raises(UserError, match=r"wait_for_nodes_s"):
-            check_resources(1000, 1.0, use_gpu=False, wait_s=2.0)
-        check_resources(1, 1.0, use_gpu=False, most=1000)
-        started = psutil.Process().children(recursive=True)
-        assert started
-        raise ValueError("of the test")
+    started: list[psutil.Process] = []
+
+    def command() -> None:
+        with ray_session():
+            assert ray.is_initialized()
+            check_resources(1, 1.0, use_gpu=False)
+            with pytest.raises(UserError, match=r"1000 CPU .*lower training\.num_workers"):
+                check_resources(1000, 1.0, use_gpu=False)
+            with pytest.raises(UserError, match=r"wait_for_nodes_s"):
+                check_resources(1000, 1.0, use_gpu=False, wait_s=2.0)
+            check_resources(1, 1.0, use_gpu=False, most=1000)
+            started.extend(psutil.Process().children(recursive=True))
+            raise ValueError("of the test")
+
+    with pytest.raises(ValueError, match="of the test"):
+        command()
+    assert started
     assert not ray.is_initialized()
     assert not [process for process in started if process.is_running()]
     (folder,) = temporary.glob("glscl-ray-*")

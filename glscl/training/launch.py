@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import uuid
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from typing import Any
 
@@ -78,6 +79,7 @@ def score_tests(config: RunConfig, *, bank: Sequence[str] = (), keep_ranks: bool
 
 
 def _fit(config: RunConfig, sizes: tuple[int, ...]) -> Any:
+    from ray.exceptions import RayError
     from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, TrainingFailedError
     from ray.train import RunConfig as RayRunConfig
 
@@ -115,7 +117,8 @@ def _fit(config: RunConfig, sizes: tuple[int, ...]) -> Any:
     except TrainingFailedError as error:
         raise _reason(error, watch) from error
     finally:
-        hub.clear()
+        with suppress(RayError):  # the cluster may be what has failed
+            hub.clear()
     ended = result.return_value or {}
     if "failed" in ended:
         raise UserError(ended["failed"])
@@ -133,6 +136,8 @@ def _watched(trainer: Any, watch: Watch) -> Any:
     In a thread of its own: this one has to be free for signals (and Ray Train handles Ctrl-C itself in a main thread,
     by throwing the steps since the last checkpoint away).
     """
+    import ray
+
     ended: Future[Any] = Future()
 
     def fit() -> None:
@@ -143,19 +148,21 @@ def _watched(trainer: Any, watch: Watch) -> Any:
 
     with stopping.deferred() as asked:
         threading.Thread(target=fit, name="glscl-fit", daemon=True).start()
-        told = False
-        while True:
-            with suppress(TimeoutError):
-                result = ended.result(timeout=_POLL_S)
-                break
-            if failure := watch.poll():
-                print(f"watchdog: {failure}; the worker group is ended", flush=True)
-            if (signum := asked()) and not told:
-                told = True
-                if not watch.stop(signum):
-                    raise Stopped(signum, " before the first step; the same command starts again")
-                print(f"{signal_name(signum)}: saving at the end of this step (again: end at once)", flush=True)
-    if told and not result.return_value:
+        told, next_poll = False, 0.0
+        while not wait([ended], timeout=_POLL_S).done:
+            with suppress(ray.exceptions.RayError, OSError):  # Ray is away for a moment; if for good, fit() ends
+                if time.monotonic() >= next_poll:
+                    next_poll = time.monotonic() + watch.period_s
+                    if failure := watch.poll():
+                        print(f"watchdog: {failure}; the worker group is ended", flush=True)
+                if (signum := asked()) and not told:
+                    begun = watch.stop(signum)
+                    told = True
+                    if not begun:
+                        raise Stopped(signum, " before the first step; the same command starts again")
+                    print(f"{signal_name(signum)}: saving at the end of this step (again: end at once)", flush=True)
+        result = ended.result()
+    if asked() and not result.return_value:
         raise Stopped(asked(), " after the last step; the same command tests and reports")
     return result
 

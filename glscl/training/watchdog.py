@@ -216,7 +216,7 @@ class Reporter:
         while not self._closed.wait(self._limits.period_s):
             try:
                 self.beat()
-            except (ray.exceptions.RaySystemError, ray.exceptions.RpcError, OSError):
+            except (ray.exceptions.RayError, OSError):
                 continue  # the store is away for a moment, or for good: then Ray ends this process
 
 
@@ -264,6 +264,7 @@ class Watch:
 
     def __init__(self, hub: Hub, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
         self._hub, self._limits, self._clock = hub, limits, clock
+        self.period_s = limits.period_s
         self._heard: dict[int, tuple[Note, float]] = {}
         self._orders: dict[str, Any] = {}
 

@@ -119,7 +119,12 @@ FAILED = JobStatus.FAILED
         (Cluster("x\n", status=FAILED, code=-9), 137, r"died without a verdict \(exit status 137\)"),
         (Cluster(status=FAILED, code=None, message="no\nnode"), 1, r"died without a verdict \(no node\)"),
         (Cluster("glscl: OK a\n", status=FAILED, code=139), 139, r"died after it had said 'OK a' \(exit status 139\)"),
-        (Cluster("x\n", status=JobStatus.STOPPED, code=None), 1, r"job-1 was stopped"),
+        (Cluster("x\n", status=JobStatus.STOPPED, code=None), 143, r"job job-1 was stopped$"),
+        (
+            Cluster("glscl: FAILED stopped by SIGTERM at step 4\n", status=JobStatus.STOPPED, code=None),
+            143,
+            r"job job-1 was stopped: stopped by SIGTERM at step 4$",
+        ),
         (Cluster("a preset\n"), 0, r"job job-1 succeeded"),
         (Cluster("glscl: FAILED but exit 0\n"), 1, r"but exit 0"),
     ],
@@ -164,13 +169,25 @@ def test_submit_sends_the_words_and_ends_as_the_job(
     capsys: Capture, use: Callable[[Cluster], Cluster], tmp_path: Path
 ) -> None:
     cluster = use(Cluster("glscl: FAILED too few shards\n", status=FAILED, code=2))
-    words = ["--name", "mine", "--working-dir", str(tmp_path), "--", "train", "--name", "it's 1", "--data.train"]
+    words = [
+        "--name",
+        "mine",
+        "--grace-s",
+        "45",
+        "--working-dir",
+        str(tmp_path),
+        "--",
+        "train",
+        "--name",
+        "it's 1",
+        "--data.train",
+    ]
     status, lines = run(capsys, "submit", *words)
     assert (status, lines) == (2, ["job mine", "glscl: FAILED too few shards"])
     assert cluster.submitted == {
         "entrypoint": "python -m glscl train --name 'it'\"'\"'s 1' --data.train",
         "submission_id": "mine",
-        "runtime_env": {"working_dir": str(tmp_path)},
+        "runtime_env": {"working_dir": str(tmp_path), "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "45"}},
     }
 
 
@@ -195,7 +212,7 @@ def test_jobs(capsys: Capture, use: Callable[[Cluster], Cluster]) -> None:
     status, lines = run(capsys, "jobs", "stop", JOB)
     assert (status, lines) == (0, ["glscl: OK job job-1 had ended before: STOPPED"])
     status, lines = run(capsys, "jobs", "logs", JOB)
-    assert (status, lines) == (1, ["a line", "glscl: FAILED job job-1 was stopped"])
+    assert (status, lines) == (143, ["a line", "glscl: FAILED job job-1 was stopped"])
 
 
 @pytest.mark.parametrize(

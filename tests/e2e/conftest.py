@@ -80,6 +80,7 @@ class Command:
 
 CACHES = ("torchinductor_",)  # torch's own, one for all of a user's processes
 SETTLE_S = 20
+tempfile.gettempdir()  # decided now for this process, not by the first test's folder
 
 
 @pytest.fixture(autouse=True)
@@ -104,7 +105,7 @@ def leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def _processes(mark: str) -> Iterator[str]:
     for process in psutil.process_iter():
-        with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+        with suppress(psutil.Error):  # gone, or somebody else's
             if process.pid != os.getpid() and process.environ().get("GLSCL_TEST") == mark:
                 yield f"process {process.pid} {' '.join(process.cmdline())[:150]}"
 
