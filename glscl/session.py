@@ -9,7 +9,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -203,11 +203,16 @@ def _answers(address: str) -> bool:
     return True
 
 
-def room(cpus_per_worker: float, use_gpu: bool) -> int:
-    """Workers that the nodes there are can hold, counted node by node: a worker is never split over two."""
+def alive_nodes() -> list[Mapping[str, float]]:
+    """Resources of the nodes there are."""
     import ray
 
-    return room_on((node["Resources"] for node in ray.nodes() if node["Alive"]), cpus_per_worker, use_gpu)
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def room(cpus_per_worker: float, use_gpu: bool) -> int:
+    """Workers that the nodes there are can hold, counted node by node: a worker is never split over two."""
+    return room_on(alive_nodes(), cpus_per_worker, use_gpu)
 
 
 def room_on(nodes: Iterable[Mapping[str, float]], cpus_per_worker: float, use_gpu: bool) -> int:
@@ -244,19 +249,17 @@ def check_resources(
             time.sleep(1.0)
         request_resources(bundles=[])  # the workers' own placement group keeps the nodes from here on
     if room(cpus_per_worker, use_gpu) < workers:
-        raise UserError(lacking(workers, cpus_per_worker, use_gpu))
+        raise UserError(lacking(workers, cpus_per_worker, use_gpu, alive_nodes()))
 
 
-def lacking(workers: int, cpus_per_worker: float, use_gpu: bool) -> str:
-    """What so many workers need that is not there, and the knobs."""
-    import ray
-
-    there = ray.cluster_resources()
+def lacking(workers: int, cpus_per_worker: float, use_gpu: bool, nodes: Collection[Mapping[str, float]]) -> str:
+    """What so many workers need that nodes of these resources have not, and the knobs."""
+    there = {kind: sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU")}
     wanted = {"CPU": workers * cpus_per_worker} | ({"GPU": float(workers)} if use_gpu else {})
-    short = [f"{n:g} {kind} (there: {there.get(kind, 0.0):g})" for kind, n in wanted.items() if n > there.get(kind, 0)]
+    short = [f"{n:g} {kind} (there: {there[kind]:g})" for kind, n in wanted.items() if n > there[kind]]
     need = " and ".join(short) or (
         f"{cpus_per_worker:g} CPU {'and a GPU ' if use_gpu else ''}each on one node (there is room for "
-        f"{room(cpus_per_worker, use_gpu)})"
+        f"{room_on(nodes, cpus_per_worker, use_gpu)})"
     )
     return (
         f"{workers} workers need {need}: lower training.num_workers or training.cpus_per_worker, set training.use_gpu "

@@ -137,7 +137,6 @@ def test_workers_fit_whole_on_nodes() -> None:
 
 def test_enough_cpus_of_which_no_node_has_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 7.0}}] * 2)
-    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 14.0})
     check_resources(2, 4.0, use_gpu=False)
     with pytest.raises(
         UserError, match=r"3 workers need 4 CPU each on one node \(there is room for 2\): lower training"

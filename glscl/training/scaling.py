@@ -21,7 +21,7 @@ import asyncio
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -107,7 +107,7 @@ class NodesPolicy(ElasticScalingPolicy):  # type: ignore[misc]  # Ray's packages
         self._maybe_send_resource_request()
         present = present_nodes()
         if not self._largest(present.values()):
-            return self._wait(self._lacking)
+            return self._wait(present.values())
         if self._training.is_elastic:  # a share of the cluster, if other runs want one too
             reserved = self._get_reserved_resources() or {}
             size = self._largest(reserved[node] for node in reserved if node in present)
@@ -156,17 +156,16 @@ class NodesPolicy(ElasticScalingPolicy):  # type: ignore[misc]  # Ray's packages
         self._saved = saved
         return left if whole else None
 
-    def _wait(self, reason: Callable[[], str]) -> ScalingDecision:
+    def _wait(self, nodes: Collection[Mapping[str, float]]) -> ScalingDecision:
         now = time.monotonic()
+        training = self._training
+        reason = lacking(self._sizes[0], training.cpus_per_worker, training.use_gpu, nodes)
         self._waits_since = self._waits_since or now
-        if now - self._waits_since >= self._training.wait_for_nodes_s:
+        if now - self._waits_since >= training.wait_for_nodes_s:
             raise UserError(
-                f"{reason()}; the nodes there were are gone, and the same command goes on from the last checkpoint"
+                f"{reason}; nodes that the run had are gone, and the same command goes on from the last checkpoint"
             )
-        return self._pause(f"{reason()}; waiting up to {self._training.wait_for_nodes_s:g} s for nodes")
-
-    def _lacking(self) -> str:
-        return lacking(self._sizes[0], self._training.cpus_per_worker, self._training.use_gpu)
+        return self._pause(f"{reason}; waiting up to {training.wait_for_nodes_s:g} s for nodes")
 
     def _pause(self, reason: str) -> ScalingDecision:
         now = time.monotonic()
@@ -194,7 +193,9 @@ class LossPolicy(DefaultFailurePolicy):  # type: ignore[misc]
         return super().make_decision(training_failed_error)
 
 
-class _Controller(TrainController):  # type: ignore[misc]
+class Controller(TrainController):  # type: ignore[misc]
+    """Runs the loop that asks the policies; hears calls while a decision is put off."""
+
     async def _step(self) -> Any:
         result = await super()._step()
         if result.next_state is result.previous_state:  # put off: let calls such as abort through meanwhile
@@ -246,5 +247,5 @@ class Trainer(TorchTrainer):  # type: ignore[misc]
 
     def _initialize_and_run_controller(self, **parts: Any) -> Result:
         parts |= {"scaling_policy": self._policy, "failure_policy": LossPolicy(self.run_config.failure_config)}
-        with patch.object(data_parallel_trainer, "TrainController", _Controller):
+        with patch.object(data_parallel_trainer, "TrainController", Controller):
             return super()._initialize_and_run_controller(**parts)

@@ -33,7 +33,7 @@ def test_a_run_shrinks_and_grows_with_its_nodes(
         command = glscl(*common, *elastic, environment=hosts.environment)
         _wait_for_checkpoint(f"{bucket}/runs/elastic", command)
         hosts.lose(1)
-        command.wait_for("lost the node at 127.0.0.1")
+        command.wait_for("lost the node at ")
         hosts.start(3, cpus=2)
         output = command.wait()
         fixed = glscl(*common, "--name", "undisturbed", "--data.test", environment=hosts.environment)
@@ -57,7 +57,7 @@ def _wait_for_checkpoint(run: str, command: Any) -> None:
     deadline = time.monotonic() + START_S
     while not storage.exists(storage.join(run, "checkpoint_manager_snapshot.json")):
         assert time.monotonic() < deadline, command.text()[-5000:]
-        time.sleep(0.05)
+        time.sleep(0.5)  # the storage server is a thread of this process
 
 
 def losses(run: str) -> list[tuple[int, float]]:

@@ -34,7 +34,6 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Nodes:
     monkeypatch.setattr(scaling, "present_nodes", lambda: dict(there))
     known = [{"NodeID": name, "NodeManagerAddress": f"10.0.0.{name}", "Alive": True} for name in "ab"]
     monkeypatch.setattr("ray.nodes", lambda: [node | {"Resources": there.get(node["NodeID"], {})} for node in known])
-    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": sum(node["CPU"] for node in there.values())})
     return there
 
 
@@ -169,7 +168,7 @@ def test_ray_is_given_these_policies(nodes: Nodes, monkeypatch: pytest.MonkeyPat
     assert given["scaling_policy"].scaling_config.num_workers == (2, 8)
     assert given["scaling_policy"].scaling_config.resources_per_worker == {"CPU": 2}
     assert isinstance(given["failure_policy"], LossPolicy)
-    assert given["controller"] is scaling._Controller
+    assert given["controller"] is scaling.Controller
     assert data_parallel_trainer.TrainController is TrainController
     assert trainer.backend_config.backend_cls is scaling._Backend
 
@@ -190,5 +189,5 @@ def test_what_is_put_off_lets_other_calls_through(
 
     monkeypatch.setattr(TrainController, "_step", step)
     monkeypatch.setattr(scaling.asyncio, "sleep", sleep)
-    assert asyncio.run(scaling._Controller._step(scaling._Controller.__new__(scaling._Controller))) is result
+    assert asyncio.run(scaling.Controller._step(scaling.Controller.__new__(scaling.Controller))) is result
     assert slept == pauses
