@@ -17,6 +17,9 @@ from tune.objective import Score
 from tune.trial import Setup
 from tune.trials import Trial, best_of, from_ray
 
+SEARCH = "search"
+"""Folder of Ray Tune's own state."""
+
 _MOST_FAILURES = 5
 
 
@@ -43,6 +46,14 @@ class Watch(Callback):
         """Ray Tune is about to begin."""
         if self._live is not None:
             self._live.start()
+
+    def on_step_begin(self, iteration: int, trials: Sequence[Any], **info: Any) -> None:
+        """Ray Tune goes on: with the trials that ended before, or it could not read its state and would begin anew."""
+        if lost := self._known.keys() - {trial.trial_id for trial in trials}:
+            raise UserError(
+                f"{self._setup.sweep.directory}/{SEARCH}: Ray Tune cannot go on from its state there ({len(lost)} ended "
+                f"trials are not in it); choose another --name, or delete the sweep's directory to begin anew"
+            )
 
     def on_trial_start(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
         """A trial begins, or goes on."""

@@ -23,7 +23,7 @@ from glscl.training.preflight import preflight
 from glscl.training.results import write_status
 from tune.analysis import analyse
 from tune.confirm import confirm, read_confirmation, train_on_all
-from tune.live import Watch
+from tune.live import SEARCH, Watch
 from tune.objective import ALL, folds, run_on, runs, trials_folder
 from tune.options import SweepConfig
 from tune.space import check_space
@@ -35,8 +35,6 @@ BEST = "best.yaml"
 RESULTS = "results.json"
 TRIALS_CSV = "trials.csv"
 REPORT = "report.html"
-SEARCH = "search"
-"""Folder of Ray Tune's own state."""
 FREE_KEYS = ("name", "storage", "label", "concurrent", "confirm_seeds", "keep_models")
 """Keys in which a continued sweep may differ from the one that began."""
 
@@ -378,6 +376,9 @@ def _keep(sweep: SweepConfig, trials: list[Trial], last: bool = False) -> None:
             remove_checkpoints(directory)
             if trial is not best and not sweep.keep_models:
                 storage.remove_folder(storage.join(directory, FOLDER))
+    if last:  # trials that Ray Tune had begun and not yet written down when it was interrupted
+        for name in set(storage.list_names(trials_folder(sweep))) - {trial.name for trial in trials}:
+            storage.remove_folder(storage.join(trials_folder(sweep), name))
 
 
 def wait_for_resources(before: Mapping[str, float]) -> None:
