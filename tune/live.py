@@ -51,8 +51,8 @@ class Watch(Callback):
         """Ray Tune goes on: with the trials that ended before, or it could not read its state and would begin anew."""
         if lost := self._known.keys() - {trial.trial_id for trial in trials}:
             raise UserError(
-                f"{self._setup.sweep.directory}/{SEARCH}: Ray Tune cannot go on from its state there ({len(lost)} ended "
-                f"trials are not in it); choose another --name, or delete the sweep's directory to begin anew"
+                f"{self._setup.sweep.directory}/{SEARCH}: Ray Tune cannot go on from its state there ({len(lost)} "
+                f"ended trials are not in it); choose another --name, or delete the sweep's directory to begin anew"
             )
 
     def on_trial_start(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:

@@ -119,7 +119,7 @@ def test_a_restarted_scheduler_knows_how_ended_trials_went(kind: str) -> None:
     bad = {"step": FIRST, "objective": 1.0}
     for known, decision in ((ended, TrialScheduler.STOP), ([], TrialScheduler.CONTINUE)):
         scheduler = module._scheduler(setup(scheduler=kind), known)
-        controller: Any = SimpleNamespace(get_live_trials=lambda: [])
+        controller: Any = SimpleNamespace(get_live_trials=list)
         scheduler.on_trial_add(controller, new)
         assert scheduler.on_trial_result(controller, new, bad) == decision
 
