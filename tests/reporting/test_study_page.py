@@ -1,4 +1,4 @@
-"""Pages of a study, of a sweep and of an evaluation in a browser: nothing overflows, is blocked or fails, on a phone and on a desk.
+"""Pages of studies, sweeps and evaluations in a browser: nothing overflows or fails, on a phone and on a desk.
 
 Chromium is driven over plain HTTP (W3C WebDriver and its ``goog/cdp`` extension), so that no package is needed.
 """
