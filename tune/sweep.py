@@ -27,7 +27,7 @@ from tune.live import SEARCH, Watch
 from tune.objective import ALL, folds, run_on, runs, trials_folder
 from tune.options import SweepConfig
 from tune.space import check_space
-from tune.trial import RESULT, Setup, run_directories, run_trial
+from tune.trial import RESULT, Setup, read_trial, run_directories, run_trial, write_trial
 from tune.trials import Trial, best_of, read_trials, write_trials
 
 CONFIG = "sweep.json"
@@ -364,9 +364,14 @@ class _Told:
 def _keep(sweep: SweepConfig, trials: list[Trial], last: bool = False) -> None:
     """Write what is known, and delete what no longer serves: losers' checkpoints and models.
 
+    What was stopped is marked so in its folder, because Ray Tune may be interrupted before it writes it down.
+
     The trial that ended just now is left alone until another ends: its workers may still be writing.
     """
     fresh = {trial.name for trial in trials} - {trial.name for trial in read_trials(sweep) if trial.state != "running"}
+    for trial in trials:
+        if trial.name in fresh and trial.state == "stopped" and read_trial(sweep, trial.name) is None:
+            write_trial(sweep, trial.name, trial.values, trial.history, None, "")
     write_trials(sweep, trials)
     best = best_of(trials)
     for trial in trials:

@@ -22,6 +22,7 @@ from glscl.study.grid import Sets
 from tests.tune.fake import FIRST, STEPS, setup, sweep, trial
 from tune import sweep as module
 from tune.sweep import check_held_out, places, plan, trials_csv, write_best
+from tune.trial import run_trial
 from tune.trials import Trial, from_ray, read_trials, write_trials
 
 
@@ -172,6 +173,9 @@ def test_losers_checkpoints_and_models_go_and_the_winners_model_stays(tmp_path: 
     module._keep(ready.sweep, [*trials, stopped])
     assert (left(ready, "good"), left(ready, "bad")) == ({"model"}, set())
     assert left(ready, "stopped") == {"step_00000005-w1-x", "model"}
+    reported: list[dict[str, Any]] = []
+    run_trial(ready, "stopped", stopped.values, reported.append)  # as Ray Tune does if it forgot that it had ended
+    assert [row["step"] for row in reported] == [FIRST]
     module._keep(ready.sweep, [*trials, stopped], last=True)
     assert left(ready, "stopped") == set()
 
