@@ -14,6 +14,7 @@ import pytest
 import ray
 import yaml
 from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import SearchGenerator
 
 from glscl.config import load_config
 from glscl.data.shards import ShardSet
@@ -217,3 +218,23 @@ def test_trials_as_a_table() -> None:
     ]
     assert rows[0]["toy_stories"] == "3"
     assert rows[0]["model.heads.glscl.tau"] == "1.0"
+
+
+def test_a_restored_searcher_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    def start(at_once: int, **changes: Any) -> Any:
+        searcher, _ = module._searcher(sweep(**changes), at_once)
+        return SearchGenerator(searcher), searcher
+
+    generator, searcher = start(2)
+    assert start(1)[1].suggest("a") == searcher.suggest("a"), "the same seed proposes the same"
+    assert start(1, seed=2)[1].suggest("a") != start(1)[1].suggest("a")
+    searcher.suggest("b")
+    assert searcher.suggest("c") is None, "no more at once than there is room for"
+    generator.save_to_dir(str(tmp_path), "one")
+    restored, smaller = start(1)
+    restored.restore_from_dir(str(tmp_path))
+    for name in ("a", "b"):
+        assert smaller.suggest("c") is None, "the cluster has become smaller meanwhile"
+        for each in (searcher, smaller):
+            each.on_trial_complete(name, {"objective": 3.0, "training_iteration": 1})
+    assert smaller.suggest("c") == searcher.suggest("c")
