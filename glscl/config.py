@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from glscl.losses import LossConfig
 from glscl.models.retriever import ModelConfig
 from glscl.options import Options
 from glscl.training.options import CheckpointConfig, TrainingConfig
+
+_PRESETS = resources.files("glscl") / "presets"
 
 
 class RunConfig(Options):
@@ -67,7 +70,11 @@ class RunConfig(Options):
 
 def preset_names() -> list[str]:
     """Names of the packaged configurations."""
-    folder = resources.files("glscl") / "presets"
+    return yaml_names(_PRESETS)
+
+
+def yaml_names(folder: Traversable) -> list[str]:
+    """Names of the YAML files that a folder of a package holds."""
     return sorted(Path(item.name).stem for item in folder.iterdir() if item.name.endswith(".yaml"))
 
 
@@ -79,7 +86,7 @@ def preset_text(name: str) -> str:
     """
     if name not in preset_names():
         raise UserError(f"no preset '{name}'{did_you_mean(name, preset_names())}; see `glscl presets`")
-    return (resources.files("glscl") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
+    return (_PRESETS / f"{name}.yaml").read_text(encoding="utf-8")
 
 
 def load_config(source: str | None) -> RunConfig:

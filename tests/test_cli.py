@@ -14,6 +14,7 @@ from glscl.cli import main
 from glscl.config import keys, load_config, preset_names, preset_text
 from glscl.data.shards import ShardSet
 from glscl.study.options import study_names, study_text
+from tune.options import sweep_names, sweep_text
 
 COMMANDS = (
     *("quickstart", "train", "eval", "study", "shards build", "shards verify", "shards info", "toy", "presets"),
@@ -106,6 +107,7 @@ def test_presets_lists_each_with_its_description(capsys: Capture) -> None:
     assert status == 0
     commands = [("train", name, preset_text(name)) for name in preset_names()]
     commands += [("study", name, study_text(name)) for name in study_names()]
+    commands += [("sweep", name, sweep_text(name)) for name in sweep_names()]
     for line, (command, name, text) in zip(out.splitlines(), commands, strict=True):
         words = line.split(maxsplit=4)
         assert words[:4] == ["glscl", command, "--config", name]
@@ -120,6 +122,18 @@ def test_presets_prints_one_as_it_can_be_loaded(capsys: Capture, tmp_path: Path)
     assert load_config(str(path)) == load_config("msvd")
     status, out = run(capsys, "presets", "toy")
     assert (status, out) == (0, study_text("toy"))
+    status, out = run(capsys, "presets", "sweep", "toy")
+    assert (status, out) == (0, sweep_text("toy"))
+
+
+def test_a_bad_sweep_is_one_line_and_starts_nothing(capsys: Capture, tmp_path: Path) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_text(sweep_text("toy_small").replace("model.heads.glscl.tau:", "model.heads.glscl.tua:"))
+    status, out = run(capsys, "sweep", "--config", str(path), "--storage", str(tmp_path / "runs"))
+    assert status == 2
+    words = "space: unknown key 'model.heads.glscl.tua', did you mean 'model.heads.glscl.tau'?"
+    assert out.splitlines() == [f"glscl: FAILED {words}"]
+    assert not (tmp_path / "runs").exists()
 
 
 # --------------------------------------------------------------------------------------------------------- dry run

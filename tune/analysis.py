@@ -43,7 +43,7 @@ def analyse(
     confirmed = confirmed_of(confirmation) if confirmation else None
     budget = _budget(setup, trials)
     trade = trade_offs(sweep, trials)
-    claims = _claims(sweep, best, confirmed, budget, trade)
+    claims = _claims(best, confirmed, budget, trade)
     score = f" best={best.score():.2f}" if best else ""
     return {
         "name": sweep.name,
@@ -222,7 +222,6 @@ def _budget(setup: Setup, trials: Sequence[Trial]) -> dict[str, Any]:
 
 
 def _claims(
-    sweep: SweepConfig,
     best: Trial | None,
     confirmed: Mapping[str, Any] | None,
     budget: Mapping[str, Any],
@@ -252,6 +251,8 @@ def _claims(
         f"{budget['stopped']} of {budget['ended']} trials were stopped early: {budget['trained']:,} steps of "
         f"{budget['full']:,} were trained, {share:.0%} saved."
     )
+    if len(trade) > 1 and len({entry["trial"] for entry in trade}) == 1:
+        return [*claims, f"One finished trial ({trade[0]['trial']}) is best on every domain."]
     for entry in trade:
         worst = min(entry["losses"], key=lambda name: entry["losses"][name])
         if entry["losses"][worst] < 0:
@@ -259,6 +260,4 @@ def _claims(
                 f"The finished trial that is best on {entry['domain']} ({entry['trial']}) is "
                 f"{-entry['losses'][worst]:.1f} below the best on {worst}."
             )
-        elif len(sweep.domains) > 1:
-            claims.append(f"The finished trial that is best on {entry['domain']} is best on every domain.")
     return claims

@@ -17,6 +17,9 @@ from tune.objective import Score
 from tune.trial import Setup
 from tune.trials import Trial, best_of, from_ray
 
+SEARCH = "search"
+"""Folder of Ray Tune's own state."""
+
 _MOST_FAILURES = 5
 
 
@@ -44,9 +47,19 @@ class Watch(Callback):
         if self._live is not None:
             self._live.start()
 
+    def on_step_begin(self, iteration: int, trials: Sequence[Any], **info: Any) -> None:
+        """Ray Tune goes on: with the trials that ended before, or it could not read its state and would begin anew."""
+        if lost := self._known.keys() - {trial.trial_id for trial in trials}:
+            raise UserError(
+                f"{self._setup.sweep.directory}/{SEARCH}: Ray Tune cannot go on from its state there ({len(lost)} "
+                f"ended trials are not in it); choose another --name, or delete the sweep's directory to begin anew"
+            )
+
     def on_trial_start(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
         """A trial begins, or goes on."""
         self._ending.pop(trial.trial_id, None)
+        if trial.trial_id in self._known:
+            return  # had ended, which Ray Tune had not yet written down: it only reports that again
         values = ", ".join(f"{key.rpartition('.')[2]}={_short(value)}" for key, value in trial.config.items())
         self._event(trials, f"trial {trial.trial_id} starts: {values}")
 
@@ -54,13 +67,16 @@ class Watch(Callback):
         self, iteration: int, trials: Sequence[Any], trial: Any, result: Mapping[str, Any], **info: Any
     ) -> None:
         """A trial has scored a step."""
+        if trial.trial_id in self._known:
+            return
         score = Score(result["step"], result["objective"], dict(result["domains"]))
         self._reported.setdefault(trial.trial_id, {})[score.step] = score
         self._event(trials, f"trial {trial.trial_id} step {score.step}: {score.objective:.2f} ({_domains(score)})")
 
     def on_trial_complete(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
         """A trial has finished, or was stopped."""
-        self._ended(trials, trial.trial_id, "TERMINATED")
+        if trial.trial_id not in self._known:
+            self._ended(trials, trial.trial_id, "TERMINATED")
 
     def on_trial_error(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
         """A trial has failed for good."""

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from importlib import resources
-from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from glscl.config import load_config, read_yaml
-from glscl.errors import UserError, did_you_mean
-from glscl.flags import first_mistake
-from glscl.study.options import RunsConfig, Values, merge
+from glscl.config import load_config, yaml_names
+from glscl.study.options import RunsConfig, Values, load_runs, merge, packaged_text
 from tune.space import Draw, Space, ready_made
 
 Objective = Literal["mean", "worst", "leave_one_domain_out"]
@@ -121,10 +118,12 @@ class SweepConfig(RunsConfig):
         return found | self.space
 
 
+_SWEEPS = resources.files("tune") / "presets"
+
+
 def sweep_names() -> list[str]:
     """Names of the packaged sweeps."""
-    folder = resources.files("tune") / "presets"
-    return sorted(Path(item.name).stem for item in folder.iterdir() if item.name.endswith(".yaml"))
+    return yaml_names(_SWEEPS)
 
 
 def sweep_text(name: str) -> str:
@@ -133,31 +132,12 @@ def sweep_text(name: str) -> str:
     Raises:
         UserError: no such sweep.
     """
-    if name not in sweep_names():
-        raise UserError(f"no sweep '{name}'{did_you_mean(name, sweep_names())}; packaged: {', '.join(sweep_names())}")
-    return (resources.files("tune") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
+    return packaged_text(_SWEEPS, SweepConfig.kind, name)
 
 
 def load_sweep(source: str, **changes: Any) -> SweepConfig:
-    """Read a sweep's YAML file (local or ``s3://``), or a packaged one by name.
-
-    Its ``run`` is then the whole run: `base` with what differs.
-
-    Args:
-        source: path, address or name.
-        changes: top-level keys to replace, such as ``storage``.
-
-    Raises:
-        UserError: missing file, bad YAML, unknown key or bad value, with the key's full name.
-    """
-    if source.endswith((".yaml", ".yml")):
-        where, values = source, read_yaml(source)
-    else:
-        where, values = f"sweep {source}", read_yaml(source, sweep_text(source))
-    try:
-        sweep = SweepConfig.model_validate(values | changes)
-    except ValidationError as error:
-        raise UserError(f"{where}: {first_mistake(error, SweepConfig)}") from None
+    """Read a sweep; see `load_runs`. Its ``run`` is then the whole run: `base` with what differs."""
+    sweep = load_runs(SweepConfig, source, sweep_text, changes)
     base = load_config(sweep.base).model_dump(exclude_unset=True) if sweep.base else {}
     for key in ("name", "storage", "seed"):
         base.pop(key, None)

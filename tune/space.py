@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 from pydantic import Field, model_validator
 
-from glscl.config import RunConfig, keys, read_yaml, validate
+from glscl.config import RunConfig, keys, read_yaml, validate, yaml_names
 from glscl.errors import UserError, did_you_mean
 from glscl.flags import nearest_key
 from glscl.options import Options
 from glscl.study.options import Values, merge
+
+_SPACES = resources.files("tune") / "spaces"
 
 Value = bool | int | float | str | None
 
@@ -139,8 +140,7 @@ Space = dict[str, Draw]
 
 def space_names() -> list[str]:
     """Names of the packaged spaces."""
-    folder = resources.files("tune") / "spaces"
-    return sorted(Path(item.name).stem for item in folder.iterdir() if item.name.endswith(".yaml"))
+    return yaml_names(_SPACES)
 
 
 def ready_made(name: str) -> tuple[str, Space]:
@@ -151,7 +151,7 @@ def ready_made(name: str) -> tuple[str, Space]:
     """
     if name not in space_names():
         raise UserError(f"spaces: no space '{name}'{did_you_mean(name, space_names())}; packaged: {space_names()}")
-    text = (resources.files("tune") / "spaces" / f"{name}.yaml").read_text(encoding="utf-8")
+    text = (_SPACES / f"{name}.yaml").read_text(encoding="utf-8")
     found = _ReadyMade.model_validate(read_yaml(f"space {name}", text))
     return found.head, found.space
 

@@ -23,11 +23,11 @@ from glscl.training.preflight import preflight
 from glscl.training.results import write_status
 from tune.analysis import analyse
 from tune.confirm import confirm, read_confirmation, train_on_all
-from tune.live import Watch
+from tune.live import SEARCH, Watch
 from tune.objective import ALL, folds, run_on, runs, trials_folder
 from tune.options import SweepConfig
 from tune.space import check_space
-from tune.trial import RESULT, Setup, run_directories, run_trial
+from tune.trial import RESULT, Setup, read_trial, run_directories, run_trial, write_trial
 from tune.trials import Trial, best_of, read_trials, write_trials
 
 CONFIG = "sweep.json"
@@ -35,8 +35,6 @@ BEST = "best.yaml"
 RESULTS = "results.json"
 TRIALS_CSV = "trials.csv"
 REPORT = "report.html"
-SEARCH = "search"
-"""Folder of Ray Tune's own state."""
 FREE_KEYS = ("name", "storage", "label", "concurrent", "confirm_seeds", "keep_models")
 """Keys in which a continued sweep may differ from the one that began."""
 
@@ -366,9 +364,14 @@ class _Told:
 def _keep(sweep: SweepConfig, trials: list[Trial], last: bool = False) -> None:
     """Write what is known, and delete what no longer serves: losers' checkpoints and models.
 
+    What was stopped is marked so in its folder, because Ray Tune may be interrupted before it writes it down.
+
     The trial that ended just now is left alone until another ends: its workers may still be writing.
     """
     fresh = {trial.name for trial in trials} - {trial.name for trial in read_trials(sweep) if trial.state != "running"}
+    for trial in trials:
+        if trial.name in fresh and trial.state == "stopped" and read_trial(sweep, trial.name) is None:
+            write_trial(sweep, trial.name, trial.values, trial.history, None, "")
     write_trials(sweep, trials)
     best = best_of(trials)
     for trial in trials:
@@ -378,6 +381,9 @@ def _keep(sweep: SweepConfig, trials: list[Trial], last: bool = False) -> None:
             remove_checkpoints(directory)
             if trial is not best and not sweep.keep_models:
                 storage.remove_folder(storage.join(directory, FOLDER))
+    if last:  # trials that Ray Tune had begun and not yet written down when it was interrupted
+        for name in set(storage.list_names(trials_folder(sweep))) - {trial.name for trial in trials}:
+            storage.remove_folder(storage.join(trials_folder(sweep), name))
 
 
 def wait_for_resources(before: Mapping[str, float]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
@@ -40,13 +40,13 @@ class Setup:
 
 
 def read_trial(sweep: SweepConfig, name: str) -> dict[str, Any] | None:
-    """What a trial left when it finished or failed (``values``, ``history``, ``seconds``, ``error``), or None."""
+    """What a trial left when it ended (``values``, ``history``, ``seconds``, ``error``), or None."""
     where = storage.join(trials_folder(sweep), name, RESULT)
     return storage.read_json(where) if storage.exists(where) else None
 
 
 def run_trial(setup: Setup, name: str, values: Mapping[str, Any], report: Any) -> None:
-    """Do a trial, or go on with it; one that has its result only reports it.
+    """Do a trial, or go on with it; one that has ended only reports how.
 
     The last step is reported once everything of the trial is on disk: the schedulers may end it then.
 
@@ -92,26 +92,27 @@ def run_trial(setup: Setup, name: str, values: Mapping[str, Any], report: Any) -
                     reported.add(score.step)
                     report(score.row() | cost)
     except UserError as error:
-        _write(sweep, name, values, history(sweep, configs), time.monotonic() - began, one_line(error))
+        write_trial(sweep, name, values, history(sweep, configs), time.monotonic() - began, one_line(error))
         raise
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
     scores = history(sweep, configs)
-    _write(sweep, name, values, scores, time.monotonic() - began, "")
+    write_trial(sweep, name, values, scores, time.monotonic() - began, "")
     for score in scores:
         if score.step not in reported:
             report(score.row() | cost)
 
 
-def _write(
-    sweep: SweepConfig, name: str, values: Mapping[str, Any], scores: list[Score], seconds: float, error: str
+def write_trial(
+    sweep: SweepConfig, name: str, values: Mapping[str, Any], scores: Sequence[Score], seconds: float | None, error: str
 ) -> None:
+    """Mark a trial as ended: finished, stopped or, with an ``error``, failed for good."""
     storage.write_json(
         storage.join(trials_folder(sweep), name, RESULT),
         {
             "values": dict(values),
             "history": [score.row() for score in scores],
-            "seconds": round(seconds, 2),
+            "seconds": None if seconds is None else round(seconds, 2),
             "error": error,
         },
     )

@@ -72,7 +72,7 @@ def from_ray(
     for trial in trials:
         name = trial.trial_id
         ray_state = ending.get(name) or trial.status
-        if name in known and ray_state == "TERMINATED":
+        if name in known:
             found.append(known[name])
             continue
         ended = ray_state in ("TERMINATED", "ERROR")

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from importlib import resources
-from pathlib import Path
-from typing import Any, ClassVar, Self
+from importlib.resources.abc import Traversable
+from typing import Any, ClassVar, Self, TypeVar
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from glscl import storage
-from glscl.config import read_yaml
+from glscl.config import read_yaml, yaml_names
 from glscl.errors import UserError, did_you_mean
 from glscl.flags import first_mistake
 from glscl.options import Options
 from glscl.reporting.study_schema import UNION, ZERO_SHOT, Group
 
-FOLDER = "studies"
+_STUDIES = resources.files("glscl") / "presets" / "studies"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\Z")
 
 Values = dict[str, Any]
@@ -145,6 +145,9 @@ class RunsConfig(Options):
         return storage.join(self.root, path) if self.root and "://" not in path and path[:1] not in "/~" else path
 
 
+RunsType = TypeVar("RunsType", bound=RunsConfig)
+
+
 class StudyConfig(RunsConfig):
     """Heads × training domains × test domains × seeds. Each domain is trained on alone, and tested on by all."""
 
@@ -248,8 +251,7 @@ def has_key(values: Mapping[str, Any], key: str) -> bool:
 
 def study_names() -> list[str]:
     """Names of the packaged studies."""
-    folder = resources.files("glscl") / "presets" / FOLDER
-    return sorted(Path(item.name).stem for item in folder.iterdir() if item.name.endswith(".yaml"))
+    return yaml_names(_STUDIES)
 
 
 def study_text(name: str) -> str:
@@ -258,16 +260,34 @@ def study_text(name: str) -> str:
     Raises:
         UserError: no such study.
     """
-    if name not in study_names():
-        raise UserError(f"no study '{name}'{did_you_mean(name, study_names())}; packaged: {', '.join(study_names())}")
-    return (resources.files("glscl") / "presets" / FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
+    return packaged_text(_STUDIES, StudyConfig.kind, name)
+
+
+def packaged_text(folder: Traversable, kind: str, name: str) -> str:
+    """A packaged study or sweep as commented YAML.
+
+    Raises:
+        UserError: no such one.
+    """
+    if name not in (known := yaml_names(folder)):
+        raise UserError(f"no {kind} '{name}'{did_you_mean(name, known)}; packaged: {', '.join(known)}")
+    return (folder / f"{name}.yaml").read_text(encoding="utf-8")
 
 
 def load_study(source: str, **changes: Any) -> StudyConfig:
-    """Read a study's YAML file (local or ``s3://``), or a packaged one by name.
+    """Read a study; see `load_runs`."""
+    return load_runs(StudyConfig, source, study_text, changes)
+
+
+def load_runs(
+    model: type[RunsType], source: str, text_of: Callable[[str], str], changes: Mapping[str, Any]
+) -> RunsType:
+    """Read the YAML file (local or ``s3://``) of a study or sweep, or a packaged one by name.
 
     Args:
+        model: what to read.
         source: path, address or name.
+        text_of: packaged ones by name.
         changes: top-level keys to replace, such as ``storage``.
 
     Raises:
@@ -276,8 +296,8 @@ def load_study(source: str, **changes: Any) -> StudyConfig:
     if source.endswith((".yaml", ".yml")):
         where, values = source, read_yaml(source)
     else:
-        where, values = f"study {source}", read_yaml(source, study_text(source))
+        where, values = f"{model.kind} {source}", read_yaml(source, text_of(source))
     try:
-        return StudyConfig.model_validate(values | changes)
+        return model.model_validate(values | dict(changes))
     except ValidationError as error:
-        raise UserError(f"{where}: {first_mistake(error, StudyConfig)}") from None
+        raise UserError(f"{where}: {first_mistake(error, model)}") from None

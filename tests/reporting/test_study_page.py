@@ -1,4 +1,4 @@
-"""Pages of a study and of an evaluation in a browser: nothing overflows, is blocked or fails, on a phone and on a desk.
+"""Pages of studies, sweeps and evaluations in a browser: nothing overflows or fails, on a phone and on a desk.
 
 Chromium is driven over plain HTTP (W3C WebDriver and its ``goog/cdp`` extension), so that no package is needed.
 """
@@ -22,8 +22,10 @@ import pytest
 
 from glscl.reporting.report import write_report
 from glscl.reporting.study_report import write_study_report
+from glscl.reporting.sweep_report import write_sweep_report
 from tests.reporting.study_fixture import make_study
 from tests.reporting.test_report import make_results
+from tests.tune.fake import make_sweep
 
 DRIVER = shutil.which("chromedriver")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -128,7 +130,14 @@ def run_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("which", ["page", "run_page"])
+@pytest.fixture(scope="module")
+def sweep_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("sweep_page") / "sweep.html"
+    write_sweep_report(make_sweep(), str(path))
+    return path
+
+
+@pytest.mark.parametrize("which", ["page", "run_page", "sweep_page"])
 @pytest.mark.parametrize("width", [390, 1440])
 @pytest.mark.parametrize("dark", [False, True])
 def test_page_fits_the_screen(
