@@ -428,7 +428,8 @@ def weights(place: Storage, run: str) -> str:
 def table(done: list[Kill]) -> str:
     """What is committed: one row per kind of kill."""
     lines = [
-        "| killed | times | in mid-upload | in mid-restart | steps done again: mean, most | seconds until it went on: median, most |",
+        "| killed | times | in mid-upload | in mid-restart | steps done again: mean, most "
+        "| seconds until it went on: median, most |",
         "|---|---|---|---|---|---|",
     ]
     for kind in (*KINDS, "all"):
