@@ -74,7 +74,7 @@ class Command:
         family = self.descendants()
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
-        _, alive = psutil.wait_procs(family, timeout=60)
+        _, alive = psutil.wait_procs(family, timeout=150)  # Ray's agents look for their cluster for 60 s
         assert not alive, alive
 
 
