@@ -126,4 +126,4 @@ def test_no_more_cells_run_than_all_their_workers_fit(
 ) -> None:
     there = [{"Alive": True, "Resources": node} for node in nodes]
     monkeypatch.setattr("ray.nodes", lambda: [*there, {"Alive": False, "Resources": {"CPU": 99.0, "GPU": 99.0}}])
-    assert run.room(TrainingConfig(**training)) == room
+    assert run.room_for(TrainingConfig(**training)) == room
