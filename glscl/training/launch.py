@@ -14,9 +14,10 @@ from glscl.evaluation.evaluate import evaluate_model
 from glscl.evaluation.options import EvaluationConfig
 from glscl.evaluation.saved import FOLDER, ModelCard, read_card, save_model
 from glscl.session import check_resources
-from glscl.training.checkpoint import TAG, check_complete
+from glscl.training.checkpoint import TAG, IncompleteCheckpointError, check_complete, local_copy
 from glscl.training.preflight import CONFIG, Preflight
 from glscl.training.results import results_of
+from glscl.training.retention import ANOTHER, Keeper, Retention, user_error_in
 from glscl.training.run_log import read_metrics
 
 
@@ -38,8 +39,11 @@ def train(config: RunConfig, ready: Preflight, *, keep_ranks: bool = False) -> d
     training = config.training
     check_resources(training.num_workers, training.cpus_per_worker, training.use_gpu, training.wait_for_nodes_s)
     storage.write_json(storage.join(config.run_directory, CONFIG), config.model_dump(mode="json"))
-    result = _fit(config)
-    card = _save_best(config, ready, result)
+    retention = Retention(config.run_directory, config.checkpoint.keep)
+    retention.take_over()
+    _fit(config)
+    card = _save_best(config, ready, retention)
+    retention.close()
     entries = score_tests(config, bank=config.data.train, keep_ranks=keep_ranks)
     return results_of(card, entries, read_metrics(config.run_directory))
 
@@ -66,12 +70,12 @@ def score_tests(config: RunConfig, *, bank: Sequence[str] = (), keep_ranks: bool
     )
 
 
-def _fit(config: RunConfig) -> Any:
-    from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, ScalingConfig, TrainingFailedError
+def _fit(config: RunConfig) -> None:
+    from ray.train import FailureConfig, LoggingConfig, ScalingConfig, TrainingFailedError
     from ray.train import RunConfig as RayRunConfig
     from ray.train.torch import TorchTrainer
 
-    from glscl.training.worker import SELECTION_METRIC, train_worker
+    from glscl.training.worker import train_worker
 
     training = config.training
     path, filesystem = storage.ray_storage(config.storage)
@@ -88,50 +92,42 @@ def _fit(config: RunConfig) -> Any:
             storage_filesystem=filesystem,
             logging_config=LoggingConfig(log_level="WARNING"),
             failure_config=FailureConfig(max_failures=training.max_failures, controller_failure_limit=3),
-            checkpoint_config=CheckpointConfig(
-                num_to_keep=config.checkpoint.keep,
-                checkpoint_score_attribute=SELECTION_METRIC if config.data.validation else None,
-            ),
+            callbacks=[Keeper(config.run_directory, config.checkpoint.keep)],
         ),
     )
     try:
         result = trainer.fit()
     except TrainingFailedError as error:
-        for failure in getattr(error, "worker_failures", {}).values():
-            cause: BaseException | None = failure
-            while cause is not None:
-                if isinstance(cause, UserError):
-                    raise UserError(str(cause)) from error
-                cause = cause.__cause__ or getattr(cause, "cause", None)
+        causes = [*getattr(error, "worker_failures", {}).values(), getattr(error, "controller_failure", None)]
+        if reason := user_error_in(*causes):
+            raise UserError(str(reason)) from error
         raise
     if result.return_value:
         raise UserError(result.return_value)
-    return result
 
 
-def _save_best(config: RunConfig, ready: Preflight, result: Any) -> ModelCard:
+def _save_best(config: RunConfig, ready: Preflight, retention: Retention) -> ModelCard:
     """Gather the best checkpoint's shards into one safetensors file."""
-    from glscl.training.worker import SELECTION_METRIC
-
-    best = result.checkpoint
-    if config.data.validation:
-        best = result.get_best_checkpoint(SELECTION_METRIC, "max") or best
-    if best is None:
-        raise UserError(f"{config.run_directory}: the run ended without a checkpoint")
-    with best.as_directory() as folder:
-        state = check_complete(folder)
-        card = ModelCard(
-            model=config.model,
-            sample_fps=config.data.sample_fps,
-            decoder=config.data.decoder,
-            train_domains=ready.train_domains,
-            step=state.step,
-            seed=config.seed,
-            run=config.name,
-            validation=state.metrics,
-        )
-        save_model(storage.join(config.run_directory, FOLDER), card, whole_weights(folder, state.zero_stage))
-    return card
+    for best in retention.best():
+        try:
+            with local_copy(storage.join(config.run_directory, best.name)) as folder:
+                state = check_complete(folder)
+                card = ModelCard(
+                    model=config.model,
+                    sample_fps=config.data.sample_fps,
+                    decoder=config.data.decoder,
+                    train_domains=ready.train_domains,
+                    step=state.step,
+                    seed=config.seed,
+                    run=config.name,
+                    validation=state.metrics,
+                )
+                weights = whole_weights(folder, state.zero_stage)
+                save_model(storage.join(config.run_directory, FOLDER), card, weights)
+                return card
+        except IncompleteCheckpointError as error:
+            print(f"checkpoint {best.name} is incomplete ({error}): the next best is taken", flush=True)
+    raise UserError(f"{config.run_directory}: the run ended without a complete checkpoint; {ANOTHER}")
 
 
 def whole_weights(folder: str, zero_stage: int) -> dict[str, Any]:
