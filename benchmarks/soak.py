@@ -128,8 +128,8 @@ class Storage:
     def checkpoints(self, run: str) -> tuple[int, bool]:
         """``(step of the newest complete checkpoint, whether a newer one is half there)``.
 
-        Complete means here what it means to a resume: Ray Train has registered it, and every file of every rank's list
-        is there with its size.
+        Complete means here: the run has said so in ``checkpoints.json``, and every file of every rank's list is there
+        with its size.
         """
         sizes: dict[str, dict[str, int]] = defaultdict(dict)
         pages = self._client.get_paginator("list_objects_v2").paginate(Bucket="soak", Prefix=f"runs/{run}/step_")
@@ -137,7 +137,7 @@ class Storage:
             for item in page.get("Contents", []):
                 _, _, folder, name = item["Key"].split("/", 3)
                 sizes[folder][name] = item["Size"]
-        snapshot = self.read(f"runs/{run}/checkpoint_manager_snapshot.json") or b"{}"
+        register = self.read(f"runs/{run}/checkpoints.json") or b"{}"
         newest, partial = 0, False
         for folder in sorted(sizes):
             step, ranks = map(int, re.match(r"step_(\d+)-w(\d+)", folder).groups())  # type: ignore[union-attr]
@@ -149,7 +149,7 @@ class Storage:
             )
             if not whole:
                 partial = True
-            elif folder.encode() in snapshot:
+            elif folder.encode() in register:
                 newest, partial = max(newest, step), False
         return newest, partial
 

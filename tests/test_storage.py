@@ -249,10 +249,21 @@ def test_uploads_in_parts(
     local.write_bytes(os.urandom(2 * size + 5))
     fs, path = storage.filesystem(f"{bucket}/big")
     proxy.force("error503", only="PUT /data/big?partNumber=2")
-    monkeypatch.setattr(proxy, "chance", lambda choices: 1)  # a reset comes after the request was forwarded
-    proxy.force("reset", only="POST /data/big?uploadId")
+    once, completed = S3._once, []
+
+    async def lost(self: S3, method: str, *arguments: object, **options: object) -> object:
+        if method == "complete_multipart_upload":
+            if completed:
+                raise FileNotFoundError from ClientError({"Error": {"Code": "NoSuchUpload"}}, method)
+            completed.append(await once(self, method, *arguments, **options))
+            raise ConnectionError("reset")
+        return await once(self, method, *arguments, **options)
+
+    monkeypatch.setattr(S3, "_once", lost)
     fs.put_file(str(local), path, chunksize=size)
-    assert proxy.injected == {"error503": 1, "reset": 1}
+    monkeypatch.setattr(S3, "_once", once)
+    assert proxy.injected == {"error503": 1}
+    assert completed
     assert storage.read_bytes(f"{bucket}/big") == local.read_bytes()
 
     monkeypatch.setenv(s3.DEADLINE, "0")
@@ -266,14 +277,15 @@ def test_uploads_in_parts(
 def test_the_end_of_patience_is_one_line(
     bucket: str, proxy: FaultProxy, impatient: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    storage.write_bytes(f"{bucket}/run/x", b"1")
     clock = count()
     monkeypatch.setattr(s3, "time", SimpleNamespace(monotonic=lambda: 0.3 * next(clock)))
     monkeypatch.setenv(s3.DEADLINE, "1")
-    proxy.kinds, proxy.rate = ("slow_down",), 1.0
+    proxy.force("slow_down", 99, only="GET /data/run/x")
     with pytest.raises(StorageError) as caught:
         storage.read_bytes(f"{bucket}/run/x")
     message = str(caught.value)
-    assert message.startswith("s3://data/run/x: head object failed for 1 s, 4 times; the last time: An error occurred ")
+    assert message.startswith("s3://data/run/x: get object failed for 1 s, 4 times; the last time: An error occurred ")
     assert message.endswith("GLSCL_STORAGE_DEADLINE_S (1) says for how long one request is tried")
     assert "\n" not in message
     assert proxy.injected == {"slow_down": 4}

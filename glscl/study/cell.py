@@ -25,8 +25,7 @@ from glscl.training.checkpoint import differing_keys
 from glscl.training.launch import score_tests, train
 from glscl.training.preflight import CONFIG, preflight
 from glscl.training.results import status_on_failure, write_results, write_status
-
-_SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of the checkpoints there are
+from glscl.training.retention import INDEX, PREFIX, RAY_REGISTER
 
 
 def read_result(cell: Cell) -> dict[str, Any] | None:
@@ -95,7 +94,7 @@ def run_cell(cell: Cell, keep_model: bool) -> dict[str, Any]:
 def remove_checkpoints(run_directory: str) -> None:
     """Delete a finished run's checkpoints, which hold the optimiser's state beside the model."""
     for name in storage.list_names(run_directory):
-        if name.startswith("step_") or name == _SNAPSHOT:
+        if name.startswith(PREFIX) or name in (INDEX, RAY_REGISTER):
             storage.remove_folder(storage.join(run_directory, name))
 
 

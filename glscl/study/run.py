@@ -205,7 +205,7 @@ def _say(text: str, kind: str) -> None:
 
 
 def _scores(result: Mapping[str, Any]) -> str:
-    from glscl.training.worker import SELECTION_METRIC
+    from glscl.training.checkpoint import SELECTION_METRIC
 
     tests = ", ".join(f"{test['domain']} R@1={test['text_to_video']['R@1']:.1f}" for test in result["tests"])
     return tests or f"held-out R@1={result['validation'][SELECTION_METRIC]:.1f}"

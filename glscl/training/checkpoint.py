@@ -2,10 +2,11 @@
 
 Resume rules:
 
-1. The same run name continues from the run directory's latest complete checkpoint; without one it starts at step 0.
+1. The same run name continues from the run directory's newest complete checkpoint; where there never was one it starts
+   at step 0. Where there were and none is complete any more, it is refused.
 2. A checkpoint is complete when the file list of every rank that saved it is there and every listed file has its size
-   and SHA-256. Ray Train registers a checkpoint only after every rank's upload; what is registered but does not match
-   its lists is named in the log and passed over for the one before.
+   and SHA-256. One that is not is named in the log and passed over for the one before (`retention` has the rules of
+   what is kept).
 3. The same number of workers resumes bit-identically on CPU in fp32: parameters, optimiser state, random number
    generators and the stream's position are those of the moment of saving.
 4. Another number of workers resumes with the same parameters, optimiser state and pairs, so with the same losses to
@@ -20,20 +21,31 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any
 
 import torch
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import distributed
 
+from glscl import storage
 from glscl.errors import UserError
+from glscl.options import Options
 from glscl.training.safe_load import safe_loading
 
+SELECTION_METRIC = "validation_R@1"
 STATE = "state.json"
 TAG = "deepspeed"
+_LIST_PREFIX = "files-"
+_TORCH_CANNOT_WRITE = ("inline_container.cc", "PytorchStreamWriter", "iostream error")  # it has no type for that
 
 FREE_KEYS = (
     "name",
@@ -107,16 +119,63 @@ def save(engine: Any, folder: str, state: TrainState, rank: int) -> None:
     Path(folder, _list_name(rank)).write_text(json.dumps(files, indent=1), encoding="utf-8")
 
 
+def _plain(name: str) -> str:
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        raise ValueError("leaves the checkpoint's folder")
+    return name
+
+
+class _File(Options):
+    bytes: int = Field(ge=0)
+    sha256: str
+
+
+_STATE = TypeAdapter(TrainState)
+_LIST = TypeAdapter(dict[Annotated[str, AfterValidator(_plain)], _File])
+
+
+def _read(uri: str, name: str, kind: TypeAdapter[Any]) -> Any:
+    try:
+        return kind.validate_json(storage.read_bytes(storage.join(uri, name)), strict=True)
+    except FileNotFoundError:
+        raise IncompleteCheckpointError(f"{name}: missing") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise IncompleteCheckpointError(f"{name}: unreadable ({where + ': ' if where else ''}{first['msg']})") from None
+
+
+def _read_lists(uri: str) -> tuple[TrainState, list[dict[str, _File]]]:
+    """What a checkpoint says of itself, and the files of each rank."""
+    state = read_state(uri)
+    return state, [_read(uri, _list_name(rank), _LIST) for rank in range(state.world_size)]
+
+
 def read_state(folder: str) -> TrainState:
     """Read what a checkpoint says of itself.
 
     Raises:
         IncompleteCheckpointError: no readable state file.
     """
-    try:
-        return TrainState(**json.loads(Path(folder, STATE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise IncompleteCheckpointError(f"{STATE}: {error}") from None
+    state: TrainState = _read(folder, STATE, _STATE)
+    return state
+
+
+def check_files(uri: str) -> TrainState:
+    """Look whether every file that a checkpoint's lists name is there, with its size; reads the lists only.
+
+    Args:
+        uri: folder or prefix.
+
+    Raises:
+        IncompleteCheckpointError: naming the file.
+    """
+    state, lists = _read_lists(uri)
+    expected = {name: entry.bytes for files in lists for name, entry in files.items()}
+    for name, found in storage.wrong_sizes(uri, expected).items():
+        said = "missing" if found is None else f"{found} bytes where {expected[name]} were saved"
+        raise IncompleteCheckpointError(f"{name}: {said}")
+    return state
 
 
 def check_complete(folder: str, part: int = 0, parts: int = 1) -> TrainState:
@@ -131,23 +190,80 @@ def check_complete(folder: str, part: int = 0, parts: int = 1) -> TrainState:
     Raises:
         IncompleteCheckpointError: naming the file.
     """
-    state = read_state(folder)
-    for rank in range(state.world_size):
-        try:
-            files = json.loads(Path(folder, _list_name(rank)).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise IncompleteCheckpointError(f"{_list_name(rank)}: {error}") from None
-        for name, expected in files.items():
-            path = Path(folder, name)
-            if not path.is_file():
-                raise IncompleteCheckpointError(f"{name}: missing")
-            if path.stat().st_size != expected["bytes"]:
-                raise IncompleteCheckpointError(
-                    f"{name}: {path.stat().st_size} bytes where {expected['bytes']} were saved"
-                )
-            if rank % parts == part and _sha256(path) != expected["sha256"]:
+    state = check_files(folder)
+    _, lists = _read_lists(folder)
+    for files in lists[part::parts]:
+        for name, entry in files.items():
+            if _sha256(Path(folder, name)) != entry.sha256:
                 raise IncompleteCheckpointError(f"{name}: checksum differs")
     return state
+
+
+@contextmanager
+def local_copy(uri: str, scratch: str | None = None) -> Iterator[str]:
+    """A checkpoint's files in a local folder: where they are, or fetched by the names that its lists give.
+
+    Args:
+        uri: folder or prefix.
+        scratch: where to make the folder for what is fetched; it goes with the end of the block.
+
+    Raises:
+        IncompleteCheckpointError: naming the file that is not there.
+    """
+    if not storage.is_remote(uri):
+        yield uri
+        return
+    state, lists = _read_lists(uri)
+    names = [STATE, *map(_list_name, range(state.world_size)), *(name for files in lists for name in files)]
+    with tempfile.TemporaryDirectory(prefix="checkpoint-", dir=scratch) as folder:
+
+        def fetch(name: str) -> None:
+            target = Path(folder, name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                storage.download(storage.join(uri, name), str(target))
+            except FileNotFoundError:
+                raise IncompleteCheckpointError(f"{name}: missing") from None
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(fetch, dict.fromkeys(names)))
+        yield folder
+
+
+def upload(folder: str, uri: str) -> None:
+    """Copy one rank's files to storage, its list last.
+
+    Raises:
+        UserError: the disk there is full.
+    """
+    paths = [path for path in Path(folder).rglob("*") if path.is_file()]
+    for path in sorted(paths, key=lambda path: path.name.startswith(_LIST_PREFIX)):
+        try:
+            storage.upload(str(path), storage.join(uri, path.relative_to(folder).as_posix()))
+        except OSError as error:
+            raise UserError(
+                f"{uri}: the checkpoint could not be written ({_reason(error)}): free space there or lower "
+                f"checkpoint.keep, then start the same run again; the checkpoints before it are intact"
+            ) from error
+
+
+@contextmanager
+def explained(folder: str) -> Iterator[None]:
+    """Say what a disk that takes no more means, where a checkpoint is first written."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in _TORCH_CANNOT_WRITE):
+            raise
+        raise UserError(
+            f"{folder}: a checkpoint could not be written ({_reason(error)}; "
+            f"{shutil.disk_usage(os.path.dirname(folder)).free / 1e6:.0f} MB are free): free space there, or let Ray's "
+            f"session lie on another disk (ray start --temp-dir, or RAY_TMPDIR), then start the same run again"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error).splitlines()[0][:200]
 
 
 def restore(engine: Any, folder: str, state: TrainState, rank: int) -> None:
@@ -215,7 +331,7 @@ def directory_name(step: int, world_size: int, attempt: str) -> str:
 
 
 def _list_name(rank: int) -> str:
-    return f"files-{rank:05d}.json"
+    return f"{_LIST_PREFIX}{rank:05d}.json"
 
 
 def _sha256(path: Path) -> str:

@@ -18,9 +18,10 @@ from glscl.evaluation.evaluate import evaluate_model
 from glscl.evaluation.options import EvaluationConfig
 from glscl.evaluation.saved import FOLDER, ModelCard, read_card, save_model
 from glscl.session import check_resources, room
-from glscl.training.checkpoint import TAG, check_complete
+from glscl.training.checkpoint import TAG, IncompleteCheckpointError, check_complete, local_copy
 from glscl.training.preflight import CONFIG, Preflight
 from glscl.training.results import results_of
+from glscl.training.retention import ANOTHER, Keeper, Retention, cause_in
 from glscl.training.run_log import read_metrics
 from glscl.training.safe_load import safe_loading
 from glscl.training.watchdog import Limits, RayHub, Watch, signal_name
@@ -49,8 +50,11 @@ def train(config: RunConfig, ready: Preflight, *, keep_ranks: bool = False) -> d
     fewest, most = ready.sizes[0], ready.sizes[-1]
     check_resources(fewest, training.cpus_per_worker, training.use_gpu, training.wait_for_nodes_s, most)
     storage.write_json(storage.join(config.run_directory, CONFIG), config.model_dump(mode="json"))
-    result = _fit(config, ready.sizes)
-    card = _save_best(config, ready, result)
+    retention = Retention(config.run_directory, config.checkpoint.keep)
+    retention.take_over()
+    _fit(config, ready.sizes)
+    card = _save_best(config, ready, retention)
+    retention.close()
     entries = score_tests(config, bank=config.data.train, keep_ranks=keep_ranks)
     return results_of(card, entries, read_metrics(config.run_directory))
 
@@ -78,13 +82,13 @@ def score_tests(config: RunConfig, *, bank: Sequence[str] = (), keep_ranks: bool
     )
 
 
-def _fit(config: RunConfig, sizes: tuple[int, ...]) -> Any:
+def _fit(config: RunConfig, sizes: tuple[int, ...]) -> None:
     from ray.exceptions import RayError
-    from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, TrainingFailedError
+    from ray.train import FailureConfig, LoggingConfig, TrainingFailedError
     from ray.train import RunConfig as RayRunConfig
 
     from glscl.training.scaling import Trainer
-    from glscl.training.worker import SELECTION_METRIC, train_worker
+    from glscl.training.worker import train_worker
 
     training = config.training
     limits = Limits(config.data.stall_timeout_s, training.hang_timeout_s)
@@ -105,10 +109,7 @@ def _fit(config: RunConfig, sizes: tuple[int, ...]) -> Any:
             storage_filesystem=filesystem,
             logging_config=LoggingConfig(log_level="WARNING"),
             failure_config=FailureConfig(max_failures=training.max_failures, controller_failure_limit=3),
-            checkpoint_config=CheckpointConfig(
-                num_to_keep=config.checkpoint.keep,
-                checkpoint_score_attribute=SELECTION_METRIC if config.data.validation else None,
-            ),
+            callbacks=[Keeper(config.run_directory, config.checkpoint.keep)],
         ),
     )
     watch = Watch(hub, limits)
@@ -127,7 +128,6 @@ def _fit(config: RunConfig, sizes: tuple[int, ...]) -> Any:
             ended["stopped"],
             f" at step {ended['step']}, checkpoint {ended['checkpoint']}; the same command continues",
         )
-    return result
 
 
 def _watched(trainer: Any, watch: Watch) -> Any:
@@ -172,12 +172,9 @@ def _reason(error: Any, watch: Watch) -> BaseException:
     if failure := watch.failure():
         return BrokenRunError(f"{failure}. It was so after every restart (training.max_failures)")
     failures = getattr(error, "worker_failures", {})
-    for failed in [*failures.values(), getattr(error, "controller_failure", None)]:
-        cause: BaseException | None = failed
-        while cause is not None:
-            if isinstance(cause, UserError | BrokenRunError):
-                return type(cause)(str(cause))
-            cause = cause.__cause__ or getattr(cause, "cause", None)
+    causes = [*failures.values(), getattr(error, "controller_failure", None)]
+    if reason := cause_in(causes, (UserError, BrokenRunError)):
+        return type(reason)(str(reason))
     for rank, failed in failures.items():
         note = watch.last_heard(rank)
         if note and type(failed).__name__ in ("ActorDiedError", "RayActorError", "WorkerHealthCheckFailedError"):
@@ -188,30 +185,29 @@ def _reason(error: Any, watch: Watch) -> BaseException:
     return error  # type: ignore[no-any-return]
 
 
-def _save_best(config: RunConfig, ready: Preflight, result: Any) -> ModelCard:
+def _save_best(config: RunConfig, ready: Preflight, retention: Retention) -> ModelCard:
     """Gather the best checkpoint's shards into one safetensors file."""
-    from glscl.training.worker import SELECTION_METRIC
-
-    best = result.checkpoint
-    if config.data.validation:
-        best = result.get_best_checkpoint(SELECTION_METRIC, "max") or best
-    if best is None:
-        raise UserError(f"{config.run_directory}: the run ended without a checkpoint")
-    with best.as_directory() as folder:
-        state = check_complete(folder)
-        card = ModelCard(
-            model=config.model,
-            sample_fps=config.data.sample_fps,
-            decoder=config.data.decoder,
-            max_decode_s=config.data.max_decode_s,
-            train_domains=ready.train_domains,
-            step=state.step,
-            seed=config.seed,
-            run=config.name,
-            validation=state.metrics,
-        )
-        save_model(storage.join(config.run_directory, FOLDER), card, whole_weights(folder, state.zero_stage))
-    return card
+    for best in retention.best():
+        try:
+            with local_copy(storage.join(config.run_directory, best.name)) as folder:
+                state = check_complete(folder)
+                card = ModelCard(
+                    model=config.model,
+                    sample_fps=config.data.sample_fps,
+                    decoder=config.data.decoder,
+                    max_decode_s=config.data.max_decode_s,
+                    train_domains=ready.train_domains,
+                    step=state.step,
+                    seed=config.seed,
+                    run=config.name,
+                    validation=state.metrics,
+                )
+                weights = whole_weights(folder, state.zero_stage)
+                save_model(storage.join(config.run_directory, FOLDER), card, weights)
+                return card
+        except IncompleteCheckpointError as error:
+            print(f"checkpoint {best.name} is incomplete ({error}): the next best is taken", flush=True)
+    raise UserError(f"{config.run_directory}: the run ended without a complete checkpoint; {ANOTHER}")
 
 
 def whole_weights(folder: str, zero_stage: int) -> dict[str, Any]:

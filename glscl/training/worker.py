@@ -7,6 +7,8 @@ import os
 import shutil
 import tempfile
 import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -16,6 +18,7 @@ import torch
 from ray.train import Checkpoint, CheckpointUploadMode
 from torch import distributed
 
+from glscl import storage
 from glscl.config import RunConfig
 from glscl.data import stream
 from glscl.data.activity import Board
@@ -30,17 +33,16 @@ from glscl.models.retriever import Retriever
 from glscl.models.tokenizer import tokenize
 from glscl.redaction import redacted_errors
 from glscl.training import checkpoint, universal
-from glscl.training.checkpoint import IncompleteCheckpointError, TrainState
+from glscl.training.checkpoint import SELECTION_METRIC, IncompleteCheckpointError, TrainState
 from glscl.training.engine import backward, build_engine, evaluation_model, set_learning_rates
 from glscl.training.global_batch import Batch, backward_global_batch
 from glscl.training.horizon import Horizon, make_plan
 from glscl.training.meter import Meter, NonFiniteError
+from glscl.training.retention import ANOTHER, Retention
 from glscl.training.run_log import RunLog, not_finite_name
 from glscl.training.scaling import SECONDS_LEFT
 from glscl.training.sizes import parts_of, share_in_words, usable_sizes
 from glscl.training.watchdog import LOOK, STOP, Agreement, Limits, RayHub, Reporter
-
-SELECTION_METRIC = "validation_R@1"
 
 
 def sampling_of(config: RunConfig, frame_size: int) -> FrameSampling:
@@ -156,7 +158,8 @@ def _loop(
             try:
                 row = meter.row(engine, factor, state, videos, config.data.max_bad_fraction)
             except NonFiniteError as error:
-                raise _poisoned(error.report, log) from None
+                retention = Retention(config.run_directory, config.checkpoint.keep)
+                raise _poisoned(error.report, retention, log) from None
             if log is not None:
                 log.write(state.step, row)
                 log.quarantine(state.quarantined)
@@ -175,7 +178,7 @@ def _loop(
             reporter.at("saving", state.step)
             if log is not None:
                 log.flush()  # first: a run that resumes from this checkpoint keeps the rows up to it
-            _save(engine, state, rank, world, attempt, meter.seconds_left(state.step))
+            _save(engine, state, config.run_directory, rank, world, attempt, meter.seconds_left(state.step))
         if wish >= STOP and state.step < horizon.total:
             if log is not None:
                 log.close()
@@ -200,10 +203,10 @@ def _nodes_leave(fled: set[str], rank: int) -> bool:
     return True
 
 
-def _poisoned(report: dict[str, Any], log: RunLog | None) -> RunStoppedError:
-    """Write down a step that went wrong; returns what the run ends with. (On every rank: Ray counts the calls.)"""
-    reported = ray.train.get_all_reported_checkpoints()
-    last = os.path.basename(reported[-1].checkpoint.path) if reported else "none"
+def _poisoned(report: dict[str, Any], retention: Retention, log: RunLog | None) -> RunStoppedError:
+    """Write down a step that went wrong; returns what the run ends with."""
+    complete, _ = retention.complete()
+    last = complete[0].name if complete else "none"
     if log is not None:
         log.not_finite(report)
         log.close()
@@ -217,52 +220,80 @@ def _poisoned(report: dict[str, Any], log: RunLog | None) -> RunStoppedError:
 
 
 def _resume(engine: Any, config: RunConfig, shard_sets: list[ShardSet], rank: int, world: int) -> TrainState:
-    """Restore the newest complete checkpoint that Ray Train registered (resume rules 1 to 5)."""
+    """Restore the run directory's newest complete checkpoint (resume rules 1 to 5)."""
     values = config.model_dump(mode="json")
     manifests = [shard_set.manifest.fingerprint() for shard_set in shard_sets]
     fresh = TrainState(0, world, config.training.zero_stage, values, manifests)
-    latest = ray.train.get_checkpoint()
-    if latest is None:
-        return fresh
-    context = ray.train.get_context()
-    node, local, locals_ = context.get_node_rank(), context.get_local_rank(), context.get_local_world_size()
-    reported = [item.checkpoint for item in ray.train.get_all_reported_checkpoints()]
-    older = [item for item in reversed(reported) if item != latest]
-    for candidate in [latest, *older]:
-        with candidate.as_directory() as folder:
-            problem: str | None = None
-            try:
-                saved = checkpoint.check_complete(folder, local, locals_)
-            except IncompleteCheckpointError as error:
-                problem = str(error)
-            problems: list[str | None] = [None] * world
-            distributed.all_gather_object(problems, problem)
-            if any(problems):
+    retention = Retention(config.run_directory, config.checkpoint.keep)
+    names: list[Any] = [retention.names() if rank == 0 else None, None]
+    distributed.broadcast_object_list(names)
+    for name in names[0]:
+        with _fetched(storage.join(config.run_directory, name), rank, world) as (folder, problem):
+            if problem:
                 if rank == 0:
-                    reason = next(item for item in problems if item)
-                    print(f"checkpoint {candidate.path} is incomplete ({reason}): trying the one before", flush=True)
+                    print(f"checkpoint {name} is incomplete ({problem}): trying the one before", flush=True)
                 continue
-            try:
-                checkpoint.check_resumable(saved, values, manifests)
-            except UserError as error:
-                raise RunStoppedError(str(error)) from None
+            saved = checkpoint.read_state(folder)
+            checkpoint.check_resumable(saved, values, manifests)
+            context = ray.train.get_context()
             if universal.needed(saved, world):
-                with universal.converted(folder, candidate.path, saved, rank, node, leads=local == 0) as whole:
+                node, leads = context.get_node_rank(), context.get_local_rank() == 0
+                with universal.converted(folder, name, saved, rank, node, leads=leads) as whole:
                     universal.load(engine, whole)
                 checkpoint.restore_generators(folder, saved, rank)
             else:
                 checkpoint.restore(engine, folder, saved, rank)
         if rank == 0:
-            print(f"resumed step={saved.step} from {candidate.path}", flush=True)
+            print(f"resumed step={saved.step} from {name}", flush=True)
         return TrainState(saved.step, world, config.training.zero_stage, values, manifests, saved.quarantined)
-    raise RunStoppedError(f"{config.run_directory}: none of its checkpoints is complete; choose another --name")
+    if retention.known():
+        raise UserError(f"{config.run_directory}: none of its checkpoints is complete; {ANOTHER}")
+    return fresh
 
 
-def _save(engine: Any, state: TrainState, rank: int, world: int, attempt: str, seconds_left: float) -> None:
+@contextmanager
+def _fetched(uri: str, rank: int, world: int) -> Iterator[tuple[str, str | None]]:
+    """A checkpoint in a local folder, one copy per node, every file read once (collective).
+
+    Yields:
+        the folder and None, or what is wrong with the checkpoint, the same on every rank.
+    """
+    context = ray.train.get_context()
+    node, local, locals_ = context.get_node_rank(), context.get_local_rank(), context.get_local_world_size()
+
+    def agree(mine: Any) -> list[Any]:
+        all_: list[Any] = [None] * world
+        distributed.all_gather_object(all_, mine)
+        return all_
+
+    with ExitStack() as stack:
+        folder = problem = None
+        if local == 0:
+            try:
+                folder = stack.enter_context(checkpoint.local_copy(uri, os.getcwd()))
+            except IncompleteCheckpointError as error:
+                problem = str(error)
+        places = agree((node, folder, problem))
+        problem = next((text for *_, text in places if text), None)
+        if problem is None:
+            folder = next(path for place, path, _ in places if place == node and path)
+            try:
+                checkpoint.check_complete(folder, local, locals_)
+            except IncompleteCheckpointError as error:
+                problem = str(error)
+            problem = next((text for text in agree(problem) if text), None)
+        yield folder or "", problem
+        distributed.barrier()  # others on this machine may still be reading
+
+
+def _save(
+    engine: Any, state: TrainState, run_directory: str, rank: int, world: int, attempt: str, seconds_left: float
+) -> None:
     """Write this rank's files and hand them to Ray Train, which uploads them while training goes on."""
     folder = tempfile.mkdtemp(prefix="checkpoint-", dir=os.getcwd())  # the worker's own folder in Ray's session
     try:
-        checkpoint.save(engine, folder, state, rank)
+        with checkpoint.explained(folder):
+            checkpoint.save(engine, folder, state, rank)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -271,7 +302,18 @@ def _save(engine: Any, state: TrainState, rank: int, world: int, attempt: str, s
         checkpoint=Checkpoint.from_directory(folder),
         checkpoint_dir_name=checkpoint.directory_name(state.step, world, attempt),
         checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+        checkpoint_upload_fn=partial(_upload, ray.train.get_context().get_storage(), run_directory),
     )
+
+
+def _upload(place: Any, run_directory: str, local: Checkpoint, name: str) -> Checkpoint:
+    """What Ray Train calls in a thread of its own; its own way lists folders, and cannot say why it failed."""
+    try:
+        checkpoint.upload(local.path, storage.join(run_directory, name))
+    except BaseException:
+        shutil.rmtree(local.path, ignore_errors=True)
+        raise
+    return Checkpoint(place.build_checkpoint_path_from_name(name), place.storage_filesystem)
 
 
 def _evaluate(

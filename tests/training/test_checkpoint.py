@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,9 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from safetensors.torch import save_file
 
+from glscl import storage
 from glscl.config import RunConfig
 from glscl.data.plan import StreamPlan
 from glscl.data.shards import ShardSet
@@ -33,6 +38,8 @@ from glscl.training.engine import backward, build_engine, set_learning_rates
 from glscl.training.global_batch import Batch, backward_global_batch
 from glscl.training.launch import whole_weights
 from glscl.training.options import TrainingConfig
+from glscl.training.retention import ANOTHER, INDEX, RAY_REGISTER, Keeper, Retention
+from tests.fault_proxy import FaultProxy
 
 WORLD = 2
 PAIRS, WORDS, FRAMES, SIZE = 4, 8, 2, 16  # pairs of one rank
@@ -399,3 +406,227 @@ def test_directory_names_sort_by_step_and_differ_by_attempt() -> None:
     names = [checkpoint.directory_name(step, 2, "a") for step in (9, 10, 100)]
     assert names == sorted(names)
     assert len({checkpoint.directory_name(1, world, attempt) for world in (1, 2) for attempt in "ab"}) == 4
+
+
+# ------------------------------------------------------------------------------------------ what a run directory keeps
+
+
+@pytest.fixture(params=["local", "s3"])
+def run(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty run directory."""
+    return str(tmp_path / "run") if request.param == "local" else f"{request.getfixturevalue('bucket')}/run"
+
+
+def put(run: str, step: int, attempt: str = "a", score: float | None = None, ranks: tuple[int, ...] = (0, 1)) -> str:
+    """Upload what two ranks would; fewer ``ranks`` have been killed on the way."""
+    name = checkpoint.directory_name(step, 2, attempt)
+    metrics = {} if score is None else {checkpoint.SELECTION_METRIC: score}
+    state = TrainState(step, 2, 0, {"seed": 1}, ["f"], metrics=metrics)
+    for rank in ranks:
+        files = {f"deepspeed/rank-{rank}": os.urandom(1000)}
+        if rank == 0:
+            files["state.json"] = json.dumps(asdict(state)).encode()
+        listed = {name: {"bytes": len(data), "sha256": sha256(data).hexdigest()} for name, data in files.items()}
+        for file, data in (files | {f"files-{rank:05d}.json": json.dumps(listed).encode()}).items():
+            storage.write_bytes(storage.join(run, name, file), data)
+    return name
+
+
+def steps(run: str) -> list[int]:
+    return sorted(int(name[5:13]) for name in storage.list_names(run) if name.startswith("step_"))
+
+
+def flip(uri: str) -> None:
+    data = bytearray(storage.read_bytes(uri))
+    data[len(data) // 2] ^= 1
+    storage.write_bytes(uri, bytes(data))
+
+
+def test_the_best_and_the_newest_stay(run: str) -> None:
+    retention = Retention(run, keep=2)
+    for step, score in ((1, 10.0), (2, 30.0), (3, 20.0), (4, 5.0)):
+        retention.register(put(run, step, score=score))
+    assert steps(run) == [2, 3, 4]
+    assert [found.state.step for found in retention.best()] == [2, 3, 4]
+    assert Retention(run, keep=2).known() == [checkpoint.directory_name(step, 2, "a") for step in (2, 3, 4)]
+    unscored = Retention(storage.join(run, "other"), keep=1)
+    for step in (1, 2):
+        unscored.register(put(unscored.run_directory, step))
+    assert steps(unscored.run_directory) == [2]
+
+
+@pytest.mark.parametrize("lacks", ["deepspeed/rank-1", "files-00001.json", "state.json", "cut", "rank"])
+def test_the_last_good_one_stays_whatever_comes_after(run: str, lacks: str, capsys: pytest.CaptureFixture[str]) -> None:
+    retention = Retention(run, keep=1)
+    good = put(run, 1)
+    retention.register(good)
+    bad = put(run, 2, ranks=(0,) if lacks == "rank" else (0, 1))
+    if lacks == "cut":
+        storage.write_bytes(storage.join(run, bad, "deepspeed/rank-1"), b"x")
+    elif lacks != "rank":
+        storage.remove(storage.join(run, bad, lacks))
+    retention.register(bad)
+    said = {"cut": "deepspeed/rank-1: 1 bytes where 1000 were saved", "rank": "files-00001.json: missing"}
+    expected = f"checkpoint {bad} is incomplete after its upload ({said.get(lacks, f'{lacks}: missing')})"
+    assert expected in capsys.readouterr().out
+    assert steps(run) == [1, 2]
+    assert [found.name for found in Retention(run, keep=1).take_over()] == [good]
+    assert steps(run) == [1], "never complete: removed, not merged into the next attempt's"
+    put(run, 9, ranks=(0,))
+    retention.register(put(run, 3))
+    assert steps(run) == [3, 9], "an upload that is under way is left alone"
+    retention.close()
+    assert steps(run) == [3]
+
+
+def test_what_was_complete_once_is_passed_over_and_named(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    retention = Retention(run, keep=3)
+    first, second, third = [put(run, step) for step in (1, 2, 3)]
+    for name in (first, second, third):
+        retention.register(name)
+    storage.write_bytes(storage.join(run, RAY_REGISTER), b'{"checkpoint_results": [{"che')
+    storage.remove_folder(storage.join(run, third))
+    storage.remove(storage.join(run, second, "files-00000.json"))
+    storage.write_bytes(storage.join(run, second, "files-00000.json"), b"{")
+    assert [found.name for found in Retention(run, keep=3).take_over()] == [first]
+    out = capsys.readouterr().out
+    assert f"checkpoint {third} is incomplete (state.json: missing): passed over" in out
+    assert f"checkpoint {second} is incomplete (files-00000.json: unreadable (Invalid JSON" in out
+    assert not storage.exists(storage.join(run, RAY_REGISTER)), "Ray Train would not start with it"
+    storage.remove(storage.join(run, first, "state.json"))
+    with pytest.raises(
+        UserError, match=f"none of its checkpoints is complete .*{first}: state.json: missing.*{ANOTHER}"
+    ):
+        Retention(run, keep=3).take_over()
+    assert steps(run) == [1, 2], "what was complete once is the user's to remove"
+
+
+def test_a_run_that_never_had_one_starts_anew(run: str) -> None:
+    assert Retention(run, keep=1).take_over() == []
+    put(run, 1, ranks=(1,))
+    assert Retention(run, keep=1).take_over() == []
+    assert steps(run) == []
+
+
+def test_a_checkpoint_uploaded_before_the_end_but_not_registered_counts(run: str) -> None:
+    Retention(run, keep=1).register(put(run, 1))
+    unregistered = put(run, 2)
+    assert [found.state.step for found in Retention(run, keep=1).take_over()] == [2, 1]
+    assert unregistered in Retention(run, keep=1).known()
+
+
+def test_a_damaged_index_forgets_nothing(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    name = put(run, 1)
+    Retention(run, keep=1).register(name)
+    for text in (b"", b"[]", b'{"complete": ["../x"]}', b'{"complete": [1]}'):
+        storage.write_bytes(storage.join(run, INDEX), text)
+        assert [found.name for found in Retention(run, keep=1).take_over()] == [name]
+        assert f"{INDEX} is damaged" in capsys.readouterr().out
+    storage.write_bytes(storage.join(run, INDEX), b"")
+    storage.remove(storage.join(run, name, "state.json"))
+    with pytest.raises(UserError, match="none of its checkpoints is complete"):
+        Retention(run, keep=1).take_over()
+
+
+def test_a_listing_out_of_date_hides_nothing(bucket: str, proxy: FaultProxy) -> None:
+    run = f"{bucket}/run"
+    name = checkpoint.directory_name(1, 2, "a")
+    storage.list_names(run)  # empty: what is answered from here on
+    storage.wrong_sizes(storage.join(run, name), {})
+    put(run, 1)
+    proxy.kinds, proxy.rate = ("stale_list",), 1.0
+    Retention(run, keep=1).register(name)
+    assert [found.name for found in Retention(run, keep=1).take_over()] == [name]
+    with checkpoint.local_copy(storage.join(run, name)) as folder:
+        assert checkpoint.check_complete(folder).step == 1
+    assert proxy.injected["stale_list"]
+
+
+def test_a_copy_of_what_is_not_there_names_the_file(run: str) -> None:
+    name = put(run, 1)
+    with checkpoint.local_copy(storage.join(run, name)) as folder:
+        checkpoint.check_complete(folder)
+    flip(storage.join(run, name, "deepspeed/rank-1"))
+    with (
+        pytest.raises(IncompleteCheckpointError, match="deepspeed/rank-1: checksum differs"),
+        checkpoint.local_copy(storage.join(run, name)) as folder,
+    ):
+        checkpoint.check_complete(folder)
+    storage.remove(storage.join(run, name, "deepspeed/rank-1"))
+    with (
+        pytest.raises(IncompleteCheckpointError, match="deepspeed/rank-1: missing"),
+        checkpoint.local_copy(storage.join(run, name)) as folder,
+    ):
+        checkpoint.check_complete(folder)
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../x", "a/../../x"])
+def test_a_list_names_files_of_its_own_folder_only(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / put(str(tmp_path), 1)
+    (folder / "files-00001.json").write_text(json.dumps({name: {"bytes": 1, "sha256": ""}}))
+    with pytest.raises(
+        IncompleteCheckpointError, match=r"files-00001\.json: unreadable .*leaves the checkpoint's folder"
+    ):
+        checkpoint.check_files(str(folder))
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b'{"step": 1}', b'{"x": {"bytes": -1, "sha256": ""}}', b"\xff", b"null"]
+)
+@pytest.mark.parametrize("name", ["state.json", "files-00000.json"])
+def test_an_unreadable_list_is_named(name: str, content: bytes, tmp_path: Path) -> None:
+    folder = tmp_path / put(str(tmp_path), 1)
+    (folder / name).write_bytes(content)
+    with pytest.raises(IncompleteCheckpointError, match=f"{name}: unreadable"):
+        checkpoint.check_complete(str(folder))
+
+
+def test_a_full_disk_is_named_and_the_checkpoint_before_stays(tmp_path: Path) -> None:
+    """A file system of its own, of one megabyte."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(disk)], capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        run = str(disk / "run")
+        retention = Retention(run, keep=1)
+        retention.register(put(run, 1))
+        big = tmp_path / "big"
+        big.mkdir()
+        (big / "data").write_bytes(os.urandom(2 << 20))
+        folder = storage.join(run, "step_00000002-w2-a")
+        with pytest.raises(UserError) as caught:
+            checkpoint.upload(str(big), folder)
+        assert f"{folder}: the checkpoint could not be written (No space left on device)" in str(caught.value)
+        assert "checkpoint.keep" in str(caught.value)
+        assert os.listdir(folder) == []
+        for write in (
+            lambda path: torch.save(torch.zeros(1 << 20), path),
+            lambda path: save_file({"x": torch.zeros(1 << 20)}, path),
+            lambda path: Path(path).write_bytes(bytes(2 << 20)),
+        ):
+            scratch = tempfile.mkdtemp(dir=disk)
+            with (
+                pytest.raises(
+                    UserError, match=rf"{scratch}: a checkpoint could not be written .*[01] MB are free.*RAY_TMPDIR"
+                ),
+                checkpoint.explained(scratch),
+            ):
+                write(f"{scratch}/x")
+            shutil.rmtree(scratch)
+        with pytest.raises(RuntimeError, match="else"), checkpoint.explained(run):
+            raise RuntimeError("something else")
+        assert [found.state.step for found in Retention(run, keep=1).take_over()] == [1]
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)  # torch leaves its file open
+
+
+def test_what_a_user_has_to_mend_is_not_tried_again(tmp_path: Path) -> None:
+    from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+
+    keeper = Keeper(str(tmp_path), 1)
+    keeper.after_exception(None, {0: RuntimeError("a peer has gone"), 1: ValueError("x")})
+    with pytest.raises(UserError, match="full"):
+        keeper.after_exception(
+            None, {0: RuntimeError("a peer has gone"), 1: UserExceptionWithTraceback(UserError("full"), "")}
+        )
