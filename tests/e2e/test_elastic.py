@@ -52,10 +52,10 @@ def test_a_run_shrinks_and_grows_with_its_nodes(
 
 
 def _wait_for_checkpoint(run: str, command: Any) -> None:
-    """Until Ray Train has registered one."""
+    """Until one is complete."""
     command.wait_for_step(10)
     deadline = time.monotonic() + START_S
-    while not storage.exists(storage.join(run, "checkpoint_manager_snapshot.json")):
+    while not storage.exists(storage.join(run, "checkpoints.json")):
         assert time.monotonic() < deadline, command.text()[-5000:]
         time.sleep(0.5)  # the storage server is a thread of this process
 
