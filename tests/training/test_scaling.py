@@ -161,7 +161,7 @@ def test_ray_is_given_these_policies(nodes: Nodes, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(DataParallelTrainer, "_initialize_and_run_controller", start)
     monkeypatch.setattr(data_parallel_trainer, "ObjectRefWrapper", lambda value: value)  # it starts Ray
     training = TrainingConfig(num_workers=(2, 9), cpus_per_worker=2)
-    trainer = Trainer(print, training, (2, 4, 8), train_loop_config={})
+    trainer = Trainer(print, training, (2, 4, 8), timeout_s=1800, train_loop_config={})
     trainer.fit()
     assert not ray.is_initialized()
     assert isinstance(given["scaling_policy"], NodesPolicy)
