@@ -97,18 +97,24 @@ class Hosts:
 
     def lose(self, number: int) -> None:
         """Kill a node's raylet; what the node ran goes with it."""
-        node = self._nodes.pop(number)
-        family = [node, *node.children(recursive=True)]
+        family = self._family(number)
         next(process for process in family if process.name() == "raylet").kill()
         _end(family, wait_s=20)
 
     def stop(self, number: int) -> None:
         """End a node in the ordinary way."""
-        node = self._nodes.pop(number)
-        family = [node, *node.children(recursive=True)]
-        if node.is_running():
-            node.send_signal(signal.SIGTERM)
+        family = self._family(number)
+        if family:
+            family[0].send_signal(signal.SIGTERM)
         _end(family, wait_s=20)
+
+    def _family(self, number: int) -> list[psutil.Process]:
+        """A node's processes; none if it has ended by itself."""
+        node = self._nodes.pop(number)
+        try:
+            return [node, *node.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
 
     def _connect(self) -> None:
         """Namespaces and cables: one for the switch, so that the machine's own network is left alone."""

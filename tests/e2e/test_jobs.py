@@ -210,6 +210,26 @@ def test_a_study_as_a_job(head: Head, sent: Path, tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "study" / "report.html").exists()
 
 
+def test_a_sweep_as_a_job(head: Head, sent: Path, tmp_path: Path) -> None:
+    """Its dashboard asks for the token too, and is what gives the room of trials back."""
+    sweep = {
+        "storage": str(tmp_path / "runs"),
+        "label": "two steps",
+        "domains": {"one": {"train": ["train/one"], "validation": ["test/one"]}},
+        "run": RUN,
+        "space": {"training.lr_head": {"loguniform": [1e-4, 1e-2]}},
+        "trials": 2,
+        "scheduler": "none",
+        "confirm_seeds": 0,
+    }
+    (sent / "sweep.yaml").write_text(yaml.safe_dump(sweep))
+    words = ["submit", "--address", head.url, "--working-dir", str(sent), "--", "sweep", "--config", "sweep.yaml"]
+    status, lines = head.glscl(tmp_path, *words)
+    assert status == 0, "\n".join(lines[-12:])
+    assert last(lines).startswith("glscl: OK sweep=sweep trials=2/2")
+    assert (tmp_path / "runs" / "sweep" / "best.yaml").exists()
+
+
 def test_a_job_is_left_alone_listed_and_stopped(head: Head, tmp_path: Path) -> None:
     at = ["--address", head.url]
     toy = ["toy", "--domain", "toy_clips", "--split", "train", "--count", "100000", "--processes", "1"]
