@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -321,6 +322,8 @@ def _searcher(sweep: SweepConfig, at_once: int) -> tuple[Any, dict[str, Any]]:
 
     both = sweep.cost != "none"
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # Of a trial that goes on after a restart; only Optuna's own pruners, which have no part in this, look at these values.
+    warnings.filterwarnings("ignore", message="The reported value is ignored")
     tpe = OptunaSearch(
         {key: draw.distribution() for key, draw in sweep.searched.items()},
         metric=["objective", "cost"] if both else "objective",
