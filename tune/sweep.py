@@ -322,7 +322,7 @@ def _searcher(sweep: SweepConfig, at_once: int) -> tuple[Any, dict[str, Any]]:
 
     both = sweep.cost != "none"
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    # Of a trial that goes on after a restart; only Optuna's own pruners, which have no part in this, look at these values.
+    # Of trials that go on after a restart; only Optuna's own pruners look at these values, and none is used.
     warnings.filterwarnings("ignore", message="The reported value is ignored")
     tpe = OptunaSearch(
         {key: draw.distribution() for key, draw in sweep.searched.items()},
