@@ -265,6 +265,7 @@ def command(name: str, shards: str, clip: str) -> list[str]:
         "training.precision": "fp32",
         "training.log-every": 1,
         "training.max-failures": -1,
+        "training.wait-for-nodes-s": 120,
         "checkpoint.every-steps": SAVE_EVERY,
     }
     return [sys.executable, "-m", "glscl", "train", *(f"--{key}={value}" for key, value in options.items())]
