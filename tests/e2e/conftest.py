@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from glscl import storage
 from glscl.data.build import Encoding
 from glscl.data.prepare import build_from_annotations
 
@@ -182,6 +183,15 @@ def clips(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train_words() -> Callable[[str, str, str], list[str]]:
     """The run that all end-to-end tests repeat: two workers, ZeRO-2, fp32; 9 steps an epoch, 162 steps."""
     return _train_words
+
+
+def wait_for_checkpoint(run: str, command: Command) -> None:
+    """Wait until a run directory holds a complete one."""
+    deadline = time.monotonic() + LIMIT_S
+    while not storage.exists(storage.join(run, "checkpoints.json")):
+        assert command.process.poll() is None, command.text()[-5000:]
+        assert time.monotonic() < deadline, command.text()[-5000:]
+        time.sleep(0.5)  # the storage server is a thread of this process
 
 
 def _train_words(shards: str, storage: str, name: str) -> list[str]:

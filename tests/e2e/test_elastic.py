@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ from typing import Any
 import pytest
 
 from glscl import storage
-from tests.e2e.hosts import START_S, Hosts
+from tests.e2e.conftest import wait_for_checkpoint
+from tests.e2e.hosts import Hosts
 
 pytestmark = pytest.mark.e2e
 
@@ -31,7 +31,8 @@ def test_a_run_shrinks_and_grows_with_its_nodes(
         for number, cpus in enumerate((0, 2, 1)):
             hosts.start(number, cpus)
         command = glscl(*common, *elastic, environment=hosts.environment)
-        _wait_for_checkpoint(f"{bucket}/runs/elastic", command)
+        command.wait_for_step(10)
+        wait_for_checkpoint(f"{bucket}/runs/elastic", command)
         hosts.lose(1)
         command.wait_for("lost the node at ")
         hosts.start(3, cpus=2)
@@ -49,15 +50,6 @@ def test_a_run_shrinks_and_grows_with_its_nodes(
     disturbed, undisturbed = (losses(f"{bucket}/runs/{name}") for name in ("elastic", "undisturbed"))
     assert [step for step, _ in disturbed] == list(range(1, 46))
     assert [loss for _, loss in disturbed] == pytest.approx([loss for _, loss in undisturbed], rel=1e-5)
-
-
-def _wait_for_checkpoint(run: str, command: Any) -> None:
-    """Until one is complete."""
-    command.wait_for_step(10)
-    deadline = time.monotonic() + START_S
-    while not storage.exists(storage.join(run, "checkpoints.json")):
-        assert time.monotonic() < deadline, command.text()[-5000:]
-        time.sleep(0.5)  # the storage server is a thread of this process
 
 
 def losses(run: str) -> list[tuple[int, float]]:

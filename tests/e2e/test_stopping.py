@@ -13,6 +13,7 @@ import pytest
 import s3fs
 
 from glscl import storage
+from tests.e2e.conftest import wait_for_checkpoint
 
 pytestmark = pytest.mark.e2e
 
@@ -39,6 +40,7 @@ def test_a_frozen_worker_is_named_and_sigterm_saves(
     words += ["--training.epochs", "100"]  # it must not end before it is told to
     command = glscl(*words, "--training.hang-timeout-s", "15", "--training.max-failures", "1")
     command.wait_for_step(15)
+    wait_for_checkpoint(f"{secret}/runs/stopped", command)
     rank = next(one for one in command.workers() if "RayTrainWorker" not in " ".join(one.parent().cmdline()))
     rank.send_signal(signal.SIGSTOP)
     command.wait_for("resumed step=")
