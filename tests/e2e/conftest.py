@@ -23,6 +23,8 @@ from glscl.data.build import Encoding
 from glscl.data.prepare import build_from_annotations
 
 LIMIT_S = 420
+LOCAL = {"RAY_ADDRESS": "local", "RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
+"""A cluster of the command's own, whose processes do not look for a killed one for a minute."""
 
 
 @dataclass
@@ -143,7 +145,7 @@ def glscl(tmp_path: Path, leaves_nothing: Path) -> Iterator[Callable[..., Comman
                 [*before, sys.executable, "-m", "glscl", *words],
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                env=environment or os.environ | {"RAY_ADDRESS": "local"},
+                env=environment or os.environ | LOCAL,
                 start_new_session=True,
             )
         commands.append(Command(process, output))
