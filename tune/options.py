@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from importlib import resources
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from glscl import storage
 from glscl.config import load_config, yaml_names
 from glscl.study.options import RunsConfig, Values, load_runs, merge, packaged_text
 from tune.space import Draw, Space, ready_made
@@ -143,4 +145,13 @@ def load_sweep(source: str, **changes: Any) -> SweepConfig:
         base.pop(key, None)
     for key in ("train", "validation", "test"):
         base.get("data", {}).pop(key, None)
-    return sweep.model_copy(update={"run": merge(base, sweep.run)})
+    run = merge(base, sweep.run)
+    model = run.get("model") or {}
+    files = {key: storage.resolve(model[key]) for key in ("clip", "pretrained") if _is_local_file(model.get(key))}
+    # Trials run in other folders than this command.
+    update = {"storage": storage.resolve(sweep.storage), "root": storage.resolve(sweep.root or ".")}
+    return sweep.model_copy(update=update | {"run": merge(run, {"model": files}) if files else run})
+
+
+def _is_local_file(value: Any) -> bool:
+    return isinstance(value, str) and not storage.is_remote(value) and Path(value).expanduser().is_file()
