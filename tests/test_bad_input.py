@@ -499,7 +499,7 @@ def test_bucket_that_is_not_there(
     message = refused(*train("--data.train", f"{gone}/x"))
     assert re.match(f"{gone}/x/manifest.json: .*NoSuchBucket.*the bucket's name", message), message
     assert refused(*train("--data.test", f"{bucket}/x")).startswith(f"{bucket}/x/manifest.json: no such file")
-    assert "no trained model there" in refused("eval", "--run", f"{gone}/run", "--test", shards)
+    assert "NoSuchBucket" in refused("eval", "--run", f"{gone}/run", "--test", shards)
     build = ["--benchmark", "jsonl", "--annotations", annotated, "--split", "train", "--videos", annotated / "videos"]
     for words, knob in (
         (train("--storage", gone), "--storage"),
