@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -131,9 +132,9 @@ class RunsConfig(Options):
         return self
 
     @property
+    @abstractmethod
     def first_seed(self) -> int:
         """Of what is trained once for all."""
-        raise NotImplementedError
 
     @property
     def directory(self) -> str:

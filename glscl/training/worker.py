@@ -129,6 +129,7 @@ def _loop(
     videos = sum(shard_set.manifest.videos for shard_set in shard_sets)
     agreement = Agreement(device)
     fled: set[str] = set()  # nodes for whose loss a checkpoint was saved
+    last = max(Retention(config.run_directory, config.checkpoint.keep).known(), default="none")
 
     while state.step < horizon.total:
         # Step
@@ -158,8 +159,7 @@ def _loop(
             try:
                 row = meter.row(engine, factor, state, videos, config.data.max_bad_fraction)
             except NonFiniteError as error:
-                retention = Retention(config.run_directory, config.checkpoint.keep)
-                raise _poisoned(error.report, retention, log) from None
+                raise _poisoned(error.report, last, log) from None
             if log is not None:
                 log.write(state.step, row)
                 log.quarantine(state.quarantined)
@@ -179,11 +179,11 @@ def _loop(
             if log is not None:
                 log.flush()  # first: a run that resumes from this checkpoint keeps the rows up to it
             _save(engine, state, config.run_directory, rank, world, attempt, meter.seconds_left(state.step))
+            last = checkpoint.directory_name(state.step, world, attempt)
         if wish >= STOP and state.step < horizon.total:
             if log is not None:
                 log.close()
-            name = checkpoint.directory_name(state.step, world, attempt)
-            return {"stopped": wish - STOP, "step": state.step, "checkpoint": name}
+            return {"stopped": wish - STOP, "step": state.step, "checkpoint": last}
     if log is not None:
         log.close()
     return None
@@ -203,10 +203,14 @@ def _nodes_leave(fled: set[str], rank: int) -> bool:
     return True
 
 
-def _poisoned(report: dict[str, Any], retention: Retention, log: RunLog | None) -> RunStoppedError:
-    """Write down a step that went wrong; returns what the run ends with."""
-    complete, _ = retention.complete()
-    last = complete[0].name if complete else "none"
+def _poisoned(report: dict[str, Any], last: str, log: RunLog | None) -> RunStoppedError:
+    """Write down a step that went wrong; returns what the run ends with.
+
+    Args:
+        report: see `NonFiniteError`.
+        last: the last checkpoint; Ray Train waits for its upload before the run ends.
+        log: of rank 0.
+    """
     if log is not None:
         log.not_finite(report)
         log.close()

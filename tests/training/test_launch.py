@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -174,9 +173,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_anything_of_it_is_saved(
     kept = sorted(path.name for path in run.glob("step_*"))
     assert last.startswith(f"glscl: FAILED step {report['step']}: ")
     assert f"not finite, of pairs {', '.join(report['pairs'][:3])} and 5 more (all in {file.name})" in last
-    named = re.search(r"Last checkpoint, from before that: (step_\d+|none)", last)  # the newest may be under way
-    assert named is not None, last
-    assert named[1] == "none" or named[1] <= kept[-1]
+    assert f"Last checkpoint, from before that: {kept[-1]}" in last
     assert "training.lr_towers" in last
     assert len(report["pairs"]) == 8
     assert set(report["not_finite"]) & {"loss", "gradient_norm"}
