@@ -88,7 +88,8 @@ def test_a_local_cluster_ends_with_the_block_and_refuses_what_it_has_not(
     temporary: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "local")
-    started: list[psutil.Process] = []
+    before = set(psutil.Process().children(recursive=True))  # what other tests have left running
+    started: set[psutil.Process] = set()
 
     def command() -> None:
         with ray_session():
@@ -99,7 +100,7 @@ def test_a_local_cluster_ends_with_the_block_and_refuses_what_it_has_not(
             with pytest.raises(UserError, match=r"wait_for_nodes_s"):
                 check_resources(1000, 1.0, use_gpu=False, wait_s=2.0)
             check_resources(1, 1.0, use_gpu=False, most=1000)
-            started.extend(psutil.Process().children(recursive=True))
+            started.update({*psutil.Process().children(recursive=True)} - before)
             raise ValueError("of the test")
 
     with pytest.raises(ValueError, match="of the test"):

@@ -18,9 +18,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from glscl import storage
 from glscl.data.build import Encoding
 from glscl.data.prepare import build_from_annotations
+from glscl.training.retention import Retention
 
 LIMIT_S = 420
 LOCAL = {"RAY_ADDRESS": "local", "RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
@@ -190,7 +190,7 @@ def train_words() -> Callable[[str, str, str], list[str]]:
 def wait_for_checkpoint(run: str, command: Command) -> None:
     """Wait until a run directory holds a complete one."""
     deadline = time.monotonic() + LIMIT_S
-    while not storage.exists(storage.join(run, "checkpoints.json")):
+    while not Retention(run, keep=1).known():
         assert command.process.poll() is None, command.text()[-5000:]
         assert time.monotonic() < deadline, command.text()[-5000:]
         time.sleep(0.5)  # the storage server is a thread of this process

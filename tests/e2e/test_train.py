@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 
 from glscl import storage
 from glscl.training.retention import Retention
+from tests.e2e.conftest import wait_for_checkpoint
 from tests.fault_proxy import KINDS, FaultProxy
 
 pytestmark = pytest.mark.e2e
@@ -73,9 +73,8 @@ def test_from_s3_that_fails_with_worker_and_driver_killed(
     words = train_words(f"{bucket}/shards", f"{bucket}/runs", "killed")
     command = glscl(*words)
     command.wait_for_step(15)
-    while not (saved := Retention(run, 2).known()):  # uploads lag behind
-        assert command.process.poll() is None, command.text()[-5000:]
-        time.sleep(0.1)
+    wait_for_checkpoint(run, command)  # uploads lag behind
+    saved = Retention(run, 2).known()
     victim = command.workers()[-1]
     victim.kill()
     command.wait_for("resumed step=")
