@@ -23,7 +23,11 @@ from glscl.data.prepare import build_from_annotations
 from glscl.training.retention import Retention
 
 LIMIT_S = 420
-LOCAL = {"RAY_ADDRESS": "local", "RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
+LOCAL = {
+    "RAY_ADDRESS": "local",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "15",
+    "RAY_gcs_server_request_timeout_seconds": "15",
+}
 """A cluster of the command's own, whose processes do not look for a killed one for a minute."""
 
 

@@ -24,25 +24,25 @@ def test_killed_and_continued_without_repeating_a_finished_cell(glscl: Callable[
     folder = tmp_path / "toy-study-small"
     first = glscl(*words)
     deadline = time.monotonic() + LIMIT_S
-    while len(done := sorted(folder.glob("cells/*/*/cell.json"))) < 4:
+    while len(done := sorted(folder.glob("cells/*/*/cell.json"))) < 2:
         assert first.process.poll() is None, first.text()[-5000:]
         assert time.monotonic() < deadline, first.text()[-5000:]
         time.sleep(0.2)
     first.kill()
     left = {path: path.stat().st_mtime_ns for path in sorted(folder.glob("cells/*/*/cell.json"))}
     assert set(done) <= set(left)
-    assert 4 <= len(left) < 9
+    assert 2 <= len(left) < 5
 
     output = glscl(*words).wait()
-    assert f"study: {len(left)} of 9 cells are finished, {9 - len(left)} to do" in output
+    assert f"study: {len(left)} of 5 cells are finished, {5 - len(left)} to do" in output
     assert "pretraining the towers" not in output
     assert {path: path.stat().st_mtime_ns for path in left} == left
-    assert len(list(folder.glob("cells/*/*/cell.json"))) == 9
+    assert len(list(folder.glob("cells/*/*/cell.json"))) == 5
     assert not list(folder.glob("cells/*/*/step_*")), "a finished cell keeps no checkpoint"
-    assert re.match(r"glscl: OK study=toy-study-small cells=9/9 Across domains, ", output.splitlines()[-1])
+    assert re.match(r"glscl: OK study=toy-study-small cells=5/5 Across domains, ", output.splitlines()[-1])
 
     results = parse_study(json.loads((folder / "study.json").read_text()))
-    assert (results.finished_cells, results.cells) == (9, 9)
+    assert (results.finished_cells, results.cells) == (5, 5)
     assert {(r.variant, r.training, r.test) for r in results.results} == {
         ("zero-shot", "zero-shot", test) for test in ("toy_clips", "toy_stories")
     } | {
