@@ -19,6 +19,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -363,16 +364,20 @@ def watch(run: Run, kills: Sequence[Kill], since: int) -> None:
 @contextmanager
 def running() -> Iterator[tuple[Path, Storage, Machines]]:
     """Storage and cluster, ended with the block."""
-    with tempfile.TemporaryDirectory(prefix="glscl-soak-") as name:
-        place = Storage(Path(name))
+    scratch = Path(tempfile.mkdtemp(prefix="glscl-soak-"))
+    place = Storage(scratch)
+    try:
+        machines = Machines()
         try:
-            machines = Machines()
-            try:
-                yield Path(name), place, machines
-            finally:
-                machines.stop()
+            yield scratch, place, machines
         finally:
-            place.stop()
+            machines.stop()
+    except SoakError:
+        print(f"soak: logs of all runs are in {scratch}")
+        raise
+    finally:
+        place.stop()
+    shutil.rmtree(scratch)
 
 
 def soak(kills: int, seed: int, output: Path) -> tuple[list[Kill], int]:

@@ -11,6 +11,8 @@ What Ray Train does by itself, and what is different here:
 4. Ray counts a lost node as a failure of the run unless the cloud had announced it. Here it does not count.
 5. gloo takes the interface that the machine's name resolves to, which is often the loopback; here, that of the address
    by which the nodes of the cluster know each other.
+6. Where a worker dies in the last part of its group's start, Ray forgets the group but keeps its room, and the next one
+   waits for that room for ever. Here the room is given back.
 
 The only module that stands on private parts of Ray; ``tests/training/test_scaling.py`` says so when they change.
 """
@@ -38,6 +40,7 @@ from ray.train.v2._internal.execution.scaling_policy import (
     NoopDecision,
     ScalingDecision,
 )
+from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2.api import data_parallel_trainer
 
 from glscl.errors import UserError
@@ -193,8 +196,22 @@ class LossPolicy(DefaultFailurePolicy):  # type: ignore[misc]
         return super().make_decision(training_failed_error)
 
 
+class Group(WorkerGroup):  # type: ignore[misc]
+    """The workers, their processes and their room; all of it is gone when a start fails."""
+
+    def _start(self) -> None:
+        try:
+            super()._start()
+        except Exception:
+            if self.has_started():
+                self.shutdown()
+            raise
+
+
 class Controller(TrainController):  # type: ignore[misc]
     """Runs the loop that asks the policies; hears calls while a decision is put off."""
+
+    worker_group_cls = Group
 
     async def _step(self) -> Any:
         result = await super()._step()

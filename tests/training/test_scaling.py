@@ -15,6 +15,7 @@ from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.controller.state import InitializingState, RunningState
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision
+from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2.api import data_parallel_trainer
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
@@ -191,3 +192,26 @@ def test_what_is_put_off_lets_other_calls_through(
     monkeypatch.setattr(scaling.asyncio, "sleep", sleep)
     assert asyncio.run(scaling.Controller._step(scaling.Controller.__new__(scaling.Controller))) is result
     assert slept == pauses
+
+
+def test_a_group_that_breaks_late_in_its_start_gives_its_room_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's own start cleans up only what breaks before the group counts as started."""
+    ended: list[str] = []
+
+    def start(group: Any, _: Any) -> None:
+        group._worker_group_state = SimpleNamespace(shutdown=lambda: ended.append("all"))
+        raise RayActorError
+
+    def made(kind: type[Any]) -> Any:
+        context = SimpleNamespace(backend_config=None, run_config=SimpleNamespace(storage_context=None))
+        return kind(train_run_context=context, worker_group_context=None, callbacks=[])
+
+    monkeypatch.setattr(WorkerGroup, "_start_impl", start)
+    with pytest.raises(RayActorError):
+        made(WorkerGroup)._start()
+    assert not ended, "Ray has mended it: Group can go"
+    group = made(scaling.Controller.worker_group_cls)
+    with pytest.raises(RayActorError):
+        group._start()
+    assert ended == ["all"]
+    assert not group.has_started()
