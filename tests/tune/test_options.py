@@ -42,6 +42,20 @@ def test_the_base_is_a_preset_without_its_data() -> None:
     assert not {"train", "validation", "test"} & set(found.run["data"])
 
 
+def test_addresses_are_those_of_the_folder_the_command_runs_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials run in folders of their own."""
+    (tmp_path / "clip.json").write_text("{}")
+    run = {"model": {"clip": "clip.json", "pretrained": "laion2b_s34b_b79k"}}
+    (tmp_path / "mine.yaml").write_text(
+        yaml.safe_dump(sweep().model_dump(mode="json") | {"storage": "runs", "run": run})
+    )
+    monkeypatch.chdir(tmp_path)
+    found = load_sweep("mine.yaml")
+    assert (found.storage, found.root) == (str(tmp_path / "runs"), str(tmp_path))
+    assert found.run["model"] == {"clip": str(tmp_path / "clip.json"), "pretrained": "laion2b_s34b_b79k"}
+    assert load_sweep("mine.yaml", storage="s3://bucket/runs").storage == "s3://bucket/runs"
+
+
 ONE = {"toy_clips": {"toy": {"train": 8, "dev": 4}}}
 
 
