@@ -116,6 +116,7 @@ class Retention:
             said = "; ".join(f"{name}: {problem}" for name, problem in problems.items())
             raise UserError(f"{self.run_directory}: none of its checkpoints is complete ({said}); {ANOTHER}")
         self._write(found, [name for name in problems if name in known])
+        self._verified.clear()  # another process, Ray Train's controller, removes some from now on
         return found
 
     def register(self, name: str) -> None:

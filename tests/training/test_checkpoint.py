@@ -455,6 +455,16 @@ def test_the_best_and_the_newest_stay(run: str) -> None:
     assert steps(unscored.run_directory) == [2]
 
 
+def test_what_the_controller_has_removed_meanwhile_is_not_there(run: str) -> None:
+    put(run, 1)
+    driver, controller = Retention(run, keep=1), Retention(run, keep=1)
+    assert [found.state.step for found in driver.take_over()] == [1]
+    controller.register(put(run, 2))
+    assert [found.state.step for found in driver.best()] == [2]
+    driver.close()
+    assert driver.known() == [checkpoint.directory_name(2, 2, "a")]
+
+
 @pytest.mark.parametrize("lacks", ["deepspeed/rank-1", "files-00001.json", "state.json", "cut", "rank"])
 def test_the_last_good_one_stays_whatever_comes_after(run: str, lacks: str, capsys: pytest.CaptureFixture[str]) -> None:
     retention = Retention(run, keep=1)
