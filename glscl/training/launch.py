@@ -169,12 +169,16 @@ def _watched(trainer: Any, watch: Watch) -> Any:
 
 def _reason(error: Any, watch: Watch) -> BaseException:
     """Why the worker group failed for good, in a line where it is known."""
+    from glscl.training.scaling import IN_USE, is_in_use
+
     if failure := watch.failure():
         return BrokenRunError(f"{failure}. It was so after every restart (training.max_failures)")
     failures = getattr(error, "worker_failures", {})
     causes = [*failures.values(), getattr(error, "controller_failure", None)]
     if reason := cause_in(causes, (UserError, BrokenRunError)):
         return type(reason)(str(reason))
+    if is_in_use(error):
+        return UserError(f"{IN_USE}: wait for its end, lower training.num_workers or raise training.wait_for_nodes_s")
     for rank, failed in failures.items():
         note = watch.last_heard(rank)
         if note and type(failed).__name__ in ("ActorDiedError", "RayActorError", "WorkerHealthCheckFailedError"):

@@ -7,7 +7,8 @@ What Ray Train does by itself, and what is different here:
    larger one, as soon as a checkpoint of all its ranks is there, so that few steps are done twice, and only where that
    saves more than a restart costs (``training.restart_cost_s``).
 3. Ray waits for missing nodes for ever, with a core at full load and deaf to Ctrl-C, or gives up after a few attempts
-   of a minute each. Here the run says what it waits for, and ends after ``training.wait_for_nodes_s`` with the knobs.
+   of a minute each, also where only another run uses them. Here the run says what it waits for, and ends after
+   ``training.wait_for_nodes_s`` with the knobs.
 4. Ray counts a lost node as a failure of the run unless the cloud had announced it. Here it does not count.
 5. gloo takes the interface that the machine's name resolves to, which is often the loopback; here, that of the address
    by which the nodes of the cluster know each other.
@@ -33,6 +34,7 @@ import ray
 from ray.train import FailureConfig, Result, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch.config import _TorchBackend
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import (
@@ -53,8 +55,18 @@ ANSWER_S = 3.0
 """Seconds in which a node that is there takes a connection."""
 REPEAT_S = 30.0
 """Seconds between two lines that say what a run waits for."""
+SHARED_WAIT_S = 240.0
+"""Least seconds that a run waits for room which is there and in use."""
 PAUSE_S = 1.0
 """Seconds until a decision that was put off is asked for again."""
+
+
+IN_USE = "the cluster has the room, but something else uses it"
+
+
+def is_in_use(error: BaseException) -> bool:
+    """Whether a run failed because the nodes that are there had no free room for its workers."""
+    return isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError)
 
 
 def present_nodes() -> dict[str, dict[str, float]]:
@@ -179,11 +191,16 @@ class NodesPolicy(ElasticScalingPolicy):  # type: ignore[misc]  # Ray's packages
 
 
 class LossPolicy(DefaultFailurePolicy):  # type: ignore[misc]
-    """Decides whether to go on after a failure: always if a node is lost, else ``training.max_failures`` times."""
+    """Decides whether to go on after a failure.
 
-    def __init__(self, failure_config: FailureConfig) -> None:
+    Always if a node is lost, for a time if another run uses the room, else ``training.max_failures`` times.
+    """
+
+    def __init__(self, failure_config: FailureConfig, wait_s: float) -> None:
         super().__init__(failure_config)
         self._known = set(lost_nodes())
+        self._wait_s = max(wait_s, SHARED_WAIT_S)
+        self._in_use_since: float | None = None
 
     def make_decision(self, training_failed_error: Any) -> FailureDecision:
         """Retry or raise."""
@@ -193,6 +210,14 @@ class LossPolicy(DefaultFailurePolicy):  # type: ignore[misc]
             where = ", ".join(sorted(lost.values()))
             print(f"lost the node at {where}: the run goes on from its last checkpoint", flush=True)
             return FailureDecision.RETRY
+        if is_in_use(training_failed_error):
+            now = time.monotonic()
+            self._in_use_since = self._in_use_since or now
+            if now - self._in_use_since >= self._wait_s:
+                return FailureDecision.RAISE
+            print(f"no workers: {IN_USE}; waiting up to {self._wait_s:g} s", flush=True)
+            return FailureDecision.RETRY
+        self._in_use_since = None
         return super().make_decision(training_failed_error)
 
 
@@ -261,8 +286,10 @@ class Trainer(TorchTrainer):  # type: ignore[misc]
         )
         super().__init__(loop, scaling_config=scaling, torch_config=Processes(timeout_s=timeout_s), **options)
         self._policy = NodesPolicy(scaling, training, sizes)
+        self._wait_s = training.wait_for_nodes_s
 
     def _initialize_and_run_controller(self, **parts: Any) -> Result:
-        parts |= {"scaling_policy": self._policy, "failure_policy": LossPolicy(self.run_config.failure_config)}
+        losses = LossPolicy(self.run_config.failure_config, self._wait_s)
+        parts |= {"scaling_policy": self._policy, "failure_policy": losses}
         with patch.object(data_parallel_trainer, "TrainController", Controller):
             return super()._initialize_and_run_controller(**parts)

@@ -11,6 +11,7 @@ import pytest
 import ray
 from ray.exceptions import RayActorError
 from ray.train import FailureConfig, ScalingConfig
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.controller.state import InitializingState, RunningState
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
@@ -122,7 +123,7 @@ def test_growth_has_to_pay_and_a_working_group_never_shrinks(nodes: Nodes) -> No
 
 
 def test_the_loss_of_a_node_is_not_a_failure_of_the_run(nodes: Nodes, capsys: pytest.CaptureFixture[str]) -> None:
-    losses = LossPolicy(FailureConfig(max_failures=1))
+    losses = LossPolicy(FailureConfig(max_failures=1), 0)
     failure = WorkerGroupError("rank 0", {0: RayActorError()})
     del nodes["b"]
     assert losses.make_decision(failure) == FailureDecision.RETRY
@@ -131,6 +132,23 @@ def test_the_loss_of_a_node_is_not_a_failure_of_the_run(nodes: Nodes, capsys: py
     assert losses.make_decision(failure) == FailureDecision.RAISE
     del nodes["a"]
     assert losses.make_decision(ControllerError(UserError("no nodes"))) == FailureDecision.RAISE
+
+
+@pytest.mark.parametrize(("wait_s", "least_s"), [(0, scaling.SHARED_WAIT_S), (3600, 3600)])
+def test_room_that_another_run_uses_is_waited_for(
+    wait_s: float, least_s: float, nodes: Nodes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(scaling.time, "monotonic", lambda: clock.now)
+    losses = LossPolicy(FailureConfig(max_failures=0, controller_failure_limit=0), wait_s)
+    in_use = ControllerError(WorkerGroupStartupTimeoutError(2))
+    for clock.now in (100.0, 160.0, 99.0 + least_s):
+        assert losses.make_decision(in_use) == FailureDecision.RETRY
+    assert f"something else uses it; waiting up to {least_s:g} s" in capsys.readouterr().out
+    clock.now = 100.0 + least_s
+    assert losses.make_decision(in_use) == FailureDecision.RAISE
+    assert losses.make_decision(WorkerGroupError("rank 0", {0: RayActorError()})) == FailureDecision.RAISE
+    assert losses.make_decision(in_use) == FailureDecision.RETRY, "the run has worked in between"
 
 
 def test_a_node_that_is_gone_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
