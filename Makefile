@@ -2,13 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test test-slow lint clean
 
 quickstart: .venv/.installed
 	$(BIN)/glscl quickstart
 
 test: .venv/.installed
-	$(BIN)/pytest --numprocesses 2 --dist loadfile
+	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "not slow"
+
+test-slow: .venv/.installed
+	$(BIN)/pytest --numprocesses 2 --dist loadfile -m slow
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

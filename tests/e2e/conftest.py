@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -43,9 +45,14 @@ class Command:
         assert status == 0, self.text()[-5000:]
         return self.text()
 
-    def wait_for_step(self, step: int) -> None:
-        """Wait until the log shows at least this step."""
-        self._wait_until(lambda: max((int(n) for n in re.findall(r"step=(\d+)/", self.text())), default=0) >= step)
+    def wait_for_step(self, step: int, after: str = "") -> None:
+        """Wait until the log shows at least this step, after the last ``after``."""
+
+        def reached() -> bool:
+            said = self.text().rpartition(after)[2] if after else self.text()
+            return max((int(n) for n in re.findall(r"step=(\d+)/", said)), default=0) >= step
+
+        self._wait_until(reached)
 
     def wait_for(self, words: str) -> None:
         """Wait until the log shows these words."""
@@ -193,9 +200,19 @@ def clips(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def train_words() -> Callable[[str, str, str], list[str]]:
+def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An architecture that learns 60 clips by heart in seconds."""
+    vision = {"image_size": 32, "patch_size": 16, "width": 48, "head_width": 16, "layers": 2, "pool_type": "avg"}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+    path = tmp_path_factory.mktemp("clip") / "small.json"
+    path.write_text(json.dumps({"embed_dim": 48, "vision_cfg": vision, "text_cfg": text}))
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def train_words(clip: str) -> Callable[[str, str, str], list[str]]:
     """The run that all end-to-end tests repeat: two workers, ZeRO-2, fp32; 9 steps an epoch, 162 steps."""
-    return _train_words
+    return partial(_train_words, clip)
 
 
 def wait_for_checkpoint(run: str, command: Command) -> None:
@@ -207,7 +224,7 @@ def wait_for_checkpoint(run: str, command: Command) -> None:
         time.sleep(0.5)  # the storage server is a thread of this process
 
 
-def _train_words(shards: str, storage: str, name: str) -> list[str]:
+def _train_words(clip: str, shards: str, storage: str, name: str) -> list[str]:
     options = {
         "name": name,
         "storage": storage,
@@ -215,7 +232,7 @@ def _train_words(shards: str, storage: str, name: str) -> list[str]:
         "data.loader-workers": "0",
         "data.virtual-streams": "4",
         "data.sample-fps": "4",
-        "model.clip": "glscl-tiny",
+        "model.clip": clip,
         "model.max-frames": "2",
         "training.global-batch": "20",
         "training.epochs": "18",

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import psutil
@@ -153,5 +153,6 @@ def _free_port() -> int:
 def _end(family: list[psutil.Process], wait_s: float) -> None:
     _, alive = psutil.wait_procs(family, timeout=wait_s)
     for process in alive:
-        process.kill()
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
     psutil.wait_procs(alive, timeout=10)

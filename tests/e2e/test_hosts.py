@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -15,19 +14,15 @@ import pytest
 from glscl.data.shards import ShardSet
 from tests.e2e.hosts import Hosts
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 @pytest.mark.skipif(not (shutil.which("ip") and shutil.which("unshare")), reason="needs iproute2 and unshare")
 def test_three_and_two_hosts_train_what_one_does(
-    glscl: Callable[..., Any], make_shards: Callable[..., ShardSet], tmp_path: Path
+    glscl: Callable[..., Any], make_shards: Callable[..., ShardSet], clip: str, tmp_path: Path
 ) -> None:
     """Each host has room for one worker. Their names resolve nowhere, so gloo has to be told its interface."""
-    clip = tmp_path / "small.json"
-    vision = {"image_size": 32, "patch_size": 16, "width": 32, "head_width": 16, "layers": 1}
-    text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
-    clip.write_text(json.dumps({"embed_dim": 32, "vision_cfg": vision, "text_cfg": text}))
     options = {
         "storage": tmp_path / "runs",
         "data.train": make_shards(captions=[1] * 24, per_shard=4).uri,

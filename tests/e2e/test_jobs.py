@@ -14,7 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,8 @@ def head() -> Iterator[Head]:
         process.send_signal(signal.SIGTERM)
         _, alive = psutil.wait_procs(family, timeout=5)  # Ray itself gives idle workers 30 s
         for one in alive:
-            one.kill()
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
         _, alive = psutil.wait_procs(alive, timeout=10)
         shutil.rmtree(folder, ignore_errors=True)
         assert not alive, alive

@@ -48,7 +48,7 @@ def test_a_frozen_worker_is_named_and_sigterm_saves(
     said = next(line for line in command.text().splitlines() if line.startswith("watchdog: "))
     assert f", pid {rank.pid}) has not been heard of for" in said
     assert "waiting for it in a collective: rank" in said
-    command.wait_for_step(resumed + 1)
+    command.wait_for_step(resumed + 1, after="resumed step=")
     assert not with_secrets(secret, leaves_nothing), "also in the logs that Ray keeps while it runs"
 
     command.process.send_signal(signal.SIGTERM)

@@ -79,7 +79,7 @@ def test_from_s3_that_fails_with_worker_and_driver_killed(
     victim.kill()
     command.wait_for("resumed step=")
     resumed = [int(step) for step in re.findall(r"resumed step=(\d+)", command.text())]
-    command.wait_for_step(resumed[0] + 15)
+    command.wait_for_step(resumed[0] + 15, after="resumed step=")
     command.kill()
     output = glscl(*words).wait()
     proxy.rate = 0
