@@ -15,7 +15,7 @@ import pytest
 from glscl.evaluation.saved import read_card
 from glscl.reporting.sweep_schema import parse_sweep
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 LIMIT_S = 300
 
