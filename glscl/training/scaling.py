@@ -227,9 +227,12 @@ class Group(WorkerGroup):  # type: ignore[misc]
     def _start(self) -> None:
         try:
             super()._start()
-        except Exception:
+        except Exception as error:
             if self.has_started():
-                self.shutdown()
+                try:
+                    self.shutdown()
+                except Exception as later:  # the first reason decides whether the run is tried again
+                    error.add_note(f"ending the group failed too: {later!r}")
             raise
 
 

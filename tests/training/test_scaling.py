@@ -22,7 +22,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from glscl.errors import UserError
-from glscl.training import scaling
+from glscl.training import launch, scaling
 from glscl.training.options import TrainingConfig
 from glscl.training.scaling import SECONDS_LEFT, LossPolicy, NodesPolicy, Trainer
 
@@ -147,6 +147,9 @@ def test_room_that_another_run_uses_is_waited_for(
     assert f"something else uses it; waiting up to {least_s:g} s" in capsys.readouterr().out
     clock.now = 100.0 + least_s
     assert losses.make_decision(in_use) == FailureDecision.RAISE
+    said = launch._reason(in_use, SimpleNamespace(failure=lambda: None))  # type: ignore[arg-type]
+    assert isinstance(said, UserError)
+    assert "something else uses it: wait for its end, lower training.num_workers or raise" in str(said)
     assert losses.make_decision(WorkerGroupError("rank 0", {0: RayActorError()})) == FailureDecision.RAISE
     assert losses.make_decision(in_use) == FailureDecision.RETRY, "the run has worked in between"
 
@@ -233,3 +236,11 @@ def test_a_group_that_breaks_late_in_its_start_gives_its_room_back(monkeypatch: 
         group._start()
     assert ended == ["all"]
     assert not group.has_started()
+
+    def breaks(_: Any) -> None:
+        raise ValueError("gone")
+
+    monkeypatch.setattr(WorkerGroup, "shutdown", breaks)
+    with pytest.raises(RayActorError) as caught:  # not the second error, which would not be tried again
+        made(scaling.Controller.worker_group_cls)._start()
+    assert caught.value.__notes__ == ["ending the group failed too: ValueError('gone')"]
