@@ -1,0 +1,309 @@
+"""Mutation testing: does a test fail for every small change of the code that results depend on?
+
+    python stress/mutants.py --sample 400 --seed 0 --output mutants.jsonl
+
+Draws places in the modules of `TESTS` at random (cosmic-ray's operators: comparisons, arithmetic, numbers, booleans,
+``and``/``or``, ``not``, loops, exceptions), changes one at a time in a copy of the tree, and runs the tests of that
+module until one fails. Prints what survived, with its line, and the share that was killed. Annotations are left alone:
+they are never evaluated. A run goes on where it stopped: mutants that ``--output`` holds are not tried again; delete a
+line to try it again. ``--only PART`` draws from the modules whose path contains PART. Needs the ``mutation`` extra.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+TESTS: dict[str, tuple[str, ...]] = {
+    "glscl/losses/*.py": ("tests/losses", "tests/models/test_parity.py", "tests/training/test_world_size.py"),
+    "glscl/models/heads/*.py": (
+        "tests/models/test_heads.py",
+        "tests/models/test_parity.py",
+        "tests/evaluation/test_cost.py",
+        "tests/training/test_world_size.py",
+    ),
+    "glscl/training/engine.py": ("tests/training/test_engine.py", "tests/training/test_world_size.py"),
+    "glscl/training/global_batch.py": ("tests/training/test_world_size.py", "tests/training/test_engine.py"),
+    "glscl/training/collectives.py": ("tests/training/test_collectives.py", "tests/training/test_world_size.py"),
+    "glscl/training/checkpoint.py": ("tests/training/test_checkpoint.py",),
+    "glscl/training/retention.py": ("tests/training/test_checkpoint.py",),
+    "glscl/data/plan.py": ("tests/data/test_plan.py", "tests/data/test_stream.py"),
+    "glscl/data/stream.py": ("tests/data/test_stream.py",),
+    "glscl/data/video*": ("tests/data/test_video.py", "tests/data/test_hostile_video.py"),
+    "glscl/evaluation/metrics.py": ("tests/evaluation/test_metrics.py", "tests/evaluation/test_scoring.py"),
+    "glscl/evaluation/statistics.py": ("tests/evaluation/test_statistics.py",),
+    "glscl/evaluation/scoring.py": ("tests/evaluation/test_scoring.py", "tests/evaluation/test_retrieval.py"),
+    "glscl/study/analysis.py": ("tests/study/test_analysis.py", "tests/reporting/test_study_report.py"),
+}
+"""Modules that are changed, and the tests that have to notice, quick ones first."""
+
+PRELOAD = "import numpy, torch, scipy.stats, av, pydantic, pytest, s3fs, moto.server, boto3, open_clip, ray.train.torch"
+"""What a runner imports before it forks a process per mutant: minutes over a whole sample."""
+
+LIMIT_S = 600.0
+"""A mutant that hangs is killed, and counts as killed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """One change of the code.
+
+    Attributes:
+        path: of the module, under the root.
+        operator: cosmic-ray's name.
+        occurrence: which of the places in the module that the operator could change.
+        line: number of the line, from 1.
+        old: the line as it is.
+        new: the line as it becomes.
+    """
+
+    path: str
+    operator: str
+    occurrence: int
+    line: int
+    old: str
+    new: str
+
+    @property
+    def name(self) -> str:
+        """What identifies the mutant as long as its line stays what it is."""
+        return f"{self.path}: {self.old} -> {self.new}"
+
+
+def draw(sample: int, seed: int, only: str) -> list[Mutant]:
+    """Draw places in the modules, each with one of the changes that are possible there."""
+    generator = random.Random(seed)
+    places = [
+        (path, place)
+        for pattern in TESTS
+        for path in sorted(_sources(pattern))
+        if only in str(path)
+        for place in _places(path)
+    ]
+    generator.shuffle(places)
+    mutants: list[Mutant] = []
+    for path, variants in places:
+        if len(mutants) == sample:
+            break
+        if mutant := _mutant(path, *generator.choice(variants)):
+            mutants.append(mutant)
+    return mutants
+
+
+def _sources(pattern: str) -> Iterator[Path]:
+    for path in ROOT.glob(pattern):
+        yield from path.rglob("*.py") if path.is_dir() else [path]
+
+
+def _places(path: Path) -> Iterator[list[tuple[str, int]]]:
+    """Yield the changes (operator, occurrence) that are possible at each place of a module."""
+    import cosmic_ray.plugins
+    from cosmic_ray.ast import ast_nodes, get_ast_from_path
+
+    tree = get_ast_from_path(path)
+    skipped = _annotations(path.read_text(encoding="utf-8"))
+    places: dict[tuple[str, tuple[int, int]], list[tuple[str, int]]] = defaultdict(list)
+    for name in cosmic_ray.plugins.operator_names():
+        operator = cosmic_ray.plugins.get_operator(name)
+        if operator.arguments():
+            continue
+        positions = [start for node in ast_nodes(tree) for start, _ in operator().mutation_positions(node)]
+        family = name.partition("_")[0]
+        for occurrence, start in enumerate(positions):
+            if not any(first <= start < last for first, last in skipped):
+                places[family, start].append((name, occurrence))
+    yield from (places[key] for key in sorted(places))
+
+
+def _annotations(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """Start and end (line, column) of every annotation and type alias of a module."""
+    found: list[ast.expr | None] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.arg | ast.AnnAssign):
+            found.append(node.annotation)
+        elif isinstance(node, ast.FunctionDef):
+            found.append(node.returns)
+        elif isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id[0].isupper():
+            found.append(node)  # Callable[[A | B], C] on the right of an alias
+    return [
+        ((node.lineno, node.col_offset), (node.end_lineno or 0, node.end_col_offset or 0))
+        for node in found
+        if node is not None
+    ]
+
+
+def _mutant(path: Path, operator: str, occurrence: int) -> Mutant | None:
+    source = path.read_text(encoding="utf-8")
+    changed = _mutated(source, operator, occurrence)
+    if changed is None or _same_code(source, changed):
+        return None
+    lines = zip(source.splitlines(), changed.splitlines(), strict=False)
+    number, (old, new) = next((n, pair) for n, pair in enumerate(lines, 1) if pair[0] != pair[1])
+    name = str(path.relative_to(ROOT))
+    return Mutant(name, operator, occurrence, number, " ".join(old.split()), " ".join(new.split()))
+
+
+def _mutated(source: str, operator: str, occurrence: int) -> str | None:
+    import cosmic_ray.plugins
+    from cosmic_ray.mutating import mutate_code
+
+    try:
+        return mutate_code(source, cosmic_ray.plugins.get_operator(operator)(), occurrence)  # type: ignore[no-any-return]
+    except AttributeError:  # cosmic-ray 8.7 cannot replace a dotted exception (`except av.error.FFmpegError`)
+        return None
+
+
+def _same_code(one: str, other: str) -> bool:
+    try:
+        return ast.dump(ast.parse(one)) == ast.dump(ast.parse(other))
+    except SyntaxError:
+        return True  # no change of the program
+
+
+class Runner:
+    """A copy of the tree, and a process that has the libraries in memory and forks one child per mutant."""
+
+    def __init__(self, scratch: Path, number: int) -> None:
+        self.tree = scratch / str(number) / "tree"
+        files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+        for name in filter(None, files.split("\0")):
+            if (ROOT / name).is_file():
+                (self.tree / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, self.tree / name)
+        if (ROOT.parent / "shared").is_dir():
+            (self.tree.parent / "shared").symlink_to((ROOT.parent / "shared").resolve())
+        environment = os.environ | {
+            "PYTHONPATH": str(self.tree),
+            "PYTHONDONTWRITEBYTECODE": "1",  # a stale one would be the code before the change
+            "OMP_NUM_THREADS": "1",
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _SERVER.format(preload=PRELOAD)],
+            cwd=self.tree,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def passes(self, tests: tuple[str, ...]) -> bool:
+        """Run tests in a fresh child; whether they pass within the limit."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(json.dumps({"tests": tests, "limit": LIMIT_S}), file=self._process.stdin, flush=True)
+        return json.loads(self._process.stdout.readline()) == 0  # type: ignore[no-any-return]
+
+    def survives(self, mutant: Mutant) -> bool:
+        """Change the copy, run the module's tests, change it back."""
+        path = self.tree / mutant.path
+        source = path.read_text(encoding="utf-8")
+        changed = _mutated(source, mutant.operator, mutant.occurrence)
+        assert changed is not None
+        path.write_text(changed, encoding="utf-8")
+        try:
+            return self.passes(tests_of(mutant.path))
+        finally:
+            path.write_text(source, encoding="utf-8")
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+_SERVER = """
+import json, os, signal, sys, time
+{preload}
+for line in sys.stdin:
+    job = json.loads(line)
+    child = os.fork()
+    if not child:
+        os.setpgid(0, 0)
+        null = os.open(os.devnull, os.O_RDWR)
+        for descriptor in (0, 1, 2):
+            os.dup2(null, descriptor)
+        status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", *job["tests"]])
+        os._exit(int(status))
+    end = time.monotonic() + job["limit"]
+    done = 0
+    while not done and time.monotonic() < end:
+        done, status = os.waitpid(child, os.WNOHANG)
+        time.sleep(0.02)
+    try:
+        os.killpg(child, signal.SIGKILL)  # processes that the tests left, or a child that hangs
+    except ProcessLookupError:
+        pass
+    if not done:
+        os.waitpid(child, 0)
+    print(json.dumps(os.waitstatus_to_exitcode(status) if done else -1), flush=True)
+"""
+
+
+def tests_of(path: str) -> tuple[str, ...]:
+    """The tests of a module."""
+    return next(tests for pattern, tests in TESTS.items() if ROOT / path in set(_sources(pattern)))
+
+
+def main() -> int:
+    """Draw, try, report; exit status 1 below 95 % killed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sample", type=int, default=400)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="")
+    parser.add_argument("--output", type=Path, default=Path("mutants.jsonl"))
+    parser.add_argument("--runners", type=int, default=os.cpu_count() or 1)
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+    mutants = draw(arguments.sample, arguments.seed, arguments.only)
+    lines = arguments.output.read_text().splitlines() if arguments.output.exists() else []
+    survived = {record["name"]: record["survived"] for record in map(json.loads, lines)}
+    left = [mutant for mutant in mutants if mutant.name not in survived]
+    print(f"{len(mutants)} mutants, {len(left)} to try", flush=True)
+    with tempfile.TemporaryDirectory(prefix="mutants-") as scratch, arguments.output.open("a") as output:
+        runners = [Runner(Path(scratch), number) for number in range(arguments.runners)]
+        for tests in sorted({tests_of(mutant.path) for mutant in left}):
+            if not runners[0].passes(tests):
+                raise SystemExit(f"these tests fail without any change: {' '.join(tests)}")
+        with ThreadPoolExecutor(len(runners)) as pool:
+
+            def work(runner: Runner) -> None:
+                while left:
+                    mutant = left.pop(0)
+                    start = time.monotonic()
+                    survived[mutant.name] = runner.survives(mutant)
+                    record = {"name": mutant.name, "survived": survived[mutant.name], **asdict(mutant)}
+                    record["seconds"] = round(time.monotonic() - start, 1)
+                    print(json.dumps(record), file=output, flush=True)
+                    print("SURVIVED" if record["survived"] else "killed  ", mutant.name, flush=True)
+
+            list(pool.map(work, runners))
+        for runner in runners:
+            runner.close()
+    alive = [mutant for mutant in mutants if survived[mutant.name]]
+    for mutant in sorted(alive, key=lambda mutant: (mutant.path, mutant.line)):
+        print(f"survived: {mutant.path}:{mutant.line}\n    {mutant.old}\n    {mutant.new}")
+    score = 1 - len(alive) / len(mutants)
+    print(f"{len(mutants)} mutants, {len(alive)} survived: {100 * score:.1f} % killed")
+    return int(score < 0.95)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
