@@ -218,18 +218,18 @@ def test_memory_is_bounded_while_decoding_and_not_afterwards(
     make_video: MakeVideo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    whole = display.fit
+    whole = display.resize
 
     def fit(*arguments: Any) -> torch.Tensor:
         seen.append(resource.getrlimit(resource.RLIMIT_AS)[0])
         return whole(*arguments)
 
-    monkeypatch.setattr(display, "fit", fit)
+    monkeypatch.setattr(display, "resize", fit)
     free = resource.getrlimit(resource.RLIMIT_AS)
     load_frames(make_video(), SAMPLING)
     assert 0 < max(seen) < 1 << 46
     assert resource.getrlimit(resource.RLIMIT_AS) == free
-    monkeypatch.setattr(display, "fit", lambda *_: torch.empty(limits.MAX_MEMORY + (1 << 30), dtype=torch.uint8))
+    monkeypatch.setattr(display, "resize", lambda *_: torch.empty(limits.MAX_MEMORY + (1 << 30), dtype=torch.uint8))
     with pytest.raises(VideoError, match="undecodable"):
         load_frames(make_video(), SAMPLING)
     assert resource.getrlimit(resource.RLIMIT_AS) == free

@@ -134,7 +134,8 @@ class PictureReader:
                     if packet.size == 0:  # the same picture again; to a decoder, the end
                         continue
                     slot = self._index.slot_of.get(number)
-                    context.skip_frame = "DEFAULT" if wanted is None or slot is None or slot in wanted else "NONREF"
+                    if wanted is not None:
+                        context.skip_frame = "DEFAULT" if slot is None or slot in wanted else "NONREF"
                     packet.pts = number  # comes out again with the picture
                 for frame in self._decoded(context, packet):
                     self._budget.picture(frame.width, frame.height)  # each its own: it may change in mid-stream

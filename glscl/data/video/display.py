@@ -68,14 +68,15 @@ class Form:
         return self.pixel == 1 and self.turn == Turn()
 
     def displayed(self, short_side: int | None = None) -> tuple[int, int]:
-        """Width and height on display, with a short side of so many pixels (None: of the stored ones)."""
-        width, height = self.width * self.pixel, Fraction(self.height)
-        if self.pixel < 1:  # pixels are added to one side, never taken away from the other
-            width, height = Fraction(self.width), self.height / self.pixel
+        """Width and height on display, with a short side of so many pixels (None: of the stored ones, or more)."""
+        across, down = self.width * self.pixel.numerator, self.height * self.pixel.denominator  # the shape
         if self.turn.transpose:
-            width, height = height, width
-        scale = Fraction(short_side) / min(width, height) if short_side else Fraction(1)
-        return max(1, int(width * scale)), max(1, int(height * scale))
+            across, down = down, across
+        if short_side is None:  # pixels are added to one side, never taken away from the other
+            short_side = min(self.width, self.height)
+        if across < down:
+            return short_side, short_side * down // across
+        return short_side * across // down, short_side
 
 
 class Display:
@@ -98,26 +99,23 @@ class Display:
         if size == (self._context.width, self._context.height):  # else a late one of the size before
             self._of_size[size] = Fraction(self._context.sample_aspect_ratio or 1)
         pixel = self._of_container or self._of_size.get(size, Fraction(1))
-        matrix = frame.side_data.get(Type.DISPLAYMATRIX)
-        turn = Turn.of_matrix(struct.unpack("=9i", bytes(matrix)[:36])) if matrix is not None else Turn()
+        side_data = frame.side_data.get(Type.DISPLAYMATRIX)
+        turn = Turn.of_matrix(struct.unpack("=9i", bytes(side_data))) if side_data is not None else Turn()
         form = Form(*size, pixel, turn)
-        check_size(*form.displayed())
+        if not form.plain:
+            check_size(*form.displayed())
         return form
 
-    def square(self, frame: Any, size: int) -> Tensor:
-        """Return the centre of a picture whose short side was resized: (3, S, S) uint8."""
+    def picture(self, frame: Any, short_side: int) -> Tensor:
+        """Return a picture in display form whose short side has so many pixels: (3, H, W) uint8."""
         form = self.form(frame)
-        picture = self._converter.reformat(_woven(frame), format="rgb24", threads=1).to_ndarray()
-        return fit(torch.from_numpy(np.ascontiguousarray(form.turn.apply(picture))).permute(2, 0, 1), size, form)
+        stored = self._converter.reformat(_woven(frame), format="rgb24", threads=1).to_ndarray()
+        upright = np.ascontiguousarray(form.turn.apply(stored))
+        return resize(torch.from_numpy(upright).permute(2, 0, 1), short_side, form)
 
-    def small(self, frame: Any, short_side: int) -> np.ndarray[Any, Any]:
-        """Return a picture whose displayed short side has so many pixels: (H, W, 3) uint8."""
-        form = self.form(frame)
-        width, height = form.displayed(short_side)
-        if form.turn.transpose:
-            width, height = height, width
-        small = self._converter.reformat(_woven(frame), width, height, "rgb24", interpolation="BICUBIC", threads=1)
-        return form.turn.apply(small.to_ndarray())
+    def square(self, frame: Any, size: int) -> Tensor:
+        """Return the centre of `picture`: (3, S, S) uint8."""
+        return centre(self.picture(frame, size), size)
 
 
 def _woven(frame: Any) -> Any:
@@ -134,30 +132,20 @@ def _woven(frame: Any) -> Any:
     return woven
 
 
-def fit(picture: Tensor, size: int, form: Form) -> Tensor:
-    """Resize the short side (bicubic, antialiased) and crop the centre: (3, H, W) to (3, S, S)."""
-    width, height = form.displayed(size)
+def resize(picture: Tensor, short_side: int, form: Form) -> Tensor:
+    """Resize an upright picture to its shape on display (bicubic, antialiased): (3, H, W) to (3, H', W')."""
+    width, height = form.displayed(short_side)
     if picture.shape[-2:] != (height, width):
         picture = transforms.resize(
             picture, [height, width], interpolation=transforms.InterpolationMode.BICUBIC, antialias=True
         )
-    cropped: Tensor = transforms.center_crop(picture, [size, size])
+    return picture
+
+
+def centre(picture: Tensor, height: int, width: int | None = None) -> Tensor:
+    """Crop the centre, or fill up with black around it: (3, H, W) to (3, ``height``, ``width`` or ``height``)."""
+    cropped: Tensor = transforms.center_crop(picture, [height, width or height])
     return cropped.contiguous()
-
-
-def place(picture: np.ndarray[Any, Any], width: int, height: int) -> np.ndarray[Any, Any]:
-    """Centre a picture in one of another shape: what is too much is cropped, what is missing is black."""
-    canvas = np.zeros((height, width, 3), np.uint8)
-    rows, columns = (_overlap(*pair) for pair in zip(picture.shape, (height, width), strict=False))
-    canvas[rows[1], columns[1]] = picture[rows[0], columns[0]]
-    return canvas
-
-
-def _overlap(source: int, target: int) -> tuple[slice, slice]:
-    """Return which part of a centred length of ``source`` shows in one of ``target``, and where."""
-    length = min(source, target)
-    first, at = round((source - length) / 2), round((target - length) / 2)
-    return slice(first, first + length), slice(at, at + length)
 
 
 BT601 = {"dst_colorspace": Colorspace.ITU601, "dst_color_range": ColorRange.MPEG}

@@ -10,11 +10,12 @@ from typing import Any
 
 import av
 from av.video.reformatter import VideoReformatter
+from torch import Tensor
 
 from glscl.data.video import limits
 from glscl.data.video.budget import Budget, VideoError, decoding
 from glscl.data.video.decode import PictureReader
-from glscl.data.video.display import BT601, place
+from glscl.data.video.display import BT601, centre
 from glscl.data.video.index import read_index
 from glscl.data.video.source import open_video
 
@@ -67,7 +68,7 @@ def make_copy(data: bytes, short_side: int, rate: float, max_seconds: float = li
                 seconds = index.seconds(index.first_nearer(before, slot)) if before >= 0 else 0.0
                 before = slot
                 if writer.wants(seconds):
-                    writer.write(display.small(frame, short_side), seconds)
+                    writer.write(display.picture(frame, short_side), seconds)
             if before < 0:
                 raise VideoError(reader.nothing())
             writer.close()
@@ -92,14 +93,14 @@ class _Writer:
         """Whether a picture of this second is to be written."""
         return seconds > self._last and seconds + 1e-6 >= self._due
 
-    def write(self, picture: Any, seconds: float) -> None:
-        """Encode (H, W, 3) to be shown from a second on."""
+    def write(self, picture: Tensor, seconds: float) -> None:
+        """Encode (3, H, W) to be shown from a second on; the first picture's shape is that of the copy."""
         self._last, self._due = seconds, max(self._due + 1 / self._rate, seconds)
         if self._encoder is None:
-            height, width = (max(2, side // 2 * 2) for side in picture.shape[:2])
+            height, width = (max(2, side // 2 * 2) for side in picture.shape[1:])
             self._encoder = _encoder(self._out, width, height, self._rate)
-        placed = place(picture, self._encoder.width, self._encoder.height)
-        rgb = av.VideoFrame.from_ndarray(placed, format="rgb24")
+        placed = centre(picture, self._encoder.height, self._encoder.width)
+        rgb = av.VideoFrame.from_ndarray(placed.permute(1, 2, 0).contiguous().numpy(), format="rgb24")
         frame = self._converter.reformat(rgb, format="yuv420p", interpolation="BICUBIC", threads=1, **BT601)
         frame.pts, frame.time_base = round(seconds * _TICKS), Fraction(1, _TICKS)
         self._mux(frame)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -21,9 +22,9 @@ from glscl.data.video.sampling import FrameSampling
 from glscl.data.video.source import numbered_packets, video_stream
 
 _JOINED = {"mpeg", "mpegts"}
-_MAX_STEP_S = 10.0
+_MAX_STEP_S = 10
 """Forward step of a clock that is still a pause: ``-dts_delta_threshold`` of ffmpeg."""
-_MAX_BACK_S = 0.1
+_MAX_BACK_S = Fraction(1, 10)
 """Backward step that is still an inaccuracy, as in ffmpeg's ``ts_discontinuity_detect``."""
 
 
@@ -173,18 +174,11 @@ _Part = tuple[int, list[tuple[_Packet, int]]]
 
 def _parts(packets: list[_Packet], container: Any, time_base: Fraction) -> list[_Part]:
     """Cut where the clock began anew: the timestamp at which each part begins, and its packets with theirs."""
-    joined = bool(set(container.format.name.split(",")) & _JOINED)
-    back, step = (seconds / time_base for seconds in (_MAX_BACK_S, _MAX_STEP_S))
-    parts: list[list[tuple[_Packet, int]]] = [[]]
-    last = due = None
-    for packet in packets:
-        if joined and packet.dts is not None:
-            if last is not None and due is not None and (packet.dts < last - back or packet.dts > due + step):
-                parts.append([])
-            last, due = packet.dts, packet.dts + packet.duration
-        if packet.pts is not None:
-            parts[-1].append((packet, packet.pts))
-    timed = [part for part in parts if part]
+    if not set(container.format.name.split(",")) & _JOINED:
+        timed = [[(packet, packet.pts) for packet in packets if packet.pts is not None]]
+    else:
+        timed = list(_cut(packets, _MAX_BACK_S / time_base, _MAX_STEP_S / time_base))
+    timed = [part for part in timed if part]
     if not timed:
         raise VideoError("no frames")
     begins = [min(pts for _, pts in part) for part in timed]
@@ -192,3 +186,20 @@ def _parts(packets: list[_Packet], container: Any, time_base: Fraction) -> list[
         first = next((pts for packet, pts in timed[0] if packet.shown), begins[0])
         begins[0] = min(first, round(Fraction(container.start_time, av.time_base) / time_base))
     return list(zip(begins, timed, strict=True))
+
+
+def _cut(packets: list[_Packet], back: Fraction, step: Fraction) -> Iterator[list[tuple[_Packet, int]]]:
+    part: list[tuple[_Packet, int]] = []
+    last = due = None
+    for packet in packets:
+        pts, dts = packet.pts, packet.dts
+        if dts is not None:
+            if last is not None and due is not None and (dts < last - back or dts > due + step):
+                yield part
+                part = []
+            last, due = dts, dts + packet.duration
+            if pts is not None and abs(pts - dts) > step:  # FFmpeg guessed it from the next packet, of the next part
+                pts = max((before + packet.duration for _, before in part), default=dts)
+        if pts is not None:
+            part.append((packet, pts))
+    yield part
