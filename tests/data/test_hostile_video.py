@@ -21,8 +21,7 @@ import numpy as np
 import pytest
 import torch
 
-import glscl.data.video as module
-from glscl.data.video import FrameSampling, VideoError, load_frames, reencode
+from glscl.data.video import FrameSampling, VideoError, budget, display, limits, load_frames, reencode, source
 
 MakeVideo = Callable[..., bytes]
 SAMPLING = FrameSampling(12, 4.0, 48)
@@ -85,7 +84,7 @@ def test_a_list_of_other_files_is_no_video(name: str, make_video: MakeVideo, tmp
 def test_whatever_a_container_names_is_not_opened() -> None:
     """The whitelist of containers is one lock; the other is that the decoder's files come from us."""
     with pytest.raises(VideoError, match="names other files"):
-        module._refuse_other_files("file:///etc/passwd", 0, {})
+        source.refuse_other_files("file:///etc/passwd", 0, {})
     data = PLAYLISTS["sdp"].format("x").encode()
     with pytest.raises(av.error.FFmpegError):
         av.open(io.BytesIO(data), container_options={"protocol_whitelist": "none"})
@@ -141,24 +140,24 @@ def test_time(make_video: MakeVideo, monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock that goes a second at every look: opening, indexing and decoding are each ended."""
     data = make_video([n / 25 for n in range(60)])
     now = iter(range(10**9))
-    monkeypatch.setattr(module.time, "thread_time", lambda: next(now))
+    monkeypatch.setattr(budget.time, "thread_time", lambda: next(now))
     for seconds in (1, 5, 20, 40, 62):
         refused(data, f"takes more than {seconds} s of CPU time", FrameSampling(12, 4.0, 48, max_seconds=seconds))
     assert len(load_frames(data, FrameSampling(12, 4.0, 48, max_seconds=1e6))) == 10
 
 
 def test_frames(make_video: MakeVideo, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_PACKETS", 10)
+    monkeypatch.setattr(limits, "MAX_PACKETS", 10)
     refused(make_video([n / 25 for n in range(60)]), "more than 10 frames")
 
 
 def test_pixels_in_total(make_video: MakeVideo, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_PIXELS_PER_SECOND", 64 * 48 * 3 / 60)
+    monkeypatch.setattr(limits, "MAX_PIXELS_PER_SECOND", 64 * 48 * 3 / 60)
     refused(make_video([n / 25 for n in range(60)]), "more pixels than 60 s of CPU time are for")
 
 
 def test_bytes(make_video: MakeVideo, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_BYTES", 100)
+    monkeypatch.setattr(limits, "MAX_BYTES", 100)
     refused(make_video(), "more than 0 GiB")
 
 
@@ -183,7 +182,7 @@ def growing() -> bytes:
 def test_a_picture_that_grows_in_mid_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     data = growing()
     assert load_frames(data, FrameSampling(8, 5.0, 48)).shape == (8, 3, 48, 48)
-    monkeypatch.setattr(module, "MAX_PIXELS", 64 * 48)
+    monkeypatch.setattr(limits, "MAX_PIXELS", 64 * 48)
     refused(data, r"picture too large|undecodable|frames missing", FrameSampling(8, 5.0, 48))
 
 
@@ -219,18 +218,18 @@ def test_memory_is_bounded_while_decoding_and_not_afterwards(
     make_video: MakeVideo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    whole = module._fit
+    whole = display.resize
 
-    def fit(picture: torch.Tensor, size: int) -> torch.Tensor:
+    def fit(*arguments: Any) -> torch.Tensor:
         seen.append(resource.getrlimit(resource.RLIMIT_AS)[0])
-        return whole(picture, size)
+        return whole(*arguments)
 
-    monkeypatch.setattr(module, "_fit", fit)
+    monkeypatch.setattr(display, "resize", fit)
     free = resource.getrlimit(resource.RLIMIT_AS)
     load_frames(make_video(), SAMPLING)
     assert 0 < max(seen) < 1 << 46
     assert resource.getrlimit(resource.RLIMIT_AS) == free
-    monkeypatch.setattr(module, "_fit", lambda *_: torch.empty(module.MAX_MEMORY + (1 << 30), dtype=torch.uint8))
+    monkeypatch.setattr(display, "resize", lambda *_: torch.empty(limits.MAX_MEMORY + (1 << 30), dtype=torch.uint8))
     with pytest.raises(VideoError, match="undecodable"):
         load_frames(make_video(), SAMPLING)
     assert resource.getrlimit(resource.RLIMIT_AS) == free
@@ -288,18 +287,19 @@ def test_torchcodec_is_bounded_alike(make_video: MakeVideo, monkeypatch: pytest.
     class VideoDecoder:
         def __init__(self, data: bytes, **_: Any) -> None:
             with av.open(io.BytesIO(data)) as container:
-                self.frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+                self.frames = [(f.time, f.to_ndarray(format="rgb24")) for f in container.decode(video=0)]
 
         def get_frame_at(self, index: int) -> Any:
-            return types.SimpleNamespace(data=torch.from_numpy(self.frames[index]).permute(2, 0, 1))
+            time, picture = self.frames[index]
+            return types.SimpleNamespace(data=torch.from_numpy(picture).permute(2, 0, 1), pts_seconds=time)
 
     monkeypatch.setitem(sys.modules, "torchcodec.decoders", types.SimpleNamespace(VideoDecoder=VideoDecoder))
     data = make_video([n / 25 for n in range(60)])
     sampling = FrameSampling(12, 4.0, 48, "torchcodec")
     assert torch.equal(load_frames(data, sampling), load_frames(data, SAMPLING))
-    monkeypatch.setattr(module, "MAX_PIXELS_PER_SECOND", 64 * 48 * 3 / 60)
+    monkeypatch.setattr(limits, "MAX_PIXELS_PER_SECOND", 64 * 48 * 3 / 60)
     with pytest.raises(VideoError, match="more pixels than"):
         load_frames(data, sampling)
-    monkeypatch.setattr(module, "MAX_PACKETS", 10)
+    monkeypatch.setattr(limits, "MAX_PACKETS", 10)
     with pytest.raises(VideoError, match="more than 10 frames"):
         load_frames(data, sampling)

@@ -1,0 +1,272 @@
+"""Frames of a video at given moments, by PyAV; where a packet gives no picture, the nearest that decodes.
+
+A recording may begin between two keyframes, a cut may take away what pictures refer to, a codec may hide pictures, and
+bytes may be damaged. None of this is a reason to refuse a video that plays; it is counted.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import av
+import torch
+from torch import Tensor
+
+from glscl.data.video.budget import Budget, VideoError, check_area, decoding, words
+from glscl.data.video.display import Display
+from glscl.data.video.index import Index, read_index
+from glscl.data.video.sampling import FrameSampling
+from glscl.data.video.source import numbered_packets, open_video, video_stream
+from glscl.data.video.torchcodec import decode_plain
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """Frames of a video.
+
+    Attributes:
+        frames: uint8 (F', 3, S, S), 1 <= F' <= ``max_frames``.
+        replaced: how many of them stand for a picture that does not decode.
+    """
+
+    frames: Tensor
+    replaced: int
+
+
+def load_clip(data: bytes, sampling: FrameSampling, start: float | None = None, end: float | None = None) -> Clip:
+    """Decode the frames of a video that ``sampling`` asks for, in display form.
+
+    Args:
+        data: a whole video file.
+        sampling: number, rate and size of frames.
+        start: first second of the part to look at; None is the beginning. Second 0 is that of the container.
+        end: last second of the part; None is the end of the video.
+
+    Raises:
+        VideoError: the bytes are not a video, no picture of it decodes, or it costs too much.
+    """
+    if not all(math.isfinite(edge) for edge in (start, end) if edge is not None):
+        raise VideoError("start or end is not a number of seconds")
+    budget = Budget(sampling.max_seconds)
+    with decoding(data), open_video(data, budget) as container:
+        index = read_index(container, budget)
+        slots = index.select(sampling, start, end)
+        with PictureReader(data, container, index, budget) as reader:
+            if sampling.decoder == "torchcodec":
+                pictures = decode_plain(data, index, slots, sampling.size, reader.first(), budget)
+                if pictures is not None:
+                    return Clip(torch.stack([pictures[slot] for slot in slots]), 0)
+            stands = reader.read(slots, sampling.size)
+        frames = torch.stack([stands[slot][1] for slot in slots])
+        return Clip(frames, sum(stands[slot][0] != slot for slot in slots))
+
+
+def load_frames(data: bytes, sampling: FrameSampling, start: float | None = None, end: float | None = None) -> Tensor:
+    """Return the frames of `load_clip`: uint8 (F', 3, S, S), 1 <= F' <= ``max_frames``."""
+    return load_clip(data, sampling, start, end).frames
+
+
+class PictureReader:
+    """Decodes pictures of one video and knows each by its slot.
+
+    Args:
+        data: the file.
+        container: PyAV's container of it, read to its end.
+        index: of the file.
+        budget: what the video may cost.
+    """
+
+    def __init__(self, data: bytes, container: Any, index: Index, budget: Budget) -> None:
+        self._data, self._index, self._budget = data, index, budget
+        self._opened = _Opened(container)
+        self._straight: _Opened | None = None  # read from the beginning on without seeking
+        self._unread: Iterator[tuple[int, Any]] = iter(())
+        self._position = 0
+        self._stack = ExitStack()
+        self.problem = ""
+        """What FFmpeg said of the last packet that it could not decode."""
+
+    def __enter__(self) -> PictureReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def read(self, slots: Iterable[int], size: int) -> dict[int, tuple[int, Tensor]]:
+        """Return, for each slot, the slot whose picture stands for it and that picture, (3, S, S).
+
+        Raises:
+            VideoError: no picture decodes.
+        """
+        found: dict[int, tuple[int, Tensor]] = {}
+        for first, wanted in self._groups(slots):
+            if first is not None:
+                found |= self._read_exactly(first, wanted, size)
+        for first, wanted in self._groups(set(slots) - set(found)):
+            found |= self._read_nearest(first, wanted, size)
+        return found
+
+    def first(self) -> tuple[Any, Display]:
+        """Return the first picture that decodes, and what brings it to display form."""
+        for _, frame, display in self.pictures(None):
+            return frame, display
+        raise VideoError(self.nothing())
+
+    def pictures(self, first: int | None, wanted: set[int] | None = None) -> Iterator[tuple[int, Any, Display]]:
+        """Decode from a keyframe on, and give each whole picture with its slot and what brings it to display form.
+
+        Args:
+            first: slot of the keyframe; None is the beginning of the file.
+            wanted: slots; other pictures that no picture refers to are skipped. None skips none.
+        """
+        opened, packets = self._packets(first)
+        context = opened.stream.codec_context
+        came_out = first or 0
+        try:
+            for number, packet in itertools.chain(packets, [(-1, None)]):
+                if packet is not None:
+                    if packet.size == 0:  # the same picture again; to a decoder, the end
+                        continue
+                    slot = self._index.slot_of.get(number)
+                    if wanted is not None:
+                        context.skip_frame = "DEFAULT" if slot is None or slot in wanted else "NONREF"
+                    packet.pts = number  # comes out again with the picture
+                for frame in self._decoded(context, packet):
+                    self._budget.picture(frame.width, frame.height)  # each its own: it may change in mid-stream
+                    slot = came_out if self._index.in_output_order else self._index.slot_of.get(frame.pts)
+                    came_out += 1
+                    if slot is not None and slot < len(self._index.times) and not frame.is_corrupt:
+                        yield slot, frame, opened.display
+        finally:
+            context.skip_frame = "DEFAULT"
+
+    def nothing(self) -> str:
+        """Return the reason to refuse a video of which no picture decodes."""
+        return f"no picture decodes ({self.problem})" if self.problem else "no picture decodes"
+
+    def _decoded(self, context: Any, packet: Any) -> list[Any]:
+        try:
+            pictures: list[Any] = context.decode(packet)
+        except MemoryError:
+            raise
+        except av.error.FFmpegError as error:  # this packet gives no picture
+            check_area(context.width, context.height)
+            self.problem = words(error)
+            return []
+        return pictures
+
+    def _read_exactly(self, first: int, wanted: list[int], size: int) -> dict[int, tuple[int, Tensor]]:
+        """Decode the slots of a group of pictures that do give one."""
+        found: dict[int, tuple[int, Tensor]] = {}
+        skippable = None if self._index.in_output_order else set(wanted)
+        for slot, frame, display in self.pictures(first, skippable):
+            if slot in wanted and slot not in found:
+                found[slot] = slot, display.square(frame, size)
+            if slot >= wanted[-1]:  # pictures come out in the order of time
+                break
+        return found
+
+    def _read_nearest(self, first: int | None, wanted: list[int], size: int) -> dict[int, tuple[int, Tensor]]:
+        """Decode the nearest picture to each slot, from ever further back until there is one before."""
+        back = 1
+        while (found := self._scan(first, wanted, size)) is None:
+            position = bisect.bisect_left(self._index.keyframes, first or 0) - back
+            first = self._index.keyframes[position] if position >= 0 else None
+            back *= 2
+        return found
+
+    def _scan(self, first: int | None, wanted: list[int], size: int) -> dict[int, tuple[int, Tensor]] | None:
+        """Decode on from a keyframe until each slot has its nearest picture; None if a nearer may be further back."""
+        found: dict[int, tuple[int, Tensor]] = {}
+        pending = list(wanted)
+        before: _Picture | None = None
+        for picture in self.pictures(first):
+            after = _Picture(*picture)
+            if before is not None and after.slot <= before.slot:
+                continue  # out of order: no player shows it
+            if before is None and first is not None and pending[0] < after.slot:
+                return None
+            while pending and pending[0] <= after.slot:
+                slot = pending.pop(0)
+                stand = after if before is None or self._index.is_nearer(slot, after.slot, before.slot) else before
+                found[slot] = stand.slot, stand.square(size)
+            if not pending:
+                return found
+            before = after
+        if before is None:
+            if first is not None:
+                return None
+            raise VideoError(self.nothing())
+        return found | {slot: (before.slot, before.square(size)) for slot in pending}
+
+    def _groups(self, slots: Iterable[int]) -> list[tuple[int | None, list[int]]]:
+        """Group slots by the keyframe that each is decoded from; None is the beginning of the file."""
+        groups: dict[int, list[int]] = {}
+        for slot in sorted(set(slots)):
+            groups.setdefault(bisect.bisect_right(self._index.keyframes, slot) - 1, []).append(slot)
+        return [(self._index.keyframes[at] if at >= 0 else None, group) for at, group in groups.items()]
+
+    def _packets(self, first: int | None) -> tuple[_Opened, Iterator[tuple[int, Any]]]:
+        """Return the numbered packets from that of a slot on (None: from the first of the file), and their stream."""
+        if first is not None and self._index.seekable:
+            packets = self._seek(first)
+            if packets is not None:
+                return self._opened, packets
+        target = 0 if first is None else self._index.packets[first]
+        if self._straight is None or target < self._position:
+            self._straight = _Opened(self._stack.enter_context(open_video(self._data, self._budget)))
+            self._unread = numbered_packets(self._straight.container, self._budget)
+            self._position = 0
+        self._straight.stream.codec_context.flush_buffers()
+        return self._straight, self._read_on(target)
+
+    def _seek(self, first: int) -> Iterator[tuple[int, Any]] | None:
+        """Have the container find a keyframe; None if it lands behind it, as it does in some formats."""
+        index, target = self._index, self._index.packets[first]
+        try:
+            self._opened.container.seek(index.pts[first], stream=self._opened.stream, backward=True)
+            found = numbered_packets(self._opened.container, self._budget)
+            packets = ((index.packet_at.get(packet.pts, -1), packet) for _, packet in found)
+            for number, packet in packets:
+                if number == target:
+                    return itertools.chain([(number, packet)], packets)
+                if number > target:
+                    return None
+        except av.error.FFmpegError as error:
+            self.problem = words(error)
+        return None
+
+    def _read_on(self, target: int) -> Iterator[tuple[int, Any]]:
+        """Read packets without seeking."""
+        for number, packet in self._unread:
+            self._position = number + 1
+            if number >= target:
+                yield number, packet
+
+
+class _Opened:
+    """A container that is read, its stream, and what brings its pictures to display form."""
+
+    def __init__(self, container: Any) -> None:
+        self.container = container
+        self.stream = video_stream(container)
+        self.display = Display(self.stream)
+
+
+class _Picture:
+    """A decoded picture, brought to display form once it is asked for."""
+
+    def __init__(self, slot: int, frame: Any, display: Display) -> None:
+        self.slot, self._frame, self._display = slot, frame, display
+        self._square: Tensor | None = None
+
+    def square(self, size: int) -> Tensor:
+        if self._square is None:
+            self._square = self._display.square(self._frame, size)
+        return self._square

@@ -1,0 +1,128 @@
+"""Small copies of videos, which training decodes quickly and which show what their originals show."""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import av
+from av.video.reformatter import VideoReformatter
+from torch import Tensor
+
+from glscl.data.video import limits
+from glscl.data.video.budget import Budget, VideoError, decoding
+from glscl.data.video.decode import PictureReader
+from glscl.data.video.display import BT601, centre
+from glscl.data.video.index import read_index
+from glscl.data.video.source import open_video
+
+_TICKS = 90000  # of a copy's clock, per second: whole numbers for the usual rates
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A re-encoded video.
+
+    Attributes:
+        data: mp4 file.
+        pictures: pictures that the original has.
+        replaced: how many of them do not decode, so that the nearest stands for each.
+    """
+
+    data: bytes
+    pictures: int
+    replaced: int
+
+
+def make_copy(data: bytes, short_side: int, rate: float, max_seconds: float = limits.MAX_ENCODE_S) -> Copy:
+    """Re-encode a video once so that training decodes it quickly.
+
+    The copy has ``short_side`` pixels on its short side, at most ``rate`` frames a second, a keyframe every twelve
+    frames and no sound. It is in display form (BT.601, limited range, upright, square pixels, the shape of the first
+    picture), and shows each picture at the second at which the original shows it.
+
+    Args:
+        data: a whole video file.
+        short_side: pixels.
+        rate: frames a second.
+        max_seconds: CPU seconds that it may take.
+
+    Raises:
+        VideoError: no picture of the video decodes, or it costs too much.
+    """
+    target = io.BytesIO()
+    budget = Budget(max_seconds)
+    with decoding(data), open_video(data, budget) as source:
+        index = read_index(source, budget)
+        with PictureReader(data, source, index, budget) as reader, av.open(target, "w", format="mp4") as out:
+            writer = _Writer(out, rate, index.duration)
+            before = -1
+            replaced = 0
+            for slot, frame, display in reader.pictures(None):
+                if slot <= before:
+                    continue  # out of order: no player shows it
+                replaced += slot - before - 1
+                seconds = index.seconds(index.first_nearer(before, slot)) if before >= 0 else 0.0
+                before = slot
+                if writer.wants(seconds):
+                    writer.write(display.picture(frame, short_side), seconds)
+            if before < 0:
+                raise VideoError(reader.nothing())
+            writer.close()
+    return Copy(target.getvalue(), len(index.times), replaced + len(index.times) - 1 - before)
+
+
+def reencode(data: bytes, short_side: int, rate: float, max_seconds: float = limits.MAX_ENCODE_S) -> bytes:
+    """Return the file of `make_copy`."""
+    return make_copy(data, short_side, rate, max_seconds).data
+
+
+class _Writer:
+    """Encodes pictures in RGB as an mp4 of at most ``rate`` frames a second that ends after ``duration`` seconds."""
+
+    def __init__(self, out: Any, rate: float, duration: float) -> None:
+        self._out, self._rate, self._duration = out, rate, duration
+        self._encoder: Any = None
+        self._converter = VideoReformatter()
+        self._last, self._due = -math.inf, 0.0
+
+    def wants(self, seconds: float) -> bool:
+        """Whether a picture of this second is to be written."""
+        return seconds > self._last and seconds + 1e-6 >= self._due
+
+    def write(self, picture: Tensor, seconds: float) -> None:
+        """Encode (3, H, W) to be shown from a second on; the first picture's shape is that of the copy."""
+        self._last, self._due = seconds, max(self._due + 1 / self._rate, seconds)
+        if self._encoder is None:
+            height, width = (max(2, side // 2 * 2) for side in picture.shape[1:])
+            self._encoder = _encoder(self._out, width, height, self._rate)
+        placed = centre(picture, self._encoder.height, self._encoder.width)
+        rgb = av.VideoFrame.from_ndarray(placed.permute(1, 2, 0).contiguous().numpy(), format="rgb24")
+        frame = self._converter.reformat(rgb, format="yuv420p", interpolation="BICUBIC", threads=1, **BT601)
+        frame.pts, frame.time_base = round(seconds * _TICKS), Fraction(1, _TICKS)
+        self._mux(frame)
+
+    def close(self) -> None:
+        """Write what the encoder holds back."""
+        self._mux(None)
+
+    def _mux(self, frame: Any) -> None:
+        for packet in self._encoder.encode(frame):
+            packet.duration = max(1, round(self._duration * _TICKS) - packet.pts)  # the muxer looks at the last's alone
+            self._out.mux(packet)
+
+
+def _encoder(out: Any, width: int, height: int, rate: float) -> Any:
+    encoder = out.add_stream("libx264", rate=Fraction(rate).limit_denominator(1000))
+    encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuv420p"
+    encoder.options = {"crf": "20", "preset": "veryfast", "threads": "1"}
+    context = encoder.codec_context
+    context.gop_size = 12
+    context.max_b_frames = 0  # packets in order of time, so that the last one says when the copy ends
+    context.time_base = Fraction(1, _TICKS)
+    context.colorspace = context.color_primaries = context.color_trc = 6  # SMPTE 170M, in each of FFmpeg's lists
+    context.color_range = 1  # limited
+    return encoder

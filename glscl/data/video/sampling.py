@@ -1,0 +1,35 @@
+"""How many frames of which size are taken from a video."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from glscl.data.video import limits
+
+Decoder = Literal["pyav", "torchcodec"]
+
+
+@dataclass(frozen=True, slots=True)
+class FrameSampling:
+    """How many frames of which size are taken from a video.
+
+    Attributes:
+        max_frames: frames at most (F).
+        rate: frames a second at most; a shorter video gives fewer than ``max_frames``.
+        size: side of the square picture in pixels, after resizing the short side and cropping the centre.
+        decoder: which library decodes.
+        max_seconds: CPU seconds that one video may take.
+    """
+
+    max_frames: int
+    rate: float
+    size: int
+    decoder: Decoder = "pyav"
+    max_seconds: float = limits.MAX_DECODE_S
+
+    def times(self, duration: float) -> list[float]:
+        """Centres of equal segments of ``duration`` seconds: one to ``max_frames`` of them."""
+        count = max(1, min(self.max_frames, math.ceil(duration * self.rate - 1e-6)))
+        return [(index + 0.5) * duration / count for index in range(count)]

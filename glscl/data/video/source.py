@@ -1,0 +1,88 @@
+"""Opening a video: its own bytes, known containers, nothing beside them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import av
+
+from glscl.data.video import limits
+from glscl.data.video.budget import Budget, VideoError
+
+
+class _Bytes(io.BytesIO):
+    """The file as FFmpeg reads it: an endless search in it ends with the budget, too."""
+
+    budget: Budget
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.budget.check()
+        return super().read(size)
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        self.budget.check()
+        return super().seek(offset, whence)
+
+
+def open_video(data: bytes, budget: Budget) -> Any:
+    """Open a PyAV container on the bytes: one thread, known containers, no other files, bounded pictures."""
+    file = _Bytes(data)
+    file.budget = budget
+    container = av.open(
+        file,
+        metadata_errors="ignore",
+        options={"max_pixels": str(limits.MAX_PIXELS)},
+        container_options={
+            "format_whitelist": ",".join(limits.CONTAINERS),
+            "protocol_whitelist": "none",
+            "max_streams": str(limits.MAX_STREAMS),
+        },
+        io_open=refuse_other_files,
+    )
+    for stream in container.streams.video:
+        if stream.codec_context is not None:
+            stream.thread_type, stream.codec_context.thread_count = "NONE", 1  # loader workers are the parallelism
+            stream.codec_context.options = {"max_pixels": str(limits.MAX_PIXELS)}  # it may grow in mid-stream
+    return container
+
+
+def refuse_other_files(url: str, flags: int, options: dict[str, str]) -> Any:
+    """Stand where FFmpeg would open a file that the container names."""
+    raise VideoError("names other files")
+
+
+def video_stream(container: Any) -> Any:
+    """Return the first stream of moving pictures: sound files carry their cover as a video of one picture."""
+    cover = av.stream.Disposition.attached_pic
+    stream = next((stream for stream in container.streams.video if not stream.disposition & cover), None)
+    if stream is None:
+        raise VideoError("no video stream")
+    return stream
+
+
+def numbered_packets(container: Any, budget: Budget) -> Iterator[tuple[int, Any]]:
+    """Number the packets of the video stream from where the container stands.
+
+    What cannot be read any further ends the file, as in FFmpeg's own tools; it is an error only if nothing came.
+    """
+    stream = video_stream(container)
+    packets = container.demux(stream)
+    number = 0
+    while True:
+        try:
+            packet = next(packets)
+        except StopIteration:
+            return
+        except av.error.FFmpegError:
+            if not number:
+                raise
+            return
+        if packet.pts is None and packet.dts is None and packet.size == 0:  # PyAV's mark of the end
+            continue
+        if number >= limits.MAX_PACKETS:
+            raise VideoError(f"more than {limits.MAX_PACKETS} frames")
+        budget.check()
+        yield number, packet
+        number += 1
