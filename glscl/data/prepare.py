@@ -58,12 +58,13 @@ def build_from_annotations(
         the manifests (two with ``hold_out``), and notes for the user (ids without annotation, missing files).
 
     Raises:
-        UserError: missing files or folders, an empty split, or missing videos without ``allow_missing``.
+        UserError: missing files or folders, an empty split, missing videos without ``allow_missing``, or an id that
+            fits several different files.
     """
     reader = benchmark(name)
     result = read(name, annotations, split)
-    found, missing = locate_videos([record.video_id for record in result.records], videos)
-    notes = list(result.notes)
+    found, missing, located = locate_videos([record.video_id for record in result.records], videos)
+    notes = [*result.notes, *located]
     if missing:
         report = missing_report(missing, len(result.records), videos)
         if not allow_missing:
