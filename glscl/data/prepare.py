@@ -29,6 +29,7 @@ def build_from_annotations(
     hold_out: int = 0,
     seed: int = 0,
     shuffle: bool = True,
+    max_bad_fraction: float = 0.01,
     overwrite: bool = False,
     workers: int | None = None,
     session: Callable[[], AbstractContextManager[None]] = nullcontext,
@@ -50,6 +51,7 @@ def build_from_annotations(
             their ids and ``seed`` alone.
         seed: of the shuffle over shards.
         shuffle: false keeps the annotations' order, so that neighbours share shards and batches (hard negatives).
+        max_bad_fraction: see `build_shards`.
         overwrite: replace an existing set.
         workers: see `build_shards`.
         session: entered once annotations and files are found to be sound, around the writing; starts Ray, say.
@@ -97,9 +99,10 @@ def build_from_annotations(
                 samples_per_shard=samples_per_shard,
                 encoding=encoding,
                 seed=seed if shuffle else None,
+                max_bad_fraction=max_bad_fraction,
                 overwrite=overwrite,
                 workers=workers,
-                missing=missing,
+                missing=missing if target == jobs[0][0] else (),  # of the whole split, so listed once
             )
             for target, origin, part in jobs
         ]

@@ -30,6 +30,11 @@ def composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+def share(videos: int, total: int) -> str:
+    """``16 of 19``, or ``19`` where none is missing."""
+    return f"{total:,}" if videos == total else f"{videos:,} of {total:,}"
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """One video of a domain with every caption that describes it.

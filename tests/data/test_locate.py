@@ -121,7 +121,7 @@ def test_different_files_of_one_name_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         locate_videos(["7", "8", "9"], folder)
     assert f"{folder}: 2 of 3 ids fit several different files of one name: " in str(caught.value)
-    assert "7 (test/7.mp4, train/7.mp4), 8 (8.mp4, train/8.mp4); name the folder" in str(caught.value)
+    assert "7 (test/7.mp4, train/7.mp4), 8 (8.mp4, train/8.mp4); name the folder meant" in str(caught.value)
     # what mends it: paths as ids, or the folder that is meant
     assert located(folder, "train/7", "./8.mp4", "9") == ["train/7.mp4", "8.mp4", "9.mp4"]
     assert located(f"{folder}/train", "7", "8") == ["7.mp4", "8.mp4"]
