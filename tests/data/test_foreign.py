@@ -104,7 +104,8 @@ def test_any_video_extension_and_what_else_lies_in_a_tar(tmp_path: Path) -> None
     where = folder(tmp_path / "set", {
         "a-0.tar": {
             "__meta__/x.json": "{}", "./": b"", "./part/": b"", "./part/one.WEBM": b"1",
-            "./part/one.TXT": "\ufeffone \n", "./part/one.npy": b"x", "./part/one.jpg": b"thumbnail", "two.mkv": b"2", "two.en.vtt": b"x",
+            "./part/one.TXT": "\ufeffone \n",
+            "./part/one.npy": b"x", "./part/one.jpg": b"thumbnail", "two.mkv": b"2", "two.en.vtt": b"x",
             "two.json": '{"caption": " two ", "video_id": "id 2", "fps": NaN}', "README": b"?",
         },
         "a-1.tar": {
@@ -194,11 +195,8 @@ def test_our_own_tars_whose_manifest_is_lost(make_shards: Callable[..., ShardSet
 
 
 def test_ids_that_stand_for_several_clips_are_told(tmp_path: Path) -> None:
-    members = {
-        f"film_{n}.{kind}": {"mp4": "v", "txt": "x", "json": meta}[kind]
-        for n in "01"
-        for kind in ("mp4", "txt", "json")
-    }
+    clip = {"mp4": "v", "txt": "x", "json": '{"video_id": "film"}'}
+    members = {f"film_{number}.{kind}": data for number in range(2) for kind, data in clip.items()}
     manifest, notes = index_shards(folder(tmp_path / "set", {"0.tar": members}))
     assert manifest.videos == 2
     assert notes == ["1 ids stand for several samples: film"]
