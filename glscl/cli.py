@@ -24,6 +24,7 @@ USAGE = """usage: glscl COMMAND [options]
   study           heads x training domains x test domains x seeds, with intervals and a report:  --config NAME|FILE.yaml
   sweep           search loss weights, temperature, rates ... across domains:  --config NAME|FILE.yaml  [--dry-run]
   shards build    official annotations + video files -> WebDataset shards and a manifest
+  shards index    a manifest for WebDataset tars of other programs (video2dataset ...), which stay as they are
   shards verify   read every shard and compare it with the manifest
   shards info     print a manifest
   toy             write a toy domain: h264 videos and annotations
@@ -90,6 +91,7 @@ def _command(words: list[str]) -> tuple[str, Command, list[str]]:
         "study": _study,
         "sweep": _sweep,
         "shards build": _shards_build,
+        "shards index": _shards_index,
         "shards verify": _shards_verify,
         "shards info": _shards_info,
         "toy": _toy,
@@ -224,7 +226,10 @@ def _evaluate(words: list[str], program: str) -> str:
         leave_out: tuple[str, ...] = ()
         """DOMAIN=FILE: a list of test videos of that domain that were trained on, or nearly. Results are then given
         with and without them."""
+        max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
+        """Share of a set's videos that may be undecodable: a smaller gallery is easier to search."""
 
+    from glscl.data.quarantine import Quarantine
     from glscl.evaluation.evaluate import check_tests
     from glscl.evaluation.options import EvaluationConfig
     from glscl.session import ray_session
@@ -244,6 +249,8 @@ def _evaluate(words: list[str], program: str) -> str:
     tests = tuple(storage.resolve(uri) for uri in options.test)
     output = storage.resolve(options.output) if options.output else storage.join(run, "eval")
     storage.check_writable(output, "--output")
+    quarantine = Quarantine(output, options.max_bad_fraction, "--max-bad-fraction")
+    quarantine.write()  # nothing yet: what an earlier evaluation found there is forgotten
     with ray_session():
         results = evaluate(
             run,
@@ -253,6 +260,7 @@ def _evaluate(words: list[str], program: str) -> str:
             use_gpu=options.use_gpu,
             loader_workers=options.loader_workers,
             bank=options.bank,
+            quarantine=quarantine,
         )
     write_results(results, output)
     _print_results(results)
@@ -381,6 +389,8 @@ def _shards_build(words: list[str], program: str) -> str:
         """CPU seconds that re-encoding one video may take before it counts as undecodable."""
         allow_missing: bool = False
         """Leave out videos whose file is missing (they are listed in the manifest) instead of stopping."""
+        max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
+        """Share of the files found that may be empty, unreadable or, with --short-side, undecodable."""
         hold_out: int = Field(default=0, ge=0)
         """Videos to keep apart in a second set, OUTPUT-held-out, for data.validation."""
         seed: int = 0
@@ -408,6 +418,7 @@ def _shards_build(words: list[str], program: str) -> str:
         hold_out=options.hold_out,
         seed=options.seed,
         shuffle=options.shuffle,
+        max_bad_fraction=options.max_bad_fraction,
         overwrite=options.overwrite,
         session=ray_session,
     )
@@ -415,8 +426,51 @@ def _shards_build(words: list[str], program: str) -> str:
         start_panel(f"{program}: {manifest.split}", describe(manifest))
     for note in notes:
         print(note)
-    sizes = [f"{m.split} {m.videos} videos, {m.pairs} pairs in {len(m.shards)} shards" for m in manifests]
+    sizes = [f"{m.split} {m.share()} videos, {m.pairs} pairs in {len(m.shards)} shards" for m in manifests]
     return f"{options.output}: {'; '.join(sizes)}"
+
+
+def _shards_index(words: list[str], program: str) -> str:
+    from pydantic import Field
+
+    from glscl.data.foreign import index_shards
+    from glscl.data.shards import describe
+    from glscl.flags import parse_options
+    from glscl.options import Options
+    from glscl.reporting.console import start_panel
+
+    class Index(Options):
+        """Write a manifest beside WebDataset tars of other programs, as `index DIR [options]`: mp4 + txt + json.
+
+        A sample is a video of any extension with a caption in .txt or .json; the tars stay as they are.
+        """
+
+        domain: str = ""
+        """Name of the domain; empty is the folder's."""
+        split: str = "train"
+        """Name of the split."""
+        max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
+        """Share of the samples that may lack a video or a caption; they are listed in the manifest."""
+        overwrite: bool = False
+        """Replace a manifest that is already there."""
+
+    where, rest = words[:1], words[1:]
+    if not where or where[0].startswith("-"):
+        if not {"-h", "--help"} & set(words):
+            raise UserError(f"`{program}` takes the folder or s3:// prefix of the tars first, then options")
+        where, rest = [""], words
+    options = parse_options(Index, rest, program)
+    manifest, notes = index_shards(
+        where[0],
+        domain=options.domain,
+        split=options.split,
+        max_bad_fraction=options.max_bad_fraction,
+        overwrite=options.overwrite,
+    )
+    start_panel(program, describe(manifest))
+    for note in notes:
+        print(note)
+    return f"{where[0]}: {manifest.share()} videos, {manifest.pairs} pairs in {len(manifest.shards)} tars"
 
 
 def _shards_verify(words: list[str], program: str) -> str:
@@ -438,7 +492,7 @@ def _shards_info(words: list[str], program: str) -> str:
     uri = _one_path(words, program, "print the manifest of a shard set")
     manifest = open_shard_set(uri).manifest
     start_panel(uri, describe(manifest))
-    return f"{uri}: {manifest.videos} videos, {manifest.pairs} pairs in {len(manifest.shards)} shards"
+    return f"{uri}: {manifest.share()} videos, {manifest.pairs} pairs in {len(manifest.shards)} shards"
 
 
 def _one_path(words: list[str], program: str, what: str) -> str:

@@ -17,7 +17,18 @@ from glscl.study.options import study_names, study_text
 from tune.options import sweep_names, sweep_text
 
 COMMANDS = (
-    *("quickstart", "train", "eval", "study", "shards build", "shards verify", "shards info", "toy", "presets"),
+    *(
+        "quickstart",
+        "train",
+        "eval",
+        "study",
+        "shards build",
+        "shards index",
+        "shards verify",
+        "shards info",
+        "toy",
+        "presets",
+    ),
     *("submit", "jobs status", "jobs logs", "jobs stop", "doctor"),
 )
 Capture = pytest.CaptureFixture[str]
@@ -202,8 +213,8 @@ def test_choosing_on_the_test_set_is_refused(capsys: Capture, shard_set: ShardSe
     [
         ("trian", "unknown command 'trian', did you mean 'train'"),
         ("--verbose", "unknown command '--verbose'"),
-        ("shards", "needs build, verify or info"),
-        ("shards bild", "needs build, verify or info"),
+        ("shards", "needs build, index, verify or info"),
+        ("shards bild", "needs build, index, verify or info"),
         ("train --training.epoch 3", "did you mean '--training.epochs'"),
         ("train --config tinny", "did you mean 'tiny'"),
         ("train --config nowhere.yaml", "nowhere.yaml: no such file"),

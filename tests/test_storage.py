@@ -86,10 +86,26 @@ def test_what_others_write_is_seen(bucket: str) -> None:
     assert not storage.exists(f"{bucket}/run/first")
 
 
+@pytest.mark.parametrize("umask", [0o002, 0o022, 0o027, 0o077])
+def test_the_umask_decides_who_may_read(tmp_path: Path, umask: int) -> None:
+    """Of files written and uploaded, of those replaced, and of folders made on the way."""
+    source = tmp_path / "source"
+    source.write_bytes(b"shard")
+    before = os.umask(umask)
+    try:
+        for _ in range(2):
+            storage.write_json(str(tmp_path / "new" / "status.json"), {})
+            storage.upload(str(source), str(tmp_path / "new" / "shard.tar"))
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "new").iterdir()}
+    assert modes == {"status.json": 0o666 & ~umask, "shard.tar": 0o666 & ~umask}
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o777 & ~umask
+
+
 def test_local_writes_are_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     where = tmp_path / "file"
     storage.write_bytes(str(where), b"old")
-    assert where.stat().st_mode & 0o777 == 0o644
 
     def fail(*_: object) -> None:
         raise OSError("disk full")

@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from glscl import storage
+from glscl.data.quarantine import fewest_of, incomplete_in_words
 from glscl.study.analysis import machine
+from glscl.study.grid import RESULT
 from glscl.training.results import git_commit
 from tune.objective import folds, run_on, trials_folder
 from tune.options import SweepConfig
 from tune.space import Space, value_at
-from tune.trial import Setup
+from tune.trial import Setup, run_directories
 from tune.trials import Trial, best_of
 
 RESAMPLES = 50
@@ -45,10 +48,13 @@ def analyse(
     trade = trade_offs(sweep, trials)
     claims = _claims(best, confirmed, budget, trade)
     score = f" best={best.score():.2f}" if best else ""
+    missing = _incomplete(sweep, trials)
     return {
         "name": sweep.name,
         "label": sweep.label,
-        "verdict": f"sweep={sweep.name} trials={len(ended)}/{sweep.trials}{score} {claims[0]} [{sweep.label}]",
+        "verdict": f"sweep={sweep.name} trials={len(ended)}/{sweep.trials}{score} {claims[0]} [{sweep.label}]"
+        + (f"; incomplete: {incomplete_in_words(missing)}" if missing else ""),
+        "incomplete": missing,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "git_commit": git_commit(),
         "command": " ".join(["glscl", *sys.argv[1:]]),
@@ -96,6 +102,13 @@ def analyse(
         "confirmation": confirmed,
         "claims": claims,
     }
+
+
+def _incomplete(sweep: SweepConfig, trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    """The sets of which videos are missing, from the finished trainings."""
+    finished = [trial.name for trial in trials if trial.state == "finished"]
+    results = [storage.join(run, RESULT) for name in finished for run in run_directories(sweep, name)]
+    return fewest_of(storage.read_json(where).get("incomplete", []) for where in results if storage.exists(where))
 
 
 def confirmed_of(scores: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:

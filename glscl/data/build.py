@@ -6,14 +6,16 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import webdataset
 
 from glscl import storage
+from glscl.data.quarantine import FILE, LISTED
 from glscl.data.records import Record
 from glscl.data.shards import MANIFEST, Manifest, ShardEntry, summary
 from glscl.data.video import MAX_BYTES, MAX_ENCODE_S, VideoError, reencode
@@ -58,6 +60,7 @@ def build_shards(
     samples_per_shard: int,
     encoding: Encoding | None = None,
     seed: int | None = 0,
+    max_bad_fraction: float = 1.0,
     overwrite: bool = False,
     workers: int | None = None,
     missing: Sequence[str] = (),
@@ -75,12 +78,14 @@ def build_shards(
         samples_per_shard: videos in one tar.
         encoding: copy or re-encode; the default copies.
         seed: of the shuffle; None keeps the order of the records, so that neighbours share shards and batches.
+        max_bad_fraction: share of the records whose video may be empty, unreadable or undecodable (``missing`` ones do
+            not count); with more the build ends at once, and ``quarantine.jsonl`` lists those known by then.
         overwrite: replace a set that is already there.
         workers: tars written at once; None uses every CPU of the cluster, 0 writes in this process without Ray.
         missing: videos known to have no file; listed in the manifest as rejected.
 
     Raises:
-        UserError: nothing to write, or the folder already holds a set.
+        UserError: nothing to write, too many videos that cannot be used, or the folder already holds a set.
     """
     output = storage.resolve(output)
     encoding = encoding or Encoding()
@@ -103,9 +108,10 @@ def build_shards(
         )
         for index, chunk in enumerate(chunks)
     ]
-    written = [_write_shard(*job) for job in jobs] if workers == 0 else _write_with_ray(jobs, workers)
-    rejected = dict.fromkeys(missing, "no file")
-    rejected |= {video: reason for _, bad in written for video, reason in bad.items()}
+    storage.remove(storage.join(output, FILE))  # of a build that failed
+    check = partial(_check_rejected, records=len(records), limit=max_bad_fraction, output=output, origin=origin)
+    written = _write_here(jobs, check) if workers == 0 else _write_with_ray(jobs, workers, check)
+    rejected = dict.fromkeys(missing, "no file") | _rejected(written)
     shards = tuple(entry for entry, _ in written if entry is not None)
     if not shards:
         raise UserError(f"{origin.domain}: none of {len(records)} videos could be read: {summary(rejected)}")
@@ -138,7 +144,44 @@ _ShardJob = tuple[list[tuple[int, Record, str]], str, str, Encoding]
 _ShardResult = tuple[ShardEntry | None, dict[str, str]]
 
 
-def _write_with_ray(jobs: list[_ShardJob], workers: int | None) -> list[_ShardResult]:
+def _rejected(written: Iterable[_ShardResult]) -> dict[str, str]:
+    return {video: reason for _, bad in written for video, reason in bad.items()}
+
+
+def _check_rejected(written: Iterable[_ShardResult], records: int, limit: float, output: str, origin: Origin) -> None:
+    """End a build of which more than ``limit`` of the records cannot be used, and list those that are known.
+
+    Raises:
+        UserError: so it is.
+    """
+    rejected = _rejected(written)
+    if len(rejected) <= limit * records:
+        return
+    where = storage.join(output, FILE)
+    origin_words = {"part": "build", "domain": origin.domain, "split": origin.split, "set": output}
+    lines = [origin_words | {"video_id": video, "reason": reason} for video, reason in rejected.items()]
+    storage.write_bytes(where, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
+    shown = "; ".join(f"{video} ({reason})" for video, reason in list(rejected.items())[:LISTED])
+    more = f" and {len(rejected) - LISTED} more" if len(rejected) > LISTED else ""
+    raise UserError(
+        f"{origin.domain}/{origin.split}: {len(rejected)} of {records} videos so far cannot be used, more than "
+        f"--max-bad-fraction ({limit:g}): {shown}{more} (all in {where}); mend or remove them, or raise "
+        f"--max-bad-fraction"
+    )
+
+
+def _write_here(jobs: list[_ShardJob], check: Callable[[Iterable[_ShardResult]], None]) -> list[_ShardResult]:
+    """Write the tars in this process."""
+    results: list[_ShardResult] = []
+    for job in jobs:
+        results.append(_write_shard(*job))
+        check(results)
+    return results
+
+
+def _write_with_ray(
+    jobs: list[_ShardJob], workers: int | None, check: Callable[[Iterable[_ShardResult]], None]
+) -> list[_ShardResult]:
     """Write the tars as Ray tasks, a bounded number at a time; results in the order of ``jobs``."""
     import ray
 
@@ -151,6 +194,7 @@ def _write_with_ray(jobs: list[_ShardJob], workers: int | None) -> list[_ShardRe
         while len(pending) >= limit or (pending and index == len(jobs) - 1):
             done, _ = ray.wait(list(pending), num_returns=1)
             results[pending.pop(done[0])] = ray.get(done[0])
+            check(results.values())
     return [results[index] for index in range(len(jobs))]
 
 
@@ -185,6 +229,7 @@ def _write_shard(items: list[tuple[int, Record, str]], uri: str, domain: str, en
                         "__key__": f"{number:08d}",
                         "json": json.dumps(annotation, ensure_ascii=False, sort_keys=True).encode("utf-8", "replace"),
                         "mp4": data,
+                        "txt": record.captions[0].encode("utf-8", "replace"),  # for stock WebDataset readers
                     }
                 )
                 samples += 1

@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from glscl.data.activity import Board, writer
+from glscl.data.quarantine import quarantine_entry
 from glscl.data.shards import Sample, Shard, ShardSet
 from glscl.data.stream import (
     Tokenize,
     errors_as_items,
     name_the_dead,
-    quarantine_entry,
     raise_items,
     start_loader_worker,
 )
@@ -122,7 +122,7 @@ class Gallery(IterableDataset["GalleryBatch | UserError"]):
                         try:
                             result = load_frames(shard.video(row), self.sampling, sample.start, sample.end)
                         except VideoError as error:
-                            yield base + row, sample, quarantine_entry(manifest.domain, entry.name, sample, str(error))
+                            yield base + row, sample, quarantine_entry(self.shard_set, index, sample, str(error))
                         else:
                             yield base + row, sample, result
             base += entry.samples

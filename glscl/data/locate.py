@@ -1,4 +1,4 @@
-"""Which file is the video of an id: names in annotation files and on disk differ in extension, case and folder."""
+"""Which file is the video of an id: names in annotation files and on disk differ in extension, folder and accents."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 
 from glscl import storage
 from glscl.data.benchmarks.base import listing
+from glscl.data.records import composed
 from glscl.errors import UserError
 
 # Preferred first where one video is there twice. "null" is no joke: Flickr gave DiDeMo such a name.
@@ -23,42 +24,66 @@ OTHER_EXTENSIONS = frozenset(
         *("url", "vtt", "wav", "webp", "xml", "yaml", "ytdl", "zip"),
     )
 )
+_BLOCK = 8 << 20
 _RANK = {extension: rank for rank, extension in enumerate(VIDEO_EXTENSIONS)}
 
 
-def locate_videos(video_ids: Iterable[str], folder: str) -> tuple[dict[str, str], list[str]]:
+def locate_videos(video_ids: Iterable[str], folder: str) -> tuple[dict[str, str], list[str], list[str]]:
     """Find the video file of every id in a folder and all folders below it, walking them once.
 
-    An id is a file name with its extension, without one, or a path under the folder. In this order a file matches that
-    has the id's very name, the id followed by an extension, or the id's name under another video extension (videos that
-    were re-encoded). The case of extensions is ignored, that of names is not: ``dQw4`` and ``DQW4`` are two videos.
-    Among several files the order of ``VIDEO_EXTENSIONS``, then the shorter path, then the alphabet decides.
+    An id is a file name with its extension, without one, or a path under the folder (``./name`` is a file of the
+    folder itself). In this order a file matches that has the id's very name, the id followed by an extension, or the
+    id's name under another video extension (videos that were re-encoded). The case of extensions is ignored, that of
+    names is not: ``dQw4`` and ``DQW4`` are two videos. Accents composed or apart (Unicode NFC, NFD) are the same name;
+    where both are there, the very name is taken.
+
+    Of files that differ in their extension alone the order of ``VIDEO_EXTENSIONS`` decides, which a note says; of files
+    of one name with the same bytes the shorter path, then the alphabet. Different files of one name are refused.
 
     Args:
         video_ids: ids as the readers give them.
         folder: local path or ``s3://`` URI.
 
     Returns:
-        The path or URI of each id found, and the ids not found, both in the order given.
+        The path or URI of each id found, and the ids not found, both in the order given; and notes for the user.
 
     Raises:
-        UserError: the folder is not there.
+        UserError: the folder is not there, or an id fits several different files of one name.
     """
     by_name, by_stem = _index(folder)
     root = storage.resolve(folder)
     found: dict[str, str] = {}
     missing: list[str] = []
+    ambiguous: list[str] = []
+    passed_over: list[str] = []
     for video_id in dict.fromkeys(video_ids):
         name = video_id.removeprefix(f"{root}/").removeprefix("./")
-        stem, extension = _split(name)
-        candidates = by_name.get(_key(name)) or by_stem.get(name)
+        stem, extension = _split(composed(name))
+        candidates = by_name.get(_key(name)) or by_stem.get(composed(name))
         if not candidates and extension in _RANK:
             candidates = by_stem.get(stem)
-        if candidates:
-            found[video_id] = storage.join(root, min(candidates, key=_preference))
-        else:
+        if candidates and name != video_id:  # a path from the folder on, not the name of a file anywhere below it
+            candidates = [path for path in candidates if path.count("/") == name.count("/")]
+        if not candidates:
             missing.append(video_id)
-    return found, missing
+            continue
+        candidates = sorted(_very_name(candidates, name), key=_preference)
+        chosen = candidates[0]
+        found[video_id] = storage.join(root, chosen)
+        rivals = [path for path in candidates[1:] if not _same_bytes(root, chosen, path)]
+        same_name = [path for path in rivals if _preference(path)[0] == _preference(chosen)[0]]
+        if same_name:
+            ambiguous.append(f"{video_id} ({', '.join([chosen, *same_name])})")
+        elif rivals:
+            passed_over.append(f"{video_id} ({chosen}, not {', '.join(rivals)})")
+    if ambiguous:
+        raise UserError(
+            f"{folder}: {len(ambiguous):,} of {len(found) + len(missing):,} ids fit several different files of "
+            f"one name: {listing(ambiguous)}; name the folder meant with --videos, or give paths under it as ids"
+        )
+    what = "ids fit files of several extensions, of which one is taken"
+    notes = [f"{len(passed_over):,} of {len(found):,} {what}: {listing(passed_over)}"] if passed_over else []
+    return found, missing, notes
 
 
 def missing_report(missing: list[str], total: int, folder: str) -> str:
@@ -78,7 +103,7 @@ def _index(folder: str) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
             stem, extension = _split(form)
             if extension not in OTHER_EXTENSIONS:
                 by_name[_key(form)].append(path)
-                by_stem[stem].append(path)
+                by_stem[composed(stem)].append(path)
     return dict(by_name), dict(by_stem)
 
 
@@ -125,10 +150,27 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def _key(name: str) -> str:
-    """Return the name with its extension in lower case."""
-    stem, extension = _split(name)
-    return f"{stem}.{extension}" if len(stem) < len(name) else name
+    """Return the name with its accents composed and its extension in lower case."""
+    stem, extension = _split(composed(name))
+    return f"{stem}.{extension}" if len(stem) < len(composed(name)) else stem
+
+
+def _very_name(paths: list[str], name: str) -> list[str]:
+    """Those paths that hold the name's very characters, if any does."""
+    stem = _split(name)[0]
+    return [path for path in paths if stem in path] or paths
 
 
 def _preference(path: str) -> tuple[int, int, str]:
     return _RANK.get(_split(path)[1], len(_RANK)), len(path), path
+
+
+def _same_bytes(root: str, one: str, other: str) -> bool:
+    one, other = storage.join(root, one), storage.join(root, other)
+    if storage.size(one) != storage.size(other):
+        return False
+    with storage.open_read(one) as first, storage.open_read(other) as second:
+        while block := first.read(_BLOCK):
+            if block != second.read(_BLOCK):
+                return False
+    return True

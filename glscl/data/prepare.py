@@ -29,6 +29,7 @@ def build_from_annotations(
     hold_out: int = 0,
     seed: int = 0,
     shuffle: bool = True,
+    max_bad_fraction: float = 0.01,
     overwrite: bool = False,
     workers: int | None = None,
     session: Callable[[], AbstractContextManager[None]] = nullcontext,
@@ -50,6 +51,7 @@ def build_from_annotations(
             their ids and ``seed`` alone.
         seed: of the shuffle over shards.
         shuffle: false keeps the annotations' order, so that neighbours share shards and batches (hard negatives).
+        max_bad_fraction: see `build_shards`.
         overwrite: replace an existing set.
         workers: see `build_shards`.
         session: entered once annotations and files are found to be sound, around the writing; starts Ray, say.
@@ -58,12 +60,13 @@ def build_from_annotations(
         the manifests (two with ``hold_out``), and notes for the user (ids without annotation, missing files).
 
     Raises:
-        UserError: missing files or folders, an empty split, or missing videos without ``allow_missing``.
+        UserError: missing files or folders, an empty split, missing videos without ``allow_missing``, or an id that
+            fits several different files.
     """
     reader = benchmark(name)
     result = read(name, annotations, split)
-    found, missing = locate_videos([record.video_id for record in result.records], videos)
-    notes = list(result.notes)
+    found, missing, located = locate_videos([record.video_id for record in result.records], videos)
+    notes = [*result.notes, *located]
     if missing:
         report = missing_report(missing, len(result.records), videos)
         if not allow_missing:
@@ -96,9 +99,10 @@ def build_from_annotations(
                 samples_per_shard=samples_per_shard,
                 encoding=encoding,
                 seed=seed if shuffle else None,
+                max_bad_fraction=max_bad_fraction,
                 overwrite=overwrite,
                 workers=workers,
-                missing=missing,
+                missing=missing if target == jobs[0][0] else (),  # of the whole split, so listed once
             )
             for target, origin, part in jobs
         ]

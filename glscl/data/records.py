@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,16 @@ def id_problem(video_id: str) -> str | None:
     if not printable(video_id):
         return f"an id with a character that cannot be printed ({video_id[:80]!a})"
     return None
+
+
+def composed(name: str) -> str:
+    """Return a name in Unicode's form NFC: accents composed or apart (as macOS writes files) are the same name."""
+    return unicodedata.normalize("NFC", name)
+
+
+def share(videos: int, total: int) -> str:
+    """``16 of 19``, or ``19`` where none is missing."""
+    return f"{total:,}" if videos == total else f"{videos:,} of {total:,}"
 
 
 @dataclass(frozen=True, slots=True)

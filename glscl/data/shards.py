@@ -1,7 +1,8 @@
 """WebDataset shards with a manifest: written by Ray tasks, verified, read at random inside one shard.
 
-A shard set is a folder (local or ``s3://``) of ``shard-000000.tar ...`` and ``manifest.json``. A sample is two members,
-``<key>.mp4`` and ``<key>.json``; keys are running numbers, so names from annotation files never become paths.
+A shard set is a folder (local or ``s3://``) of ``shard-000000.tar ...`` and ``manifest.json``. A sample is
+``<key>.json``, ``<key>.mp4`` and ``<key>.txt`` (`glscl.data.tars`); keys are running numbers, so names from annotation
+files never become paths. `glscl.data.foreign` writes manifests for tars of other programs.
 """
 
 from __future__ import annotations
@@ -16,22 +17,22 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO, Annotated, Any, cast
+from typing import IO, Annotated
 
 from pydantic import AfterValidator, Field, ValidationError
 
 from glscl import storage
-from glscl.data import strict_json
-from glscl.data.records import MOST_SECONDS, id_problem
+from glscl.data.records import share
+from glscl.data.tars import MANIFEST as MANIFEST
+from glscl.data.tars import Sample as Sample
+from glscl.data.tars import index_foreign, index_own
 from glscl.data.video import MAX_BYTES, VideoError
 from glscl.errors import UserError, printable
 from glscl.options import Options
 
-MANIFEST = "manifest.json"
 FORMAT = 1
-MAX_ANNOTATION_BYTES = 8 << 20
-MAX_EXTENSION_BYTES = 64 << 10
-"""Longest extended header of a tar (a long name, say); ours need none, other tools write a few hundred bytes."""
+FOREIGN = "webdataset"
+"""What a manifest gives as reader of tars that another program wrote."""
 MAX_MANIFEST_BYTES = 1 << 30
 
 _Count = Annotated[int, Field(strict=True, ge=0, lt=1 << 50)]
@@ -72,6 +73,15 @@ class Manifest(Options):
     rejected: dict[str, str] = Field(default_factory=dict)
     """Videos left out when the set was built, with the reason."""
 
+    @property
+    def is_foreign(self) -> bool:
+        """Whether another program wrote the tars, and `glscl shards index` this manifest."""
+        return self.reader == FOREIGN
+
+    def share(self) -> str:
+        """``15 of 19``: its videos, wherever some were left out when the set was built."""
+        return share(self.videos, self.videos + len(self.rejected))
+
     def fingerprint(self) -> str:
         """Hash of the contents (not of where they lie)."""
         content = self.model_dump(include={"domain", "split", "shards"}, mode="json")
@@ -90,16 +100,14 @@ class ShardSet:
         return storage.join(self.uri, self.manifest.shards[index].name)
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One video with its captions inside an open shard."""
+class BrokenShardError(UserError):
+    """A tar that is not what its manifest says.
 
-    key: str
-    video_id: str
-    captions: tuple[str, ...]
-    start: float | None
-    end: float | None
-    attributes: dict[str, Any]
+    Attributes:
+        problem: the message without what to do about it.
+    """
+
+    problem: str = ""
 
 
 def open_shard_set(uri: str) -> ShardSet:
@@ -108,10 +116,51 @@ def open_shard_set(uri: str) -> ShardSet:
     Raises:
         UserError: no manifest, not a manifest, a tar missing or of another size.
     """
+    shard_set = read_manifest(uri)
+    for problem in _wrong_sizes(shard_set).values():
+        raise broken(shard_set, problem)
+    return shard_set
+
+
+def _wrong_sizes(shard_set: ShardSet) -> dict[str, str]:
+    """By name, what is wrong with tars that are missing or of another size."""
+    sizes = {entry.name: entry.bytes for entry in shard_set.manifest.shards}
+    return {
+        name: f"{storage.join(shard_set.uri, name)}: "
+        + (f"listed in {MANIFEST} but not there" if found is None else _says(found, sizes[name]))
+        for name, found in storage.wrong_sizes(shard_set.uri, sizes).items()
+    }
+
+
+def _says(found: int, expected: int) -> str:
+    return f"{found} bytes where {MANIFEST} says {expected}"
+
+
+def broken(shard_set: ShardSet, problem: str) -> BrokenShardError:
+    """The error for a tar that is not what its manifest says."""
+    again = (
+        f"copy it again, or run `glscl shards index --overwrite {shard_set.uri}`"
+        if shard_set.manifest.is_foreign
+        else "build or copy it again"
+    )
+    error = BrokenShardError(f"{problem}; run `glscl shards verify {shard_set.uri}` and {again}")
+    error.problem = problem
+    return error
+
+
+def read_manifest(uri: str) -> ShardSet:
+    """Read a manifest; the tars are not looked at.
+
+    Raises:
+        UserError: no manifest, or not a manifest.
+    """
     uri = storage.resolve(uri)
     where = storage.join(uri, MANIFEST)
     if not storage.exists(where):
-        raise UserError(f"{where}: no such file; write the shards with `glscl shards build --output {uri}`")
+        raise UserError(
+            f"{where}: no such file; write the shards with `glscl shards build --output {uri}`, or, where other "
+            f"programs' tars lie there, run `glscl shards index {uri}`"
+        )
     if (size := storage.size(where)) > MAX_MANIFEST_BYTES:
         raise UserError(f"{where}: {size:,} bytes are no shard manifest; build the shards again")
     try:
@@ -133,14 +182,6 @@ def open_shard_set(uri: str) -> ShardSet:
             raise UserError(f"{where}: the shards' {what} do not add up to {total}; build the shards again")
     if not manifest.pairs:
         raise UserError(f"{where}: domain '{manifest.domain}' split '{manifest.split}' is empty")
-    sizes = {entry.name: entry.bytes for entry in manifest.shards}
-    for name, found in storage.wrong_sizes(uri, sizes).items():
-        if found is None:
-            raise UserError(f"{storage.join(uri, name)}: listed in {MANIFEST} but not there")
-        raise UserError(
-            f"{storage.join(uri, name)}: {found} bytes where {MANIFEST} says {sizes[name]}; "
-            f"run `glscl shards verify {uri}` and build or copy it again"
-        )
     return ShardSet(uri, manifest)
 
 
@@ -155,19 +196,28 @@ class Shard:
     """
 
     def __init__(self, shard_set: ShardSet, index: int, cache_dir: str | None = None) -> None:
-        entry = shard_set.manifest.shards[index]
+        manifest = shard_set.manifest
+        entry = manifest.shards[index]
         self.uri = shard_set.shard_uri(index)
+        self._set = shard_set
         try:
-            self._file = _local_file(self.uri, entry.bytes, cache_dir)
+            self._file = local_file(self.uri, cache_dir)
         except FileNotFoundError:
-            raise UserError(f"{self.uri}: listed in {MANIFEST} but not there; build or copy it again") from None
+            raise broken(shard_set, f"{self.uri}: listed in {MANIFEST} but not there") from None
+        if storage.is_remote(self.uri) and (size := self._file.seek(0, io.SEEK_END)) != entry.bytes:
+            raise self._broken(_says(size, entry.bytes))
         try:
-            self.samples, self._videos = _index_tar(self._file, self.uri, shard_set.manifest.domain, entry)
+            found = (
+                index_foreign(self._file)
+                if manifest.is_foreign
+                else index_own(self._file, self.uri, manifest.domain, entry.samples)
+            )
         except (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError) as error:
             raise self._broken(f"unusable ({error})") from None
         except BaseException:
             self.close()
             raise
+        self.samples, self._videos = found.samples, found.videos
         pairs = [(position, caption) for position, s in enumerate(self.samples) for caption in range(len(s.captions))]
         if len(self.samples) != entry.samples or len(pairs) != entry.pairs:
             raise self._broken(
@@ -178,8 +228,7 @@ class Shard:
 
     def _broken(self, what: str) -> UserError:
         self.close()
-        folder = self.uri.rsplit("/", 1)[0]
-        return UserError(f"{self.uri}: {what}; run `glscl shards verify {folder}` and build or copy it again")
+        return broken(self._set, f"{self.uri}: {what}")
 
     def video(self, position: int) -> bytes:
         """Video bytes of one sample.
@@ -202,7 +251,8 @@ class Shard:
         self._file.close()
 
 
-def _local_file(uri: str, size: int, cache_dir: str | None) -> IO[bytes]:
+def local_file(uri: str, cache_dir: str | None = None) -> IO[bytes]:
+    """A tar as a local file: itself, or a copy without a name in ``cache_dir`` (the system's temporary folder)."""
     if not storage.is_remote(uri):
         return open(uri, "rb")
     if cache_dir:
@@ -211,98 +261,10 @@ def _local_file(uri: str, size: int, cache_dir: str | None) -> IO[bytes]:
     try:
         with storage.open_read(uri) as remote:  # get_file wants a name, and a named copy would outlive a killed process
             shutil.copyfileobj(remote, copy, 8 << 20)
-        if copy.tell() != size:
-            raise UserError(f"{uri}: {copy.tell()} bytes where {MANIFEST} says {size}; build or copy it again")
     except BaseException:
         copy.close()
         raise
-    copy.seek(0)
     return copy
-
-
-class _Headers:
-    """A tar as `tarfile` may read it: headers only, so that an extended one of gigabytes is never held in memory."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self.seek, self.tell = file.seek, file.tell
-
-    def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= MAX_EXTENSION_BYTES:
-            raise tarfile.ReadError(f"an extended header of {size} bytes")
-        return self._file.read(size)
-
-
-def _index_tar(file: IO[bytes], uri: str, domain: str, entry: ShardEntry) -> tuple[list[Sample], list[tuple[int, int]]]:
-    """Pair up ``.json`` and ``.mp4`` members in file order."""
-    texts: dict[str, dict[str, Any]] = {}
-    videos: dict[str, tuple[int, int]] = {}
-    end = file.seek(0, io.SEEK_END)
-    file.seek(0)
-    last = -1
-    with tarfile.open(fileobj=cast(IO[bytes], _Headers(file)), mode="r:") as tar:
-        for member in tar:
-            if member.offset <= last or member.size < 0:  # a negative size would lead back, for ever
-                raise tarfile.TarError(f"member {member.name!r} does not follow the one before")
-            last = member.offset
-            if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.sparse is not None:
-                raise tarfile.TarError(f"member {member.name!r} is not a plain file")
-            key, _, extension = member.name.partition(".")
-            if "/" in member.name or not key:
-                raise tarfile.TarError(f"member {member.name!r} is not a plain name")
-            if key in (texts if extension == "json" else videos):
-                raise tarfile.TarError(f"member {member.name!r} is there twice")
-            if len(texts if extension == "json" else videos) == entry.samples:
-                raise tarfile.TarError(f"more than the {entry.samples} samples that {MANIFEST} says")
-            if member.offset_data + member.size > end:
-                raise tarfile.TarError(f"member {member.name!r} is cut short")
-            if extension == "json":
-                if member.size > MAX_ANNOTATION_BYTES:
-                    raise tarfile.TarError(f"member {member.name!r} has {member.size} bytes")
-                here = file.tell()
-                file.seek(member.offset_data)
-                texts[key] = _annotation(file.read(member.size), member.name, uri)
-                file.seek(here)
-                if texts[key].get("domain") != domain:
-                    found = texts[key].get("domain")
-                    raise tarfile.TarError(f"{member.name} is of domain {found!r} where {MANIFEST} says {domain!r}")
-            elif extension == "mp4":
-                videos[key] = (member.offset_data, member.size)
-            else:
-                raise tarfile.TarError(f"member {member.name!r} is neither .mp4 nor .json")
-    if texts.keys() != videos.keys():
-        odd = sorted(texts.keys() ^ videos.keys())[0]
-        raise tarfile.TarError(f"sample {odd!r} lacks its video or its annotation")
-    samples = [
-        Sample(key, t["video_id"], tuple(t["captions"]), t.get("start"), t.get("end"), t.get("attributes") or {})
-        for key, t in texts.items()
-    ]
-    return samples, [videos[sample.key] for sample in samples]
-
-
-def _annotation(data: bytes, name: str, uri: str) -> dict[str, Any]:
-    try:
-        value = strict_json.loads(data.decode())  # UnicodeDecodeError is a ValueError
-    except ValueError as error:
-        raise UserError(f"{uri}: {name} is not UTF-8 JSON ({error}); build the shards again") from None
-    captions = value.get("captions") if isinstance(value, dict) else None
-    if not isinstance(captions, list) or not captions or not all(isinstance(text, str) for text in captions):
-        raise UserError(f"{uri}: {name} has no list of captions; build the shards again")
-    if not isinstance(value.get("video_id"), str):
-        raise UserError(f"{uri}: {name} has no video_id; build the shards again")
-    if problem := id_problem(value["video_id"]):
-        raise UserError(f"{uri}: {name} has {problem}; build the shards again")
-    start, end = (value.get(edge) for edge in ("start", "end"))
-    if not all(edge is None or _is_seconds(edge) for edge in (start, end)) or (end is not None and end <= (start or 0)):
-        raise UserError(f"{uri}: {name}: start and end must be seconds, one after the other; build the shards again")
-    if not isinstance(value.get("attributes", {}), dict):
-        raise UserError(f"{uri}: {name}: attributes must be an object; build the shards again")
-    checked: dict[str, Any] = value
-    return checked
-
-
-def _is_seconds(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MOST_SECONDS
 
 
 def verify_shards(uri: str) -> list[str]:
@@ -311,8 +273,13 @@ def verify_shards(uri: str) -> list[str]:
     Returns:
         One line per problem; empty when the set is sound.
     """
-    shard_set = open_shard_set(uri)
-    return [problem for index in range(len(shard_set.manifest.shards)) for problem in _verify_one(shard_set, index)]
+    shard_set = read_manifest(uri)
+    wrong = _wrong_sizes(shard_set)
+    return [
+        problem
+        for index, entry in enumerate(shard_set.manifest.shards)
+        for problem in ([wrong[entry.name]] if entry.name in wrong else _verify_one(shard_set, index))
+    ]
 
 
 def _verify_one(shard_set: ShardSet, index: int) -> Iterator[str]:
@@ -325,6 +292,8 @@ def _verify_one(shard_set: ShardSet, index: int) -> Iterator[str]:
         yield f"{shard_set.shard_uri(index)}: checksum differs from the manifest's"
     try:
         Shard(shard_set, index).close()
+    except BrokenShardError as error:
+        yield error.problem
     except UserError as error:
         yield str(error)
 
@@ -335,7 +304,7 @@ def describe(manifest: Manifest) -> dict[str, str]:
     return {
         "domain": manifest.domain,
         "split": manifest.split,
-        "videos": f"{manifest.videos:,}",
+        "videos": manifest.share(),
         "pairs": f"{manifest.pairs:,} ({manifest.pairs / manifest.videos:.2f} captions per video)",
         "shards": f"{len(sizes)} of {min(sizes) / 1e6:.1f} to {max(sizes) / 1e6:.1f} MB",
         "bytes": f"{sum(sizes):,}",

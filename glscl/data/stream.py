@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from glscl.data.activity import Board, writer
 from glscl.data.plan import Slot, StreamPlan
-from glscl.data.shards import Sample, Shard, ShardSet
+from glscl.data.quarantine import UnusableSetError, quarantine_entry
+from glscl.data.shards import Shard, ShardSet
 from glscl.data.video import FrameSampling, VideoError, load_frames
 from glscl.errors import BrokenRunError, UserError
 
@@ -43,8 +44,7 @@ class Batch:
         video_ids: (A,) int64; equal numbers are the same video, whose captions are all positives.
         names: ``domain/video_id#caption`` of every pair, for logs and tests.
         truncated: captions cut to ``max_words`` tokens.
-        quarantined: videos met for the first time by this loader that could not be used: domain, shard, key,
-            video_id and reason.
+        quarantined: videos met for the first time by this loader that could not be used (`quarantine_entry`).
     """
 
     token_ids: Tensor
@@ -199,7 +199,9 @@ class _StreamReader:
                     break
         if item is None:
             domain = self._stream.shard_sets[slot.domain]
-            raise UserError(f"{domain.uri}: no video of domain '{domain.manifest.domain}' can be decoded")
+            error = UnusableSetError(f"{domain.uri}: no video of domain '{domain.manifest.domain}' can be decoded")
+            error.quarantined = [entry for _, entry in met]
+            raise error
         item.quarantined = met
         return item
 
@@ -220,19 +222,13 @@ class _StreamReader:
             try:
                 frames = load_frames(shard.video(position), stream.sampling, sample.start, sample.end)
             except VideoError as error:
-                manifest = stream.shard_sets[slot.domain].manifest
-                entry = quarantine_entry(manifest.domain, manifest.shards[slot.shard].name, sample, str(error))
+                entry = quarantine_entry(stream.shard_sets[slot.domain], slot.shard, sample, str(error))
                 self._bad[place] = entry
         if entry is not None:
             met.append((place, entry))
             return None
         name = f"{stream.shard_sets[slot.domain].manifest.domain}/{sample.video_id}#{caption}"
         return _Item(frames, sample.captions[caption], video_number(*place), name, [])
-
-
-def quarantine_entry(domain: str, shard: str, sample: Sample, reason: str) -> dict[str, str]:
-    """One line of the quarantine list."""
-    return {"domain": domain, "shard": shard, "key": sample.key, "video_id": sample.video_id, "reason": reason}
 
 
 def video_number(domain: int, shard: int, position: int) -> int:

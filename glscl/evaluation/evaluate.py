@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from glscl.data.gallery import Gallery
+from glscl.data.quarantine import Quarantine
 from glscl.data.shards import ShardSet, open_shard_set
 from glscl.errors import UserError
 from glscl.evaluation.embed import Embeddings, concatenate, embed
@@ -82,6 +83,7 @@ def evaluate_model(
     loader_workers: int = 0,
     bank: Sequence[str] = (),
     keep_ranks: bool = False,
+    quarantine: Quarantine | None = None,
 ) -> list[dict[str, Any]]:
     """Score a model on every test set with ``workers`` Ray actors.
 
@@ -97,12 +99,14 @@ def evaluate_model(
         loader_workers: decoding processes per actor.
         bank: training shard sets that ``config.bank_videos`` are drawn from.
         keep_ranks: add ``per_query``: every query's ranks, for paired statistics.
+        quarantine: lists the videos that cannot be used and bounds them set by set; without, any number is left out.
 
     Returns:
         one entry per test set, as `glscl.reporting` lays it out; plain values, except for thumbnails.
 
     Raises:
-        UserError: model, test set or list of videos missing, or nothing decodable.
+        UserError: model, test set or list of videos missing, nothing decodable, or too many videos of a set that cannot
+            be used; those of all sets are listed by then.
     """
     import ray
 
@@ -117,18 +121,23 @@ def evaluate_model(
     actors = [actor.remote(folder, config, use_gpu, loader_workers) for _ in range(workers)]
     parts = [Part(index, workers) for index in range(workers)]
     entries = []
+    problems: list[str] = []
+    quarantine = quarantine or Quarantine(None, 1.0, "")
 
     def each(method: str, *arguments: Any) -> list[Any]:
         calls = [getattr(a, method).remote(*arguments, part) for a, part in zip(actors, parts, strict=True)]
         return list(ray.get(calls))
 
     try:
-        query_bank = _embed_bank(each, bank_sets, share) if share else None
+        query_bank = _embed_bank(each, bank_sets, share, quarantine) if share else None
         for shard_set in sets:
             domain = shard_set.manifest.domain
-            embeddings = concatenate(
-                each("embed", shard_set.uri, range(shard_set.manifest.videos), config.examples > 0)
-            )
+            pieces = each("embed", shard_set.uri, range(shard_set.manifest.videos), config.examples > 0)
+            quarantine.take("test", [shard_set], [entry for piece in pieces for entry in piece.quarantined])
+            if problem := quarantine.problem("test", [shard_set]):
+                problems.append(problem)
+                continue
+            embeddings = concatenate(pieces)
             shared = ray.put(embeddings)
             normalised: list[dict[str, Any]] = []
             if config.normalisations:  # these hold the whole matrix: every pair is then scored once, not once per way
@@ -153,6 +162,8 @@ def evaluate_model(
     finally:
         for a in actors:
             ray.kill(a)
+    if problems:
+        raise UserError("; ".join(problems))
     return entries
 
 
@@ -168,8 +179,12 @@ def _bank_share(config: EvaluationConfig, bank: Sequence[ShardSet]) -> int:
     return config.bank_videos // len(bank)
 
 
-def _embed_bank(each: Each, bank: Sequence[ShardSet], share: int) -> _QueryBank:
-    """Embed the first ``share`` usable videos of each set, reading on for as many as cannot be decoded."""
+def _embed_bank(each: Each, bank: Sequence[ShardSet], share: int, quarantine: Quarantine) -> _QueryBank:
+    """Embed the first ``share`` usable videos of each set, reading on for as many as cannot be decoded.
+
+    Raises:
+        UserError: more than the quarantine allows cannot be.
+    """
     import ray
 
     sets = []
@@ -180,6 +195,9 @@ def _embed_bank(each: Each, bank: Sequence[ShardSet], share: int) -> _QueryBank:
             videos = range(read, min(read + missing, shard_set.manifest.videos))
             new = each("embed", shard_set.uri, videos, False)
             pieces += new
+            quarantine.take("bank", [shard_set], [entry for piece in new for entry in piece.quarantined])
+            if problem := quarantine.problem("bank", [shard_set]):
+                raise UserError(problem)
             read, missing = videos.stop, missing - sum(len(piece.positions) for piece in new)
         sets.append(concatenate(pieces))
     whole = concatenate(sets)  # the order of a bank's queries matters to nobody
@@ -255,6 +273,7 @@ def _entry(
         "truncated_texts": embeddings.truncated,
         "quarantined": len(embeddings.quarantined),
         "quarantine": embeddings.quarantined,
+        "rejected": len(manifest.rejected),
         **metrics_of(result),
         "hubness_skewness": result.hubness_skewness(videos),
         "oracles": {

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from glscl import storage
+from glscl.data.records import composed
 from glscl.errors import UserError, did_you_mean
 from glscl.evaluation.embed import Embeddings
 
@@ -137,7 +138,8 @@ def leave_out(embeddings: Embeddings, names: Iterable[str]) -> tuple[Embeddings,
     """Drop videos and their captions.
 
     A name counts for a video of the same name, with or without the ending of a video file and the ``v_`` that
-    ActivityNet puts before names. ``truncated`` stays that of the whole set: it is not known per caption.
+    ActivityNet puts before names, its accents composed or apart. ``truncated`` stays that of the whole set: it is not
+    known per caption.
 
     Args:
         embeddings: of a whole set.
@@ -150,18 +152,18 @@ def leave_out(embeddings: Embeddings, names: Iterable[str]) -> tuple[Embeddings,
         UserError: no video with a caption would remain.
     """
     listed = list(dict.fromkeys(names))
-    present = set(embeddings.video_ids)
-    quarantined = {entry["video_id"] for entry in embeddings.quarantined}
+    present = {composed(name) for name in embeddings.video_ids}
+    quarantined = {composed(entry["video_id"]) for entry in embeddings.quarantined}
     dropped: set[str] = set()
     undecodable: list[str] = []
     unknown: list[str] = []
     for name in listed:
-        spellings = _spellings(name)
+        spellings = _spellings(composed(name))
         found = [spelling for spelling in spellings if spelling in present]
         dropped.update(found[:1])
         if not found:
             (undecodable if quarantined.intersection(spellings) else unknown).append(name)
-    keep = torch.tensor([name not in dropped for name in embeddings.video_ids], dtype=torch.bool)
+    keep = torch.tensor([composed(name) not in dropped for name in embeddings.video_ids], dtype=torch.bool)
     keep_text = keep[embeddings.text_to_video]
     if not keep_text.any():
         raise UserError(
@@ -169,7 +171,7 @@ def leave_out(embeddings: Embeddings, names: Iterable[str]) -> tuple[Embeddings,
         )
     report = LeakageReport(
         listed=len(listed),
-        left_out=tuple(name for name in embeddings.video_ids if name in dropped),
+        left_out=tuple(name for name in embeddings.video_ids if composed(name) in dropped),
         undecodable=tuple(undecodable),
         unknown=tuple(unknown),
         texts_left_out=int((~keep_text).sum()),

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from glscl.reporting.schema import Results, parse_results
 
-RESULT_COLUMNS = ("domain", "relation", "direction", "R@1", "R@5", "R@10", "MdR", "MnR", "queries")
+RESULT_COLUMNS = ("domain", "relation", "direction", "R@1", "R@5", "R@10", "MdR", "MnR", "queries", "videos")
 TEXT_COLUMNS = 3
 NORMALISED_COLUMNS = ("domain", "direction", "normalisation", "saw", "R@1", "R@5", "R@10")
 DIRECTIONS = {"text_to_video": "text to video", "video_to_text": "video to text"}
@@ -50,8 +50,8 @@ def results_table(results: Mapping[str, Any] | Results, *, file: IO[str] | None 
     for test in parse_results(results).tests:
         for direction, name in DIRECTIONS.items():
             metrics: dict[str, float] = getattr(test, direction)
-            numbers = [f"{metrics[name]:.1f}" for name in RESULT_COLUMNS[TEXT_COLUMNS:-1]]
-            rows.append([test.domain, test.relation, name, *numbers, f"{int(metrics['queries'])}"])
+            numbers = [f"{metrics[name]:.1f}" for name in RESULT_COLUMNS[TEXT_COLUMNS:-2]]
+            rows.append([test.domain, test.relation, name, *numbers, f"{int(metrics['queries'])}", test.share])
     print_table(RESULT_COLUMNS, rows, text_columns=TEXT_COLUMNS, file=file)
 
 

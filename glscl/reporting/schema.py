@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from glscl.data.records import share
 from glscl.errors import UserError
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -85,6 +86,29 @@ class WithoutLeaked(_Section):
     video_to_text: dict[str, float]
 
 
+class Incomplete(_Section):
+    """A set of which videos are missing."""
+
+    part: Literal["train", "validation", "test", "bank"]
+    domain: str
+    split: str
+    videos: int
+    """That were used."""
+    of: int
+    """Those left out when the shards were built included."""
+    reasons: str
+
+
+class BadVideo(_Section):
+    """A video that could not be used."""
+
+    part: str
+    domain: str
+    split: str
+    video_id: str
+    reason: str
+
+
 class Test(_Section):
     """One test domain."""
 
@@ -100,6 +124,8 @@ class Test(_Section):
     max_words: int
     truncated_texts: int
     quarantined: int
+    rejected: int = 0
+    """Videos left out when the shards were built."""
     text_to_video: dict[str, float]
     """``RetrievalMetrics.to_dict()``."""
     video_to_text: dict[str, float]
@@ -109,6 +135,16 @@ class Test(_Section):
     normalised: list[NormalisedColumn] = []
     without_leaked: WithoutLeaked | None = None
     examples: list[Example] = []
+
+    @property
+    def videos_of(self) -> int:
+        """Its videos, the missing ones included."""
+        return self.videos + self.quarantined + self.rejected
+
+    @property
+    def share(self) -> str:
+        """``16 of 19``: its videos, wherever some are missing."""
+        return share(self.videos, self.videos_of)
 
 
 class Results(_Section):
@@ -126,6 +162,8 @@ class Results(_Section):
     command: str
     train_domains: list[str]
     tests: list[Test]
+    incomplete: list[Incomplete] = []
+    quarantine: list[BadVideo] = []
     history: list[dict[str, Any]] = []
     """Per logged step: ``step``, loss terms by name, and where measured ``validation``: metric name -> value."""
 

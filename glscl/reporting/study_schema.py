@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from glscl.reporting.schema import parse
+from glscl.data.records import share
+from glscl.reporting.schema import Incomplete, parse
 
 ZERO_SHOT = "zero-shot"
 """Name of the training that is none, and of its only variant."""
@@ -79,6 +80,18 @@ class TestSet(_Section):
     truncated: dict[str, int]
     """Condition -> captions that were cut to its number of words."""
     quarantined: int = 0
+    rejected: int = 0
+    """Videos left out when the shards were built."""
+
+    @property
+    def videos_of(self) -> int:
+        """Its videos, the missing ones included."""
+        return self.videos + self.quarantined + self.rejected
+
+    @property
+    def share(self) -> str:
+        """``16 of 19``: its videos, wherever some are missing."""
+        return share(self.videos, self.videos_of)
 
 
 class Column(_Section):
@@ -238,6 +251,8 @@ class StudyResults(_Section):
     trainings: list[Training]
     """Zero-shot first, union last, where there are any."""
     tests: list[TestSet]
+    incomplete: list[Incomplete] = []
+    """Sets of which videos are missing in some run, at its fewest."""
     results: list[Result]
     comparisons: list[Comparison]
     costs: list[Cost] = []

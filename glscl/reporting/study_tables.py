@@ -19,7 +19,7 @@ from glscl.storage import join, write_bytes
 
 RESULT_COLUMNS = (
     "study", "label", "condition", "variant", "head", "group", "training", "test", "relation", "direction", "metric",
-    "estimate", "low", "high", "sd", "seeds", "scores", "note",
+    "estimate", "low", "high", "sd", "seeds", "scores", "note", "videos", "videos_of",
 )  # fmt: skip
 COMPARISON_COLUMNS = (
     "condition", "first", "second", "scope", "relation", "direction", "metric",
@@ -104,8 +104,9 @@ def _is_nothing(value: object) -> bool:
 def _result_rows(study: StudyResults) -> Iterable[dict[str, Any]]:
     """One row per result, direction and metric, the normalised ones and those without leaked videos included."""
     variants = {variant.name: variant for variant in study.variants}
+    tests = {test.name: test for test in study.tests}
     for result in study.results:
-        variant = variants.get(result.variant)
+        variant, test = variants.get(result.variant), tests.get(result.test)
         common = {
             "study": study.name,
             "label": study.label,
@@ -117,6 +118,8 @@ def _result_rows(study: StudyResults) -> Iterable[dict[str, Any]]:
             "test": result.test,
             "relation": result.relation,
             "seeds": result.text_to_video[MAIN_METRIC].seeds,
+            "videos": test.videos if test else None,
+            "videos_of": test.videos_of if test else None,
         }
 
         def plain(
@@ -196,6 +199,8 @@ def _matrix(study: StudyResults) -> str:
         "Text-to-video R@1 in per cent, mean over seeds $\\pm$ sample standard deviation. "
         "Bold: the best of a column; italic: in-domain."
     )
+    if missing := [f"{test.name} {test.share} videos" for test in study.tests if test.videos < test.videos_of]:
+        caption += latex(f" Incomplete: {', '.join(missing)}.")
     return _table(study, "matrix", "l" + "c" * len(cells), lines, caption)
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from glscl.reporting.schema import parse
+from glscl.reporting.schema import Incomplete, parse
 
 Value = bool | int | float | str | None
 
@@ -138,6 +138,8 @@ class SweepResults(_Section):
     pareto: list[str]
     confirmation: Confirmation | None
     claims: list[str]
+    incomplete: list[Incomplete] = []
+    """Sets of which videos are missing in some trial, at its fewest."""
 
 
 def parse_sweep(results: Mapping[str, Any] | SweepResults) -> SweepResults:

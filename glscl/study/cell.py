@@ -22,7 +22,7 @@ from glscl.reporting.study_schema import ZERO_SHOT
 from glscl.session import check_resources
 from glscl.study.grid import RESULT, Cell
 from glscl.training.checkpoint import differing_keys
-from glscl.training.launch import score_tests, train
+from glscl.training.launch import incomplete_sets, quarantine_of, score_tests, train
 from glscl.training.preflight import CONFIG, preflight
 from glscl.training.results import status_on_failure, write_results, write_status
 from glscl.training.retention import INDEX, PREFIX, RAY_REGISTER
@@ -66,7 +66,8 @@ def run_cell(cell: Cell, keep_model: bool) -> dict[str, Any]:
 
     Returns:
         its result, which ``cell.json`` holds then: ``config``, ``tests`` (entries of `evaluate_model` with every
-        query's ranks, without pictures), ``step``, ``validation`` and ``seconds`` (wall-clock of the last attempt).
+        query's ranks, without pictures), ``step``, ``validation``, ``incomplete`` (sets of which videos are missing)
+        and ``seconds`` (wall-clock of the last attempt).
 
     Raises:
         UserError: bad input.
@@ -81,6 +82,7 @@ def run_cell(cell: Cell, keep_model: bool) -> dict[str, Any]:
         "tests": [entry | {"examples": []} for entry in without_thumbnails(done["tests"])],
         "step": done["checkpoint_step"],
         "validation": done["validation"],
+        "incomplete": done["incomplete"],
         "seconds": round(time.monotonic() - began, 2),
     }
     storage.write_json(storage.join(cell.directory, RESULT), result)
@@ -129,8 +131,10 @@ def _towers(config: RunConfig) -> dict[str, Any]:
     )
     storage.write_json(storage.join(config.run_directory, CONFIG), config.model_dump(mode="json"))
     save_model(storage.join(config.run_directory, FOLDER), card, Retriever(config.model).state_dict())
-    entries = score_tests(config, keep_ranks=True)
-    return {"tests": entries, "checkpoint_step": 0, "validation": {}}
+    quarantine = quarantine_of(config)
+    entries = score_tests(config, quarantine, keep_ranks=True)
+    sets = incomplete_sets(config, quarantine)
+    return {"tests": entries, "checkpoint_step": 0, "validation": {}, "incomplete": sets}
 
 
 def export_towers(model_uri: str, output: str) -> None:

@@ -11,6 +11,7 @@ import yaml
 
 from glscl import storage
 from glscl.config import RunConfig
+from glscl.data.quarantine import incomplete_in_words
 from glscl.errors import UserError
 from glscl.evaluation.saved import CARD, FOLDER
 from glscl.reporting.study_report import write_study_report
@@ -187,6 +188,7 @@ def _task(values: Mapping[str, Any], keep_model: bool) -> dict[str, Any]:
     return {
         "seconds": result["seconds"],
         "validation": result["validation"],
+        "incomplete": result.get("incomplete", []),
         "tests": [{key: test[key] for key in kept} for test in result["tests"]],
     }
 
@@ -208,7 +210,9 @@ def _scores(result: Mapping[str, Any]) -> str:
     from glscl.training.checkpoint import SELECTION_METRIC
 
     tests = ", ".join(f"{test['domain']} R@1={test['text_to_video']['R@1']:.1f}" for test in result["tests"])
-    return tests or f"held-out R@1={result['validation'][SELECTION_METRIC]:.1f}"
+    scores = tests or f"held-out R@1={result['validation'][SELECTION_METRIC]:.1f}"
+    missing = incomplete_in_words(result["incomplete"])
+    return f"{scores}; incomplete: {missing}" if missing else scores
 
 
 def one_line(error: BaseException) -> str:

@@ -13,6 +13,8 @@ from typing import Any
 
 from glscl import stopping, storage
 from glscl.config import RunConfig
+from glscl.data.quarantine import KNOB, Part, Quarantine, incomplete, read_quarantine
+from glscl.data.shards import open_shard_set
 from glscl.errors import BrokenRunError, Stopped, UserError
 from glscl.evaluation.evaluate import evaluate_model
 from glscl.evaluation.options import EvaluationConfig
@@ -55,15 +57,40 @@ def train(config: RunConfig, ready: Preflight, *, keep_ranks: bool = False) -> d
     _fit(config, ready.sizes)
     card = _save_best(config, ready, retention)
     retention.close()
-    entries = score_tests(config, bank=config.data.train, keep_ranks=keep_ranks)
-    return results_of(card, entries, read_metrics(config.run_directory))
+    quarantine = quarantine_of(config)
+    entries = score_tests(config, quarantine, bank=config.data.train, keep_ranks=keep_ranks)
+    sets = incomplete_sets(config, quarantine)
+    return results_of(card, entries, read_metrics(config.run_directory), sets, quarantine.entries)
 
 
-def score_tests(config: RunConfig, *, bank: Sequence[str] = (), keep_ranks: bool = False) -> list[dict[str, Any]]:
+def quarantine_of(config: RunConfig) -> Quarantine:
+    """The list of a run whose training is over: what an earlier test found is forgotten."""
+    known = [entry for entry in read_quarantine(config.run_directory) if entry.get("part") in ("train", "validation")]
+    quarantine = Quarantine(config.run_directory, config.data.max_bad_fraction, KNOB, known)
+    quarantine.write()
+    return quarantine
+
+
+def incomplete_sets(config: RunConfig, quarantine: Quarantine) -> list[dict[str, Any]]:
+    """The sets of a run of which videos are missing (see `incomplete`)."""
+    parts: list[tuple[Part, tuple[str, ...]]] = [
+        ("train", config.data.train),
+        ("validation", config.data.validation),
+        ("test", config.data.test),
+    ]
+    sets = [(part, open_shard_set(uri)) for part, uris in parts for uri in uris]
+    found = [incomplete(part, shard_set, quarantine.of(part, shard_set)) for part, shard_set in sets]
+    return [entry for entry in found if entry]
+
+
+def score_tests(
+    config: RunConfig, quarantine: Quarantine, *, bank: Sequence[str] = (), keep_ranks: bool = False
+) -> list[dict[str, Any]]:
     """Score the model in a run directory on ``data.test``, with as many actors as training has workers at most.
 
     Args:
         config: of the run.
+        quarantine: see `evaluate_model`.
         bank: see `evaluate_model`.
         keep_ranks: see `evaluate_model`.
     """
@@ -79,6 +106,7 @@ def score_tests(config: RunConfig, *, bank: Sequence[str] = (), keep_ranks: bool
         loader_workers=config.data.loader_workers,
         bank=bank,
         keep_ranks=keep_ranks,
+        quarantine=quarantine,
     )
 
 
@@ -119,6 +147,7 @@ def _fit(config: RunConfig, sizes: tuple[int, ...]) -> None:
         raise _reason(error, watch) from error
     finally:
         with suppress(RayError):  # the cluster may be what has failed
+            _list_found(config, watch)
             hub.clear()
     ended = result.return_value or {}
     if "failed" in ended:
@@ -128,6 +157,16 @@ def _fit(config: RunConfig, sizes: tuple[int, ...]) -> None:
             ended["stopped"],
             f" at step {ended['step']}, checkpoint {ended['checkpoint']}; the same command continues",
         )
+
+
+def _list_found(config: RunConfig, watch: Watch) -> None:
+    """List what the ranks found, however they ended: the log's rows have it only up to the last row."""
+    known = read_quarantine(config.run_directory)
+    quarantine = Quarantine(config.run_directory, config.data.max_bad_fraction, KNOB, known)
+    parts: tuple[Part, ...] = ("train", "validation")
+    for part in parts:
+        found = [entry for entry in watch.found() if entry["part"] == part]
+        quarantine.take(part, [open_shard_set(uri) for uri in dict.fromkeys(e["set"] for e in found)], found)
 
 
 def _watched(trainer: Any, watch: Watch) -> Any:
@@ -246,12 +285,22 @@ def evaluate(
     workers: int,
     use_gpu: bool,
     loader_workers: int,
+    quarantine: Quarantine,
     bank: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Score a finished run (or a saved model) on any shard sets; see `evaluate_model`."""
     _, card = read_card(run)
     check_resources(workers, 1.0, use_gpu)
     entries = evaluate_model(
-        run, tests, config, workers=workers, use_gpu=use_gpu, loader_workers=loader_workers, bank=bank
+        run,
+        tests,
+        config,
+        workers=workers,
+        use_gpu=use_gpu,
+        loader_workers=loader_workers,
+        bank=bank,
+        quarantine=quarantine,
     )
-    return results_of(card, entries, read_metrics(run))
+    sets = [open_shard_set(uri) for uri in tests]
+    missing = [entry for s in sets if (entry := incomplete("test", s, quarantine.of("test", s)))]
+    return results_of(card, entries, read_metrics(run), missing, quarantine.entries)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,8 @@ from torch import distributed
 
 from glscl.config import RunConfig
 from glscl.data import stream
+from glscl.data.quarantine import Quarantine
+from glscl.data.shards import ShardSet
 from glscl.errors import RunStoppedError
 from glscl.training.checkpoint import TrainState
 from glscl.training.engine import gradient_norm
@@ -30,9 +32,20 @@ class NonFiniteError(RunStoppedError):
 
 
 class Meter:
-    """What the log line says: losses, speed, waiting for data, quarantine."""
+    """What the log line says: losses, speed, waiting for data, quarantine.
 
-    def __init__(self, horizon: Horizon, config: RunConfig, world: int) -> None:
+    Args:
+        horizon: of the run.
+        config: of the run.
+        world: number of ranks.
+        quarantine: takes the videos of all ranks that cannot be used.
+        shard_sets: the training sets.
+    """
+
+    def __init__(
+        self, horizon: Horizon, config: RunConfig, world: int, quarantine: Quarantine, shard_sets: Sequence[ShardSet]
+    ) -> None:
+        self._quarantine, self._shard_sets = quarantine, shard_sets
         self._horizon = horizon
         self._batch = config.training.global_batch
         self._world = world
@@ -72,14 +85,12 @@ class Meter:
         self._new_quarantined += batch.quarantined
         self._losses = losses
 
-    def row(
-        self, engine: Any, factor: float, state: TrainState, videos: int, max_bad_fraction: float
-    ) -> dict[str, float]:
-        """Figures since the last row, over all ranks (collective); also merges the quarantine into the state.
+    def row(self, engine: Any, factor: float, state: TrainState) -> dict[str, float]:
+        """Figures since the last row, over all ranks (collective); the quarantine takes what they found.
 
         Raises:
             NonFiniteError: a loss term or the gradient of a step since the last row is not finite.
-            RunStoppedError: too many videos are unusable.
+            RunStoppedError: too many videos of a training set are unusable.
         """
         bad = self._first_not_finite(engine, state.step)
         names = sorted(self._losses)
@@ -87,13 +98,7 @@ class Meter:
         gathered: list[Any] = [None] * self._world
         distributed.all_gather_object(gathered, (local, self._new_quarantined, self._truncated, bad))
         self._new_quarantined = []
-        known = {(entry["domain"], entry["shard"], entry["key"]) for entry in state.quarantined}
-        for _, entries, *_ in gathered:
-            for entry in entries:
-                place = (entry["domain"], entry["shard"], entry["key"])
-                if place not in known:
-                    known.add(place)
-                    state.quarantined.append(entry)
+        self._quarantine.take("train", self._shard_sets, [entry for _, entries, *_ in gathered for entry in entries])
         elapsed = time.perf_counter() - self._began
         losses = torch.stack([values for values, *_ in gathered]).double().mean(0).tolist()
         row = {f"loss/{name}" if name != "total" else "loss": value for name, value in zip(names, losses, strict=True)}
@@ -103,7 +108,7 @@ class Meter:
             "pairs_per_second": self._steps * self._batch / elapsed,
             "data_wait": self._waited / elapsed,
             "truncated": sum(count for _, _, count, _ in gathered) / (self._steps * self._batch),
-            "quarantined": len(state.quarantined),
+            "quarantined": sum(entry["part"] == "train" for entry in self._quarantine.entries),
         }
         self._seconds_per_step = elapsed / self._steps
         norm = gradient_norm(engine)
@@ -113,8 +118,8 @@ class Meter:
         if found := [step for *_, step in gathered if step is not None]:
             raise NonFiniteError(self._report(min(found)))
         self._checks = []
-        if len(state.quarantined) > max_bad_fraction * videos:
-            raise RunStoppedError(_too_many(state.quarantined, videos, max_bad_fraction))
+        if problem := self._quarantine.problem("train", self._shard_sets):
+            raise RunStoppedError(problem)
         return row
 
     def _first_not_finite(self, engine: Any, step: int) -> int | None:
@@ -157,12 +162,3 @@ class Meter:
             f"lr_factor={row['learning_rate_factor']:.3f} pairs/s={row['pairs_per_second']:.1f} "
             f"data_wait={row['data_wait']:.0%} truncated={row['truncated']:.1%} quarantined={int(row['quarantined'])}"
         )
-
-
-def _too_many(entries: list[dict[str, str]], videos: int, limit: float) -> str:
-    listed = "; ".join(f"{entry['domain']}/{entry['video_id']} ({entry['reason']})" for entry in entries[:10])
-    more = f" and {len(entries) - 10} more" if len(entries) > 10 else ""
-    return (
-        f"{len(entries)} of {videos} training videos cannot be used, more than data.max_bad_fraction ({limit:g}): "
-        f"{listed}{more}; mend or remove them, or raise data.max_bad_fraction"
-    )

@@ -67,9 +67,8 @@ def preflight(config: RunConfig, *, fetch: bool = True) -> Preflight:
     facts = {
         "run": config.run_directory + (" (continues)" if saved else ""),
         "train": _domains(shard_sets, plan),
-        "validation": ", ".join(f"{s.manifest.domain}/{s.manifest.split}" for s in held_out)
-        or "none: last step is kept",
-        "test": ", ".join(f"{s.manifest.domain}/{s.manifest.split}" for s in tests) or "none",
+        "validation": ", ".join(_set(s) for s in held_out) or "none: last step is kept",
+        "test": ", ".join(_set(s) for s in tests) or "none",
         "model": f"{config.model.clip}, head {config.model.head}, frame context {config.model.frame_context}; "
         + ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in counts.items()),
         "weights": config.model.pretrained or "random",
@@ -90,9 +89,16 @@ def _list(sizes: tuple[int, ...]) -> str:
     return f"{', '.join(others)} or {last}" if others else last
 
 
+def _set(shard_set: ShardSet) -> str:
+    """Its name, and how many videos it has if some were left out when it was built."""
+    manifest = shard_set.manifest
+    left_out = f" ({manifest.share()} videos)" if manifest.rejected else ""
+    return f"{manifest.domain}/{manifest.split}{left_out}"
+
+
 def _domains(shard_sets: list[ShardSet], plan: StreamPlan) -> str:
     return ", ".join(
-        f"{s.manifest.domain}/{s.manifest.split} ({s.manifest.videos:,} videos, {s.manifest.pairs:,} pairs, "
+        f"{s.manifest.domain}/{s.manifest.split} ({s.manifest.share()} videos, {s.manifest.pairs:,} pairs, "
         f"{streams / plan.virtual_streams:.0%} of each batch)"
         for s, streams in zip(shard_sets, plan.streams_of_domain, strict=True)
     )

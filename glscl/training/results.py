@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
 from glscl import storage
+from glscl.data.quarantine import incomplete_in_words
 from glscl.evaluation.evaluate import without_thumbnails
 from glscl.evaluation.saved import ModelCard
 from glscl.redaction import redact
@@ -20,11 +21,25 @@ RESULTS = "results.json"
 REPORT = "report.html"
 
 
-def results_of(card: ModelCard, entries: list[dict[str, Any]], history: list[dict[str, Any]]) -> dict[str, Any]:
-    """Put test entries, provenance and training history together."""
+def results_of(
+    card: ModelCard,
+    entries: list[dict[str, Any]],
+    history: list[dict[str, Any]],
+    incomplete: Sequence[dict[str, Any]] = (),
+    quarantine: Sequence[dict[str, str]] = (),
+) -> dict[str, Any]:
+    """Put test entries, provenance, training history and what is missing together.
+
+    Args:
+        card: of the model.
+        entries: of `evaluate_model`.
+        history: rows of ``metrics.jsonl``.
+        incomplete: sets of which videos are missing (`glscl.data.quarantine.incomplete`).
+        quarantine: the videos of all sets that could not be used.
+    """
     return {
         "run": card.run,
-        "verdict": verdict_of(card, entries),
+        "verdict": verdict_of(card, entries, incomplete),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "head": card.model.head,
         "clip": card.model.clip,
@@ -35,6 +50,8 @@ def results_of(card: ModelCard, entries: list[dict[str, Any]], history: list[dic
         "train_domains": list(card.train_domains),
         "validation": card.validation,
         "tests": entries,
+        "incomplete": list(incomplete),
+        "quarantine": list(quarantine),
         "history": _history(history),
     }
 
@@ -53,13 +70,14 @@ def _history(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return out
 
 
-def verdict_of(card: ModelCard, entries: list[dict[str, Any]]) -> str:
-    """One line: text-to-video R@1 per test set."""
+def verdict_of(card: ModelCard, entries: list[dict[str, Any]], incomplete: Sequence[Mapping[str, Any]] = ()) -> str:
+    """One line: text-to-video R@1 per test set, and the sets of which videos are missing."""
     scores = [
         f"{entry['domain']}/{entry['split']} ({entry['relation']}) R@1={entry['text_to_video']['R@1']:.1f}"
         for entry in entries
     ]
-    return f"run={card.run} step={card.step} " + (", ".join(scores) or "no test set")
+    missing = f"; incomplete: {incomplete_in_words(incomplete)}" if incomplete else ""
+    return f"run={card.run} step={card.step} " + (", ".join(scores) or "no test set") + missing
 
 
 def write_results(results: dict[str, Any], output: str) -> None:

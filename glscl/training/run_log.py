@@ -1,4 +1,4 @@
-"""What a run leaves behind while it trains: JSON lines, TensorBoard events, the quarantine list."""
+"""What a run leaves behind while it trains: JSON lines and TensorBoard events."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from tensorboardX import SummaryWriter
 from glscl import storage
 
 METRICS = "metrics.jsonl"
-QUARANTINE = "quarantine.jsonl"
 TENSORBOARD = "tensorboard"
 
 
@@ -55,12 +54,6 @@ class RunLog:
             if isinstance(value, (int, float)):
                 self._events.add_scalar(name.replace("@", "_"), value, step)  # TensorBoard refuses @
 
-    def quarantine(self, entries: list[dict[str, str]]) -> None:
-        """Replace the list of unusable videos (nothing is written while it is empty)."""
-        if entries:
-            text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
-            storage.write_bytes(storage.join(self._uri, QUARANTINE), text.encode())
-
     def not_finite(self, report: dict[str, Any]) -> None:
         """Write down a step that went wrong, in a file of its own (see `not_finite_name`) and in the metrics."""
         name = not_finite_name(report["step"])
@@ -81,7 +74,9 @@ class RunLog:
                 storage.upload(path, storage.join(self._uri, os.path.relpath(path, self._folder)))
 
     def close(self) -> None:
-        """Write out everything and release."""
+        """Write out everything and release; a second call does nothing."""
+        if self._file.closed:
+            return
         self._file.close()
         self._events.close()
         self._copy()

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -158,7 +159,7 @@ class Reporter:
         self._at = (PHASES[0], 0, time.monotonic())
         self._stop = 0
         self._look_at = time.monotonic() + _LOOK_EVERY_S if look else float("inf")
-        self._beat = 0
+        self._beat = self._finds = 0
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="glscl-watchdog", daemon=True)
 
@@ -182,6 +183,16 @@ class Reporter:
             self._look_at = time.monotonic() + _LOOK_EVERY_S
             return LOOK
         return 0
+
+    def found(self, part: str, entries: Sequence[dict[str, str]]) -> None:
+        """Tell the driver of videos that cannot be used (see `quarantine_entry`) at once, however this process ends."""
+        import ray
+
+        if entries:
+            self._finds += 1
+            values = json.dumps([{"part": part, **entry} for entry in entries])
+            with suppress(ray.exceptions.RayError, OSError):  # the store is away: the next row of the log has them
+                self._hub.put(f"found-{self._attempt}-{self._rank:05d}-{self._finds}", values.encode())
 
     def beat(self) -> None:
         """Leave a note and read the orders: what the thread does once per period."""
@@ -296,6 +307,10 @@ class Watch:
         """Why the latest worker group was given up."""
         attempts = {note.attempt for note, _ in self._heard.values()}
         return self._orders.get("failure") if self._orders.get("attempt") in attempts else None
+
+    def found(self) -> list[dict[str, str]]:
+        """The videos that the ranks of all worker groups found that cannot be used."""
+        return [entry for key in self._hub.keys("found-") for entry in json.loads(self._hub.get(key) or b"[]")]
 
     def last_heard(self, rank: int) -> Note | None:
         """The last note of a rank of the latest worker group."""

@@ -9,6 +9,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -23,10 +24,11 @@ from glscl.config import RunConfig
 from glscl.data import stream
 from glscl.data.activity import Board
 from glscl.data.gallery import Gallery
+from glscl.data.quarantine import KNOB, Quarantine, UnusableSetError, with_sets
 from glscl.data.shards import ShardSet, open_shard_set
 from glscl.data.video import FrameSampling
 from glscl.errors import RunStoppedError, UserError
-from glscl.evaluation.embed import concatenate, embed
+from glscl.evaluation.embed import Embeddings, concatenate, embed
 from glscl.evaluation.retrieval import Part, metrics_of, score_part
 from glscl.evaluation.scoring import merge, split_rows
 from glscl.models.retriever import Retriever
@@ -82,8 +84,9 @@ def _train(config: RunConfig, hub: str) -> dict[str, Any] | None:
     limits = Limits(config.data.stall_timeout_s, config.training.hang_timeout_s)
     boards = {part: Board(config.data.loader_workers) for part in ("train", "evaluation")}
     look = rank == 0 and os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") != "0"
-    with Reporter(RayHub(hub), limits, attempt, rank, list(boards.values()), look) as reporter:
-        return _loop(config, rank, world, device, attempt, boards, reporter)
+    with ExitStack() as ends:
+        reporter = ends.enter_context(Reporter(RayHub(hub), limits, attempt, rank, list(boards.values()), look))
+        return _loop(config, rank, world, device, attempt, boards, reporter, ends)
 
 
 def _loop(
@@ -94,6 +97,7 @@ def _loop(
     attempt: str,
     boards: dict[str, Board],
     reporter: Reporter,
+    ends: ExitStack,
 ) -> dict[str, Any] | None:
     # Load
     torch.manual_seed(config.seed)
@@ -122,11 +126,14 @@ def _loop(
     )
     batches = stream.make_loader(pairs, config.data.loader_workers, config.data.prefetch)
     log = RunLog(config.run_directory, state.step) if rank == 0 else None
-    if rank == 0:
+    if log is not None:
+        ends.callback(log.close)
         share = share_in_words(config.training, sizes, world)
         print(f"global batch: {config.training.global_batch} pairs = {share}", flush=True)
-    meter = Meter(horizon, config, world)
-    videos = sum(shard_set.manifest.videos for shard_set in shard_sets)
+    folder = config.run_directory if rank == 0 else None
+    quarantine = Quarantine(folder, config.data.max_bad_fraction, KNOB, state.quarantined)
+    state.quarantined = quarantine.entries
+    meter = Meter(horizon, config, world, quarantine, shard_sets)
     agreement = Agreement(device)
     fled: set[str] = set()  # nodes for whose loss a checkpoint was saved
     last = max(Retention(config.run_directory, config.checkpoint.keep).known(), default="none")
@@ -136,7 +143,7 @@ def _loop(
         factor = set_learning_rates(engine, config.training, state.step, horizon.total)
         agreement.ask(reporter.wish())
         reporter.at("loading", state.step + 1)
-        batch = meter.wait_for(batches)
+        batch = _next(meter, batches, reporter)
         reporter.at("stepping", state.step + 1)
         engine.train()
         losses = backward_global_batch(
@@ -157,18 +164,18 @@ def _loop(
         if state.step % config.training.log_every == 0 or saved:
             reporter.at("logging", state.step)
             try:
-                row = meter.row(engine, factor, state, videos, config.data.max_bad_fraction)
+                row = meter.row(engine, factor, state)
             except NonFiniteError as error:
                 raise _poisoned(error.report, last, log) from None
             if log is not None:
                 log.write(state.step, row)
-                log.quarantine(state.quarantined)
                 print(meter.line(state.step, row), flush=True)
 
         # Evaluate
         if scored:
             reporter.at("evaluating", state.step)
-            state.metrics = _evaluate(engine, config, sampling, rank, world, device, boards["evaluation"])
+            scorer = _HeldOut(config, sampling, rank, world, device, boards["evaluation"], quarantine, reporter)
+            state.metrics = scorer.score(evaluation_model(engine))
             if log is not None:
                 log.write(state.step, state.metrics)
                 print(f"step={state.step} {SELECTION_METRIC}={state.metrics[SELECTION_METRIC]:.2f}", flush=True)
@@ -181,12 +188,19 @@ def _loop(
             _save(engine, state, config.run_directory, rank, world, attempt, meter.seconds_left(state.step))
             last = checkpoint.directory_name(state.step, world, attempt)
         if wish >= STOP and state.step < horizon.total:
-            if log is not None:
-                log.close()
             return {"stopped": wish - STOP, "step": state.step, "checkpoint": last}
-    if log is not None:
-        log.close()
     return None
+
+
+def _next(meter: Meter, batches: Iterator[stream.Batch], reporter: Reporter) -> stream.Batch:
+    """The next batch; the driver hears of videos that cannot be used before anything else can happen."""
+    try:
+        batch = meter.wait_for(batches)
+    except UnusableSetError as error:
+        reporter.found("train", error.quarantined)
+        raise
+    reporter.found("train", batch.quarantined)
+    return batch
 
 
 def _nodes_leave(fled: set[str], rank: int) -> bool:
@@ -213,7 +227,6 @@ def _poisoned(report: dict[str, Any], last: str, log: RunLog | None) -> RunStopp
     """
     if log is not None:
         log.not_finite(report)
-        log.close()
     pairs, where = report["pairs"], not_finite_name(report["step"])
     more = f" and {len(pairs) - 3} more" if len(pairs) > 3 else ""
     return RunStoppedError(
@@ -249,7 +262,8 @@ def _resume(engine: Any, config: RunConfig, shard_sets: list[ShardSet], rank: in
                 checkpoint.restore(engine, folder, saved, rank)
         if rank == 0:
             print(f"resumed step={saved.step} from {name}", flush=True)
-        return TrainState(saved.step, world, config.training.zero_stage, values, manifests, saved.quarantined)
+        known = with_sets(saved.quarantined, shard_sets)
+        return TrainState(saved.step, world, config.training.zero_stage, values, manifests, known)
     if retention.known():
         raise UserError(f"{config.run_directory}: none of its checkpoints is complete; {ANOTHER}")
     return fresh
@@ -320,37 +334,64 @@ def _upload(place: Any, run_directory: str, local: Checkpoint, name: str) -> Che
     return Checkpoint(place.build_checkpoint_path_from_name(name), place.storage_filesystem)
 
 
-def _evaluate(
-    engine: Any,
-    config: RunConfig,
-    sampling: FrameSampling,
-    rank: int,
-    world: int,
-    device: torch.device,
-    board: Board,
-) -> dict[str, float]:
-    """Held-out metrics, every rank embedding and scoring its share; the same dictionary on every rank."""
-    model = evaluation_model(engine)
-    tokens = partial(tokenize, max_words=config.model.max_words)
-    metrics: dict[str, float] = {}
-    for uri in config.data.validation:
-        shard_set = open_shard_set(uri)
-        own = split_rows(shard_set.manifest.videos, rank, world)
-        gallery = Gallery(shard_set, own.start, own.stop, sampling, tokens, config.evaluation.batch_size, board)
-        parts: list[Any] = [None] * world
-        distributed.all_gather_object(parts, embed(model, gallery, config.data.loader_workers, device))
-        embeddings = concatenate(parts)
-        scores: list[Any] = [None] * world
+@dataclass(frozen=True, slots=True)
+class _HeldOut:
+    """Scores the held-out sets, every rank embedding and scoring its share."""
+
+    config: RunConfig
+    sampling: FrameSampling
+    rank: int
+    world: int
+    device: torch.device
+    board: Board
+    quarantine: Quarantine
+    reporter: Reporter
+
+    def score(self, model: Any) -> dict[str, float]:
+        """Held-out metrics, the same dictionary on every rank (collective).
+
+        Raises:
+            RunStoppedError: too many videos of a set are unusable; those of all sets are listed by then.
+        """
+        metrics: dict[str, float] = {}
+        problems = []
+        for uri in self.config.data.validation:
+            shard_set = open_shard_set(uri)
+            parts = self._embed(model, shard_set)
+            bad = [entry for part in parts for entry in part.quarantined]
+            self.quarantine.take("validation", [shard_set], bad)
+            if problem := self.quarantine.problem("validation", [shard_set]):
+                problems.append(problem)
+            else:
+                metrics |= self._score(model, shard_set, concatenate(parts))
+        if problems:
+            raise RunStoppedError("; ".join(problems))
+        recalls = [value for name, value in metrics.items() if name.endswith("text_to_video_R@1")]
+        metrics[SELECTION_METRIC] = sum(recalls) / len(recalls)
+        return metrics
+
+    def _embed(self, model: Any, shard_set: ShardSet) -> list[Embeddings]:
+        tokens = partial(tokenize, max_words=self.config.model.max_words)
+        own = split_rows(shard_set.manifest.videos, self.rank, self.world)
+        size = self.config.evaluation.batch_size
+        gallery = Gallery(shard_set, own.start, own.stop, self.sampling, tokens, size, self.board)
+        part = embed(model, gallery, self.config.data.loader_workers, self.device)
+        self.reporter.found("validation", part.quarantined)
+        parts: list[Any] = [None] * self.world
+        distributed.all_gather_object(parts, part)
+        return parts
+
+    def _score(self, model: Any, shard_set: ShardSet, embeddings: Embeddings) -> dict[str, float]:
+        scores: list[Any] = [None] * self.world
+        part = Part(self.rank, self.world)
         with torch.no_grad():
-            result = score_part(partial(model, "score"), embeddings, config.evaluation, Part(rank, world), device)
+            result = score_part(partial(model, "score"), embeddings, self.config.evaluation, part, self.device)
         distributed.all_gather_object(scores, result)
-        directions = metrics_of(merge(scores))
-        domain = shard_set.manifest.domain
-        for direction, values in directions.items():
-            metrics |= {f"validation/{domain}/{direction}_R@{k}": float(values[f"R@{k}"]) for k in (1, 5, 10)}
-    recalls = [value for name, value in metrics.items() if name.endswith("text_to_video_R@1")]
-    metrics[SELECTION_METRIC] = sum(recalls) / len(recalls)
-    return metrics
+        return {
+            f"validation/{shard_set.manifest.domain}/{direction}_R@{k}": float(values[f"R@{k}"])
+            for direction, values in metrics_of(merge(scores)).items()
+            for k in (1, 5, 10)
+        }
 
 
 def _to_device(batch: stream.Batch, device: torch.device) -> Batch:

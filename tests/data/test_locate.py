@@ -25,7 +25,7 @@ def files(folder: Path, *names: str) -> str:
 
 def located(folder: str, *ids: str) -> list[str | None]:
     """Paths relative to the folder, in the order of the ids."""
-    found, missing = locate_videos(ids, folder)
+    found, missing, _ = locate_videos(ids, folder)
     assert [i for i in ids if i not in found] == missing
     return [found[i].removeprefix(f"{folder}/") if i in found else None for i in ids]
 
@@ -92,6 +92,49 @@ def test_one_choice_among_several(tmp_path: Path) -> None:
     ]
 
 
+NFC, NFD = "Caf\u00e9", "Cafe\u0301"
+
+
+@pytest.mark.parametrize(("listed", "there"), [(NFC, NFD), (NFD, NFC)])
+def test_accents_composed_or_apart_are_the_same_name(tmp_path: Path, listed: str, there: str) -> None:
+    folder = files(tmp_path, f"{there}.mp4", f"a/{there} 2.MOV", f"{there}/b.mp4")
+    assert located(folder, listed, f"{listed}.mp4", f"{listed}.avi", f"{listed} 2", f"a/{listed} 2", f"{listed}/b") == [
+        f"{there}.mp4", f"{there}.mp4", f"{there}.mp4", f"a/{there} 2.MOV", f"a/{there} 2.MOV", f"{there}/b.mp4",
+    ]  # fmt: skip
+    assert located(folder, "Cafe", f"{listed.upper()}", "\ufb01") == [None, None, None]  # nothing else is folded
+
+
+def test_of_both_forms_the_very_name_is_taken(tmp_path: Path) -> None:
+    folder = files(tmp_path, f"{NFC}.mp4", f"z/{NFD}.mp4")
+    (tmp_path / "z" / f"{NFD}.mp4").write_bytes(b"another")
+    assert located(folder, NFC, NFD, f"{NFD}.avi") == [f"{NFC}.mp4", f"z/{NFD}.mp4", f"z/{NFD}.mp4"]
+    mixed = files(tmp_path / "m", f"{NFC} {NFC}.mp4", f"{NFD} {NFD}.mp4")
+    (tmp_path / "m" / f"{NFD} {NFD}.mp4").write_bytes(b"another")
+    with pytest.raises(UserError, match="1 of 1 ids fit several different files"):
+        locate_videos([f"{NFC} {NFD}"], mixed)
+
+
+def test_different_files_of_one_name_are_refused(tmp_path: Path) -> None:
+    folder = files(tmp_path, "test/7.mp4", "train/7.mp4", "train/8.mp4", "8.mp4", "9.mp4", "again/9.mp4")
+    (tmp_path / "train" / "7.mp4").write_bytes(b"VIDEO")  # as many bytes
+    (tmp_path / "train" / "8.mp4").write_bytes(b"longer video")
+    with pytest.raises(UserError) as caught:
+        locate_videos(["7", "8", "9"], folder)
+    assert f"{folder}: 2 of 3 ids fit several different files of one name: " in str(caught.value)
+    assert "7 (test/7.mp4, train/7.mp4), 8 (8.mp4, train/8.mp4); name the folder meant" in str(caught.value)
+    # what mends it: paths as ids, or the folder that is meant
+    assert located(folder, "train/7", "./8.mp4", "9") == ["train/7.mp4", "8.mp4", "9.mp4"]
+    assert located(f"{folder}/train", "7", "8") == ["7.mp4", "8.mp4"]
+
+
+def test_files_that_differ_in_their_extension_are_told(tmp_path: Path) -> None:
+    folder = files(tmp_path, "a.webm", "low/a.mp4", "b.mp4", "b.mkv")
+    (tmp_path / "a.webm").write_bytes(b"another")
+    found, _, notes = locate_videos(["a", "b"], folder)
+    assert found == {"a": f"{folder}/low/a.mp4", "b": f"{folder}/b.mp4"}
+    assert notes == ["1 of 2 ids fit files of several extensions, of which one is taken: a (low/a.mp4, not a.webm)"]
+
+
 def test_paths_of_the_folder_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = files(tmp_path / "v", "sub/b.mp4")
     assert locate_videos([f"{folder}/sub/b.mp4"], folder)[0] == {f"{folder}/sub/b.mp4": f"{folder}/sub/b.mp4"}
@@ -115,7 +158,7 @@ def test_links(tmp_path: Path) -> None:
 
 def test_order_and_repeats(tmp_path: Path) -> None:
     folder = files(tmp_path, "a.mp4", "b.mp4")
-    found, missing = locate_videos(["n2", "b", "n1", "a", "b", "n2"], folder)
+    found, missing, _ = locate_videos(["n2", "b", "n1", "a", "b", "n2"], folder)
     assert list(found) == ["b", "a"]
     assert missing == ["n2", "n1"]
 
@@ -152,7 +195,7 @@ def test_all_real_clips_are_found(shared: Path, name: str, splits: dict[str, int
     folder = str(shared / "clips" / name)
     for split, videos in splits.items():
         ids = [record.video_id for record in read(name, folder, split).records]
-        found, missing = locate_videos(ids, f"{folder}/videos")
+        found, missing, _ = locate_videos(ids, f"{folder}/videos")
         assert missing == []
         assert len(set(found.values())) == videos
         assert all(Path(path).name == f"{video_id}.mp4" for video_id, path in found.items())
@@ -188,7 +231,13 @@ def test_videos_and_annotations_on_a_storage_server(bucket: str) -> None:
     assert locate_videos([record.video_id for record in result.records], f"{bucket}/own/videos/") == (
         {"a": f"{bucket}/own/videos/deep/a.MP4", "1@N_2.": f"{bucket}/own/videos/1@N_2..mp4"},
         ["no"],
+        [],
     )
+    for key, body in {f"own/more/{NFD}.mp4": b"1", "own/more/x/7.mp4": b"2", "own/more/y/7.mp4": b"3"}.items():
+        client.put_object(Bucket="data", Key=key, Body=body)
+    assert locate_videos([NFC], f"{bucket}/own/more")[0] == {NFC: f"{bucket}/own/more/{NFD}.mp4"}
+    with pytest.raises(UserError, match=r"1 of 1 ids fit several different files of one name: 7 \(x/7.mp4, y/7.mp4\)"):
+        locate_videos(["7"], f"{bucket}/own/more")
     with pytest.raises(UserError, match="s3://data/nowhere: no such folder, or nothing in it; --videos"):
         locate_videos(["a"], f"{bucket}/nowhere")
     with pytest.raises(UserError, match=r"s3://data/own/dev\.jsonl: no such file; its splits are train"):

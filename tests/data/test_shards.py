@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 
 from glscl import storage
 from glscl.data.build import Encoding, Origin, build_shards
+from glscl.data.quarantine import read_quarantine
 from glscl.data.records import Record
-from glscl.data.shards import Shard, ShardSet, describe, open_shard_set, verify_shards
+from glscl.data.shards import Manifest, Shard, ShardSet, describe, open_shard_set, verify_shards
 from glscl.data.video import VideoError
 from glscl.errors import UserError
 
@@ -129,7 +130,7 @@ def test_everything_a_record_says_survives(tmp_path: Path, make_video: Callable[
     assert samples["日本/動画.mp4"].captions == ("word " * 10_000,)
     assert samples["half ? of a pair"].captions == ("half ? of a pair",)
     with tarfile.open(tmp_path / "set" / "shard-000000.tar") as tar:
-        assert sorted(tar.getnames()) == [f"0000000{n}.{kind}" for n in range(3) for kind in ("json", "mp4")]
+        assert sorted(tar.getnames()) == [f"0000000{n}.{kind}" for n in range(3) for kind in ("json", "mp4", "txt")]
 
 
 def test_stock_webdataset_reads_the_shards(make_shards: MakeShards) -> None:
@@ -140,6 +141,47 @@ def test_stock_webdataset_reads_the_shards(make_shards: MakeShards) -> None:
         shard_set
     )
     assert {s["json"]["domain"] for s in samples} == {"toy"}
+    pairs = list(webdataset.WebDataset(tars, shardshuffle=False).decode().to_tuple("mp4", "txt"))
+    assert sorted(text for _, text in pairs) == sorted(captions[0] for _, captions, _ in contents(shard_set))
+    assert {video for video, _ in pairs} == {video for *_, video in contents(shard_set)}
+
+
+def test_sets_from_before_there_was_a_txt_member_are_read(tmp_path: Path) -> None:
+    old = handmade(tmp_path / "old", [("0.json", annotation()), ("0.mp4", b"v")], 1, 1)
+    new = handmade(tmp_path / "new", [("0.json", annotation()), ("0.mp4", b"v"), ("0.txt", b"\xff")], 1, 1)
+    assert Shard(old, 0).samples == Shard(new, 0).samples
+    with pytest.raises(UserError, match=r"member '0\.txt' is there twice"):
+        Shard(handmade(tmp_path / "two", [*SOUND, ("0.txt", b""), ("0.txt", b"")], 1, 1), 0)
+    with pytest.raises(UserError, match=r"sample '1' lacks its video or its annotation"):
+        Shard(handmade(tmp_path / "odd", [*SOUND, ("1.txt", b"")], 1, 1), 0)
+
+
+def test_a_build_is_bounded(make_video: Callable[..., bytes], tmp_path: Path) -> None:
+    """Files that are there and cannot be used end a build where they are more than was allowed, and are listed."""
+    records = [Record(f"v{n}", ("x",)) for n in range(10)]
+    videos = {record.video_id: str(tmp_path / f"{record.video_id}.mp4") for record in records}
+    for n, path in enumerate(videos.values()):
+        Path(path).write_bytes(b"" if n in (2, 3) else make_video(seed=n))
+    output = str(tmp_path / "set")
+
+    def build(limit: float, **more: Any) -> Manifest:
+        chosen = {"samples_per_shard": 2, "seed": None, "workers": 0, "max_bad_fraction": limit} | more
+        return build_shards(records, videos, output, ORIGIN, **chosen)
+
+    with pytest.raises(UserError) as caught:
+        build(0.1)
+    assert str(caught.value) == (
+        f"own/train: 2 of 10 videos so far cannot be used, more than --max-bad-fraction (0.1): v2 (empty file); v3 "
+        f"(empty file) (all in {output}/quarantine.jsonl); mend or remove them, or raise --max-bad-fraction"
+    )
+    assert [(e["set"], e["video_id"], e["reason"]) for e in read_quarantine(output)] == [
+        (output, "v2", "empty file"), (output, "v3", "empty file"),
+    ]  # fmt: skip
+    assert not (tmp_path / "set" / "manifest.json").exists()
+    manifest = build(0.2, missing=["gone"])  # missing files are the word of --allow-missing
+    assert manifest.share() == "8 of 11"
+    assert describe(manifest)["videos"] == "8 of 11"
+    assert read_quarantine(output) == []
 
 
 def test_building_is_a_pure_function(make_shards: MakeShards, tmp_path: Path) -> None:
@@ -386,7 +428,7 @@ def link(kind: bytes) -> tarfile.TarInfo:
         ([("0.json", annotation()), (link(tarfile.SYMTYPE), b"")], "'0.mp4' is not a plain file"),
         ([("0.json", annotation()), (link(tarfile.LNKTYPE), b"")], "'0.mp4' is not a plain file"),
         ([("0.json", annotation()), (link(tarfile.CHRTYPE), b"")], "'0.mp4' is not a plain file"),
-        ([("0.json", annotation()), ("0.exe", b"v")], r"'0\.exe' is neither \.mp4 nor \.json"),
+        ([("0.json", annotation()), ("0.exe", b"v")], r"'0\.exe' is neither \.json, \.mp4 nor \.txt"),
         ([("0.json", annotation())], "sample '0' lacks its video or its annotation"),
         ([("0.json", annotation()), ("0.mp4", b"v"), ("0.mp4", b"w")], "'0.mp4' is there twice"),
         ([("0.json", annotation(x="x" * (9 << 20))), ("0.mp4", b"v")], r"'0\.json' has \d+ bytes"),
@@ -407,7 +449,9 @@ def test_tars_that_are_refused(tmp_path: Path, members: list[tuple[Any, bytes]],
         Shard(shard_set, 0)
     assert str(tmp_path / "set" / "shard-000000.tar") in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert verify_shards(shard_set.uri) == [str(caught.value)]
+    (problem,) = verify_shards(shard_set.uri)
+    assert "shards verify" not in problem  # which is what is running
+    assert str(caught.value).startswith(problem)
 
 
 @settings(max_examples=80, deadline=None)
@@ -470,7 +514,7 @@ SOUND: list[tuple[str | tarfile.TarInfo, bytes]] = [("0.json", annotation()), ("
         ([("0.json", annotation(video_id="x" * 5000)), SOUND[1]], "an id of 5,000 characters"),
         ([("0.json", b"[" * 100_000), SOUND[1]], "nested too deeply"),
         ([("0.json", annotation(n=0)[:-2] + b"9" * 5000 + b"}"), SOUND[1]], "not UTF-8 JSON"),
-        ([("0\x1b[31m.txt", b""), *SOUND], r"'0.x1b\[31m.txt' is neither"),
+        ([("0\x1b[31m.txt", b""), *SOUND], r"sample '0.x1b\[31m' lacks its video"),
     ],
 )
 def test_hostile_tars(tmp_path: Path, members: list[tuple[Any, bytes]], message: str) -> None:

@@ -222,7 +222,7 @@ def test_bad_videos_are_replaced_alike_in_every_world(
     listed = [entry for batch in reference for entry in batch.quarantined]
     assert sorted(entry["video_id"] for entry in listed) == ["v002", "v011", "v017"]  # each once, in two epochs
     for entry in listed:
-        assert set(entry) == {"domain", "shard", "key", "video_id", "reason"}
+        assert set(entry) == {"domain", "split", "set", "shard", "key", "video_id", "reason"}
         assert entry["reason"].startswith("undecodable")
         assert entry["shard"].startswith("shard-")
     for world_size, workers in ((2, 0), (4, 1), (1, 2)):

@@ -15,6 +15,7 @@ import torch
 
 from glscl.cli import main
 from glscl.data.gallery import Gallery
+from glscl.data.quarantine import Quarantine, read_quarantine
 from glscl.data.shards import ShardSet
 from glscl.errors import UserError
 from glscl.evaluation.embed import Embeddings, embed
@@ -217,10 +218,30 @@ def test_a_damaged_tar_is_one_line(run: str, sets: list[ShardSet], capsys: pytes
 
 
 def test_eval_command(run: str, sets: list[ShardSet], capsys: pytest.CaptureFixture[str]) -> None:
-    status = main(["eval", "--run", run, "--test", *(shard_set.uri for shard_set in sets), "--workers", "2"])
+    words = ["eval", "--run", run, "--test", *(shard_set.uri for shard_set in sets), "--workers", "2"]
+    assert main(words) == 2  # one of twelve videos is torn: such a gallery is not scored without a word
+    out = capsys.readouterr().out
+    assert "quarantined: 1 of 12 videos of test set toy/train cannot be used: toy/v002 (" in out
+    last = out.splitlines()[-1]
+    assert last.startswith(
+        "glscl: FAILED 1 of 12 videos of test set toy/train cannot be used, more than --max-bad-fraction (0.01): toy"
+    )
+    (listed,) = read_quarantine(f"{run}/eval")
+    assert (listed["part"], listed["set"], listed["video_id"]) == ("test", sets[0].uri, "v002")
+    assert not Path(run, "eval", "results.json").exists()
+
+    status = main([*words, "--max-bad-fraction", "0.1"])
     out = capsys.readouterr().out
     assert status == 0, out
+    assert re.search(r"^toy +in-domain .* 11 of 12$", out, re.M)
+    assert re.search(r"^other +cross-domain .* 9$", out, re.M)
     results = json.loads(Path(run, "eval", "results.json").read_text())
+    assert results["quarantine"] == read_quarantine(f"{run}/eval") == [listed]
+    (missing,) = results["incomplete"]
+    assert (missing["part"], missing["shards"], missing["videos"], missing["of"]) == ("test", sets[0].uri, 11, 12)
+    page = Path(run, "eval", "report.html").read_text()
+    assert "<dt>Videos</dt><dd>11 of 12</dd>" in page
+    assert "<code>v002</code>" in page
     assert [test["domain"] for test in results["tests"]] == ["toy", "other"]
     assert results["checkpoint_step"] == 5
     assert Path(run, "eval", "report.html").stat().st_size > 1000
@@ -229,7 +250,31 @@ def test_eval_command(run: str, sets: list[ShardSet], capsys: pytest.CaptureFixt
     assert last.startswith(
         f"glscl: OK run=r step=5 toy/train (in-domain) R@1={r1:.1f}, other/train (cross-domain) R@1="
     )
-    assert last.endswith(f"report={run}/eval/report.html")
+    assert last.endswith(f"; incomplete: test set toy/train 11 of 12 videos report={run}/eval/report.html")
+    assert main(["eval", "--run", run, "--test", sets[1].uri]) == 0
+    assert read_quarantine(f"{run}/eval") == []  # of this evaluation, not of the one before
+
+
+def test_every_set_is_listed_before_too_many_bad_videos_end_it(
+    run: str, make_shards: Callable[..., ShardSet], tmp_path: Path
+) -> None:
+    """Two test sets and a bank: none hides another, and the sound one between them is no help."""
+    sets = [
+        make_shards("a", captions=[1] * 6, bad={1: b"torn"}),
+        make_shards("b", captions=[1] * 6),
+        make_shards("c", captions=[1] * 6, bad={4: b"", 5: b"torn"}),
+    ]
+    quarantine = Quarantine(str(tmp_path / "out"), 0.1, "knob")
+    uris = [shard_set.uri for shard_set in sets]
+    with pytest.raises(UserError) as caught:
+        evaluate_model(run, uris, CONFIG, workers=2, cpus_per_worker=0.5, quarantine=quarantine)
+    assert "1 of 6 videos of test set a/train cannot be used, more than knob (0.1)" in str(caught.value)
+    assert "2 of 6 videos of test set c/train cannot be used, more than knob (0.1)" in str(caught.value)
+    assert {entry["video_id"] for entry in read_quarantine(str(tmp_path / "out"))} == {"v001", "v004", "v005"}
+    bank = CONFIG.model_copy(update={"normalisations": True, "bank_videos": 5})
+    with pytest.raises(UserError, match="2 of 6 videos of query bank from c/train cannot be used, more than knob"):
+        evaluate_model(run, uris[1:2], bank, workers=1, bank=uris[2:], quarantine=quarantine)
+    assert [e["video_id"] for e in read_quarantine(str(tmp_path / "out")) if e["part"] == "bank"] == ["v004", "v005"]
 
 
 def test_eval_command_with_everything(
@@ -237,7 +282,7 @@ def test_eval_command_with_everything(
 ) -> None:
     (tmp_path / "leaked.csv").write_text("video_id\nv001\n")
     words = ["eval", "--run", run, "--test", sets[0].uri, "--output", str(tmp_path / "out")]
-    words += ["--normalisations", "--bank", sets[0].uri, sets[1].uri, "--bank-videos", "6"]
+    words += ["--max-bad-fraction", "0.1", "--normalisations", "--bank", sets[0].uri, sets[1].uri, "--bank-videos", "6"]
     words += ["--leave-out", f"toy={tmp_path}/leaked.csv"]
     status = main(words)
     out = capsys.readouterr().out

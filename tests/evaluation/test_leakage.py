@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,12 @@ def test_refuses_what_names_no_list(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message):
         leakage_lists(entries, ["toy_clips", "b"])
+
+
+def test_accents_composed_or_apart_are_the_same_name() -> None:
+    apart = replace(embeddings(), video_ids=["a", "Cafe\u0301", "v_c", "d"])
+    smaller, report = leave_out(apart, ["Caf\u00e9.mp4"])
+    assert (smaller.video_ids, report.left_out, report.unknown) == (["a", "v_c", "d"], ("Cafe\u0301",), ())
 
 
 def test_drops_videos_with_their_captions() -> None:

@@ -70,10 +70,14 @@ def test_results_table_is_aligned_in_a_pipe() -> None:
     out = io.StringIO()
     results_table(RESULTS, file=out)
     header, first, second = out.getvalue().splitlines()
-    assert header.split() == ["domain", "relation", "direction", "R@1", "R@5", "R@10", "MdR", "MnR", "queries"]
-    assert first == "toy_clips  in-domain  text to video  63.5  91.0  96.5  1.0  2.2      200"
-    assert second == "toy_clips  in-domain  video to text   9.0  91.0  96.5  1.0  2.2      200"
+    names = ["domain", "relation", "direction", "R@1", "R@5", "R@10", "MdR", "MnR", "queries", "videos"]
+    assert header.split() == names
+    assert first == "toy_clips  in-domain  text to video  63.5  91.0  96.5  1.0  2.2      200     200"
+    assert second == "toy_clips  in-domain  video to text   9.0  91.0  96.5  1.0  2.2      200     200"
     assert len(header) == len(first)
+    out = io.StringIO()
+    results_table(RESULTS | {"tests": [TEST | {"videos": 1_600, "quarantined": 300, "rejected": 100}]}, file=out)
+    assert [line[-15:] for line in out.getvalue().splitlines()[1:]] == ["1,600 of 2,000"[-15:].rjust(15)] * 2
 
 
 def test_normalised_table() -> None:

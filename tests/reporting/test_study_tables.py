@@ -57,6 +57,17 @@ def test_csv_reads_back(study: dict[str, Any], tmp_path: Path) -> None:
     assert {row["low"] for row in rows if row["metric"] == "MdR"} == {""}
     assert {row["sd"] for row in raw if row["variant"] == "zero-shot"} == {""}
 
+    assert {(row["videos"], row["videos_of"]) for row in rows} == {("200", "200")}
+    assert "Incomplete" not in (tmp_path / "matrix.tex").read_text()
+    study["tests"][0] |= {"quarantined": 3, "rejected": 2}
+    write_study_tables(study, str(tmp_path))
+    rows = read(tmp_path / "results.csv")
+    name = study["tests"][0]["name"]
+    assert {row["videos_of"] for row in rows if row["test"] == name} == {"205"}
+    assert {row["videos_of"] for row in rows if row["test"] != name} == {"200"}
+    escaped = name.replace("_", r"\_")
+    assert f"Incomplete: {escaped} 200 of 205 videos." in (tmp_path / "matrix.tex").read_text()
+
     comparisons = read(tmp_path / "comparisons.csv")
     assert len(comparisons) == len(study["comparisons"])
     assert [float(row["estimate"]) for row in comparisons] == [row["estimate"] for row in study["comparisons"]]

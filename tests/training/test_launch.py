@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 
 from glscl.cli import main
 from glscl.config import run_config
+from glscl.data.quarantine import read_quarantine
 from glscl.data.shards import ShardSet
 from glscl.evaluation.metrics import RetrievalMetrics, rank_targets
 from glscl.evaluation.saved import ModelCard
@@ -122,6 +124,13 @@ def test_results_and_history(tmp_path: Path) -> None:
     assert results["verdict"] == "run=r step=4 toy/test (in-domain) R@1=12.3, other/test (cross-domain) R@1=1.0"
     assert results["verdict"] == verdict_of(card, results["tests"])
     assert verdict_of(card, []) == "run=r step=4 no test set"
+    short = {
+        "part": "validation", "domain": "toy", "split": "dev", "shards": "/dev", "videos": 16, "of": 19,
+        "reasons": "3 x torn",
+    }  # fmt: skip
+    incomplete = results_of(card, [_entry("toy", 12.34)], rows, [short], [{"part": "validation", "video_id": "a"}])
+    assert incomplete["verdict"].endswith("R@1=12.3; incomplete: held-out set toy/dev 16 of 19 videos")
+    assert (incomplete["incomplete"], incomplete["quarantine"]) == ([short], [{"part": "validation", "video_id": "a"}])
     assert results["history"] == [
         {"step": 2, "loss": 3.0, "contrastive": 2.5},
         {"step": 4, "loss": 2.0, "contrastive": 1.5, "validation": {"toy/text_to_video_R@1": 5.0}},
@@ -146,11 +155,51 @@ def test_a_run_that_cannot_go_on_ends_in_one_line(
     out = capfd.readouterr().out
     last = out.splitlines()[-1]
     assert last.startswith("glscl: FAILED ")
-    assert "of 16 training videos cannot be used, more than data.max_bad_fraction (0.01): toy/v0" in last
+    assert "of 16 videos of training set toy/train cannot be used, more than data.max_bad_fraction (0.01): toy" in last
+    listed = read_quarantine(str(tmp_path / "runs" / "r"))  # also what was found since the last row of the log
+    assert {entry["video_id"] for entry in listed} <= {f"v{number:03d}" for number in range(11)}
+    assert len(listed) >= int(re.findall(r"(\d+) of 16 videos", last)[0]) > 0
+    assert {(entry["part"], entry["set"]) for entry in listed} == {("train", shards.uri)}
     status = json.loads((tmp_path / "runs" / "r" / "status.json").read_text())
     assert status["state"] == "failed"
     assert "data.max_bad_fraction" in status["verdict"]
     assert not (tmp_path / "runs" / "r" / "model").exists()
+
+
+@pytest.mark.e2e
+def test_bad_videos_of_held_out_and_test_sets_are_listed_and_bounded(
+    words: Callable[..., list[str]],
+    make_shards: Callable[..., ShardSet],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A held-out set chooses the checkpoint: it does not shrink without a word, nor does the gallery of a test."""
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    train = make_shards(captions=[2] * 16, per_shard=4)
+    dev = make_shards("dev", captions=[1] * 8, per_shard=4, bad={1: b"torn", 6: b""})
+    test = make_shards("test", captions=[1] * 8, per_shard=4, bad={3: b"torn"})
+    sets = ["--data.validation", dev.uri, "--data.test", test.uri]
+    command = ["train", *words("--data.train", train.uri, *sets, "--training.epochs", "1")]
+    run = str(tmp_path / "runs" / "r")
+    assert main(command) == 2
+    out = capfd.readouterr().out
+    assert "glscl: FAILED 2 of 8 videos of held-out set dev/train cannot be used, more than data.max_bad_" in out
+    assert {(entry["part"], entry["video_id"]) for entry in read_quarantine(run)} == {
+        ("validation", "v001"), ("validation", "v006"),
+    }  # fmt: skip
+
+    assert main([*command, "--data.max-bad-fraction", "0.3"]) == 0
+    out = capfd.readouterr().out
+    assert "quarantined: 2 of 8 videos of held-out set dev/train cannot be used: dev/v001 (" in out
+    missing = "incomplete: held-out set dev/train 6 of 8 videos, test set test/train 7 of 8 videos"
+    assert missing in out.splitlines()[-1]
+    parts = {(entry["part"], entry["video_id"]) for entry in read_quarantine(run)}
+    assert parts == {("validation", "v001"), ("validation", "v006"), ("test", "v003")}
+    results = json.loads(Path(run, "results.json").read_text())
+    assert {(entry["part"], entry["video_id"]) for entry in results["quarantine"]} == parts
+    assert missing in json.loads(Path(run, "status.json").read_text())["verdict"]
+    assert "Missing videos" in Path(run, "report.html").read_text()
 
 
 @pytest.mark.e2e

@@ -13,6 +13,7 @@ import torch
 from torch import distributed
 
 from glscl.config import RunConfig
+from glscl.data.quarantine import Quarantine
 from glscl.data.stream import Batch
 from glscl.training.checkpoint import TrainState
 from glscl.training.horizon import Horizon
@@ -28,7 +29,7 @@ def alone(tmp_path: Path) -> Iterator[None]:
 
 @pytest.fixture
 def meter() -> Meter:
-    return Meter(Horizon(10, 100, 10, 10), RunConfig(name="r"), 1)
+    return Meter(Horizon(10, 100, 10, 10), RunConfig(name="r"), 1, Quarantine(None, 0.5, "data.max_bad_fraction"), [])
 
 
 def batch(*names: str) -> Batch:
@@ -39,7 +40,7 @@ def batch(*names: str) -> Batch:
 def row(meter: Meter, step: int, norm: float | None = 1.0, parameter: float = 0.5) -> dict[str, float]:
     module = torch.nn.ParameterList([torch.tensor([0.1, parameter])])
     engine: Any = SimpleNamespace(module=module, get_global_grad_norm=lambda: norm)
-    return meter.row(engine, 1.0, TrainState(step, 1, 0, {}, []), 10, 0.5)
+    return meter.row(engine, 1.0, TrainState(step, 1, 0, {}, []))
 
 
 def losses(contrastive: float, total: float) -> dict[str, torch.Tensor]:

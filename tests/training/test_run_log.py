@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -10,9 +9,7 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
 from glscl import storage
-from glscl.training.run_log import METRICS, QUARANTINE, TENSORBOARD, RunLog, read_metrics
-
-BAD = {"domain": "toy", "shard": "shard-000000.tar", "key": "1", "video_id": "a", "reason": "torn ü"}
+from glscl.training.run_log import METRICS, TENSORBOARD, RunLog, read_metrics
 
 
 def scalars(folder: str) -> list[tuple[str, int, float]]:
@@ -76,26 +73,12 @@ def test_no_log_yet(tmp_path: Path) -> None:
     assert read_metrics(str(tmp_path / "nowhere")) == []
 
 
-def test_quarantine_is_replaced_as_a_whole(tmp_path: Path) -> None:
-    log = RunLog(str(tmp_path), 0)
-    log.quarantine([])
-    assert not (tmp_path / QUARANTINE).exists()
-    log.quarantine([BAD])
-    log.quarantine([BAD, BAD | {"key": "2"}])
-    lines = (tmp_path / QUARANTINE).read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line)["key"] for line in lines] == ["1", "2"]
-    assert json.loads(lines[0]) == BAD
-    log.close()
-
-
 @pytest.mark.e2e
 def test_a_remote_run_directory_is_written_at_every_flush_and_taken_up(bucket: str) -> None:
     run = f"{bucket}/runs/a"
     log = RunLog(run, 0)
     log.write(1, {"loss": 1.0})
     assert read_metrics(run) == []
-    log.quarantine([BAD])
-    assert json.loads(storage.read_bytes(f"{run}/{QUARANTINE}")) == BAD
     log.flush()
     assert read_metrics(run) == [{"step": 1, "loss": 1.0}]
     log.write(2, {"loss": 2.0})

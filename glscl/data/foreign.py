@@ -1,0 +1,115 @@
+"""A manifest for WebDataset tars that another program wrote, beside them; the tars stay as they are."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tarfile
+from collections import Counter
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+from pydantic import ValidationError
+
+from glscl import storage
+from glscl.data.quarantine import LISTED
+from glscl.data.records import composed
+from glscl.data.shards import FOREIGN, MANIFEST, Manifest, ShardEntry, local_file
+from glscl.data.tars import TarIndex, index_foreign
+from glscl.errors import UserError
+
+VERSION = 1
+_THREADS = 4
+_BLOCK = 8 << 20
+
+
+class _Indexed(NamedTuple):
+    entry: ShardEntry
+    rejected: dict[str, str]
+    video_ids: list[str]
+
+
+def index_shards(
+    uri: str, *, domain: str = "", split: str = "train", max_bad_fraction: float = 0.01, overwrite: bool = False
+) -> tuple[Manifest, list[str]]:
+    """Read the tars of a folder once and write the manifest that makes them a shard set.
+
+    Readable are samples as WebDataset groups them, with a video under any extension of `VIDEO_EXTENSIONS` and a caption
+    (`index_foreign`): what video2dataset, clip-video-encode and tar writers like them leave. Samples without either are
+    left out, and listed as rejected.
+
+    Args:
+        uri: folder or ``s3://`` prefix that holds the tars, ``*.tar``.
+        domain: name of the domain; empty takes the folder's.
+        split: name of the split.
+        max_bad_fraction: share of the samples that may be left out.
+        overwrite: replace a manifest that is there.
+
+    Returns:
+        the manifest, and notes for the user.
+
+    Raises:
+        UserError: no tars, a tar that cannot be read or holds no video, too many samples left out, or a manifest there.
+    """
+    uri = storage.resolve(uri)
+    where = storage.join(uri, MANIFEST)
+    if storage.exists(where) and not overwrite:
+        raise UserError(f"{where}: is there already; pass --overwrite to index the tars anew")
+    names = [name for name in storage.list_names(uri) if name.endswith(".tar")]
+    if not names:
+        raise UserError(f"{uri}: no folder with *.tar files directly in it; name the folder of the tars")
+    storage.check_writable(uri, "the folder of the tars, or its permissions")
+    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
+        tars = list(pool.map(lambda name: _index(storage.join(uri, name), name), names))
+    rejected = {f"{tar.entry.name}/{key}": reason for tar in tars for key, reason in tar.rejected.items()}
+    samples = sum(tar.entry.samples for tar in tars)
+    _check_rejected(uri, rejected, samples + len(rejected), max_bad_fraction)
+    manifest = Manifest(
+        domain=domain or composed(uri.rpartition("/")[2]),
+        split=split,
+        reader=FOREIGN,
+        reader_version=VERSION,
+        sources=(),
+        encoding="as is",
+        videos=samples,
+        pairs=sum(tar.entry.pairs for tar in tars),
+        shards=tuple(tar.entry for tar in tars),
+        rejected=rejected,
+    )
+    storage.write_json(where, manifest.model_dump(mode="json"))
+    times = Counter(video_id for tar in tars for video_id in tar.video_ids)
+    repeated = [video_id for video_id, count in times.items() if count > 1]
+    notes = [f"{len(repeated):,} ids stand for several samples: {', '.join(repeated[:LISTED])}"] if repeated else []
+    return manifest, notes
+
+
+def _index(uri: str, name: str) -> _Indexed:
+    """What the manifest says of one tar."""
+    digest, size = hashlib.sha256(), 0
+    with local_file(uri) as file:
+        file.seek(0)
+        while block := file.read(_BLOCK):
+            digest.update(block)
+            size += len(block)
+        try:
+            found: TarIndex = index_foreign(file)
+        except (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError) as error:
+            raise UserError(f"{uri}: unusable ({error}); mend it, or move it out of the folder") from None
+    pairs = sum(len(sample.captions) for sample in found.samples)
+    try:
+        entry = ShardEntry(name=name, samples=len(found.samples), pairs=pairs, bytes=size, sha256=digest.hexdigest())
+    except ValidationError as error:
+        raise UserError(f"{uri}: {error.errors()[0]['msg']}; rename it (letters, digits, '_', '.', '-')") from None
+    return _Indexed(entry, found.rejected, [sample.video_id for sample in found.samples])
+
+
+def _check_rejected(uri: str, rejected: Mapping[str, str], samples: int, limit: float) -> None:
+    if len(rejected) > limit * samples:
+        shown = "; ".join(f"{key} ({reason})" for key, reason in list(rejected.items())[:LISTED])
+        more = f" and {len(rejected) - LISTED} more" if len(rejected) > LISTED else ""
+        reasons = ", ".join(f"{count} x {reason}" for reason, count in Counter(rejected.values()).most_common())
+        raise UserError(
+            f"{uri}: {len(rejected)} of {samples} samples cannot be used ({reasons}), more than --max-bad-fraction "
+            f"({limit:g}): {shown}{more}; mend them, or raise --max-bad-fraction, and the manifest lists them"
+        )

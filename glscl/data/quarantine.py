@@ -1,0 +1,214 @@
+"""Videos that could not be used: listed in a file as soon as they are known, and bounded set by set."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+from glscl import storage
+from glscl.data.records import share
+from glscl.data.shards import Sample, ShardSet
+from glscl.errors import UserError
+
+FILE = "quarantine.jsonl"
+Part = Literal["train", "validation", "test", "bank"]
+WORDS: Mapping[str, str] = {
+    "train": "training set",
+    "validation": "held-out set",
+    "test": "test set",
+    "bank": "query bank from",
+}
+KNOB = "data.max_bad_fraction"
+"""The option of a run that bounds them."""
+LISTED = 10
+Entry = dict[str, str]
+"""``part`` (a key of `WORDS`), ``domain``, ``split``, ``set`` (its address), ``shard``, ``key``, ``video_id`` and
+``reason``; ``part`` is known once a `Quarantine` holds the entry."""
+
+
+class UnusableSetError(UserError):
+    """A set without a usable video.
+
+    Attributes:
+        quarantined: what was wrong with its videos.
+    """
+
+    quarantined: Sequence[Entry] = ()
+
+
+def quarantine_entry(shard_set: ShardSet, shard: int, sample: Sample, reason: str) -> Entry:
+    """One line of the list.
+
+    Args:
+        shard_set: the set.
+        shard: index of the video's tar.
+        sample: the video.
+        reason: why it cannot be used.
+    """
+    manifest = shard_set.manifest
+    return {
+        "domain": manifest.domain,
+        "split": manifest.split,
+        "set": shard_set.uri,
+        "shard": manifest.shards[shard].name,
+        "key": sample.key,
+        "video_id": sample.video_id,
+        "reason": reason,
+    }
+
+
+class Quarantine:
+    """The videos of a run's sets that cannot be used, each once per part that a set plays.
+
+    Args:
+        folder: where `FILE` is written as soon as the list grows, which is also printed; None only holds the list.
+        limit: share of a set's videos that may be unusable.
+        knob: the option that holds the limit.
+        entries: what is known from before.
+    """
+
+    def __init__(self, folder: str | None, limit: float, knob: str, entries: Iterable[Entry] = ()) -> None:
+        self.folder, self.limit, self.knob = folder, limit, knob
+        self.entries: list[Entry] = []
+        self._places: set[tuple[str, ...]] = set()
+        for entry in entries:
+            self._add(entry)
+
+    def _add(self, entry: Entry) -> bool:
+        place = tuple(entry.get(name, "") for name in ("part", "set", "shard", "key"))
+        if place in self._places:
+            return False
+        self._places.add(place)
+        self.entries.append(entry)
+        return True
+
+    def take(self, part: Part, shard_sets: Sequence[ShardSet], found: Iterable[Entry]) -> None:
+        """Add what is new; it is printed, and the file written anew.
+
+        Args:
+            part: what the sets are for.
+            shard_sets: the sets.
+            found: videos of these sets.
+        """
+        new = [entry for entry in ({"part": part, **entry} for entry in found) if self._add(entry)]
+        if self.folder is None or not new:
+            return
+        for shard_set in shard_sets:
+            if own := [entry for entry in new if entry["set"] == shard_set.uri]:
+                bad = len(self.of(part, shard_set))
+                print(
+                    f"quarantined: {bad} of {shard_set.manifest.videos} videos of {_name(part, shard_set)} cannot be "
+                    f"used{'' if bad == len(own) else f', new are {len(own)}'}: {_listing(own, 3)}; all in "
+                    f"{storage.join(self.folder, FILE)}",
+                    flush=True,
+                )
+        self.write()
+
+    def of(self, part: Part, shard_set: ShardSet) -> list[Entry]:
+        """The entries of one set."""
+        return [entry for entry in self.entries if entry["part"] == part and entry["set"] == shard_set.uri]
+
+    def problem(self, part: Part, shard_sets: Iterable[ShardSet]) -> str | None:
+        """Why the run may not go on, or None: the first set of which more than `limit` cannot be used."""
+        for shard_set in shard_sets:
+            bad, videos = self.of(part, shard_set), shard_set.manifest.videos
+            if len(bad) > self.limit * videos:
+                where = f" (all in {storage.join(self.folder, FILE)})" if self.folder else ""
+                return (
+                    f"{len(bad)} of {videos} videos of {_name(part, shard_set)} cannot be used, more than {self.knob} "
+                    f"({self.limit:g}): {_listing(bad, LISTED)}{where}; mend or remove them, or raise {self.knob}"
+                )
+        return None
+
+    def write(self) -> None:
+        """Write the file anew; it is not there while the list is empty."""
+        assert self.folder is not None
+        where = storage.join(self.folder, FILE)
+        if self.entries:
+            text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in self.entries)
+            storage.write_bytes(where, text.encode("utf-8", "replace"))
+        else:
+            storage.remove(where)
+
+
+def read_quarantine(folder: str) -> list[Entry]:
+    """What `FILE` in a folder lists; empty if it is not there."""
+    where = storage.join(folder, FILE)
+    if not storage.exists(where):
+        return []
+    entries: list[Entry] = [json.loads(line) for line in storage.read_bytes(where).decode("utf-8").split("\n") if line]
+    return entries
+
+
+def with_sets(entries: Iterable[Entry], shard_sets: Sequence[ShardSet]) -> list[Entry]:
+    """Complete entries of checkpoints from before sets were named, which were of training sets alone."""
+    sets = {shard_set.manifest.domain: shard_set for shard_set in reversed(shard_sets)}
+    return [
+        entry
+        if "set" in entry
+        else {
+            "part": "train",
+            "set": sets[entry["domain"]].uri,
+            "split": sets[entry["domain"]].manifest.split,
+            **entry,
+        }
+        for entry in entries
+    ]
+
+
+def incomplete(part: Part, shard_set: ShardSet, bad: Iterable[Entry]) -> dict[str, Any] | None:
+    """What a result says of a set of which videos are missing; None if none is.
+
+    Args:
+        part: what the set is for.
+        shard_set: the set.
+        bad: its videos that could not be used.
+
+    Returns:
+        ``part``, ``domain``, ``split``, ``shards`` (its address), ``videos`` that were used, ``of`` how many, and
+        ``reasons`` in words. Videos that were left out when the shards were built count as missing.
+    """
+    manifest = shard_set.manifest
+    reasons = Counter(entry["reason"] for entry in bad)
+    used = manifest.videos - reasons.total()
+    reasons.update(manifest.rejected.values())
+    if not reasons:
+        return None
+    return {
+        "part": part,
+        "domain": manifest.domain,
+        "split": manifest.split,
+        "shards": shard_set.uri,
+        "videos": used,
+        "of": manifest.videos + len(manifest.rejected),
+        "reasons": ", ".join(f"{count} x {reason}" for reason, count in reasons.most_common(5)),
+    }
+
+
+def fewest_of(runs: Iterable[Iterable[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """The sets of which videos are missing in some of several runs, each where it has the fewest; tests come first."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for entry in (entry for sets in runs for entry in sets):
+        place = (entry["part"], entry["shards"])
+        if place not in found or entry["videos"] < found[place]["videos"]:
+            found[place] = dict(entry)
+    return sorted(found.values(), key=lambda entry: (entry["part"] != "test", entry["part"] != "validation"))
+
+
+def incomplete_in_words(sets: Iterable[Mapping[str, Any]]) -> str:
+    """``held-out set toy/dev 16 of 19 videos, ...``."""
+    return ", ".join(
+        f"{WORDS[entry['part']]} {entry['domain']}/{entry['split']} {share(entry['videos'], entry['of'])} videos"
+        for entry in sets
+    )
+
+
+def _name(part: Part, shard_set: ShardSet) -> str:
+    return f"{WORDS[part]} {shard_set.manifest.domain}/{shard_set.manifest.split}"
+
+
+def _listing(entries: Sequence[Entry], most: int) -> str:
+    listed = "; ".join(f"{entry['domain']}/{entry['video_id']} ({entry['reason']})" for entry in entries[:most])
+    return f"{listed} and {len(entries) - most} more" if len(entries) > most else listed
