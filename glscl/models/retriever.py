@@ -165,7 +165,7 @@ class Retriever(nn.Module):
 
     def encode_video(self, frames: Tensor, frame_mask: Tensor) -> Features:
         """What the head caches of uint8 frames (B, F, 3, S, S) with mask (B, F); leading dimension B."""
-        features = self.towers.encode_frames(frames)
+        features = self.towers.encode_frames(frames, frame_mask)
         if self.frame_context is not None:
             features = self.frame_context(features, frame_mask)
         return self.head.encode_video(features, frame_mask)

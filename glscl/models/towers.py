@@ -115,12 +115,19 @@ class Towers(nn.Module):
         """Sentence features (A, D), token features (A, W, D) and token mask (A, W) of token ids (A, W)."""
         return cast(tuple[Tensor, Tensor, Tensor], self.text(token_ids))
 
-    def encode_frames(self, frames: Tensor) -> Tensor:
-        """Frame features (B, F, D) of uint8 frames (B, F, 3, S, S), 0 to 255."""
+    def encode_frames(self, frames: Tensor, frame_mask: Tensor) -> Tensor:
+        """Frame features (B, F, D) of uint8 frames (B, F, 3, S, S), 0 to 255, with their mask (B, F).
+
+        Padding is zero after normalisation, a picture of the mean colour, whatever its bytes are (zchoi/GLSCL,
+        ``tvr/dataloaders/dataloader_retrieval.py``: only real frames are normalised, into an array of zeros). It has a
+        feature, which heads that do not hide padding read.
+        """
         videos, length = frames.shape[:2]
         mean, std = (torch.tensor(v, device=frames.device).view(3, 1, 1) for v in (self._mean, self._std))
         dtype = next(self.visual.parameters()).dtype
-        features = self.visual(((frames.flatten(0, 1).float() - mean) / std).to(dtype))
+        pixels = (frames.flatten(0, 1).float() - mean) / std
+        pixels.masked_fill_(~frame_mask.flatten().bool()[:, None, None, None], 0.0)
+        features = self.visual(pixels.to(dtype))
         features = features[0] if isinstance(features, tuple) else features
         return cast(Tensor, features.unflatten(0, (videos, length)))
 
