@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
+MAX_LAYERS = 256
+"""Most layers of anything: each is an object of its own, whose number no file can make cheap."""
+MAX_SIZE = 1_000_000
+"""Largest width, length or number of anything that a model is made of; a mistyped one is refused before memory is."""
+
 
 class Options(BaseModel):
     """A section of the run configuration; the docstring under each field is its help text."""

@@ -103,7 +103,10 @@ def _from_tag(name: str, pretrained: str | None, tag: Mapping[str, Any], load_we
 
 def _build(name: str, **options: Any) -> Any:
     with _without_root_warnings():
-        return open_clip.create_model(name, force_custom_text=True, nonscalar_logit_scale=True, **options)
+        device = torch.get_default_device()  # "meta" where only shapes are asked for
+        return open_clip.create_model(
+            name, force_custom_text=True, nonscalar_logit_scale=True, device=device, **options
+        )
 
 
 def _usual_colours(name: str) -> dict[str, Any] | None:
@@ -177,8 +180,8 @@ def _check(model: Any, name: str, pretrained: str, told: Told) -> None:
         if theirs != _plain(ours):
             raise UserError(
                 f"model.pretrained: '{pretrained}' was trained with colours of another {key} ({theirs}, {source}) than "
-                f"{name} normalises by ({_plain(ours)}): it would load and be wrong; give a tag of open_clip, or weights "
-                f"of these colours"
+                f"{name} normalises by ({_plain(ours)}): it would load and be wrong; give a tag of open_clip, or "
+                f"weights of these colours"
             )
 
 

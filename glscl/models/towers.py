@@ -16,8 +16,12 @@ from torch import Tensor, nn
 from glscl.errors import UserError, did_you_mean
 from glscl.models.pretrained import computes_quick_gelu, create_model, describe_activation, export_metadata
 from glscl.models.tokenizer import VOCABULARY
+from glscl.options import MAX_LAYERS, MAX_SIZE
 
 open_clip.add_model_config(Path(__file__).parent / "configs")
+
+_LARGEST = {"layers": MAX_LAYERS, "context_length": 4096, "image_size": 4096, "width": 65_536}
+_MOST_PATCH_NUMBERS = 1 << 28  # of one picture's patches
 
 
 class TokenTextTransformer(TextTransformer):
@@ -104,7 +108,7 @@ class Towers(nn.Module):
         self.width = int(config["embed_dim"])
         self.frame_size = int(image_size[0])
         self.context_length = int(text.context_length)
-        self.log_scale = model.logit_scale.item()
+        self.log_scale = 0.0 if model.logit_scale.is_meta else model.logit_scale.item()
         mean, std = (tuple(visual.preprocess_cfg[key]) for key in ("mean", "std"))
         self._mean, self._std = (tuple(255.0 * value for value in values) for values in (mean, std))
         quick_gelu = computes_quick_gelu(text)
@@ -166,4 +170,22 @@ def _architecture(clip: str) -> tuple[str, dict[str, Any]]:
         reason = "its sentence feature is not the end token's"
     if reason:
         raise UserError(f"model.clip: '{clip}' is not supported: {reason}; choose a CLIP architecture such as ViT-B-32")
+    _check_sizes(clip, config)
     return clip, config
+
+
+def _check_sizes(clip: str, config: dict[str, Any]) -> None:
+    """Refuse sizes that no tower has: what they would take is taken before any weights are compared."""
+    for section in ("vision_cfg", "text_cfg"):
+        for key, value in config[section].items():
+            most = _LARGEST.get(key, MAX_SIZE)
+            numbers = value if isinstance(value, list) else [value]
+            if any(isinstance(number, int | float) and not 0 <= number <= most for number in numbers):
+                raise UserError(f"model.clip: '{clip}' has {section}.{key} {value}; at most {most} is supported")
+    vision = config["vision_cfg"]
+    size, patch, width = (vision.get(key, 1) for key in ("image_size", "patch_size", "width"))
+    whole = all(isinstance(number, int) and number > 0 for number in (size, patch, width))
+    if whole and (size // patch) ** 2 * width > _MOST_PATCH_NUMBERS:
+        raise UserError(f"model.clip: '{clip}' cuts {size} pixels into patches of {patch}: more than can be held")
+    if not (isinstance(config["embed_dim"], int) and 0 < config["embed_dim"] <= MAX_SIZE):
+        raise UserError(f"model.clip: '{clip}' has embed_dim {config['embed_dim']}; at most {MAX_SIZE} is supported")

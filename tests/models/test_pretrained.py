@@ -158,7 +158,7 @@ def test_an_architecture_without_a_twin_names_its_configuration(tmp_path: Path) 
     Towers(str(path))
     weights = tmp_path / "w.safetensors"
     save_file(_half(dict(open_clip.create_model("alone").state_dict())), weights)
-    with pytest.raises(UserError, match='set "quick_gelu": true in the configuration that model.clip names'):
+    with pytest.raises(UserError, match=r'set "quick_gelu": true in the configuration that model\.clip names'):
         Towers(str(path), str(weights))
 
 
