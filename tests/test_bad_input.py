@@ -117,7 +117,7 @@ BILLION = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{f'*a{n - 1}, ' * 10}]\n" for
         (f"seed: {'9' * 6000}", "not YAML .*4300 digits"),
         (f"seed: 0x{'f' * 60_000}", "seed = an enormous integer"),
         ("seed: 99999999999999999999", "seed = 99999999999999999999"),
-        ("seed: 2001-99-99", "not YAML .month"),
+        ("seed: 2001-99-99", "seed = '2001-99-99'"),
         ("training: {lr_head: .nan}", "training.lr_head = nan"),
         ("training: {lr_head: -.inf}", "training.lr_head = -inf"),
         ("data: {max_decode_s: .inf}", "data.max_decode_s = inf"),
