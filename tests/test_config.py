@@ -338,6 +338,8 @@ def _value(model: type[BaseModel], name: str) -> st.SearchStrategy[Any] | None:
     field = model.model_fields[name]
     if name in ("name", "head"):
         return st.from_regex(r"[A-Za-z0-9._-]{0,12}", fullmatch=True) if name == "name" else st.just("mean_pool")
+    if name == "augment":
+        return st.sampled_from([None, "rand-m7-n4-mstd0.5-inc1", "rand-n2"])
     low = next(
         (getattr(m, "ge", getattr(m, "gt", None)) for m in field.metadata if hasattr(m, "ge") or hasattr(m, "gt")), None
     )

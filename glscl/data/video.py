@@ -17,7 +17,7 @@ import math
 import os
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -70,6 +70,7 @@ class FrameSampling:
         size: side of the square picture in pixels, after resizing the short side and cropping the centre.
         decoder: which library decodes.
         max_seconds: CPU seconds that one video may take.
+        augment: what every picture, uint8 (3, H, W), goes through before it is resized; training only.
     """
 
     max_frames: int
@@ -77,6 +78,7 @@ class FrameSampling:
     size: int
     decoder: Decoder = "pyav"
     max_seconds: float = MAX_DECODE_S
+    augment: Callable[[Tensor], Tensor] | None = None
 
     def times(self, duration: float) -> list[float]:
         """Centres of equal segments of ``duration`` seconds: one to ``max_frames`` of them."""
@@ -107,12 +109,12 @@ def load_frames(data: bytes, sampling: FrameSampling, start: float | None = None
             index = _index(container, budget)
             wanted = index.select(sampling, start, end)
             if sampling.decoder == "torchcodec":
-                pictures = _decode_torchcodec(data, index, wanted, sampling.size, budget)
+                pictures = _decode_torchcodec(data, index, wanted, sampling, budget)
             else:
-                pictures = _decode_pyav(container, index, wanted, sampling.size, budget)
+                pictures = _decode_pyav(container, index, wanted, sampling, budget)
         if missing := set(wanted) - set(pictures):  # in some formats a seek lands too late: read from the start
             with _open(data, budget) as container:
-                pictures |= _decode_from(container, None, missing, sampling.size, budget)
+                pictures |= _decode_from(container, None, missing, sampling, budget)
         if not pictures.keys() >= set(wanted):
             raise VideoError("frames missing from the stream")
         return torch.stack([pictures[pts] for pts in wanted])
@@ -285,7 +287,9 @@ def _packets(container: Any, stream: Any, budget: _Budget) -> Iterator[Any]:
         yield packet
 
 
-def _decode_pyav(container: Any, index: _Index, wanted: list[int], size: int, budget: _Budget) -> dict[int, Tensor]:
+def _decode_pyav(
+    container: Any, index: _Index, wanted: list[int], sampling: FrameSampling, budget: _Budget
+) -> dict[int, Tensor]:
     """Seek once per group of pictures and skip frames that no wanted frame refers to."""
     groups: dict[int, set[int]] = {}
     for pts in wanted:
@@ -294,11 +298,13 @@ def _decode_pyav(container: Any, index: _Index, wanted: list[int], size: int, bu
             groups.setdefault(index.keyframes[position], set()).add(pts)
     pictures: dict[int, Tensor] = {}
     for keyframe, group in sorted(groups.items()):
-        pictures |= _decode_from(container, keyframe, group, size, budget)
+        pictures |= _decode_from(container, keyframe, group, sampling, budget)
     return pictures
 
 
-def _decode_from(container: Any, start: int | None, wanted: set[int], size: int, budget: _Budget) -> dict[int, Tensor]:
+def _decode_from(
+    container: Any, start: int | None, wanted: set[int], sampling: FrameSampling, budget: _Budget
+) -> dict[int, Tensor]:
     """Decode until all wanted frames came, from a keyframe, or (None) from the start without skipping any frame.
 
     Each is brought to its final size at once: whole pictures of a long list would be gigabytes.
@@ -319,7 +325,7 @@ def _decode_from(container: Any, start: int | None, wanted: set[int], size: int,
             if frame.pts in wanted and frame.pts not in pictures:
                 picture = converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
                 turned = np.ascontiguousarray(np.rot90(picture, _turns(frame)))
-                pictures[frame.pts] = _fit(torch.from_numpy(turned).permute(2, 0, 1), size)
+                pictures[frame.pts] = _fit(torch.from_numpy(turned).permute(2, 0, 1), sampling)
         if len(pictures) == len(wanted):
             break
     context.skip_frame = "DEFAULT"
@@ -331,7 +337,9 @@ def _turns(frame: Any) -> int:
     return int(round(frame.rotation / 90) % 4)
 
 
-def _decode_torchcodec(data: bytes, index: _Index, wanted: list[int], size: int, budget: _Budget) -> dict[int, Tensor]:
+def _decode_torchcodec(
+    data: bytes, index: _Index, wanted: list[int], sampling: FrameSampling, budget: _Budget
+) -> dict[int, Tensor]:
     """The wanted frames one by one: between two calls, what the video may cost can be looked at."""
     try:
         from torchcodec.decoders import VideoDecoder
@@ -347,14 +355,17 @@ def _decode_torchcodec(data: bytes, index: _Index, wanted: list[int], size: int,
             keyframe = bisect.bisect_right(index.keyframes, pts) - 1
             first = bisect.bisect_left(index.pts, index.keyframes[keyframe]) if keyframe >= 0 else 0
             budget.picture(picture.shape[-1], picture.shape[-2], position - first + 1)
-            pictures[pts] = _fit(picture, size)
+            pictures[pts] = _fit(picture, sampling)
     except (RuntimeError, IndexError) as error:
         raise VideoError(f"undecodable ({type(error).__name__})") from error
     return pictures
 
 
-def _fit(picture: Tensor, size: int) -> Tensor:
-    """Resize the short side (bicubic, antialiased) and crop the centre: (..., 3, H, W) to (..., 3, S, S)."""
+def _fit(picture: Tensor, sampling: FrameSampling) -> Tensor:
+    """Resize the short side (bicubic, antialiased) and crop the centre: (3, H, W) to (3, S, S)."""
+    if sampling.augment is not None:  # at decoded size, before the crop, as the authors do
+        picture = sampling.augment(picture)
+    size = sampling.size
     height, width = picture.shape[-2:]
     if min(height, width) != size:
         picture = transforms.resize(picture, [size], interpolation=transforms.InterpolationMode.BICUBIC, antialias=True)

@@ -67,6 +67,7 @@ def preflight(config: RunConfig, *, fetch: bool = True) -> Preflight:
     facts = {
         "run": config.run_directory + (" (continues)" if saved else ""),
         "train": _domains(shard_sets, plan),
+        "augmentation": config.data.augment or "none",
         "validation": ", ".join(f"{s.manifest.domain}/{s.manifest.split}" for s in held_out)
         or "none: last step is kept",
         "test": ", ".join(f"{s.manifest.domain}/{s.manifest.split}" for s in tests) or "none",

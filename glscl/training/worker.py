@@ -22,6 +22,7 @@ from glscl import storage
 from glscl.config import RunConfig
 from glscl.data import stream
 from glscl.data.activity import Board
+from glscl.data.augment import ClipAugmentation
 from glscl.data.gallery import Gallery
 from glscl.data.shards import ShardSet, open_shard_set
 from glscl.data.video import FrameSampling
@@ -119,6 +120,7 @@ def _loop(
         start_step=state.step,
         cache_dir=config.data.cache_dir,
         board=boards["train"],
+        augmentation=ClipAugmentation(config.data.augment, config.seed) if config.data.augment else None,
     )
     batches = stream.make_loader(pairs, config.data.loader_workers, config.data.prefetch)
     log = RunLog(config.run_directory, state.step) if rank == 0 else None
