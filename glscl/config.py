@@ -23,6 +23,7 @@ from glscl.flags import first_mistake, keys_of, parse_options
 from glscl.losses import LossConfig
 from glscl.models.retriever import ModelConfig
 from glscl.options import Options
+from glscl.strict_yaml import dump_yaml, load_yaml
 from glscl.training.options import CheckpointConfig, TrainingConfig
 
 _PRESETS = resources.files("glscl") / "presets"
@@ -122,49 +123,14 @@ def read_yaml(where: str, text: str | None = None) -> dict[str, Any]:
         except UnicodeDecodeError as error:
             raise UserError(f"{where}: not UTF-8 ({error})") from None
     try:
-        values = yaml.load(text, _StrictLoader) or {}
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: dates that are none, integers of thousands of digits
+        values = load_yaml(text) or {}
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: integers of thousands of digits
         raise UserError(f"{where}: not YAML ({error})") from None
     except RecursionError:
         raise UserError(f"{where}: nested too deeply for a configuration") from None
     if not isinstance(values, dict):
         raise UserError(f"{where}: expected a mapping of sections, got {type(values).__name__}")
     return values
-
-
-MAX_YAML_VALUES = 100_000
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """Plain YAML in which a key given twice is an error: otherwise the first of two sections would be lost.
-
-    Aliases are counted as what they stand for: nine lines of them can stand for a billion values.
-    """
-
-    def compose_document(self) -> yaml.Node | None:
-        node = super().compose_document()
-        if node is not None and self._values(node, {}) > MAX_YAML_VALUES:
-            raise yaml.composer.ComposerError(None, None, f"more than {MAX_YAML_VALUES} values", node.start_mark)
-        return node
-
-    def _values(self, node: yaml.Node, known: dict[int, int | None]) -> int:
-        count = known.setdefault(id(node), None)
-        if count is not None:
-            return count
-        if not isinstance(node, yaml.CollectionNode):
-            return 1
-        known[id(node)] = MAX_YAML_VALUES + 1  # what it counts as inside of itself
-        parts = [part for item in node.value for part in (item if isinstance(item, tuple) else (item,))]
-        known[id(node)] = total = 1 + sum(self._values(part, known) for part in parts)
-        return total
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key '{key.value}' is given twice", key.start_mark)
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
 
 
 def validate(values: dict[str, Any], where: str) -> RunConfig:
@@ -188,11 +154,7 @@ def keys(model: type[BaseModel] = RunConfig) -> Iterator[str]:
 
 def to_yaml(config: RunConfig) -> str:
     """The effective configuration as YAML that `load_config` reads back."""
-    values = config.model_dump(mode="json")
-    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-    if yaml.safe_load(text) != values:  # PyYAML folds some characters (U+0085) unless it escapes them
-        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=False)
-    return text
+    return dump_yaml(config.model_dump(mode="json"))
 
 
 def run_config(arguments: Sequence[str], program: str, about: str | None = None) -> RunConfig:

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Any, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+
+MAX_LAYERS = 256
+"""Most layers of anything: each is an object of its own, whose number no file can make cheap."""
+MAX_SIZE = 1_000_000
+"""Largest width, length or number of anything that a model is made of; a mistyped one is refused before memory is."""
 
 
 class Options(BaseModel):
@@ -11,3 +18,19 @@ class Options(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Pydantic takes true for 1: a key for numbers refuses it."""
+        given = value if isinstance(value, list | tuple) else (value,)
+        if any(isinstance(one, bool) for one in given):
+            kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)
+            if kinds & {int, float} and bool not in kinds:
+                raise ValueError("give a number; true and false are none")
+        return value
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """All types that an annotation is put together of."""
+    return {annotation}.union(*map(_kinds, get_args(annotation)))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
@@ -17,6 +18,7 @@ from glscl.config import RunConfig, keys, load_config, read_yaml, run_config, to
 from glscl.errors import UserError
 from glscl.flags import parse_options
 from glscl.options import Options
+from glscl.strict_yaml import dump_yaml, load_yaml
 
 
 def parse(*words: str) -> RunConfig:
@@ -105,6 +107,74 @@ def test_mistakes_in_yaml_are_named_with_file_and_key(tmp_path: Path, text: str 
         load_config(path)
     assert str(raised.value).startswith(path)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [
+        ("training: {epochs: 010}", "training.epochs", 10),  # YAML 1.1: 8
+        ("training: {epochs: 0o10}", "training.epochs", 8),
+        ("training: {epochs: 0x10}", "training.epochs", 16),
+        ("training: {epochs: +7}", "training.epochs", 7),
+        ("training: {lr_head: 1e-4}", "training.lr_head", 1e-4),
+        ("training: {lr_head: 010.5}", "training.lr_head", 10.5),
+        ("training: {lr_head: 5.}", "training.lr_head", 5.0),
+        ("training: {max_steps: ~}", "training.max_steps", None),
+        ("training: {max_steps: }", "training.max_steps", None),
+        ("training: {use_gpu: on}", "training.use_gpu", True),  # a text that says so, for a key that wants it
+        ("training: {use_gpu: FALSE}", "training.use_gpu", False),
+        ("name: on", "name", "on"),  # YAML 1.1: true
+        ("name: 2026-01-01", "name", "2026-01-01"),  # YAML 1.1: a date
+        ("name: '010'", "name", "010"),
+        ("data: {train: [no, y]}", "data.train", ("no", "y")),
+        ("evaluation: {leave_out: [a=1:30]}", "evaluation.leave_out", ("a=1:30",)),
+    ],
+)
+def test_yaml_means_what_version_1_2_says(tmp_path: Path, text: str, key: str, value: Any) -> None:
+    found: Any = load_config(write(tmp_path, text))
+    for part in key.split("."):
+        found = getattr(found, part)
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("training: {epochs: on}", "training.epochs = 'on'"),  # YAML 1.1 and pydantic: 1
+        ("training: {epochs: 1:30}", "training.epochs = '1:30'"),  # YAML 1.1: 90
+        ("training: {lr_head: 1:30.5}", "training.lr_head = '1:30.5'"),
+        ("training: {epochs: 0b11}", "training.epochs = '0b11'"),
+        ("training: {epochs: 2026-01-01}", "training.epochs = '2026-01-01'"),
+        ("training: {epochs: !!int 1:30}", "not YAML"),
+        ("training: {lr_head: !!float 1:30}", "not YAML"),
+        ("training: {epochs: true}", "training.epochs = True: Value error, give a number"),
+        ("training: {max_steps: false}", "training.max_steps = False: Value error, give a number"),
+        ("training: {lr_head: true}", "training.lr_head = True: Value error, give a number"),
+        ("training: {betas: [true, 0.9]}", "training.betas = .*give a number"),
+        ("data: {weights: [true]}", "data.weights = .*give a number"),
+        ("name: 010", "name = 10"),
+        ("on: 1", "unknown key 'on'"),  # YAML 1.1: a key that is true
+    ],
+)
+def test_what_only_yaml_1_1_takes_for_a_number_is_refused_by_name(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        load_config(write(tmp_path, text))
+
+
+def test_flags_and_files_take_a_number_alike(tmp_path: Path) -> None:
+    for text in ("010", "7", "1_0"):
+        from_file = load_config(write(tmp_path, f"training: {{epochs: {text}}}")).training.epochs
+        assert parse("--training.epochs", text).training.epochs == from_file == int(text)
+    for text in ("on", "1:30", "true", "0b11"):
+        with pytest.raises(UserError, match=r"--training\.epochs"):
+            parse("--training.epochs", text)
+
+
+@pytest.mark.parametrize("text", ["010", "on", "1e5", "1:30", "0o7", "0x1", "2026-01-01", "~", ".5", "null", "+1", "="])
+def test_what_is_written_is_read_as_text_by_every_reader(text: str) -> None:
+    written = dump_yaml({text: [text]})
+    assert load_yaml(written) == {text: [text]} == yaml.safe_load(written)
 
 
 def test_a_long_wrong_value_is_cut(tmp_path: Path) -> None:
@@ -268,6 +338,8 @@ def _value(model: type[BaseModel], name: str) -> st.SearchStrategy[Any] | None:
     field = model.model_fields[name]
     if name in ("name", "head"):
         return st.from_regex(r"[A-Za-z0-9._-]{0,12}", fullmatch=True) if name == "name" else st.just("mean_pool")
+    if name == "augment":
+        return st.sampled_from([None, "rand-m7-n4-mstd0.5-inc1", "rand-n2"])
     low = next(
         (getattr(m, "ge", getattr(m, "gt", None)) for m in field.metadata if hasattr(m, "ge") or hasattr(m, "gt")), None
     )
@@ -289,7 +361,7 @@ def _of_kind(kind: Any, low: float | None, high: float | None) -> st.SearchStrat
     if kind is bool:
         return st.booleans()
     if kind is int:
-        return st.integers(int(low or 0), 10**6)
+        return st.integers(int(low or 0), min(10**6, int(high or 10**6)))
     if kind is float:
         floats = st.floats(
             low, high, allow_nan=False, allow_infinity=False, exclude_min=low == 0, exclude_max=high == 1

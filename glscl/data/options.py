@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from glscl.data.augment import check_augmentation
 from glscl.options import Options
 
 
@@ -30,6 +31,9 @@ class DataConfig(Options):
     """Batches decoded ahead by each loader worker."""
     sample_fps: float = Field(default=1.0, gt=0)
     """Frames a second taken from a video, up to model.max_frames."""
+    augment: str | None = None
+    """RandAugment of the training clips, as timm writes it (rand-m7-n4-mstd0.5-inc1 is the GLSCL authors', on MSR-VTT,
+    MSVD and LSMDC): all frames of a clip alike, before they are resized; none leaves them as they are."""
     decoder: Literal["pyav", "torchcodec"] = "pyav"
     """Which library decodes; both give the same frames."""
     max_decode_s: float = Field(default=60.0, gt=0)
@@ -40,3 +44,8 @@ class DataConfig(Options):
     """Seconds that a worker may wait for a batch, or a video may take, before the worker group is restarted."""
     cache_dir: str | None = None
     """Folder for the one copy per virtual stream of a remote shard; None is the system's temporary folder."""
+
+    @field_validator("augment")
+    @classmethod
+    def _known_augmentation(cls, text: str | None) -> str | None:
+        return text if text is None else check_augmentation(text)

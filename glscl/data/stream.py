@@ -12,7 +12,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from glscl.data.activity import Board, writer
+from glscl.data.augment import ClipAugmentation
 from glscl.data.plan import Slot, StreamPlan
 from glscl.data.quarantine import UnusableSetError, quarantine_entry
 from glscl.data.shards import Shard, ShardSet
@@ -84,6 +85,7 @@ class PairStream(IterableDataset["Batch | UserError"]):
         start_step: global step of the first batch.
         cache_dir: where copies of remote shards live while they are read.
         board: where the processes that read say what they do; it has a place for each loader worker.
+        augmentation: see `ClipAugmentation`; None leaves pictures as they are.
     """
 
     def __init__(
@@ -97,9 +99,11 @@ class PairStream(IterableDataset["Batch | UserError"]):
         start_step: int = 0,
         cache_dir: str | None = None,
         board: Board | None = None,
+        augmentation: ClipAugmentation | None = None,
     ) -> None:
         super().__init__()
         self.board = board
+        self.augmentation = augmentation
         self.shard_sets = tuple(shard_sets)
         self.plan = plan
         self.sampling = sampling
@@ -109,6 +113,12 @@ class PairStream(IterableDataset["Batch | UserError"]):
         self.cache_dir = cache_dir
         self.opened: list[tuple[int, int]] = []
         """(stream, shard) in the order opened, for tests and diagnosis (of this process)."""
+
+    def sampling_of(self, slot: Slot, name: str) -> FrameSampling:
+        """How the frames of the pair at a slot are taken."""
+        if self.augmentation is None:
+            return self.sampling
+        return replace(self.sampling, augment=self.augmentation.of(slot.epoch, name))
 
     def __iter__(self) -> Iterator[Batch | UserError]:
         return errors_as_items(self._parts())
@@ -214,20 +224,21 @@ class _StreamReader:
         else:
             position, caption = index, plan.caption_of(slot, index, len(shard.samples[index].captions))
         sample = shard.samples[position]
+        name = f"{stream.shard_sets[slot.domain].manifest.domain}/{sample.video_id}#{caption}"
         place = (slot.domain, slot.shard, position)
         entry = self._bad.get(place)
         if entry is None:
             domain = stream.shard_sets[slot.domain].manifest.domain
             self._say(f"decoding {domain}/{sample.video_id} (sample {sample.key} of {shard.uri})")
             try:
-                frames = load_frames(shard.video(position), stream.sampling, sample.start, sample.end)
+                sampling = stream.sampling_of(slot, name)
+                frames = load_frames(shard.video(position), sampling, sample.start, sample.end)
             except VideoError as error:
                 entry = quarantine_entry(stream.shard_sets[slot.domain], slot.shard, sample, str(error))
                 self._bad[place] = entry
         if entry is not None:
             met.append((place, entry))
             return None
-        name = f"{stream.shard_sets[slot.domain].manifest.domain}/{sample.video_id}#{caption}"
         return _Item(frames, sample.captions[caption], video_number(*place), name, [])
 
 

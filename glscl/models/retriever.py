@@ -13,9 +13,11 @@ from glscl.errors import UserError
 from glscl.models.frame_context import FrameContext
 from glscl.models.heads.base import Features, Head, build_head, head_class, head_names
 from glscl.models.towers import Towers
-from glscl.options import Options
+from glscl.options import MAX_LAYERS, MAX_SIZE, Options
 
 MAX_SCALE = 100.0
+MAX_FRAMES = 1024
+"""Most frames of a video: a batch of them is allocated whole, before any video is opened."""
 
 if TYPE_CHECKING:
 
@@ -42,15 +44,15 @@ class ModelConfig(Options):
     """Load `pretrained` even from a file that may run code (a pickle of more than tensors, TorchScript)."""
     frame_context: Literal["none", "transformer"] = "none"
     """Transformer over the frames before the head (CLIP4Clip's seqTransf), or none."""
-    context_layers: int = Field(4, ge=1)
+    context_layers: int = Field(4, ge=1, le=MAX_LAYERS)
     """Layers of the frame context."""
     head: str = "glscl"
     """Name of the head."""
     heads: HeadsConfig = Field(default_factory=HeadsConfig)
     """Options of the heads."""
-    max_words: int = Field(32, ge=3)
+    max_words: int = Field(32, ge=3, le=MAX_SIZE)
     """Tokens of a caption, start and end included; longer captions are cut."""
-    max_frames: int = Field(12, ge=1)
+    max_frames: int = Field(12, ge=1, le=MAX_FRAMES)
     """Frames of a video."""
     position_std: float | None = Field(None, gt=0)
     """Standard deviation of the position tables that training starts from: the frames' and, without pretrained weights,
@@ -165,7 +167,7 @@ class Retriever(nn.Module):
 
     def encode_video(self, frames: Tensor, frame_mask: Tensor) -> Features:
         """What the head caches of uint8 frames (B, F, 3, S, S) with mask (B, F); leading dimension B."""
-        features = self.towers.encode_frames(frames)
+        features = self.towers.encode_frames(frames, frame_mask)
         if self.frame_context is not None:
             features = self.frame_context(features, frame_mask)
         return self.head.encode_video(features, frame_mask)

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import pickle
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,11 +13,15 @@ from open_clip.factory import get_model_config
 from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
-from glscl import storage
 from glscl.errors import UserError, did_you_mean
+from glscl.models.pretrained import computes_quick_gelu, create_model, describe_activation, export_metadata
 from glscl.models.tokenizer import VOCABULARY
+from glscl.options import MAX_LAYERS, MAX_SIZE
 
 open_clip.add_model_config(Path(__file__).parent / "configs")
+
+_LARGEST = {"layers": MAX_LAYERS, "context_length": 4096, "image_size": 4096, "width": 65_536}
+_MOST_PATCH_NUMBERS = 1 << 28  # of one picture's patches
 
 
 class TokenTextTransformer(TextTransformer):
@@ -76,6 +75,8 @@ class Towers(nn.Module):
         frame_size: height and width of a frame in pixels.
         context_length: most tokens of a caption.
         log_scale: the logit scale before ``exp`` that came with the weights.
+        activation: what the start-up panel adds to the name of a weights file.
+        metadata: what a file of these towers has to say beside its tensors.
 
     Raises:
         UserError: unknown or unsupported architecture; weights missing or of another architecture.
@@ -91,7 +92,7 @@ class Towers(nn.Module):
     ) -> None:
         super().__init__()
         name, config = _architecture(clip)
-        model = _create(name, pretrained, load_weights, trust_pickle)
+        model = create_model(name, pretrained, load_weights, trust_pickle)
         text, visual = model.text, model.visual
         image_size = visual.image_size if isinstance(visual.image_size, tuple) else (visual.image_size,) * 2
         if image_size[0] != image_size[1]:
@@ -107,20 +108,30 @@ class Towers(nn.Module):
         self.width = int(config["embed_dim"])
         self.frame_size = int(image_size[0])
         self.context_length = int(text.context_length)
-        self.log_scale = model.logit_scale.item()
-        self._mean = tuple(255.0 * value for value in visual.preprocess_cfg["mean"])
-        self._std = tuple(255.0 * value for value in visual.preprocess_cfg["std"])
+        self.log_scale = 0.0 if model.logit_scale.is_meta else model.logit_scale.item()
+        mean, std = (tuple(visual.preprocess_cfg[key]) for key in ("mean", "std"))
+        self._mean, self._std = (tuple(255.0 * value for value in values) for values in (mean, std))
+        quick_gelu = computes_quick_gelu(text)
+        self.activation = describe_activation(name, pretrained, quick_gelu)
+        self.metadata = export_metadata(quick_gelu, mean, std)
 
     def encode_text(self, token_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Sentence features (A, D), token features (A, W, D) and token mask (A, W) of token ids (A, W)."""
         return cast(tuple[Tensor, Tensor, Tensor], self.text(token_ids))
 
-    def encode_frames(self, frames: Tensor) -> Tensor:
-        """Frame features (B, F, D) of uint8 frames (B, F, 3, S, S), 0 to 255."""
+    def encode_frames(self, frames: Tensor, frame_mask: Tensor) -> Tensor:
+        """Frame features (B, F, D) of uint8 frames (B, F, 3, S, S), 0 to 255, with their mask (B, F).
+
+        Padding is zero after normalisation, a picture of the mean colour, whatever its bytes are (zchoi/GLSCL,
+        ``tvr/dataloaders/dataloader_retrieval.py``: only real frames are normalised, into an array of zeros). It has a
+        feature, which heads that do not hide padding read.
+        """
         videos, length = frames.shape[:2]
         mean, std = (torch.tensor(v, device=frames.device).view(3, 1, 1) for v in (self._mean, self._std))
         dtype = next(self.visual.parameters()).dtype
-        features = self.visual(((frames.flatten(0, 1).float() - mean) / std).to(dtype))
+        pixels = (frames.flatten(0, 1).float() - mean) / std
+        pixels.masked_fill_(~frame_mask.flatten().bool()[:, None, None, None], 0.0)
+        features = self.visual(pixels.to(dtype))
         features = features[0] if isinstance(features, tuple) else features
         return cast(Tensor, features.unflatten(0, (videos, length)))
 
@@ -159,70 +170,22 @@ def _architecture(clip: str) -> tuple[str, dict[str, Any]]:
         reason = "its sentence feature is not the end token's"
     if reason:
         raise UserError(f"model.clip: '{clip}' is not supported: {reason}; choose a CLIP architecture such as ViT-B-32")
+    _check_sizes(clip, config)
     return clip, config
 
 
-def _create(name: str, pretrained: str | None, load_weights: bool, trust_pickle: bool) -> Any:
-    """Build the architecture, with weights of a tag or a file."""
-    if pretrained is not None and storage.is_remote(pretrained):
-        if not load_weights:
-            return _create(name, None, load_weights, trust_pickle)
-        with tempfile.TemporaryDirectory(prefix="glscl-weights-") as folder:
-            path = os.path.join(folder, os.path.basename(pretrained))
-            try:
-                storage.download(pretrained, path)
-            except FileNotFoundError:
-                raise UserError(f"model.pretrained: no file at {pretrained}") from None
-            return _create(name, path, load_weights, trust_pickle)
-    options: dict[str, Any] = {}
-    if pretrained is not None:
-        tag = open_clip.get_pretrained_cfg(name, pretrained)
-        if not tag and load_weights and not os.path.isfile(pretrained):
-            tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
-            raise UserError(
-                f"model.pretrained: '{pretrained}' is neither an existing file nor a tag of {name} (tags: {tags})"
-            )
-        if tag:
-            options["force_quick_gelu"] = bool(tag.get("quick_gelu"))
-        elif load_weights:
-            options["weights_only"] = not trust_pickle
-        if not load_weights:
-            if tag:
-                options["force_preprocess_cfg"] = {key: tag[key] for key in ("mean", "std") if key in tag}
-            pretrained = None
-    try:
-        with _without_root_warnings():
-            return open_clip.create_model(
-                name, pretrained=pretrained, force_custom_text=True, nonscalar_logit_scale=True, **options
-            )
-    except Exception as error:
-        if pretrained is None:
-            raise
-        if not trust_pickle and _more_than_tensors(error):
-            raise UserError(
-                f"model.pretrained: '{pretrained}' holds more than tensors, so loading it may run code: give the "
-                "weights as safetensors, or, if you trust whoever made the file, set model.trust_pickle"
-            ) from None
-        detail = str(error).strip()[:400]
-        raise UserError(
-            f"model.pretrained: '{pretrained}' cannot be loaded into {name} ({type(error).__name__}: {detail}); "
-            "give weights of this architecture, or set model.clip to theirs"
-        ) from error
-
-
-def _more_than_tensors(error: Exception) -> bool:
-    """True where torch's restricted unpickler has met what it does not load."""
-    said = str(error)
-    return "TorchScript" in said or (isinstance(error, pickle.UnpicklingError) and "GLOBAL" in said.upper())
-
-
-@contextmanager
-def _without_root_warnings() -> Iterator[None]:
-    """Silence open_clip's warning about random weights, which are asked for; errors still raise."""
-    root = logging.getLogger()
-    before = root.level
-    root.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        root.setLevel(before)
+def _check_sizes(clip: str, config: dict[str, Any]) -> None:
+    """Refuse sizes that no tower has: what they would take is taken before any weights are compared."""
+    for section in ("vision_cfg", "text_cfg"):
+        for key, value in config[section].items():
+            most = _LARGEST.get(key, MAX_SIZE)
+            numbers = value if isinstance(value, list) else [value]
+            if any(isinstance(number, int | float) and not 0 <= number <= most for number in numbers):
+                raise UserError(f"model.clip: '{clip}' has {section}.{key} {value}; at most {most} is supported")
+    vision = config["vision_cfg"]
+    size, patch, width = (vision.get(key, 1) for key in ("image_size", "patch_size", "width"))
+    whole = all(isinstance(number, int) and number > 0 for number in (size, patch, width))
+    if whole and (size // patch) ** 2 * width > _MOST_PATCH_NUMBERS:
+        raise UserError(f"model.clip: '{clip}' cuts {size} pixels into patches of {patch}: more than can be held")
+    if not (isinstance(config["embed_dim"], int) and 0 < config["embed_dim"] <= MAX_SIZE):
+        raise UserError(f"model.clip: '{clip}' has embed_dim {config['embed_dim']}; at most {MAX_SIZE} is supported")

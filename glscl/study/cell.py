@@ -153,5 +153,6 @@ def export_towers(model_uri: str, output: str) -> None:
     weights["logit_scale"] = model.logit_scale.detach()
     with tempfile.TemporaryDirectory(prefix="glscl-towers-") as folder:
         path = os.path.join(folder, "towers.safetensors")
-        save_file({name: tensor.contiguous().clone() for name, tensor in weights.items()}, path)
+        tensors = {name: tensor.contiguous().clone() for name, tensor in weights.items()}
+        save_file(tensors, path, metadata=model.towers.metadata)
         storage.upload(path, output)

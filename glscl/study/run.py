@@ -7,8 +7,6 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
-
 from glscl import storage
 from glscl.config import RunConfig
 from glscl.data.quarantine import incomplete_in_words
@@ -17,6 +15,7 @@ from glscl.evaluation.saved import CARD, FOLDER
 from glscl.reporting.study_report import write_study_report
 from glscl.reporting.study_tables import write_study_tables
 from glscl.session import check_resources, room
+from glscl.strict_yaml import dump_yaml
 from glscl.study.analysis import analyse, compact
 from glscl.study.cell import export_towers, read_result, remove_checkpoints, run_cell
 from glscl.study.examples import examples
@@ -199,7 +198,7 @@ def room_for(training: TrainingConfig) -> int:
 
 
 def _yaml(study: StudyConfig) -> str:
-    return yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return dump_yaml(study.model_dump(mode="json"))
 
 
 def _say(text: str, kind: str) -> None:

@@ -67,11 +67,12 @@ def preflight(config: RunConfig, *, fetch: bool = True) -> Preflight:
     facts = {
         "run": config.run_directory + (" (continues)" if saved else ""),
         "train": _domains(shard_sets, plan),
+        "augmentation": config.data.augment or "none",
         "validation": ", ".join(_set(s) for s in held_out) or "none: last step is kept",
         "test": ", ".join(_set(s) for s in tests) or "none",
         "model": f"{config.model.clip}, head {config.model.head}, frame context {config.model.frame_context}; "
         + ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in counts.items()),
-        "weights": config.model.pretrained or "random",
+        "weights": (config.model.pretrained or "random") + model.towers.activation,
         "loss": ", ".join(on) + (f" (not for this head: {', '.join(left_out)})" if left_out else ""),
         "global batch": f"{training.global_batch} pairs = "
         + " or ".join(share_in_words(training, sizes, workers) for workers in reversed(sizes)),

@@ -23,6 +23,7 @@ from glscl import storage
 from glscl.config import RunConfig
 from glscl.data import stream
 from glscl.data.activity import Board
+from glscl.data.augment import ClipAugmentation
 from glscl.data.gallery import Gallery
 from glscl.data.quarantine import KNOB, Quarantine, UnusableSetError, with_sets
 from glscl.data.shards import ShardSet, open_shard_set
@@ -123,6 +124,7 @@ def _loop(
         start_step=state.step,
         cache_dir=config.data.cache_dir,
         board=boards["train"],
+        augmentation=ClipAugmentation(config.data.augment, config.seed) if config.data.augment else None,
     )
     batches = stream.make_loader(pairs, config.data.loader_workers, config.data.prefetch)
     log = RunLog(config.run_directory, state.step) if rank == 0 else None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from glscl import storage
 from glscl.data.video import FrameSampling
 from glscl.errors import UserError
 from glscl.evaluation.saved import ModelCard, _shapes, check_weights, load_model, read_card, save_model
-from glscl.models import ModelConfig, Retriever
+from glscl.models import ModelConfig, Retriever, head_names
 from glscl.models.tokenizer import tokenize
 
 
@@ -50,6 +52,12 @@ def _config(folder: Path, **more: Any) -> ModelConfig:
     head = {"glscl": {"queries": 2, "layers": 1, "attention_heads": 2}}
     values = {"clip": _clip(folder), "frame_context": "transformer", "context_layers": 1, "max_words": 8, "heads": head}
     return ModelConfig.model_validate(values | more)
+
+
+def _write(folder: Path, config: ModelConfig) -> None:
+    """A card beside weights of something else."""
+    storage.write_json(str(folder / "model.json"), _card(config).model_dump(mode="json"))
+    (folder / "weights.safetensors").write_bytes(save({"a": torch.ones(3)}))
 
 
 def _scores(model: Retriever) -> torch.Tensor:
@@ -128,6 +136,108 @@ def test_a_pretrained_file_is_not_needed_any_more(tmp_path: Path) -> None:
     loaded, card = load_model(str(tmp_path))
     assert card.model.pretrained == str(tmp_path / "gone.pt")
     assert torch.equal(_scores(loaded), _scores(model))
+
+
+@pytest.fixture
+def little_memory() -> Iterator[None]:
+    """The process may grow by 100 MB."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (100 << 20), before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"heads": {"glscl": {"queries": 1_000_000, "attention_heads": 2}}},
+        {"heads": {"glscl": {"feedforward": 1_000_000, "layers": 256, "attention_heads": 2}}},
+        {"head": "seq_transformer", "heads": {"seq_transformer": {"positions": 1_000_000}}},
+        {"head": "tight_transformer", "heads": {"tight_transformer": {"positions": 1_000_000}}},
+        {"head": "xclip", "max_frames": 1024, "frame_context": "transformer", "context_layers": 256},
+    ],
+)
+def test_a_card_that_describes_gigabytes_is_refused_before_they_are_taken(
+    tmp_path: Path, little_memory: None, model: dict[str, Any]
+) -> None:
+    _write(tmp_path, _config(tmp_path, **model))
+    for read in (check_weights, load_model):
+        with pytest.raises(UserError, match=r"weights of another architecture than model\.json says"):
+            read(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("heads.glscl.queries", 5_000_000),
+        ("heads.glscl.layers", 257),
+        ("heads.glscl.feedforward", 10**30),
+        ("heads.seq_transformer.layers", 10**6),
+        ("heads.seq_transformer.positions", 10**9),
+        ("heads.tight_transformer.layers", 10**6),
+        ("heads.tight_transformer.positions", 10**9),
+        ("heads.dicosa.centers", 10**9),
+        ("heads.xpool.attention_heads", 10**9),
+        ("context_layers", 10**6),
+        ("max_words", 10**9),
+        ("max_frames", 1025),
+    ],
+)
+def test_sizes_that_no_model_has_are_refused(tmp_path: Path, key: str, value: int) -> None:
+    card = _card(_config(tmp_path)).model_dump(mode="json")
+    *sections, last = key.split(".")
+    part = card["model"]
+    for section in sections:
+        part = part[section]
+    part[last] = value
+    (tmp_path / "model.json").write_text(json.dumps(card))
+    with pytest.raises(UserError, match=rf"model\.{key}: Input should be less than or equal to"):
+        check_weights(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("section", "sizes", "says"),
+    [
+        ("vision_cfg", {"layers": 10**6}, r"vision_cfg\.layers 1000000; at most 256"),
+        ("vision_cfg", {"layers": [3, 10**6, 3, 3]}, r"vision_cfg\.layers \[3, 1000000, 3, 3\]; at most 256"),
+        ("text_cfg", {"layers": 10**6}, r"text_cfg\.layers 1000000; at most 256"),
+        ("text_cfg", {"context_length": 10**6}, r"context_length 1000000; at most 4096"),
+        ("text_cfg", {"width": 10**9}, r"width 1000000000; at most 65536"),
+        ("vision_cfg", {"image_size": 10**6}, r"image_size 1000000; at most 4096"),
+        ("vision_cfg", {"image_size": 4096, "patch_size": 1, "width": 64}, "4096 pixels into patches of 1"),
+        (None, {"embed_dim": 10**9}, "embed_dim 1000000000; at most 1000000"),
+    ],
+)
+def test_architectures_of_the_users_own_are_bounded(
+    tmp_path: Path, little_memory: None, section: str | None, sizes: dict[str, Any], says: str
+) -> None:
+    config = _config(tmp_path)
+    values = json.loads(Path(config.clip).read_text())
+    (values[section] if section else values).update(sizes)
+    Path(config.clip).write_text(json.dumps(values))
+    _write(tmp_path, config)
+    with pytest.raises(UserError, match=r"model\.json: model\.clip: .*" + says):
+        check_weights(str(tmp_path))
+
+
+def test_a_header_of_megabytes_is_not_read(tmp_path: Path, little_memory: None) -> None:
+    _write(tmp_path, _config(tmp_path))
+    length = 50_000_000
+    (tmp_path / "weights.safetensors").write_bytes(length.to_bytes(8, "little") + b"[0," * (length // 3))
+    with pytest.raises(UserError, match="not a readable safetensors file \\(a header of 50000000 bytes"):
+        check_weights(str(tmp_path))
+
+
+@pytest.mark.parametrize("head", head_names())
+def test_shapes_are_known_without_memory(tmp_path: Path, head: str) -> None:
+    """Every head can be built where tensors have shapes only, and has the shapes that it has otherwise."""
+    config = _config(tmp_path, head=head)
+    with torch.device("meta"):
+        empty = Retriever(config, load_weights=False).state_dict()
+    assert all(tensor.is_meta for tensor in empty.values())
+    whole = Retriever(config).state_dict()
+    assert {name: tensor.shape for name, tensor in empty.items()} == {n: tensor.shape for n, tensor in whole.items()}
 
 
 def test_no_model(tmp_path: Path) -> None:

@@ -63,6 +63,20 @@ def test_padded_frames_do_not_matter(clip: str) -> None:
     assert torch.allclose(model.score(text, before)[:, 1], model.score(text, after)[:, 1], atol=1e-5)
 
 
+def test_padding_that_is_attended_to_does_not_depend_on_its_bytes(clip: str) -> None:
+    """`mask_padding: false` reads the padding: what it reads is the mean colour, not what a buffer happens to hold."""
+    heads = {"glscl": {**HEADS["glscl"], "mask_padding": False}}
+    torch.manual_seed(0)
+    model = Retriever(ModelConfig.model_validate({"clip": clip, "heads": heads, "frame_context": "transformer"})).eval()
+    _, frames, mask = _batch()
+    other = frames.clone()
+    other[mask == 0] = 255
+    before, after = model.encode_video(frames, mask), model.encode_video(other, mask)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    shorter = model.encode_video(frames[:, :2], mask[:, :2])
+    assert not torch.allclose(shorter["concepts"][1], before["concepts"][1], atol=1e-6), "padding is read"
+
+
 @pytest.mark.parametrize(
     ("log_scale", "gradient", "passes"),
     [(1.0, -1.0, True), (1.0, 1.0, True), (5.0, -1.0, False), (5.0, 1.0, True)],

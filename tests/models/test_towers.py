@@ -71,7 +71,7 @@ def test_weights_file_gives_open_clips_own_features(clip: str, tmp_path: Path, k
     mean = torch.tensor(open_clip.OPENAI_DATASET_MEAN).view(3, 1, 1)
     std = torch.tensor(open_clip.OPENAI_DATASET_STD).view(3, 1, 1)
     expected = plain.encode_image((frames.flatten(0, 1) / 255 - mean) / std).view(2, 3, 16)
-    assert torch.allclose(towers.encode_frames(frames), expected, atol=1e-5)
+    assert torch.allclose(towers.encode_frames(frames, torch.ones(2, 3)), expected, atol=1e-5)
     assert towers.log_scale == pytest.approx(plain.logit_scale.item())
 
 
@@ -120,6 +120,25 @@ def test_text_without_causal_mask_sees_its_full_padding(tmp_path: Path) -> None:
     assert torch.allclose(short[1], whole[1][:, :8], atol=1e-6)
 
 
+@pytest.mark.parametrize("bytes_of_padding", [0, 200])
+def test_padding_is_the_mean_colour_as_in_the_authors_loaders(clip: str, bytes_of_padding: int) -> None:
+    """zchoi/GLSCL allocates an array of zeros and copies the real, normalised frames into it."""
+    towers = Towers(clip).eval()
+    frames = torch.randint(0, 256, (2, 4, 3, 32, 32), dtype=torch.uint8)
+    mask = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]])
+    frames[mask == 0] = bytes_of_padding
+    mean = torch.tensor(open_clip.OPENAI_DATASET_MEAN).view(3, 1, 1)
+    std = torch.tensor(open_clip.OPENAI_DATASET_STD).view(3, 1, 1)
+    theirs = torch.zeros(2, 4, 3, 32, 32)
+    for video, real in enumerate((3, 1)):
+        theirs[video, :real] = (frames[video, :real] / 255 - mean) / std
+    expected = towers.visual(theirs.flatten(0, 1)).view(2, 4, 16)
+    assert torch.allclose(towers.encode_frames(frames, mask), expected, atol=1e-5)
+    assert expected[0, 3].norm() > 0.01  # it has a feature, and is not the feature of a black frame
+    black = towers.encode_frames(torch.zeros(1, 1, 3, 32, 32, dtype=torch.uint8), torch.ones(1, 1))
+    assert not torch.allclose(black[0, 0], expected[0, 3], atol=1e-3)
+
+
 def test_gradient_checkpointing_changes_no_gradient(clip: str) -> None:
     ids, _ = tokenize(["a red square moves left", "blue"], 16)
     frames = torch.randint(0, 256, (2, 2, 3, 32, 32), dtype=torch.uint8)
@@ -127,7 +146,7 @@ def test_gradient_checkpointing_changes_no_gradient(clip: str) -> None:
     for checkpointing in (False, True):
         torch.manual_seed(0)
         towers = Towers(clip, grad_checkpointing=checkpointing)
-        (towers.encode_text(ids)[1].sum() + towers.encode_frames(frames).square().sum()).backward()
+        (towers.encode_text(ids)[1].sum() + towers.encode_frames(frames, torch.ones(2, 2)).square().sum()).backward()
         grads.append({name: parameter.grad for name, parameter in towers.named_parameters()})
     assert all(torch.allclose(grads[0][name], grads[1][name], atol=1e-6) for name in grads[0])
 

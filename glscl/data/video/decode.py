@@ -9,7 +9,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -57,7 +57,7 @@ def load_clip(data: bytes, sampling: FrameSampling, start: float | None = None, 
     with decoding(data), open_video(data, budget) as container:
         index = read_index(container, budget)
         slots = index.select(sampling, start, end)
-        with PictureReader(data, container, index, budget) as reader:
+        with PictureReader(data, container, index, budget, sampling.augment) as reader:
             if sampling.decoder == "torchcodec":
                 pictures = decode_plain(data, index, slots, sampling.size, reader.first(), budget)
                 if pictures is not None:
@@ -80,11 +80,19 @@ class PictureReader:
         container: PyAV's container of it, read to its end.
         index: of the file.
         budget: what the video may cost.
+        augment: see `FrameSampling`.
     """
 
-    def __init__(self, data: bytes, container: Any, index: Index, budget: Budget) -> None:
-        self._data, self._index, self._budget = data, index, budget
-        self._opened = _Opened(container)
+    def __init__(
+        self,
+        data: bytes,
+        container: Any,
+        index: Index,
+        budget: Budget,
+        augment: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self._data, self._index, self._budget, self._augment = data, index, budget, augment
+        self._opened = _Opened(container, augment)
         self._straight: _Opened | None = None  # read from the beginning on without seeking
         self._unread: Iterator[tuple[int, Any]] = iter(())
         self._position = 0
@@ -220,7 +228,7 @@ class PictureReader:
                 return self._opened, packets
         target = 0 if first is None else self._index.packets[first]
         if self._straight is None or target < self._position:
-            self._straight = _Opened(self._stack.enter_context(open_video(self._data, self._budget)))
+            self._straight = _Opened(self._stack.enter_context(open_video(self._data, self._budget)), self._augment)
             self._unread = numbered_packets(self._straight.container, self._budget)
             self._position = 0
         self._straight.stream.codec_context.flush_buffers()
@@ -253,10 +261,10 @@ class PictureReader:
 class _Opened:
     """A container that is read, its stream, and what brings its pictures to display form."""
 
-    def __init__(self, container: Any) -> None:
+    def __init__(self, container: Any, augment: Callable[[Tensor], Tensor] | None) -> None:
         self.container = container
         self.stream = video_stream(container)
-        self.display = Display(self.stream)
+        self.display = Display(self.stream, augment)
 
 
 class _Picture:

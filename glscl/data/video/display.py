@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -84,9 +85,11 @@ class Display:
 
     Args:
         stream: PyAV's video stream.
+        augment: what upright pictures, uint8 (3, H, W), go through before they are resized.
     """
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: Any, augment: Callable[[Tensor], Tensor] | None = None) -> None:
+        self._augment = augment
         self._context = stream.codec_context
         self._converter = VideoReformatter()  # one per video, one thread: a scaler's threads cost more than a picture
         container, codec = stream.sample_aspect_ratio, self._context.sample_aspect_ratio
@@ -111,7 +114,11 @@ class Display:
         form = self.form(frame)
         stored = self._converter.reformat(_woven(frame), format="rgb24", threads=1).to_ndarray()
         upright = np.ascontiguousarray(form.turn.apply(stored))
-        return resize(torch.from_numpy(upright).permute(2, 0, 1), short_side, form)
+        return self.resized(torch.from_numpy(upright).permute(2, 0, 1), short_side, form)
+
+    def resized(self, picture: Tensor, short_side: int, form: Form) -> Tensor:
+        """Augment an upright picture and resize it to its shape on display: (3, H, W) to (3, H', W')."""
+        return resize(picture if self._augment is None else self._augment(picture), short_side, form)
 
     def square(self, frame: Any, size: int) -> Tensor:
         """Return the centre of `picture`: (3, S, S) uint8."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
+
+from torch import Tensor
 
 from glscl.data.video import limits
 
@@ -21,6 +24,7 @@ class FrameSampling:
         size: side of the square picture in pixels, after resizing the short side and cropping the centre.
         decoder: which library decodes.
         max_seconds: CPU seconds that one video may take.
+        augment: what every picture, uint8 (3, H, W) and upright, goes through before it is resized; training only.
     """
 
     max_frames: int
@@ -28,6 +32,7 @@ class FrameSampling:
     size: int
     decoder: Decoder = "pyav"
     max_seconds: float = limits.MAX_DECODE_S
+    augment: Callable[[Tensor], Tensor] | None = None
 
     def times(self, duration: float) -> list[float]:
         """Centres of equal segments of ``duration`` seconds: one to ``max_frames`` of them."""

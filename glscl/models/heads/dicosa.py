@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from glscl.errors import UserError
 from glscl.models.heads.base import Features, Head, register_head
 from glscl.models.heads.scoring import score_by_tiles
-from glscl.options import Options
+from glscl.options import MAX_SIZE, Options
 
 
 class DiCoSAOptions(Options):
@@ -18,7 +18,7 @@ class DiCoSAOptions(Options):
 
     tau: float = Field(3.0, gt=0)
     """Temperature of the text-conditioned frame pooling."""
-    centers: int = Field(8, ge=1)
+    centers: int = Field(8, ge=1, le=MAX_SIZE)
     """Parts that a feature is cut into; must divide the feature width."""
     mask_padding: bool = True
     """Hide padded frames from the softmax; false drops them only after it, as the authors' code does, so that they

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from glscl.errors import UserError
 from glscl.models.heads.base import Features, Head, register_head
-from glscl.options import Options
+from glscl.options import MAX_LAYERS, MAX_SIZE, Options
 
 _FRAMES_PER_BLOCK = 512  # videos × frames scored at once: the fastest block, and it bounds memory
 _LEAST_SQUARED_NORM = 1e-12
@@ -22,13 +22,13 @@ class GLSCLOptions(Options):
     """Temperature of the text-conditioned frame pooling (τ)."""
     local_weight: float = 0.5
     """Weight of the local similarity (ξ)."""
-    queries: int = Field(8, ge=1)
+    queries: int = Field(8, ge=1, le=MAX_SIZE)
     """Number of shared queries, hence of concepts per text and video (K)."""
-    layers: int = Field(3, ge=1)
+    layers: int = Field(3, ge=1, le=MAX_LAYERS)
     """Layers of the shared decoder."""
-    attention_heads: int = Field(8, ge=1)
+    attention_heads: int = Field(8, ge=1, le=MAX_SIZE)
     """Attention heads of the shared decoder; must divide the feature width."""
-    feedforward: int | None = Field(None, ge=1)
+    feedforward: int | None = Field(None, ge=1, le=MAX_SIZE)
     """Hidden width of the decoder's feed-forward part; 4 × the feature width where not given."""
     dropout: float = Field(0.1, ge=0, lt=1)
     """Dropout inside the decoder while training."""

@@ -12,17 +12,17 @@ from glscl.errors import UserError
 from glscl.models.frame_context import FrameContext
 from glscl.models.heads.base import Features, Head, register_head
 from glscl.models.heads.mean_pool import mean_of_frames
-from glscl.options import Options
+from glscl.options import MAX_LAYERS, MAX_SIZE, Options
 
 
 class SeqTransformerOptions(Options):
     """Head of CLIP4Clip with sequential transformer: frames see each other before they are averaged."""
 
-    layers: int = Field(4, ge=1)
+    layers: int = Field(4, ge=1, le=MAX_LAYERS)
     """Layers of the transformer over the frames."""
-    attention_heads: int | None = Field(None, ge=1)
+    attention_heads: int | None = Field(None, ge=1, le=MAX_SIZE)
     """Attention heads; one per 64 of the feature width where not given."""
-    positions: int = Field(77, ge=1)
+    positions: int = Field(77, ge=1, le=MAX_SIZE)
     """Rows of the frame position table, the most frames that the head can take."""
 
 

@@ -11,17 +11,17 @@ from glscl.errors import UserError
 from glscl.models.frame_context import FrameContext
 from glscl.models.heads.base import Features, Head, register_head
 from glscl.models.heads.scoring import score_by_tiles
-from glscl.options import Options
+from glscl.options import MAX_LAYERS, MAX_SIZE, Options
 
 
 class TightTransformerOptions(Options):
     """Head of CLIP4Clip with tight transformer: one transformer pass per pair of text and video."""
 
-    layers: int = Field(4, ge=1)
+    layers: int = Field(4, ge=1, le=MAX_LAYERS)
     """Layers of the transformer over sentence and frames."""
-    attention_heads: int | None = Field(None, ge=1)
+    attention_heads: int | None = Field(None, ge=1, le=MAX_SIZE)
     """Attention heads; one per 64 of the feature width where not given."""
-    positions: int = Field(77, ge=2)
+    positions: int = Field(77, ge=2, le=MAX_SIZE)
     """Rows of the position table: the sentence's and the most frames that the head can take."""
     dropout: float = Field(0.1, ge=0, lt=1)
     """Dropout of the transformer's input while training."""

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from glscl.errors import UserError
 from glscl.models.heads.base import Features, Head, register_head
 from glscl.models.heads.scoring import score_by_tiles
-from glscl.options import Options
+from glscl.options import MAX_SIZE, Options
 
 
 class XPoolOptions(Options):
     """Head of X-Pool (arXiv 2203.15086): learned attention of each text over the frames of each video."""
 
-    attention_heads: int = Field(1, ge=1)
+    attention_heads: int = Field(1, ge=1, le=MAX_SIZE)
     """Attention heads; must divide the feature width."""
     dropout: float = Field(0.3, ge=0, lt=1)
     """Dropout of the residual linear layer while training."""

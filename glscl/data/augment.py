@@ -1,0 +1,101 @@
+"""RandAugment of whole clips: one draw for all frames of a pair, the same wherever and whenever the pair is read."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+FILL = (128, 128, 128)
+_SECTION = re.compile(r"(m|n|p|mstd|mmax|inc)(\d+(?:\.\d+)?)")
+_LIMITS = {"m": (0, 10), "n": (1, 16), "p": (0, 1), "mstd": (0, 10), "mmax": (1, 30), "inc": (0, 1)}
+_FRACTIONS = ("p", "mstd")
+
+
+def check_augmentation(text: str) -> str:
+    """Return ``text`` if it is RandAugment as timm writes it, such as ``rand-m7-n4-mstd0.5-inc1``.
+
+    Raises:
+        ValueError: it is not; timm itself would leave out what it does not know.
+    """
+    kind, *sections = text.split("-")
+    found = [_SECTION.fullmatch(section) for section in sections]
+    keys = [match[1] for match in found if match]
+    sound = kind == "rand" and None not in found and len(set(keys)) == len(keys)
+    for match in found:
+        if match:
+            low, high = _LIMITS[match[1]]
+            sound &= low <= float(match[2]) <= high and (match[1] in _FRACTIONS or "." not in match[2])
+    if not sound:
+        raise ValueError(
+            "give RandAugment as timm writes it, such as rand-m7-n4-mstd0.5-inc1 (m: magnitude to 10, n: operations, "
+            "mstd: deviation of the magnitude, inc1: operations that grow with it, p: chance of each), or none"
+        )
+    return text
+
+
+@dataclass(frozen=True)
+class ClipAugmentation:
+    """RandAugment (Cubuk et al. 2019, arXiv 1909.13719) as zchoi/GLSCL applies it to training clips.
+
+    n operations are drawn with replacement; each is applied with chance p, at a magnitude N(m, mstd²) clipped to
+    [0, 10], with bicubic resampling and grey filling (``tvr/dataloaders/rand_augment.py``, ``video_transforms.py``).
+    Coin, magnitude and sign are drawn once for all frames of a clip.
+
+    Attributes:
+        text: see `check_augmentation`.
+        seed: of the run.
+    """
+
+    text: str
+    seed: int
+
+    def __post_init__(self) -> None:
+        _operations(check_augmentation(self.text))  # here, so that processes forked later have them
+
+    def of(self, epoch: int, pair: str) -> Callable[[Tensor], Tensor]:
+        """What a pair's pictures go through in an epoch: uint8 (3, H, W) to (3, H, W).
+
+        A function of seed, epoch and the pair's name alone. The process's random generators are neither read nor moved.
+        """
+        key = f"{self.seed}/{epoch}/{pair}"
+
+        def augment(picture: Tensor) -> Tensor:
+            operations, layers, generator = _operations(self.text)
+            generator.seed(key)  # for every picture anew: all of a clip are treated alike
+            image = Image.fromarray(np.ascontiguousarray(picture.permute(1, 2, 0).numpy()))
+            for operation in generator.choices(operations, k=layers):
+                image = operation(image)
+            return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+        return augment
+
+
+@cache
+def _operations(text: str) -> tuple[list[Any], int, random.Random]:
+    """timm's operations, how many are applied, and the generator that they draw from."""
+    timm, generator = _private_timm()
+    transform = timm.rand_augment_transform(text, {"img_mean": FILL, "interpolation": Image.Resampling.BICUBIC})
+    return transform.ops, transform.num_layers, generator
+
+
+def _private_timm() -> tuple[ModuleType, random.Random]:
+    """A copy of timm's module with a generator of its own: timm's draws from the process's, which others draw from."""
+    spec = importlib.util.find_spec("timm.data.auto_augment")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    generator = random.Random()
+    module.random = generator  # type: ignore[attr-defined]
+    return module, generator
