@@ -6,6 +6,7 @@ A shard set is a folder (local or ``s3://``) of ``shard-000000.tar ...`` and ``m
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -15,6 +16,7 @@ import tarfile
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, Annotated, Any, cast
 
@@ -213,8 +215,14 @@ def _local_file(uri: str, size: int, cache_dir: str | None) -> IO[bytes]:
             shutil.copyfileobj(remote, copy, 8 << 20)
         if copy.tell() != size:
             raise UserError(f"{uri}: {copy.tell()} bytes where {MANIFEST} says {size}; build or copy it again")
-    except BaseException:
-        copy.close()
+    except BaseException as error:
+        with suppress(OSError):  # it writes what is left
+            copy.close()
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"{uri}: no room for its copy in {cache_dir or tempfile.gettempdir()} ({error.strerror}): free space "
+                f"there, or let data.cache_dir name a folder on another disk"
+            ) from error
         raise
     copy.seek(0)
     return copy
