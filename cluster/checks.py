@@ -234,10 +234,13 @@ def storage_problem(uri: str, others: str | None = None) -> tuple[str, str] | No
 def _explain(error: BaseException, step: str) -> tuple[str, str]:
     """Tell apart what a user would mend in different places."""
     from botocore.exceptions import (  # type: ignore[import-untyped]  # comes with s3fs
+        ClientError,
         HTTPClientError,
         NoCredentialsError,
         PartialCredentialsError,
     )
+
+    from glscl.s3_errors import advice
 
     chain = list(_chain(error))
     codes = [
@@ -248,7 +251,7 @@ def _explain(error: BaseException, step: str) -> tuple[str, str]:
     if any(isinstance(e, NoCredentialsError | PartialCredentialsError) for e in chain):
         return "no credentials", CREDENTIALS
     if any(isinstance(e, HTTPClientError | ConnectionError | TimeoutError) for e in chain):
-        return f"unreachable ({type(error).__name__})", NETWORK
+        return f"unreachable ({type(error).__name__}: {_short(error)})", NETWORK
     if code in ("NoSuchBucket", "404") or (isinstance(error, FileNotFoundError) and code):
         return "no such bucket", "--storage"
     if code == "RequestTimeTooSkewed":
@@ -261,6 +264,10 @@ def _explain(error: BaseException, step: str) -> tuple[str, str]:
         right = {"list": "s3:ListBucket", "write": "s3:PutObject", "read": "s3:GetObject", "delete": "s3:DeleteObject"}
         knob = f"{right[step]} for this prefix, or the folder's owner, mode and mount"
         return (f"read-only: may not {step}" if step in ("write", "delete") else f"may not {step}"), knob
+    refused = next((e for e in chain if isinstance(e, ClientError)), None)
+    if refused:
+        request = {"list": "list_objects_v2", "write": "put_object", "read": "get_object", "delete": "delete_object"}
+        return f"cannot {step}: {_short(refused)}", advice(refused, request[step])
     return f"cannot {step}: {type(error).__name__}: {_short(error)}", "--storage"
 
 

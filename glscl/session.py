@@ -64,6 +64,15 @@ def ray_session(quiet: bool = False, stops_runs: bool = False) -> Iterator[None]
         ray.shutdown()
 
 
+def on_this_machine() -> bool:
+    """Whether `ray_session` is sure to start a local cluster, so that everything runs on this machine."""
+    import ray
+    from ray._private.utils import read_ray_address
+
+    named = os.environ.get("RAY_ADDRESS")
+    return not ray.is_initialized() and (named == "local" or not (named or read_ray_address()))
+
+
 def name_cluster() -> None:
     """Let this Ray worker process find its own cluster where it would look for any."""
     import ray

@@ -15,12 +15,12 @@ import os
 import shutil
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any
 
 import fsspec
 
-from glscl.errors import UserError
+from glscl.errors import StorageError, UserError
 
 S3_OPTIONS: dict[str, Any] = {
     "use_listings_cache": False,  # other processes (Ray tasks, other workers) write what this one lists
@@ -158,14 +158,15 @@ def check_writable(folder: str, knob: str) -> None:
         knob: the option that chose it.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: it cannot be written. Where nothing may be deleted, the file stays, which is said.
     """
     probe = join(folder, f".glscl-{uuid.uuid4().hex}")
     try:
         write_bytes(probe, b"")
-        remove(probe)
     except Exception as error:  # file systems and S3 clients have no exception in common
-        raise UserError(f"{folder}: cannot be written ({type(error).__name__}: {error}); change {knob}") from error
+        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        raise UserError(f"{folder}: cannot be written ({reason}); change {knob}") from error
+    tidy(probe, remove)
 
 
 def upload(local_path: str, uri: str) -> None:
@@ -232,11 +233,31 @@ def remove_folder(uri: str) -> None:
         fs.rm(path, recursive=True)
 
 
+def tidy(uri: str, delete: Callable[[str], None] = remove_folder) -> bool:
+    """Delete what nobody needs any longer, or say that it stays behind: no run ends for that.
+
+    Args:
+        uri: folder or prefix; a file, if ``delete`` is `remove`.
+        delete: which of the two.
+
+    Returns:
+        whether it is gone.
+    """
+    try:
+        delete(uri)
+    except (StorageError, OSError) as error:
+        reason = str(error) if isinstance(error, StorageError) else f"{type(error).__name__}: {error}"
+        print(f"{uri} stays behind, because it cannot be removed ({' '.join(reason.split())})", flush=True)
+        return False
+    return True
+
+
 def list_names(uri: str) -> list[str]:
     """Sorted names directly under a folder; empty if it is not there."""
     fs, path = filesystem(uri)
     fs.invalidate_cache(path)
     try:
-        return sorted(os.path.basename(entry.rstrip("/")) for entry in fs.ls(path, detail=False))
+        entries = {entry.rstrip("/") for entry in fs.ls(path, detail=False)}
     except FileNotFoundError:
         return []
+    return sorted(os.path.basename(entry) for entry in entries - {path})  # a console's empty object is the folder's own

@@ -16,6 +16,10 @@ Requests are forwarded as they are, the Host header included, which signatures c
 - ``reset``: the connection is reset before the request is forwarded, or after it was, in the middle of the answer.
 - ``truncate``: the answer's body ends after half of what its Content-Length says (answers without a body pass).
 - ``stale_list``: a listing is answered as it was at some earlier time (the first of each passes).
+
+Beside faults it can be another kind of store (``--store``, `FaultProxy.store`): one that knows nothing of the checksums
+that AWS's client adds, refuses requests that carry them in one of the ways of `STORES`, and wants Content-MD5 where
+several objects are deleted at once.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ import contextlib
 import http.client
 import json
 import random
+import re
 import signal
 import socket
 import struct
@@ -33,6 +38,7 @@ import urllib.parse
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 
@@ -44,6 +50,13 @@ ERRORS = {
     "error503": (503, "ServiceUnavailable", "Service is unable to handle request."),
     "slow_down": (503, "SlowDown", "Please reduce your request rate."),
 }
+STORES = {  # as OCI and R2, Backblaze, older Ceph, and some gateways do
+    "not_implemented": (501, "NotImplemented", "A header you provided implies functionality that is not implemented"),
+    "invalid": (400, "InvalidArgument", "Unsupported header 'x-amz-sdk-checksum-algorithm' received for this API call"),
+    "mismatch": (400, "XAmzContentSHA256Mismatch", "The provided x-amz-content-sha256 header does not match"),
+    "breaks": (500, "InternalError", "We encountered an internal error. Please try again."),
+}
+NO_MD5 = (400, "MissingContentMD5", "Missing required header for this request: Content-MD5")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +87,9 @@ class FaultProxy:
 
     Attributes:
         requests: how many came.
-        injected: faults that happened, by kind.
+        injected: faults that happened, by kind; what ``store`` refused is ``refused``.
+        store: one of `STORES`; empty is the store behind it, as it is.
+        denied: HTTP methods for which nobody has permission.
     """
 
     def __init__(
@@ -86,6 +101,7 @@ class FaultProxy:
         self.upstream = (parts.hostname or "127.0.0.1", parts.port or 80)
         self.kinds, self.rate = tuple(kinds), rate
         self.requests, self.injected = 0, Counter[str]()
+        self.store, self.denied = "", frozenset[str]()
         self._random, self._lock = random.Random(seed), threading.Lock()
         self._lists: dict[str, list[Answer]] = {}
         self._forced: list[tuple[str, str]] = []
@@ -148,6 +164,17 @@ class FaultProxy:
                 return None
             return self._random.choice(self.kinds)
 
+    def refusal(self, method: str, path: str, headers: Message) -> tuple[int, str, str] | None:
+        """What a store of this kind says to a request that it does not take."""
+        if method in self.denied:
+            return 403, "AccessDenied", "Access Denied"
+        if not self.store:
+            return None
+        if method == "POST" and path.endswith("?delete") and "Content-MD5" not in headers:
+            return NO_MD5
+        added = [name for name in headers if re.match("x-amz-(checksum-(?!mode)|sdk-checksum|trailer)", name, re.I)]
+        return STORES[self.store] if added else None
+
     def chance(self, choices: int) -> int:
         """A number below ``choices``."""
         with self._lock:
@@ -209,9 +236,10 @@ class _Handler(BaseHTTPRequestHandler):
         body = self._body()
         listing = self.command == "GET" and _is_listing(self.path)
         fault = proxy.choose(self.command, self.path, listing)
-        if fault in ERRORS:
-            proxy.count(fault)
-            status, code, words = ERRORS[fault]
+        refusal = proxy.refusal(self.command, self.path, self.headers)
+        if refusal or fault in ERRORS:
+            proxy.count("refused" if refusal else str(fault))
+            status, code, words = refusal or ERRORS[str(fault)]
             xml = f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>{words}</Message></Error>'.encode()
             sent = b"" if self.command == "HEAD" else xml
             self._send(Answer(status, (("Content-Type", "application/xml"),), sent, len(sent)))
@@ -291,9 +319,11 @@ def main() -> None:
     parser.add_argument("--fail", type=float, default=0.2, help="share of requests that fail")
     parser.add_argument("--kinds", default=",".join(KINDS), help="faults to choose from, separated by commas")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--store", choices=["", *STORES], default="", help="a store that knows no checksums")
     options = parser.parse_args()
     kinds = [kind for kind in options.kinds.split(",") if kind]
     with FaultProxy(options.upstream, kinds, options.fail, options.seed, options.port) as proxy:
+        proxy.store = options.store
         print(f"listening on {proxy.url}", flush=True)
         signal.pause()
 

@@ -383,10 +383,10 @@ def _keep(sweep: SweepConfig, trials: list[Trial], last: bool = False) -> None:
         for directory in run_directories(sweep, trial.name):
             remove_checkpoints(directory)
             if trial is not best and not sweep.keep_models:
-                storage.remove_folder(storage.join(directory, FOLDER))
+                storage.tidy(storage.join(directory, FOLDER))
     if last:  # trials that Ray Tune had begun and not yet written down when it was interrupted
         for name in set(storage.list_names(trials_folder(sweep))) - {trial.name for trial in trials}:
-            storage.remove_folder(storage.join(trials_folder(sweep), name))
+            storage.tidy(storage.join(trials_folder(sweep), name))
 
 
 def wait_for_resources(before: Mapping[str, float]) -> None:

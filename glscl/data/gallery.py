@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from glscl.data.activity import Board, writer
 from glscl.data.quarantine import quarantine_entry
 from glscl.data.shards import Sample, Shard, ShardSet
+from glscl.data.shared_memory import GALLERY_PREFETCH, check_room, gallery_bytes
 from glscl.data.stream import (
     Tokenize,
     errors_as_items,
@@ -141,11 +142,18 @@ class Gallery(IterableDataset["GalleryBatch | UserError"]):
         return GalleryBatch(positions, frames, mask, token_ids, owners, samples, int(truncated.sum()), quarantined)
 
     def batches(self, loader_workers: int) -> Iterator[GalleryBatch]:
-        """Iterate with ``loader_workers`` decoding processes (0 decodes in this one); order of batches may vary."""
+        """Iterate with ``loader_workers`` decoding processes (0 decodes in this one); order of batches may vary.
+
+        Raises:
+            UserError: there is not enough shared memory.
+        """
+        needed = gallery_bytes(self.last - self.first, self.batch_size, loader_workers, self.sampling)
+        check_room(needed, f"{loader_workers} loader processes of an evaluation", "evaluation.batch_size")
         loader: DataLoader[Any] = DataLoader(
             self,
             batch_size=None,
             num_workers=loader_workers,
+            prefetch_factor=GALLERY_PREFETCH if loader_workers else None,
             worker_init_fn=start_loader_worker,
             generator=torch.Generator(),  # the run's stays unmoved
         )

@@ -7,6 +7,7 @@ files never become paths. `glscl.data.foreign` writes manifests for tars of othe
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -16,6 +17,7 @@ import tarfile
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, Annotated
 
@@ -261,8 +263,14 @@ def local_file(uri: str, cache_dir: str | None = None) -> IO[bytes]:
     try:
         with storage.open_read(uri) as remote:  # get_file wants a name, and a named copy would outlive a killed process
             shutil.copyfileobj(remote, copy, 8 << 20)
-    except BaseException:
-        copy.close()
+    except BaseException as error:
+        with suppress(OSError):  # it writes what is left
+            copy.close()
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"{uri}: no room for its copy in {cache_dir or tempfile.gettempdir()} ({error.strerror}): free space "
+                f"there, or let data.cache_dir name a folder on another disk"
+            ) from error
         raise
     return copy
 

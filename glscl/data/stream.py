@@ -24,6 +24,7 @@ from glscl.data.augment import ClipAugmentation
 from glscl.data.plan import Slot, StreamPlan
 from glscl.data.quarantine import UnusableSetError, quarantine_entry
 from glscl.data.shards import Shard, ShardSet
+from glscl.data.shared_memory import handover_error, report_lost_batches
 from glscl.data.video import FrameSampling, VideoError, load_frames
 from glscl.errors import BrokenRunError, UserError
 
@@ -32,6 +33,8 @@ Tokenize = Callable[[Sequence[str]], tuple[Tensor, Tensor]]
 
 
 _Part = TypeVar("_Part")
+_DEAD = re.compile(r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\) (.*)", re.DOTALL)
+_HANDOVER = re.compile("Too many open files|unable to mmap|shared memory|No space left")
 
 
 @dataclass(slots=True)
@@ -288,7 +291,10 @@ def raise_items(parts: Iterable[_Part | UserError]) -> Iterator[_Part]:
     """Undo `errors_as_items` in the process that reads the loader."""
     for part in parts:
         if isinstance(part, UserError):
-            raise part
+            try:
+                raise part
+            finally:
+                del part  # or error and frame hold each other, and the loader's processes live until they are collected
         yield part
 
 
@@ -297,12 +303,20 @@ def name_the_dead(parts: Iterable[_Part], board: Board | None) -> Iterator[_Part
 
     Raises:
         BrokenRunError: a loader process was killed (by the kernel for its memory, or by a fault in native code).
+        UserError: there is no room for a batch on its way, or too many files are open.
     """
     try:
         yield from parts
     except RuntimeError as error:
-        if not (dead := re.match(r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\) (.*)", str(error), re.DOTALL)):
-            raise
+        # One error or two, whether or not torch was waiting: "is killed by signal: ..." and "exited unexpectedly".
+        causes = [match for one in (error.__cause__, error) if (match := _DEAD.match(str(one)))]
+        if not causes:
+            if not _HANDOVER.search(str(error)) or str(error).startswith("Caught "):  # that is the data set's own
+                raise
+            raise handover_error(error) from error
+        dead = causes[0]
+        if "Bus error" in dead[2]:
+            raise handover_error(RuntimeError(dead[0])) from error
         pids = {int(pid) for pid in dead[1].split(",")}
         doing = "; ".join(str(one) for one in (board.read() if board else []) if one.pid in pids)
         how = dead[2].split(". ")[0].rstrip(".")
@@ -315,6 +329,7 @@ def name_the_dead(parts: Iterable[_Part], board: Board | None) -> Iterator[_Part
 def start_loader_worker(_: int) -> None:
     """What a loader process does first: one thread, and no longer life than the process that started it."""
     torch.set_num_threads(1)
+    report_lost_batches()
     if sys.platform == "linux":  # torch's own check runs between batches, so never in a process that hangs
         parent = os.getppid()
         ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG

@@ -74,7 +74,7 @@ def embed(
             Embeddings(
                 text=_to_cpu(model("text", batch.token_ids.to(device))),
                 video=_to_cpu(model("video", batch.frames.to(device), batch.frame_mask.to(device))),
-                text_to_video=batch.text_to_video,
+                text_to_video=batch.text_to_video.clone(),  # the batch's own is an open file of shared memory
                 positions=batch.positions,
                 video_ids=[sample.video_id for sample in batch.samples],
                 captions=[caption for sample in batch.samples for caption in sample.captions],

@@ -89,15 +89,17 @@ def run_cell(cell: Cell, keep_model: bool) -> dict[str, Any]:
     # After the result: what is deleted now could only have served to do the cell again.
     remove_checkpoints(cell.directory)
     if not keep_model:
-        storage.remove_folder(storage.join(cell.directory, FOLDER))
+        storage.tidy(storage.join(cell.directory, FOLDER))
     return result
 
 
 def remove_checkpoints(run_directory: str) -> None:
     """Delete a finished run's checkpoints, which hold the optimiser's state beside the model."""
     for name in storage.list_names(run_directory):
-        if name.startswith(PREFIX) or name in (INDEX, RAY_REGISTER):
-            storage.remove_folder(storage.join(run_directory, name))
+        if name.startswith(PREFIX):
+            storage.tidy(storage.join(run_directory, name))
+        elif name in (INDEX, RAY_REGISTER):
+            storage.tidy(storage.join(run_directory, name), storage.remove)
 
 
 def _trained(config: RunConfig) -> dict[str, Any]:

@@ -18,6 +18,7 @@ Resume rules:
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -205,13 +206,19 @@ def local_copy(uri: str, scratch: str | None = None) -> Iterator[str]:
 
     Args:
         uri: folder or prefix.
-        scratch: where to make the folder for what is fetched; it goes with the end of the block.
+        scratch: where to make the folder for what is fetched, or for a link; it goes with the end of the block.
 
     Raises:
         IncompleteCheckpointError: naming the file that is not there.
     """
     if not storage.is_remote(uri):
-        yield uri
+        if glob.escape(uri) == uri:
+            yield uri
+            return
+        with tempfile.TemporaryDirectory(prefix="checkpoint-", dir=scratch) as folder:
+            link = Path(folder, "files")  # DeepSpeed takes paths for patterns
+            link.symlink_to(uri)
+            yield str(link)
         return
     state, lists = _read_lists(uri)
     names = [STATE, *map(_list_name, range(state.world_size)), *(name for files in lists for name in files)]

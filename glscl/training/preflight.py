@@ -10,10 +10,13 @@ from glscl import storage
 from glscl.config import RunConfig
 from glscl.data.plan import StreamPlan
 from glscl.data.shards import ShardSet, open_shard_set
+from glscl.data.shared_memory import check_room, gallery_bytes, stream_bytes
+from glscl.data.video import FrameSampling
 from glscl.errors import UserError
 from glscl.evaluation.evaluate import check_options
 from glscl.losses import applicable_terms
 from glscl.models.retriever import Retriever
+from glscl.session import on_this_machine
 from glscl.training.checkpoint import differing_keys
 from glscl.training.horizon import Horizon, make_plan
 from glscl.training.sizes import share_in_words, usable_sizes
@@ -61,6 +64,10 @@ def preflight(config: RunConfig, *, fetch: bool = True) -> Preflight:
     on, left_out = applicable_terms(config.loss, model.head)
     if not on:
         raise UserError(f"loss: no term is on that head '{config.model.head}' can be trained with")
+    sampling = FrameSampling(config.model.max_frames, config.data.sample_fps, model.frame_size)
+    scored = max((s.manifest.videos for s in held_out), default=0)
+    if on_this_machine():  # else every worker looks, where it is
+        check_shared_memory(config, sampling, scored, sizes[0], sizes[0])
     saved = _check_run_directory(config)
     horizon = Horizon.of(config, plan)
     counts = model.describe()
@@ -82,6 +89,27 @@ def preflight(config: RunConfig, *, fetch: bool = True) -> Preflight:
         f"{training.precision}, {config.data.loader_workers} loader workers each",
     }
     return Preflight(facts, tuple(shard_set.manifest.domain for shard_set in shard_sets), sizes)
+
+
+def check_shared_memory(config: RunConfig, sampling: FrameSampling, scored: int, workers: int, here: int) -> None:
+    """Look whether this machine has the shared memory that loader processes need.
+
+    Args:
+        config: of the run.
+        sampling: frames per video.
+        scored: videos of the largest held-out set.
+        workers: of the run.
+        here: how many of them are on this machine.
+
+    Raises:
+        UserError: it has not.
+    """
+    loaders, prefetch = config.data.loader_workers, config.data.prefetch
+    if loaders:
+        needed = here * stream_bytes(config.training.global_batch // workers, sampling, prefetch)
+        needed += here * gallery_bytes(-(-scored // workers), config.evaluation.batch_size, loaders, sampling)
+        scoring = ", training.global_batch or evaluation.batch_size" if scored else " or training.global_batch"
+        check_room(needed, f"{here} training workers", f"data.prefetch ({prefetch}){scoring}")
 
 
 def _list(sizes: tuple[int, ...]) -> str:

@@ -11,6 +11,7 @@ Rules:
    best by the held-out score (the newest ones without one), and the newest.
 2. What is not complete is never merged into another attempt's and is removed when a newer one has been verified, or at
    the start or end of a command, unless it was complete once.
+3. What the storage will not delete stays behind, which is said; no run ends for it.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class Retention:
     def __init__(self, run_directory: str, keep: int) -> None:
         self.run_directory, self.keep = run_directory, keep
         self._verified: dict[str, TrainState] = {}
+        self._staying: set[str] = set()
 
     def known(self) -> list[str]:
         """Names that were complete once, as ``checkpoints.json`` says."""
@@ -104,20 +106,29 @@ class Retention:
         Raises:
             UserError: there were checkpoints, and none is complete any more.
         """
-        storage.remove(storage.join(self.run_directory, RAY_REGISTER))
+        self._forget_register()
         known = self.known()
         found, problems = self.complete()
         for name, problem in problems.items():
             if name in known:
                 print(f"checkpoint {name} is incomplete ({problem}): passed over", flush=True)
             else:
-                storage.remove_folder(storage.join(self.run_directory, name))
+                self._let_go(name)
         if known and not found:
             said = "; ".join(f"{name}: {problem}" for name, problem in problems.items())
             raise UserError(f"{self.run_directory}: none of its checkpoints is complete ({said}); {ANOTHER}")
         self._write(found, [name for name in problems if name in known])
         self._verified.clear()  # another process, Ray Train's controller, removes some from now on
         return found
+
+    def _forget_register(self) -> None:
+        """Ray Train would go on from what its register says."""
+        where = storage.join(self.run_directory, RAY_REGISTER)
+        try:
+            storage.remove(where)
+        except UserError:
+            if storage.exists(where):
+                raise
 
     def register(self, name: str) -> None:
         """A checkpoint has been uploaded: verify it, then let older ones go (rules 1 and 2)."""
@@ -133,8 +144,7 @@ class Retention:
         going += [bad for bad in problems if bad[: len(PREFIX) + 8] <= name[: len(PREFIX) + 8]]  # not what is under way
         self._write(kept, [])  # first: what it names is there
         for old in going:
-            self._verified.pop(old, None)
-            storage.remove_folder(storage.join(self.run_directory, old))
+            self._let_go(old)
 
     def close(self) -> None:
         """After a run has ended well: only what is kept stays."""
@@ -144,7 +154,13 @@ class Retention:
             self._write(found, [])
             for name in self.names():
                 if name not in kept:
-                    storage.remove_folder(storage.join(self.run_directory, name))
+                    self._let_go(name)
+
+    def _let_go(self, name: str) -> None:
+        """Delete a checkpoint that no rule keeps; one that the storage will not delete stays, and is tried once."""
+        self._verified.pop(name, None)
+        if name not in self._staying and not storage.tidy(storage.join(self.run_directory, name)):
+            self._staying.add(name)
 
     def best(self) -> list[Found]:
         """Complete checkpoints, the best first."""

@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 from glscl import storage
+from glscl.errors import UserError
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
@@ -39,20 +45,30 @@ class RunLog:
             os.path.join(self._folder, METRICS), "".join(json.dumps(row) + "\n" for row in rows).encode()
         )
         self._file = open(os.path.join(self._folder, METRICS), "a", encoding="utf-8")  # noqa: SIM115 (closed in close)
-        self._events = SummaryWriter(
-            os.path.join(self._folder, TENSORBOARD),
-            purge_step=step + 1,
-            flush_secs=30,
-            filename_suffix=f".{uuid.uuid4().hex[:8]}",  # else attempts of the same second write the same file
+        events = os.path.join(self._folder, TENSORBOARD)
+        os.makedirs(events, exist_ok=True)
+        # Not SummaryWriter: the thread that it writes in dies when the disk is full, and the training waits for ever.
+        self._events = EventsWriter(
+            os.path.join(events, "events"),
+            f".{uuid.uuid4().hex[:8]}",  # else attempts of the same second write the same file
         )
+        self._events.write_event(Event(step=step + 1, file_version="brain.Event:2"))
+        self._events.write_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Add one row; numbers also become TensorBoard scalars."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            if isinstance(value, (int, float)):
-                self._events.add_scalar(name.replace("@", "_"), value, step)  # TensorBoard refuses @
+        """Add one row; numbers also become TensorBoard scalars.
+
+        Raises:
+            UserError: the disk is full.
+        """
+        with self._explained():
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
+            for name, value in values.items():
+                if isinstance(value, (int, float)):
+                    summary = scalar(name.replace("@", "_"), value)  # TensorBoard refuses @
+                    self._events.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+            self._events.flush()
 
     def not_finite(self, report: dict[str, Any]) -> None:
         """Write down a step that went wrong, in a file of its own (see `not_finite_name`) and in the metrics."""
@@ -61,9 +77,19 @@ class RunLog:
         self.write(report["step"], {"not_finite": report["not_finite"], "pairs": name})
 
     def flush(self) -> None:
-        """Copy to a remote run directory (TensorBoard's events may lag: its writer has a queue)."""
-        self._events.flush()
-        self._copy()
+        """Copy to a remote run directory."""
+        with self._explained():
+            self._copy()
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"{self._folder}: the log of the run cannot be written ({error.strerror or error}): free space there, "
+                f"then give the same command again; the checkpoints are intact"
+            ) from error
 
     def _copy(self) -> None:
         if self._scratch is None:

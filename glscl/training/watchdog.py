@@ -229,6 +229,9 @@ class Reporter:
                 self.beat()
             except (ray.exceptions.RayError, OSError):
                 continue  # the store is away for a moment, or for good: then Ray ends this process
+            except Exception as error:  # else the driver would hear nothing any more, and call it a hang
+                self._end(f"rank {self._rank} cannot say how it is ({type(error).__name__}: {error})")
+                return
 
 
 def end_process(message: str) -> None:

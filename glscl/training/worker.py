@@ -41,6 +41,7 @@ from glscl.training.engine import backward, build_engine, evaluation_model, set_
 from glscl.training.global_batch import Batch, backward_global_batch
 from glscl.training.horizon import Horizon, make_plan
 from glscl.training.meter import Meter, NonFiniteError
+from glscl.training.preflight import check_shared_memory
 from glscl.training.retention import ANOTHER, Retention
 from glscl.training.run_log import RunLog, not_finite_name
 from glscl.training.scaling import SECONDS_LEFT
@@ -106,13 +107,16 @@ def _loop(
     frame_size = model.frame_size
     shard_sets = [open_shard_set(uri) for uri in config.data.train]
     plan = make_plan(config, shard_sets)
+    sampling = sampling_of(config, frame_size)
+    scored = max((open_shard_set(uri).manifest.videos for uri in config.data.validation), default=0)
+    # Before the first collective, so before any worker of this machine has filled some of it.
+    check_shared_memory(config, sampling, scored, world, ray.train.get_context().get_local_world_size())
     sizes = usable_sizes(config, plan)
     training = config.training.model_copy(update={"accumulate": parts_of(config.training, sizes, world)})
     engine = build_engine(model, training, device, world)
     horizon = Horizon.of(config, plan)
     checkpoint.seed_generators(config.seed, 0, rank)  # dropout differs between ranks
     state = _resume(engine, config, shard_sets, rank, world)
-    sampling = sampling_of(config, frame_size)
     words = partial(tokenize, max_words=config.model.max_words)
     pairs = stream.PairStream(
         shard_sets,

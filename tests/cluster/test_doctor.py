@@ -43,6 +43,7 @@ from glscl.cli import main
 from glscl.data.shards import ShardSet
 from glscl.errors import UserError
 from glscl.s3 import S3
+from tests.fault_proxy import FaultProxy
 
 from .conftest import TOKEN, SetToken
 
@@ -247,6 +248,11 @@ def test_unreachable_storage(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLSCL_STORAGE_DEADLINE_S", "0")
     found(check_storage("s3://data/runs"), "fail", r"s3://data/runs: unreachable \(", "AWS_ENDPOINT_URL")
     S3.clear_instance_cache()
+
+
+def test_storage_that_does_not_know_checksums(bucket: str, proxy: FaultProxy) -> None:
+    proxy.store = "not_implemented"
+    found(check_storage(f"{bucket}/runs"), "fail", "cannot write: .*NotImplemented", "AWS_REQUEST_CHECKSUM_CALCULATION")
 
 
 def test_storage_that_never_answers_is_unreachable(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import signal
@@ -339,6 +340,18 @@ def test_from_a_storage_server(make_shards: MakeShards, bucket: str, tmp_path: P
     cached = PairStream([remote], plan, SAMPLING, tokenize, 0, 1, cache_dir=str(tmp_path / "cache"))
     assert all(map(same, islice(make_loader(cached, 0, 1), 5), reference))
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_no_room_for_the_copy_of_a_remote_shard(
+    make_shards: MakeShards, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    shard_set = make_shards(captions=[1] * 2, per_shard=2, root=bucket)
+    monkeypatch.setattr("glscl.data.shards.shutil.copyfileobj", full)
+    with pytest.raises(UserError, match=rf"no room for its copy in {tmp_path} \(No space left on device\).*cache_dir"):
+        Shard(shard_set, 0, str(tmp_path))
 
 
 def test_worlds_that_do_not_fit(make_shards: MakeShards) -> None:

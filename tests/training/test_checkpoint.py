@@ -411,12 +411,6 @@ def test_directory_names_sort_by_step_and_differ_by_attempt() -> None:
 # ------------------------------------------------------------------------------------------ what a run directory keeps
 
 
-@pytest.fixture(params=["local", "s3"])
-def run(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty run directory."""
-    return str(tmp_path / "run") if request.param == "local" else f"{request.getfixturevalue('bucket')}/run"
-
-
 def put(run: str, step: int, attempt: str = "a", score: float | None = None, ranks: tuple[int, ...] = (0, 1)) -> str:
     """Upload what two ranks would; fewer ``ranks`` have been killed on the way."""
     name = checkpoint.directory_name(step, 2, attempt)

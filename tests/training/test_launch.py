@@ -13,8 +13,10 @@ import torch
 
 from glscl.cli import main
 from glscl.config import run_config
+from glscl.data import shared_memory
 from glscl.data.quarantine import read_quarantine
 from glscl.data.shards import ShardSet
+from glscl.errors import UserError
 from glscl.evaluation.metrics import RetrievalMetrics, rank_targets
 from glscl.evaluation.saved import ModelCard
 from glscl.models import ModelConfig
@@ -82,6 +84,32 @@ def test_preflight_knows_a_run_that_continues(
     changes = ["--training.log-every", "3", "--training.num-workers", "2"]
     free = run_config(words("--data.train", shards.uri, *changes), "glscl train").resolved()
     assert preflight(free).facts["run"].endswith("/runs/r (continues)")
+
+
+def test_shared_memory_that_is_too_small_is_told_before_anything_starts(
+    words: Callable[..., list[str]], make_shards: Callable[..., ShardSet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = make_shards(captions=[2] * 16, per_shard=4)
+    held_out = make_shards("held-out", captions=[1] * 6, per_shard=3)
+    more = ["--data.train", shards.uri, "--data.loader-workers", "2", "--data.prefetch", "4"]
+    more += ["--training.num-workers", "2", "--data.virtual-streams", "4", "--model.max-frames", "2"]
+    one = 2 * 3 * 32 * 32
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    for validation, needed, knob in (
+        ([], 8 * 5 * one, r"data.prefetch \(4\) or training.global_batch"),
+        (["--data.validation", held_out.uri], (8 * 5 + 6) * one, "or evaluation.batch_size"),
+    ):
+        config = run_config([*words(*more), *validation], "glscl train").resolved()
+        monkeypatch.setattr(shared_memory, "free_bytes", lambda needed=needed: needed - 1)
+        with pytest.raises(UserError, match=f"2 training workers need up to .* lower .*{knob}"):
+            preflight(config)
+        monkeypatch.setattr(shared_memory, "free_bytes", lambda needed=needed: needed)
+        preflight(config)
+    monkeypatch.setattr(shared_memory, "free_bytes", lambda: 0)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    preflight(config)  # the workers are elsewhere, and look there
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    preflight(run_config([*words(*more), "--data.loader-workers", "0"], "glscl train").resolved())
 
 
 def _entry(domain: str, recall: float) -> dict[str, Any]:

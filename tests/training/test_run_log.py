@@ -9,6 +9,7 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
 from glscl import storage
+from glscl.errors import UserError
 from glscl.training.run_log import METRICS, TENSORBOARD, RunLog, read_metrics
 
 
@@ -90,3 +91,16 @@ def test_a_remote_run_directory_is_written_at_every_flush_and_taken_up(bucket: s
     again.close()
     assert [(row["step"], row["loss"]) for row in read_metrics(run)] == [(1, 1.0), (2, 20.0)]
     assert sorted(scalars(f"{run}/{TENSORBOARD}")) == [("loss", 1, 1.0), ("loss", 2, 2.0), ("loss", 2, 20.0)]
+
+
+def test_a_full_disk_ends_the_run_in_a_line(tmp_path: Path) -> None:
+    """TensorBoard's own writer would swallow it in a thread and let the training wait for ever."""
+    log = RunLog(str(tmp_path), 0)
+    log.write(1, {"loss": 1.0})
+    full = open("/dev/full", "ab", buffering=0)  # noqa: SIM115 (RunLog closes it)
+    log._events._py_recordio_writer._writer = full
+    with pytest.raises(
+        UserError, match=rf"^{tmp_path}: the log of the run cannot be written \(No space left on device"
+    ):
+        log.write(2, {"loss": 2.0})
+    assert [row["step"] for row in read_metrics(str(tmp_path))] == [1, 2]

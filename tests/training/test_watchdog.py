@@ -112,6 +112,20 @@ def test_orders_travel_from_the_driver_to_the_ranks_of_that_attempt_alone() -> N
     assert watch.last_heard(1) is None
 
 
+def test_a_rank_that_cannot_speak_ends_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its thread would die unheard, and the driver take that for a hang."""
+    said: list[str] = []
+    failures = [OSError("away for a moment"), ValueError("no such key")]
+    reporter = Reporter(Store(), Limits(0.01, 0.01), "a", 3, [Board(0)], end=said.append)
+
+    def fail() -> None:
+        raise failures.pop(0)
+
+    monkeypatch.setattr(reporter, "beat", fail)
+    reporter._loop()
+    assert said == ["rank 3 cannot say how it is (ValueError: no such key)"]
+
+
 def test_a_rank_that_waits_for_a_batch_says_whose() -> None:
     store, board = Store(), Board(2)
     reporter = Reporter(store, LIMITS, "a", 0, [board, Board(2)])

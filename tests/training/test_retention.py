@@ -1,0 +1,124 @@
+"""What a run directory keeps where the storage will not delete, and who is told of what."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from glscl import storage
+from glscl.errors import BrokenRunError, RunStoppedError, UserError
+from glscl.training.retention import INDEX, RAY_REGISTER, Keeper, Retention, cause_in
+from tests.fault_proxy import FaultProxy
+from tests.training.test_checkpoint import put, steps
+
+
+def test_a_storage_that_does_not_delete_ends_no_run(
+    bucket: str, proxy: FaultProxy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = f"{bucket}/run"
+    torn = put(run, 1, attempt="torn", ranks=(0,))
+    proxy.denied = frozenset({"DELETE"})
+    retention = Retention(run, keep=1)
+    assert retention.take_over() == []
+    assert f"{run}/{torn} stays behind, because it cannot be removed (s3://" in capsys.readouterr().out
+    first, second, third = (put(run, step) for step in (1, 2, 3))
+    for name in (first, second, third):
+        retention.register(name)
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in said] == [f"{run}/{first}", f"{run}/{second}"], "each is tried once"
+    assert all("AccessDenied" in line for line in said)
+    assert steps(run) == [1, 1, 2, 3]
+    assert retention.known() == [third]
+    assert [found.name for found in retention.best()] == [third, second, first]
+    retention.close()
+    proxy.denied = frozenset()
+    following = Retention(run, keep=1)
+    assert [found.name for found in following.take_over()] == [third, second, first]
+    following.register(put(run, 4))
+    assert steps(run) == [4]
+
+
+def test_ray_s_register_must_go(bucket: str, proxy: FaultProxy) -> None:
+    run = f"{bucket}/run"
+    storage.write_bytes(f"{run}/{RAY_REGISTER}", b"{}")
+    proxy.denied = frozenset({"DELETE"})
+    with pytest.raises(UserError, match=f"{RAY_REGISTER}: delete object: .*AccessDenied"):
+        Retention(run, keep=1).take_over()
+
+
+def test_what_has_been_looked_at_is_not_read_again(bucket: str, proxy: FaultProxy) -> None:
+    run = f"{bucket}/run"
+    retention = Retention(run, keep=2)
+    retention.register(put(run, 1))
+    name = put(run, 2)
+    before = proxy.requests
+    retention.verify(name)
+    assert proxy.requests > before
+    before = proxy.requests
+    assert retention.verify(name).state.step == 2
+    assert proxy.requests == before
+
+
+def test_order_and_scores(run: str) -> None:
+    retention = Retention(run, keep=2)
+    names = [put(run, step, score=score) for step, score in ((1, 7.0), (2, 7.0), (3, 1.0), (4, 2.0))]
+    for name in names:
+        retention.register(name)
+    assert retention.names() == [names[3], names[1], names[0]]
+    assert [found.name for found in retention.complete()[0]] == [names[3], names[1], names[0]]
+    assert [found.name for found in retention.best()] == [names[1], names[0], names[3]], "of equals the newer"
+    assert [found.score for found in retention.best()] == [(7.0, 2), (7.0, 1), (2.0, 4)]
+    assert json.loads(storage.read_bytes(storage.join(run, INDEX))) == {"complete": sorted([*names[:2], names[3]])}
+
+
+def test_an_older_one_that_arrives_late_lets_the_newer_be(run: str) -> None:
+    retention = Retention(run, keep=1)
+    late, newer = put(run, 1, attempt="b"), put(run, 2)
+    retention.register(newer)
+    put(run, 1, attempt="b")
+    retention.register(late)
+    assert steps(run) == [1, 2]
+    retention.register(put(run, 3))
+    assert steps(run) == [3]
+
+
+def test_other_folders_are_left_alone(run: str) -> None:
+    for other in ("model/x", "tensorboard/x", "metrics.jsonl"):
+        storage.write_bytes(storage.join(run, other), b"")
+    retention = Retention(run, keep=1)
+    retention.take_over()
+    for step in (1, 2):
+        retention.register(put(run, step))
+    retention.close()
+    assert {"model", "tensorboard", "metrics.jsonl", INDEX} < set(storage.list_names(run))
+    assert steps(run) == [2]
+
+
+def test_a_run_that_ends_with_none_keeps_what_there_is(run: str) -> None:
+    torn = put(run, 1, ranks=(0,))
+    Retention(run, keep=1).close()
+    assert storage.list_names(run) == [torn]
+
+
+def test_the_keeper_registers_what_ray_train_reports(run: str) -> None:
+    keeper = Keeper(run, keep=1)
+    for step in (1, 2):
+        name = put(run, step)
+        keeper.after_report(None, [], SimpleNamespace(path=f"some/where/{name}"))  # type: ignore[arg-type]
+        keeper.after_report(None, [], None)
+    assert Retention(run, keep=1).known() == [name]
+    assert steps(run) == [2]
+
+
+def test_causes_are_found_as_ray_wraps_them() -> None:
+    wanted = RunStoppedError("x")
+    by_cause, by_ray, by_train = RuntimeError(), RuntimeError(), RuntimeError()
+    by_cause.__cause__ = wanted
+    by_ray.cause = by_cause  # type: ignore[attr-defined]
+    by_train._base_exc = by_ray  # type: ignore[attr-defined]
+    for error in (wanted, by_cause, by_ray, by_train):
+        assert cause_in([None, ValueError(), error, UserError("second")], (UserError,)) is wanted
+    assert cause_in([None, by_train], (BrokenRunError,)) is None
+    assert cause_in([], (UserError,)) is None
