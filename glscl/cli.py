@@ -122,6 +122,20 @@ def _verdict(ok: bool, text: str) -> None:
 
 
 def _train(words: list[str], program: str) -> str:
+    from glscl.data.options import DataConfig
+    from glscl.evaluation.options import EvaluationConfig
+    from glscl.flags import check_spelling
+    from glscl.packaged import split_config
+    from glscl.training.options import CheckpointConfig, TrainingConfig
+
+    light = {
+        "data": DataConfig,
+        "training": TrainingConfig,
+        "checkpoint": CheckpointConfig,
+        "evaluation": EvaluationConfig,
+    }
+    check_spelling(split_config(words)[1], light)
+
     from glscl.config import run_config, to_yaml
 
     dry = "--dry-run" in words
@@ -225,15 +239,19 @@ def _evaluate(words: list[str], program: str) -> str:
         """DOMAIN=FILE: a list of test videos of that domain that were trained on, or nearly. Results are then given
         with and without them."""
 
-    from glscl.evaluation.evaluate import check_tests
-    from glscl.evaluation.options import EvaluationConfig
-    from glscl.session import ray_session
-    from glscl.training.launch import evaluate
-    from glscl.training.results import REPORT, write_results
-
     options = parse_options(Eval, words, program)
     if options.bank and not options.normalisations:
         raise UserError("--bank: only normalisations use a query bank; add --normalisations, or leave out --bank")
+    from glscl.data.shards import open_shard_set
+    from glscl.evaluation.locate import find_model
+
+    find_model(options.run)
+    for uri in (*options.test, *options.bank):
+        open_shard_set(uri)
+
+    from glscl.evaluation.evaluate import check_tests
+    from glscl.evaluation.options import EvaluationConfig
+
     config = EvaluationConfig(
         normalisations=options.normalisations,
         bank_videos=options.bank_videos if options.bank else 0,
@@ -244,6 +262,11 @@ def _evaluate(words: list[str], program: str) -> str:
     tests = tuple(storage.resolve(uri) for uri in options.test)
     output = storage.resolve(options.output) if options.output else storage.join(run, "eval")
     storage.check_writable(output, "--output")
+
+    from glscl.session import ray_session
+    from glscl.training.launch import evaluate
+    from glscl.training.results import REPORT, write_results
+
     with ray_session():
         results = evaluate(
             run,
@@ -284,17 +307,26 @@ def _study(words: list[str], program: str) -> str:
 
     options = parse_options(Study, words, program)
 
-    from glscl.reporting.console import start_panel
-    from glscl.session import ray_session
     from glscl.study.options import load_study
-    from glscl.study.run import describe, plan, report, run_study
 
     changes = {key: value for key in ("name", "storage", "root") if (value := getattr(options, key))}
     study = load_study(options.config, **changes)
+
+    from glscl.reporting.console import start_panel
+    from glscl.study.grid import check_given_sets
+    from glscl.study.plan import describe, plan
+
     cells, finished = plan(study)
     start_panel(program, describe(study, cells, finished))
     if options.dry_run:
         return f"dry run: {len(cells)} cells, {finished} of them finished; nothing was started"
+    if not options.report_only:
+        check_given_sets(study)
+        storage.check_writable(study.directory, "--storage")
+
+    from glscl.session import ray_session
+    from glscl.study.run import report, run_study
+
     if not options.report_only:
         with ray_session(quiet=True):
             return run_study(study)
@@ -326,15 +358,24 @@ def _sweep(words: list[str], program: str) -> str:
 
     options = parse_options(Sweep, words, program)
 
-    from glscl.reporting.console import start_panel
-    from glscl.session import ray_session
     from tune.options import load_sweep
-    from tune.sweep import describe, places, plan, report, run_sweep
 
     changes = {key: value for key in ("name", "storage", "root") if (value := getattr(options, key))}
     sweep = load_sweep(options.config, **changes)
+
+    from glscl.reporting.console import start_panel
+    from glscl.study.grid import check_given_sets
+    from tune.plan import describe, plan
+
     default = plan(sweep)
     start_panel(program, describe(sweep, default))
+    if not (options.report_only or options.dry_run):
+        check_given_sets(sweep)
+        storage.check_writable(sweep.directory, "--storage")
+
+    from glscl.session import ray_session
+    from tune.sweep import places, report, run_sweep
+
     if options.report_only:
         return report(sweep)
     with ray_session(quiet=True, stops_runs=True):
@@ -483,7 +524,7 @@ def _toy(words: list[str], program: str) -> str:
 
 
 def _presets(words: list[str], program: str) -> str:
-    from glscl.config import preset_names, preset_text
+    from glscl.packaged import preset_names, preset_text
     from glscl.study.options import study_names, study_text
     from tune.options import sweep_names, sweep_text
 
@@ -507,22 +548,27 @@ def _presets(words: list[str], program: str) -> str:
 
 
 def _quickstart(words: list[str], program: str) -> str:
+    from pydantic import Field
+
     from glscl.flags import parse_options
     from glscl.options import Options
-    from glscl.quickstart import quickstart_config
-    from glscl.reporting.console import start_panel
-    from glscl.session import ray_session
-    from glscl.training.preflight import preflight
 
     class Quickstart(Options):
         """Make two toy domains, train GLSCL on one with two workers, test it on both."""
 
         storage: str = "runs"
         """Folder of the run directory and of the toy data."""
-        name: str = "quickstart"
+        name: str = Field(default="quickstart", pattern=r"^[A-Za-z0-9._-]+$")
         """Name of the run; the same name continues."""
 
     options = parse_options(Quickstart, words, program)
+    storage.check_writable(storage.resolve(options.storage), "--storage")
+
+    from glscl.quickstart import quickstart_config
+    from glscl.reporting.console import start_panel
+    from glscl.session import ray_session
+    from glscl.training.preflight import preflight
+
     with ray_session():
         config = quickstart_config(options.storage, options.name)
         ready = preflight(config)

@@ -22,8 +22,8 @@ from pydantic import AfterValidator, Field, ValidationError
 
 from glscl import storage
 from glscl.data import strict_json
+from glscl.data.limits import MAX_BYTES, VideoError
 from glscl.data.records import MOST_SECONDS, id_problem
-from glscl.data.video import MAX_BYTES, VideoError
 from glscl.errors import UserError, printable
 from glscl.options import Options
 

@@ -20,9 +20,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from glscl.data.activity import Board, writer
+from glscl.data.limits import VideoError
 from glscl.data.plan import Slot, StreamPlan
 from glscl.data.shards import Sample, Shard, ShardSet
-from glscl.data.video import FrameSampling, VideoError, load_frames
+from glscl.data.video import FrameSampling, load_frames
 from glscl.errors import BrokenRunError, UserError
 
 Tokenize = Callable[[Sequence[str]], tuple[Tensor, Tensor]]

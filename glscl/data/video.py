@@ -28,8 +28,8 @@ import numpy as np
 import torch
 from av.video.reformatter import VideoReformatter
 from torch import Tensor
-from torchvision.transforms.v2 import functional as transforms
 
+from glscl.data.limits import MAX_BYTES, MAX_DECODE_S, MAX_ENCODE_S, VideoError
 from glscl.errors import UserError
 
 Decoder = Literal["pyav", "torchcodec"]
@@ -44,20 +44,12 @@ MAX_PHANTOMS = 100_000
 """Frames in an index beyond twice those that are there (a file cut short): FFmpeg walks the index at every seek."""
 MAX_PIXELS_PER_SECOND = 2_000_000_000
 """Times the seconds allowed: most pixels decoded of a video, more than one core of any machine gets through."""
-MAX_BYTES = 4 << 30
-"""Largest video file."""
 MAX_STREAMS = 64
 """Most pictures, sounds and subtitles side by side in a file."""
 MAX_MEMORY = 4 << 30
 """Memory that the process may take beyond what it has when a video is opened."""
 CONTAINERS = ("asf", "avi", "flv", "gif", "matroska", "mov", "mpeg", "mpegts", "mpegvideo", "ogg", "webm")
 """FFmpeg's names of the containers that are opened (mov: mp4, m4v, 3gp ...; asf: wmv; mpeg: mpg, vob)."""
-MAX_DECODE_S = 60.0
-MAX_ENCODE_S = 3600.0
-
-
-class VideoError(Exception):
-    """This video cannot give frames; the message is the reason, short enough to count by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,6 +347,8 @@ def _decode_torchcodec(data: bytes, index: _Index, wanted: list[int], size: int,
 
 def _fit(picture: Tensor, size: int) -> Tensor:
     """Resize the short side (bicubic, antialiased) and crop the centre: (..., 3, H, W) to (..., 3, S, S)."""
+    from torchvision.transforms.v2 import functional as transforms  # a second to import
+
     height, width = picture.shape[-2:]
     if min(height, width) != size:
         picture = transforms.resize(picture, [size], interpolation=transforms.InterpolationMode.BICUBIC, antialias=True)

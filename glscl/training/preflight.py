@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import open_clip
-
 from glscl import storage
 from glscl.config import RunConfig
 from glscl.data.plan import StreamPlan
 from glscl.data.shards import ShardSet, open_shard_set
 from glscl.errors import UserError
-from glscl.evaluation.evaluate import check_options
 from glscl.losses import applicable_terms
-from glscl.models.retriever import Retriever
 from glscl.training.checkpoint import differing_keys
 from glscl.training.horizon import Horizon, make_plan
 from glscl.training.sizes import share_in_words, usable_sizes
@@ -54,14 +50,22 @@ def preflight(config: RunConfig, *, fetch: bool = True) -> Preflight:
     held_out = [open_shard_set(uri) for uri in config.data.validation]
     tests = [open_shard_set(uri) for uri in config.data.test]
     _check_selection(held_out, tests)
+    saved = _check_run_directory(config)
+    # What takes seconds to import comes after what may be wrong without it.
+    from glscl.evaluation.evaluate import check_options
+
     check_options(config.evaluation, tests, shard_sets)
+
+    import open_clip
+
+    from glscl.models.retriever import Retriever
+
     pretrained = config.model.pretrained
     is_tag = pretrained is not None and pretrained in open_clip.list_pretrained_tags_by_model(config.model.clip)
     model = Retriever(config.model, load_weights=fetch or not is_tag)
     on, left_out = applicable_terms(config.loss, model.head)
     if not on:
         raise UserError(f"loss: no term is on that head '{config.model.head}' can be trained with")
-    saved = _check_run_directory(config)
     horizon = Horizon.of(config, plan)
     counts = model.describe()
     facts = {

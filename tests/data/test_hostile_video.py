@@ -22,7 +22,8 @@ import pytest
 import torch
 
 import glscl.data.video as module
-from glscl.data.video import FrameSampling, VideoError, load_frames, reencode
+from glscl.data.limits import VideoError
+from glscl.data.video import FrameSampling, load_frames, reencode
 
 MakeVideo = Callable[..., bytes]
 SAMPLING = FrameSampling(12, 4.0, 48)

@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from glscl.data.video import FrameSampling, VideoError, load_frames, reencode
+from glscl.data.limits import VideoError
+from glscl.data.video import FrameSampling, load_frames, reencode
 from glscl.errors import UserError
 
 CONSTANT = [n / 25 for n in range(60)]
