@@ -6,14 +6,18 @@ Exit status: 0 done, 2 bad input (one line says what, where and which knob), 143
 
 from __future__ import annotations
 
+import io
+import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from glscl import storage
+from glscl.environment import check_environment, check_working_folder
 from glscl.errors import BrokenRunError, Stopped, UserError, did_you_mean
-from glscl.redaction import redacted_output
+from glscl.redaction import OutputClosedError, redacted_output
 from glscl.stopping import ends_by_signal
 
 USAGE = """usage: glscl COMMAND [options]
@@ -47,15 +51,39 @@ Defaults shown are those of the preset or file that --config names."""
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if not words or words[0] in ("-h", "--help", "help"):
-        print(USAGE)
-        return 0
-    with ends_by_signal(), redacted_output():
-        return _run_command(words)
+    _prepare_streams()
+    with ends_by_signal():
+        try:
+            with redacted_output():
+                status = _run_command(words)
+                sys.stdout.flush()
+            return status
+        except OutputClosedError:  # as other tools end: `glscl train --help | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
+            return 128 + signal.SIGPIPE
+
+
+def _prepare_streams() -> None:
+    """Streams that take any text, and are there: a service may have started this with some of them closed."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    sys.stdout, sys.stderr = (
+        stream or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w") for stream in (sys.stdout, sys.stderr)
+    )
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # letters that a terminal has not are no reason to stop
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _run_command(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0
     try:
+        check_working_folder()
         storage.first_answer_due.set()
         name, command, rest = _command(words)
         text = command(rest, f"glscl {name}")
@@ -70,6 +98,8 @@ def _run_command(words: list[str]) -> int:
         return 128 + stop.signum
     except SystemExit as leaving:  # --help
         return int(leaving.code or 0)
+    except OutputClosedError:
+        raise
     except Exception as error:
         traceback.print_exc()
         _verdict(False, f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
@@ -125,20 +155,20 @@ def _train(words: list[str], program: str) -> str:
     from glscl.data.options import DataConfig
     from glscl.evaluation.options import EvaluationConfig
     from glscl.flags import check_spelling
+    from glscl.options import Options
     from glscl.packaged import split_config
     from glscl.training.options import CheckpointConfig, TrainingConfig
 
-    light = {
-        "data": DataConfig,
-        "training": TrainingConfig,
-        "checkpoint": CheckpointConfig,
-        "evaluation": EvaluationConfig,
-    }
-    check_spelling(split_config(words)[1], light)
+    sections: dict[str, type[Options]] = {"data": DataConfig, "training": TrainingConfig}
+    sections |= {"checkpoint": CheckpointConfig, "evaluation": EvaluationConfig}
+    check_spelling(split_config(words)[1], sections)
+
+    dry = "--dry-run" in words
+    if not (dry or {"-h", "--help"} & set(words)):
+        check_environment()
 
     from glscl.config import run_config, to_yaml
 
-    dry = "--dry-run" in words
     config = run_config([word for word in words if word != "--dry-run"], program, ABOUT_TRAIN).resolved()
 
     from glscl.reporting.console import start_panel
@@ -245,6 +275,7 @@ def _evaluate(words: list[str], program: str) -> str:
     from glscl.data.shards import open_shard_set
     from glscl.evaluation.locate import find_model
 
+    check_environment()
     find_model(options.run)
     for uri in (*options.test, *options.bank):
         open_shard_set(uri)
@@ -306,6 +337,8 @@ def _study(words: list[str], program: str) -> str:
         """Write the report of what is finished, and train nothing."""
 
     options = parse_options(Study, words, program)
+    if not (options.dry_run or options.report_only):
+        check_environment()
 
     from glscl.study.options import load_study
 
@@ -357,6 +390,8 @@ def _sweep(words: list[str], program: str) -> str:
         """Write the report of the trials that have ended, and train nothing."""
 
     options = parse_options(Sweep, words, program)
+    if not options.report_only:
+        check_environment()
 
     from tune.options import load_sweep
 
@@ -378,7 +413,7 @@ def _sweep(words: list[str], program: str) -> str:
 
     if options.report_only:
         return report(sweep)
-    with ray_session(quiet=True, stops_runs=True):
+    with ray_session(quiet=True):
         if options.dry_run:
             at_once = places(sweep, default)
             return f"dry run: {sweep.trials} trials, {at_once} at once on this cluster; none was started"
@@ -432,6 +467,7 @@ def _shards_build(words: list[str], program: str) -> str:
         """Replace a shard set that is already there."""
 
     options = parse_options(Build, words, program)
+    check_environment()
     if options.benchmark not in benchmark_names():
         from glscl.data.benchmarks import benchmark
 
@@ -562,6 +598,7 @@ def _quickstart(words: list[str], program: str) -> str:
         """Name of the run; the same name continues."""
 
     options = parse_options(Quickstart, words, program)
+    check_environment()
     storage.check_writable(storage.resolve(options.storage), "--storage")
 
     from glscl.quickstart import quickstart_config

@@ -66,7 +66,7 @@ def parse_options(
         raise UserError(f"bad option: {first_mistake(error, kind)}") from None
 
 
-def check_spelling(arguments: Iterable[str], sections: Mapping[str, type[BaseModel]]) -> None:
+def check_spelling(arguments: Iterable[str], sections: Mapping[str, type[Options]]) -> None:
     """Refuse an option that is nearly a key of these sections, before the whole configuration is imported.
 
     What is less clear is left to `parse_options`, which knows all keys.

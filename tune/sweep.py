@@ -60,31 +60,6 @@ def places(sweep: SweepConfig, default: RunConfig) -> int:
     return min(found, max(1, sweep.concurrent or found))
 
 
-def check_dashboard() -> None:
-    """See that the cluster's dashboard answers: Ray Train asks it when it takes back what a stopped trial held.
-
-    Raises:
-        UserError: it does not.
-    """
-    import ray
-
-    try:
-        ray.get(ray.remote(num_cpus=0)(_ask_dashboard).remote())
-    except Exception as error:  # each of Ray's clients has exceptions of its own
-        raise UserError(
-            f"the cluster's dashboard does not answer ({type(error).__name__}); without it the resources of stopped "
-            f"trials never come back. Start the head with `ray start --head --include-dashboard=true` (and "
-            f"ray[default] installed), or set scheduler to none"
-        ) from error
-
-
-def _ask_dashboard() -> None:
-    """In a process of the cluster, as Ray Train does it."""
-    from ray.util.state import list_nodes
-
-    list_nodes(limit=1, timeout=30)
-
-
 def run_sweep(sweep: SweepConfig) -> str:
     """Do what is not finished, and write the report; Ray must be running. ``status.json`` follows what happens.
 
@@ -96,8 +71,6 @@ def run_sweep(sweep: SweepConfig) -> str:
     """
     default = plan(sweep)
     at_once = places(sweep, default)
-    if sweep.scheduler != "none":
-        check_dashboard()
     storage.check_writable(sweep.directory, "--storage")
     write_status(sweep.directory, state="running", verdict="")
     try:
