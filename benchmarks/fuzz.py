@@ -248,7 +248,7 @@ def child(pipe: Any, seed: int, folder: str) -> None:
 
     import av
 
-    from glscl.data.video import VideoError
+    from glscl.data.limits import VideoError
     from glscl.errors import UserError
 
     logging.disable(logging.CRITICAL)

@@ -6,15 +6,12 @@ import os
 from typing import Any
 from urllib.parse import urlsplit
 
+from glscl.environment import TOKEN_KNOB
 from glscl.errors import UserError
 
 DEFAULT = "http://127.0.0.1:8265"
 VARIABLE = "RAY_API_SERVER_ADDRESS"
 TIMEOUT_S = 10.0
-TOKEN_KNOB = (
-    "set RAY_AUTH_MODE=token, and the cluster's token in RAY_AUTH_TOKEN, in the file that RAY_AUTH_TOKEN_PATH names, "
-    "or in ~/.ray/auth_token"
-)
 
 
 def dashboard_address(given: str) -> str:

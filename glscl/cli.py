@@ -6,14 +6,18 @@ Exit status: 0 done, 2 bad input (one line says what, where and which knob), 143
 
 from __future__ import annotations
 
+import io
+import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from glscl import storage
+from glscl.environment import check_environment, check_working_folder
 from glscl.errors import BrokenRunError, Stopped, UserError, did_you_mean
-from glscl.redaction import redacted_output
+from glscl.redaction import OutputClosedError, redacted_output
 from glscl.stopping import ends_by_signal
 
 USAGE = """usage: glscl COMMAND [options]
@@ -48,15 +52,39 @@ Defaults shown are those of the preset or file that --config names."""
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if not words or words[0] in ("-h", "--help", "help"):
-        print(USAGE)
-        return 0
-    with ends_by_signal(), redacted_output():
-        return _run_command(words)
+    _prepare_streams()
+    with ends_by_signal():
+        try:
+            with redacted_output():
+                status = _run_command(words)
+                sys.stdout.flush()
+            return status
+        except OutputClosedError:  # as other tools end: `glscl train --help | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
+            return 128 + signal.SIGPIPE
+
+
+def _prepare_streams() -> None:
+    """Streams that take any text, and are there: a service may have started this with some of them closed."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    sys.stdout, sys.stderr = (
+        stream or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w") for stream in (sys.stdout, sys.stderr)
+    )
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # letters that a terminal has not are no reason to stop
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _run_command(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0
     try:
+        check_working_folder()
         storage.first_answer_due.set()
         name, command, rest = _command(words)
         text = command(rest, f"glscl {name}")
@@ -71,6 +99,8 @@ def _run_command(words: list[str]) -> int:
         return 128 + stop.signum
     except SystemExit as leaving:  # --help
         return int(leaving.code or 0)
+    except OutputClosedError:
+        raise
     except Exception as error:
         traceback.print_exc()
         _verdict(False, f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
@@ -124,9 +154,23 @@ def _verdict(ok: bool, text: str) -> None:
 
 
 def _train(words: list[str], program: str) -> str:
-    from glscl.config import run_config, to_yaml
+    from glscl.data.options import DataConfig
+    from glscl.evaluation.options import EvaluationConfig
+    from glscl.flags import check_spelling
+    from glscl.options import Options
+    from glscl.packaged import split_config
+    from glscl.training.options import CheckpointConfig, TrainingConfig
+
+    sections: dict[str, type[Options]] = {"data": DataConfig, "training": TrainingConfig}
+    sections |= {"checkpoint": CheckpointConfig, "evaluation": EvaluationConfig}
+    check_spelling(split_config(words)[1], sections)
 
     dry = "--dry-run" in words
+    if not (dry or {"-h", "--help"} & set(words)):
+        check_environment()
+
+    from glscl.config import run_config, to_yaml
+
     config = run_config([word for word in words if word != "--dry-run"], program, ABOUT_TRAIN).resolved()
 
     from glscl.reporting.console import start_panel
@@ -229,16 +273,21 @@ def _evaluate(words: list[str], program: str) -> str:
         max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
         """Share of a set's videos that may be undecodable: a smaller gallery is easier to search."""
 
-    from glscl.data.quarantine import Quarantine
-    from glscl.evaluation.evaluate import check_tests
-    from glscl.evaluation.options import EvaluationConfig
-    from glscl.session import ray_session
-    from glscl.training.launch import evaluate
-    from glscl.training.results import REPORT, write_results
-
     options = parse_options(Eval, words, program)
     if options.bank and not options.normalisations:
         raise UserError("--bank: only normalisations use a query bank; add --normalisations, or leave out --bank")
+    from glscl.data.shards import open_shard_set
+    from glscl.evaluation.locate import find_model
+
+    check_environment()
+    find_model(options.run)
+    for uri in (*options.test, *options.bank):
+        open_shard_set(uri)
+
+    from glscl.data.quarantine import Quarantine
+    from glscl.evaluation.evaluate import check_tests
+    from glscl.evaluation.options import EvaluationConfig
+
     config = EvaluationConfig(
         normalisations=options.normalisations,
         bank_videos=options.bank_videos if options.bank else 0,
@@ -251,6 +300,11 @@ def _evaluate(words: list[str], program: str) -> str:
     storage.check_writable(output, "--output")
     quarantine = Quarantine(output, options.max_bad_fraction, "--max-bad-fraction")
     quarantine.write()  # nothing yet: what an earlier evaluation found there is forgotten
+
+    from glscl.session import ray_session
+    from glscl.training.launch import evaluate
+    from glscl.training.results import REPORT, write_results
+
     with ray_session():
         results = evaluate(
             run,
@@ -291,18 +345,29 @@ def _study(words: list[str], program: str) -> str:
         """Write the report of what is finished, and train nothing."""
 
     options = parse_options(Study, words, program)
+    if not (options.dry_run or options.report_only):
+        check_environment()
 
-    from glscl.reporting.console import start_panel
-    from glscl.session import ray_session
     from glscl.study.options import load_study
-    from glscl.study.run import describe, plan, report, run_study
 
     changes = {key: value for key in ("name", "storage", "root") if (value := getattr(options, key))}
     study = load_study(options.config, **changes)
+
+    from glscl.reporting.console import start_panel
+    from glscl.study.grid import check_given_sets
+    from glscl.study.plan import describe, plan
+
     cells, finished = plan(study)
     start_panel(program, describe(study, cells, finished))
     if options.dry_run:
         return f"dry run: {len(cells)} cells, {finished} of them finished; nothing was started"
+    if not options.report_only:
+        check_given_sets(study)
+        storage.check_writable(study.directory, "--storage")
+
+    from glscl.session import ray_session
+    from glscl.study.run import report, run_study
+
     if not options.report_only:
         with ray_session(quiet=True):
             return run_study(study)
@@ -333,19 +398,30 @@ def _sweep(words: list[str], program: str) -> str:
         """Write the report of the trials that have ended, and train nothing."""
 
     options = parse_options(Sweep, words, program)
+    if not options.report_only:
+        check_environment()
 
-    from glscl.reporting.console import start_panel
-    from glscl.session import ray_session
     from tune.options import load_sweep
-    from tune.sweep import describe, places, plan, report, run_sweep
 
     changes = {key: value for key in ("name", "storage", "root") if (value := getattr(options, key))}
     sweep = load_sweep(options.config, **changes)
+
+    from glscl.reporting.console import start_panel
+    from glscl.study.grid import check_given_sets
+    from tune.plan import describe, plan
+
     default = plan(sweep)
     start_panel(program, describe(sweep, default))
+    if not (options.report_only or options.dry_run):
+        check_given_sets(sweep)
+        storage.check_writable(sweep.directory, "--storage")
+
+    from glscl.session import ray_session
+    from tune.sweep import places, report, run_sweep
+
     if options.report_only:
         return report(sweep)
-    with ray_session(quiet=True, stops_runs=True):
+    with ray_session(quiet=True):
         if options.dry_run:
             at_once = places(sweep, default)
             return f"dry run: {sweep.trials} trials, {at_once} at once on this cluster; none was started"
@@ -401,6 +477,7 @@ def _shards_build(words: list[str], program: str) -> str:
         """Replace a shard set that is already there."""
 
     options = parse_options(Build, words, program)
+    check_environment()
     if options.benchmark not in benchmark_names():
         from glscl.data.benchmarks import benchmark
 
@@ -537,7 +614,7 @@ def _toy(words: list[str], program: str) -> str:
 
 
 def _presets(words: list[str], program: str) -> str:
-    from glscl.config import preset_names, preset_text
+    from glscl.packaged import preset_names, preset_text
     from glscl.study.options import study_names, study_text
     from tune.options import sweep_names, sweep_text
 
@@ -561,22 +638,28 @@ def _presets(words: list[str], program: str) -> str:
 
 
 def _quickstart(words: list[str], program: str) -> str:
+    from pydantic import Field
+
     from glscl.flags import parse_options
     from glscl.options import Options
-    from glscl.quickstart import quickstart_config
-    from glscl.reporting.console import start_panel
-    from glscl.session import ray_session
-    from glscl.training.preflight import preflight
 
     class Quickstart(Options):
         """Make two toy domains, train GLSCL on one with two workers, test it on both."""
 
         storage: str = "runs"
         """Folder of the run directory and of the toy data."""
-        name: str = "quickstart"
+        name: str = Field(default="quickstart", pattern=r"^[A-Za-z0-9._-]+$")
         """Name of the run; the same name continues."""
 
     options = parse_options(Quickstart, words, program)
+    check_environment()
+    storage.check_writable(storage.resolve(options.storage), "--storage")
+
+    from glscl.quickstart import quickstart_config
+    from glscl.reporting.console import start_panel
+    from glscl.session import ray_session
+    from glscl.training.preflight import preflight
+
     with ray_session():
         config = quickstart_config(options.storage, options.name)
         ready = preflight(config)

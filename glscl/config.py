@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
-from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +15,15 @@ from pydantic import BaseModel, Field, ValidationError
 
 from glscl import storage
 from glscl.data.options import DataConfig
-from glscl.errors import UserError, did_you_mean
+from glscl.errors import UserError
 from glscl.evaluation.options import EvaluationConfig
 from glscl.flags import first_mistake, keys_of, parse_options
 from glscl.losses import LossConfig
-from glscl.models.retriever import ModelConfig
+from glscl.models.options import ModelConfig
 from glscl.options import Options
+from glscl.packaged import is_file, preset_text, split_config
 from glscl.strict_yaml import dump_yaml, load_yaml
 from glscl.training.options import CheckpointConfig, TrainingConfig
-
-_PRESETS = resources.files("glscl") / "presets"
 
 
 class RunConfig(Options):
@@ -69,27 +66,6 @@ class RunConfig(Options):
         return self.model_copy(update=update)
 
 
-def preset_names() -> list[str]:
-    """Names of the packaged configurations."""
-    return yaml_names(_PRESETS)
-
-
-def yaml_names(folder: Traversable) -> list[str]:
-    """Names of the YAML files that a folder of a package holds."""
-    return sorted(Path(item.name).stem for item in folder.iterdir() if item.name.endswith(".yaml"))
-
-
-def preset_text(name: str) -> str:
-    """A packaged configuration as commented YAML.
-
-    Raises:
-        UserError: no such preset.
-    """
-    if name not in preset_names():
-        raise UserError(f"no preset '{name}'{did_you_mean(name, preset_names())}; see `glscl presets`")
-    return (_PRESETS / f"{name}.yaml").read_text(encoding="utf-8")
-
-
 def load_config(source: str | None) -> RunConfig:
     """Read a YAML file (local or ``s3://``) or a preset by name; None gives the defaults.
 
@@ -98,7 +74,7 @@ def load_config(source: str | None) -> RunConfig:
     """
     if source is None:
         return RunConfig()
-    if source.endswith((".yaml", ".yml")):
+    if is_file(source):
         where, values = source, read_yaml(source)
     else:
         where, values = f"preset {source}", read_yaml(f"preset {source}", preset_text(source))
@@ -168,18 +144,6 @@ def run_config(arguments: Sequence[str], program: str, about: str | None = None)
     Raises:
         UserError: see `load_config` and `parse_options`.
     """
-    rest: list[str] = []
-    sources: list[str] = []
-    words = iter(arguments)
-    for word in words:
-        if word == "--config" or word.startswith("--config="):
-            source = next(words, "") if word == "--config" else word.partition("=")[2]
-            if not source or source.startswith("--"):
-                raise UserError("--config needs a YAML file or a preset's name")
-            sources.append(source)
-        else:
-            rest.append(word)
-    if len(sources) > 1:
-        raise UserError(f"--config is given {len(sources)} times ({', '.join(sources)}); give it once")
-    parsed = parse_options(RunConfig, rest, program, load_config(sources[0] if sources else None), about)
+    source, rest = split_config(arguments)
+    parsed = parse_options(RunConfig, rest, program, load_config(source), about)
     return validate(parsed.model_dump(), "options")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
 from functools import partial
 from typing import Any, TypeVar, cast
@@ -23,6 +23,9 @@ LONGEST_VALUE = 80
 """Characters of a wrong value that a message repeats."""
 LEAST_LIKENESS = 0.6
 """Below it, a known key is no suggestion for an unknown one (0: nothing in common, 1: the same)."""
+
+SURE_LIKENESS = 0.9
+"""From it on, a known key is meant whatever other keys there are."""
 
 SectionType = TypeVar("SectionType", bound=Options)
 
@@ -63,6 +66,24 @@ def parse_options(
         raise UserError(f"bad option: {first_mistake(error, kind)}") from None
 
 
+def check_spelling(arguments: Iterable[str], sections: Mapping[str, type[Options]]) -> None:
+    """Refuse an option that is nearly a key of these sections, before the whole configuration is imported.
+
+    What is less clear is left to `parse_options`, which knows all keys.
+
+    Raises:
+        UserError: naming the key that is meant.
+    """
+    known = {f"{name}.{key}".replace("_", "-") for name, kind in sections.items() for key in keys_of(kind)}
+    for argument in arguments:
+        match = re.match(r"^--([A-Za-z][\w-]*)\.([\w.-]*)", argument)
+        name = f"{match.group(1)}.{match.group(2)}".replace("_", "-") if match else ""
+        if match and match.group(1) in sections and name not in known and not _is_no_flag(name, known):
+            meant = nearest_key(f"--{name}", [f"--{option}" for option in known], least=SURE_LIKENESS)
+            if meant:
+                raise UserError(f"unknown option '--{match.group(1)}.{match.group(2)}'{meant}")
+
+
 def _one_line(printed: str, leaving: SystemExit, kind: type[BaseModel]) -> str:
     """What tyro complains about, without its box, its rules and the help that it repeats."""
     words = " ".join(re.sub(r"[│╭╮╰╯|+]", " ", printed).split())
@@ -100,7 +121,7 @@ def first_mistake(error: ValidationError, kind: type[BaseModel], prefix: str = "
     return f"{key} = {given if len(given) <= LONGEST_VALUE else given[:LONGEST_VALUE] + '...'}: {first['msg']}{more}"
 
 
-def nearest_key(name: str, known: Iterable[str]) -> str:
+def nearest_key(name: str, known: Iterable[str], least: float = LEAST_LIKENESS) -> str:
     """Return ``", did you mean 'a.b'?"`` for the closest dotted key, or an empty string.
 
     The last word counts as much as the whole, so that ``tau`` finds ``model.heads.glscl.tau``.
@@ -112,7 +133,7 @@ def nearest_key(name: str, known: Iterable[str]) -> str:
         return (whole + SequenceMatcher(None, given.rpartition(".")[2], other.rpartition(".")[2]).ratio()) / 2
 
     best = max(known, key=likeness, default="")
-    return f", did you mean '{best}'?" if best and likeness(best) >= LEAST_LIKENESS else ""
+    return f", did you mean '{best}'?" if best and likeness(best) >= least else ""
 
 
 def keys_of(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

@@ -84,6 +84,10 @@ def _of_files(credentials: str, token: str) -> set[str]:
     return found
 
 
+class OutputClosedError(Exception):
+    """Nobody reads what is printed any longer: the reader of a pipe has ended."""
+
+
 class _Redacted:
     """A text stream that writes without secrets."""
 
@@ -91,8 +95,13 @@ class _Redacted:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        self._stream.write(redact(text))
+        with _reader_may_leave():
+            self._stream.write(redact(text))
         return len(text)
+
+    def flush(self) -> None:
+        with _reader_may_leave():
+            self._stream.flush()
 
     def writelines(self, lines: list[str]) -> None:
         for line in lines:
@@ -100,6 +109,14 @@ class _Redacted:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+@contextmanager
+def _reader_may_leave() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:  # of a pipe, not of a connection to storage or to Ray
+        raise OutputClosedError from None
 
 
 @contextmanager

@@ -4,35 +4,58 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import socket
 import sys
 import tempfile
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import psutil
 
 from glscl import stopping
-from glscl.errors import UserError
+from glscl.environment import (
+    can_keep_token,
+    check_cluster,
+    check_environment,
+    named_cluster,
+    ray_token,
+    temporary_folder,
+)
+from glscl.errors import BrokenRunError, UserError, one_line
 
 _PREFIX = "glscl-ray-"
 _OWNER = "owner.json"
 _END_S = 15.0
 _KEEP_DAYS = 7
+_STARTS = 2
+_START_S = 300.0
+PATIENCE = {
+    "RAY_agent_register_timeout_ms": "300000",
+    "RAY_gcs_server_port_wait_time_s": "300",
+    "RAY_raylet_start_wait_time_s": "300",
+    "RAY_worker_register_timeout_seconds": "300",
+    "RAY_py_gcs_connect_timeout_s": "120",
+}
+"""Ray's time limits of a start, which a busy machine needs longer than Ray allows."""
 
 
 @contextmanager
-def ray_session(quiet: bool = False, stops_runs: bool = False) -> Iterator[None]:
+def ray_session(quiet: bool = False) -> Iterator[None]:
     """Use the cluster that ``RAY_ADDRESS`` or ``ray start`` offers, else a local one that ends with this block.
 
     Args:
         quiet: leave what tasks and workers print in Ray's log files: many runs at once would talk all together.
-        stops_runs: trainings may be ended from outside. What gives their resources back then is a process of Ray Train
-            that asks the dashboard; where a machine has several clusters, it must be told which is its own.
+
+    Raises:
+        UserError: see `glscl.environment.check_environment`.
+        BrokenRunError: a local cluster does not start.
     """
     # Ray polls workers for reports at this interval; the default of 2 s would be felt in short runs.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
@@ -45,18 +68,17 @@ def ray_session(quiet: bool = False, stops_runs: bool = False) -> Iterator[None]
     if ray.is_initialized():
         yield
         return
-    named = os.environ.get("RAY_ADDRESS")
-    if named and named != "local" and not _answers(named):
-        raise UserError(f"no Ray cluster answers at RAY_ADDRESS={named}")
-    address = named or _cluster_of_this_machine() or "local"
-    options: dict[str, Any] = {"runtime_env": {"worker_process_setup_hook": name_cluster}} if stops_runs else {}
-    if address == "local":
+    check_environment()
+    named = named_cluster()
+    address = _cluster_of_this_machine() if named in (None, "auto") else named
+    if address is None and named == "auto":
+        raise UserError("RAY_ADDRESS=auto: no Ray cluster runs on this machine; start one, or unset RAY_ADDRESS")
+    if address in (None, "local"):
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody reclaims this machine
-        # Ray Train asks the dashboard for the state of its actors.
-        with _own_cluster(quiet, options):
+        with _own_cluster(quiet):
             yield
         return
-    ray.init(address=address, logging_level="error", log_to_driver=not quiet, **options)
+    ray.init(address=address, logging_level="error", log_to_driver=not quiet)
     stopping.take_back()
     try:
         yield
@@ -73,35 +95,18 @@ def on_this_machine() -> bool:
     return not ray.is_initialized() and (named == "local" or not (named or read_ray_address()))
 
 
-def name_cluster() -> None:
-    """Let this Ray worker process find its own cluster where it would look for any."""
-    import ray
-
-    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
-
-
 @contextmanager
-def _own_cluster(quiet: bool, options: dict[str, Any]) -> Iterator[None]:
+def _own_cluster(quiet: bool) -> Iterator[None]:
     """A local cluster that leaves neither processes nor files behind, but its logs where something went wrong."""
-    import ray
-    from ray._common.utils import get_default_system_temp_dir
-
-    parent = get_default_system_temp_dir()
+    parent = temporary_folder()
     _remove_left_folders(parent)
     folder = tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
     _own(folder)
-    before = {child.pid for child in psutil.Process().children()}
+    before = _children()
     failed = False
     try:
         with _temporary_files_in(os.path.join(folder, "tmp")):
-            ray.init(
-                address="local",
-                include_dashboard=True,
-                logging_level="error",
-                log_to_driver=not quiet,
-                _temp_dir=folder,
-                **options,
-            )
+            _start_ray(folder, quiet)
             stopping.take_back()
             yield
     except (UserError, KeyboardInterrupt):
@@ -110,23 +115,83 @@ def _own_cluster(quiet: bool, options: dict[str, Any]) -> Iterator[None]:
         failed = True
         raise
     finally:
-        started = [
-            process
-            for child in psutil.Process().children()
-            if child.pid not in before
-            for process in [child, *_descendants(child)]
-        ]
-        ray.shutdown()
-        _, alive = psutil.wait_procs(started, timeout=_END_S)
-        for process in alive:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
+        _end(before)
         if failed:
             _remove(os.path.join(folder, "tmp"))
             _own(folder, failed=True)
             print(f"Ray's logs of this command: {folder} (removed after {_KEEP_DAYS} days)", flush=True)
         else:
             _remove(folder)
+
+
+def _start_ray(folder: str, quiet: bool) -> None:
+    """Start a local cluster, however busy the machine is.
+
+    Ray gives up on parts of itself after times that a machine under load needs. Those that can be set are set; one
+    that cannot is half a minute for its node to appear. A start that has failed is tried again.
+
+    Raises:
+        BrokenRunError: it has failed several times.
+    """
+    import ray
+    from ray._private import services
+
+    for variable, value in PATIENCE.items():
+        os.environ.setdefault(variable, value)
+    if os.environ.get("RAY_AUTH_MODE", "token") == "token" and not (ray_token() or can_keep_token()):
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # Ray would write one into the home folder
+    before = _children()
+    for left in range(_STARTS - 1, -1, -1):
+        try:
+            with patch.object(services, "get_node", partial(_wait_for_node, services.get_node)):
+                ray.init(
+                    address="local",
+                    include_dashboard=True,
+                    logging_level="error",
+                    log_to_driver=not quiet,
+                    _temp_dir=folder,
+                )
+            return
+        except Exception as error:  # Ray has no type for it
+            reason = one_line(error)
+            _end(before)
+            if not left:
+                raise BrokenRunError(f"Ray does not start on this machine, tried {_STARTS} times: {reason}") from error
+            print(f"Ray has not started ({reason}); trying again", flush=True)
+
+
+def _wait_for_node(get_node: Callable[[str, str], Any], address: str, node: str) -> Any:
+    """Ray's details of the node that is starting, however long that takes while its process is there."""
+    deadline = time.monotonic() + _START_S
+    while True:
+        try:
+            return get_node(address, node)
+        except RuntimeError:
+            runs = any(child.name() == "raylet" for child in psutil.Process().children())
+            if not runs or time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+
+
+def _children() -> set[int]:
+    return {child.pid for child in psutil.Process().children()}
+
+
+def _end(before: Collection[int]) -> None:
+    """Shut Ray down, and end what this process has started since."""
+    import ray
+
+    started = [
+        process
+        for child in psutil.Process().children()
+        if child.pid not in before
+        for process in [child, *_descendants(child)]
+    ]
+    ray.shutdown()
+    _, alive = psutil.wait_procs(started, timeout=_END_S)
+    for process in alive:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 @contextmanager
@@ -165,11 +230,12 @@ def _remove_left_folders(parent: str) -> None:
     for mark in Path(parent).glob(f"{_PREFIX}*/{_OWNER}"):
         try:
             owner = json.loads(mark.read_text(encoding="utf-8"))
+            pid, started = owner["pid"], owner["started"]
             old = time.time() - mark.stat().st_mtime > _KEEP_DAYS * 86400
-        except (OSError, ValueError):
-            continue  # being removed by another command, or being written
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # being removed by another command, being written, or another version's
         with suppress(psutil.NoSuchProcess):
-            if psutil.Process(owner["pid"]).create_time() == owner["started"]:
+            if psutil.Process(pid).create_time() == started:
                 continue
         if old or not owner.get("failed"):
             _remove(str(mark.parent))
@@ -195,6 +261,7 @@ def _cluster_of_this_machine() -> str | None:
     if not address:
         return None
     if _answers(address):
+        check_cluster(str(address), f"the Ray cluster of this machine, {address}")
         return str(address)
     print(f"the Ray cluster at {address} is gone; starting a local one", flush=True)
     return None

@@ -20,6 +20,7 @@ from typing import IO, Any
 
 import fsspec
 
+from glscl.environment import check_s3
 from glscl.errors import StorageError, UserError
 
 S3_OPTIONS: dict[str, Any] = {
@@ -56,6 +57,7 @@ def filesystem(uri: str) -> tuple[Any, str]:
     """Return ``(fsspec filesystem, path on it)``."""
     uri = resolve(uri)
     if is_remote(uri):
+        check_s3()
         from glscl.s3 import S3  # takes a second to import
 
         return S3(**S3_OPTIONS), uri.removeprefix("s3://")

@@ -24,7 +24,8 @@ Refuse = Callable[..., str]
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Refuse:
     """Run a command line that must be refused; returns what its last line says."""
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # nobody there: starting Ray would be another error
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    monkeypatch.setattr("ray.init", lambda **_: pytest.fail("Ray is started"))
 
     def run(*words: str) -> str:
         status = main([str(word) for word in words])

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from glscl.cli import main
-from glscl.config import keys, load_config, preset_names, preset_text
+from glscl.config import keys, load_config
 from glscl.data.shards import ShardSet
+from glscl.packaged import preset_names, preset_text
 from glscl.study.options import study_names, study_text
 from tune.options import sweep_names, sweep_text
 

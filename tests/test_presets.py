@@ -10,7 +10,7 @@ import open_clip
 import pytest
 
 from glscl.cli import main
-from glscl.config import load_config, preset_names, preset_text, to_yaml, validate
+from glscl.config import load_config, to_yaml, validate
 from glscl.data.benchmarks import benchmark, read
 from glscl.data.plan import StreamPlan
 from glscl.data.shards import Manifest, ShardEntry
@@ -18,6 +18,7 @@ from glscl.data.toy import toy_capacity
 from glscl.errors import UserError
 from glscl.losses import applicable_terms
 from glscl.models.retriever import Retriever
+from glscl.packaged import preset_names, preset_text
 
 PUBLISHED = ("activitynet", "didemo", "lsmdc", "msrvtt", "msvd", "vatex")
 CPU = ("quickstart", "tiny")

@@ -15,7 +15,6 @@ from typing import Any
 from glscl import storage
 from glscl.config import RunConfig
 from glscl.models.heads.base import build_head
-from glscl.models.towers import Towers
 from glscl.study.grid import Cell, Sets, build_run, pretrained_towers
 from glscl.study.options import Values
 from glscl.training.run_log import read_metrics
@@ -139,6 +138,8 @@ def _scored(sweep: SweepConfig, run_directory: str) -> dict[int, dict[str, float
 def multiply_adds(config: RunConfig) -> int:
     """What a run's head costs per pair of a text and a video, with everything cached that depends on one of them."""
     model = config.model
+    from glscl.models.towers import Towers
+
     width = Towers(model.clip, model.pretrained, load_weights=False).width
     lengths = (model.max_words, model.max_frames)
     head = build_head(model.head, width, getattr(model.heads, model.head), lengths)

@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from glscl import storage
-from glscl.config import load_config, yaml_names
+from glscl.packaged import yaml_names
 from glscl.study.options import RunsConfig, Values, load_runs, merge, packaged_text
 from tune.space import Draw, Space, ready_made
 
@@ -140,6 +140,8 @@ def sweep_text(name: str) -> str:
 def load_sweep(source: str, **changes: Any) -> SweepConfig:
     """Read a sweep; see `load_runs`. Its ``run`` is then the whole run: `base` with what differs."""
     sweep = load_runs(SweepConfig, source, sweep_text, changes)
+    from glscl.config import load_config
+
     base = load_config(sweep.base).model_dump(exclude_unset=True) if sweep.base else {}
     for key in ("name", "storage", "seed"):
         base.pop(key, None)

@@ -12,14 +12,13 @@ from typing import Any
 
 from glscl import storage
 from glscl.config import RunConfig, to_yaml
-from glscl.data.shards import MANIFEST, open_shard_set
+from glscl.data.shards import open_shard_set
 from glscl.errors import UserError
 from glscl.evaluation.saved import FOLDER
 from glscl.session import check_resources
 from glscl.study.cell import remove_checkpoints
-from glscl.study.grid import Sets, pretraining_run, shard_sets
+from glscl.study.grid import Sets, shard_sets
 from glscl.study.run import pretrain, room_for
-from glscl.training.horizon import Horizon, make_plan
 from glscl.training.preflight import preflight
 from glscl.training.results import write_status
 from tune.analysis import analyse
@@ -27,76 +26,18 @@ from tune.confirm import confirm, read_confirmation, train_on_all
 from tune.live import SEARCH, Watch
 from tune.objective import ALL, folds, run_on, runs, trials_folder
 from tune.options import SweepConfig
-from tune.space import check_space
+from tune.plan import CONFIG, identity, make_setup, plan
 from tune.trial import RESULT, Setup, read_trial, run_directories, run_trial, write_trial
 from tune.trials import Trial, best_of, read_trials, write_trials
 
-CONFIG = "sweep.json"
 BEST = "best.yaml"
 RESULTS = "results.json"
 TRIALS_CSV = "trials.csv"
 REPORT = "report.html"
-FREE_KEYS = ("name", "storage", "label", "concurrent", "confirm_seeds", "keep_models")
-"""Keys in which a continued sweep may differ from the one that began."""
 
 _DRIVER_BYTES = 512 * 2**20
 _RETRIES = 2
 _BACK_S = 120.0
-
-
-def plan(sweep: SweepConfig) -> RunConfig:
-    """Check what can be checked without data and without a cluster; makes and starts nothing.
-
-    Returns:
-        the default configuration: a trial's training without the searched values.
-
-    Raises:
-        UserError: naming what is wrong, where, and the knob.
-    """
-    pretraining_run(sweep, make=False)
-    sets = shard_sets(sweep, make=False)
-    default = _default(sweep, sets)
-    check_space(sweep.searched, default)
-    saved = storage.join(sweep.directory, CONFIG)
-    if storage.exists(saved):
-        different = _differing(storage.read_json(saved), _identity(sweep))
-        if different:
-            raise UserError(
-                f"{sweep.directory} holds a sweep of another configuration: {'; '.join(different[:5])}. Choose "
-                f"another --name, or restore these values"
-            )
-    return default
-
-
-def describe(sweep: SweepConfig, default: RunConfig) -> dict[str, str]:
-    """The sweep in words, for the start-up panel."""
-    training = default.training
-    trainings = len(folds(sweep))
-    known = read_trials(sweep)
-    ended = sum(trial.state != "running" for trial in known)
-    sets = shard_sets(sweep, make=False)
-    made = all(storage.exists(storage.join(uri, MANIFEST)) for own in sets.values() for uri in own.train)
-    facts = {
-        "sweep": f"{sweep.directory}: {sweep.label}",
-        "searched": "; ".join(f"{key}: {draw.describe()}" for key, draw in sweep.searched.items()),
-        "objective": f"{sweep.objective.replace('_', ' ')} of {sweep.metric} on the held-out parts of "
-        + ", ".join(sweep.domains),
-        "searcher": f"{sweep.searcher}, seed {sweep.seed}",
-        "scheduler": sweep.scheduler,
-        "trials": f"{sweep.trials}, {ended} of them ended",
-        "workers per trial": f"{trainings} training(s) at once x {training.num_workers} worker(s) x "
-        f"{training.cpus_per_worker:g} CPU{', 1 GPU' if training.use_gpu else ''}",
-    }
-    if made:
-        steps = _setup(sweep, sets).steps
-        most = steps * trainings * sweep.trials
-        facts["budget"] = (
-            f"{steps} steps a training, at most {most:,} in all; the confirmation adds "
-            f"{2 * sweep.confirm_seeds * trainings} trainings"
-        )
-    else:
-        facts["budget"] = f"{training.max_steps or f'{training.epochs} epochs'} a training; its data are not made yet"
-    return facts
 
 
 def places(sweep: SweepConfig, default: RunConfig) -> int:
@@ -119,31 +60,6 @@ def places(sweep: SweepConfig, default: RunConfig) -> int:
     return min(found, max(1, sweep.concurrent or found))
 
 
-def check_dashboard() -> None:
-    """See that the cluster's dashboard answers: Ray Train asks it when it takes back what a stopped trial held.
-
-    Raises:
-        UserError: it does not.
-    """
-    import ray
-
-    try:
-        ray.get(ray.remote(num_cpus=0)(_ask_dashboard).remote())
-    except Exception as error:  # each of Ray's clients has exceptions of its own
-        raise UserError(
-            f"the cluster's dashboard does not answer ({type(error).__name__}); without it the resources of stopped "
-            f"trials never come back. Start the head with `ray start --head --include-dashboard=true` (and "
-            f"ray[default] installed), or set scheduler to none"
-        ) from error
-
-
-def _ask_dashboard() -> None:
-    """In a process of the cluster, as Ray Train does it."""
-    from ray.util.state import list_nodes
-
-    list_nodes(limit=1, timeout=30)
-
-
 def run_sweep(sweep: SweepConfig) -> str:
     """Do what is not finished, and write the report; Ray must be running. ``status.json`` follows what happens.
 
@@ -155,8 +71,6 @@ def run_sweep(sweep: SweepConfig) -> str:
     """
     default = plan(sweep)
     at_once = places(sweep, default)
-    if sweep.scheduler != "none":
-        check_dashboard()
     storage.check_writable(sweep.directory, "--storage")
     write_status(sweep.directory, state="running", verdict="")
     try:
@@ -178,7 +92,7 @@ def prepare(sweep: SweepConfig) -> Setup:
     Raises:
         UserError: naming what is wrong, where, and the knob.
     """
-    storage.write_json(storage.join(sweep.directory, CONFIG), _identity(sweep))
+    storage.write_json(storage.join(sweep.directory, CONFIG), identity(sweep))
     sets = shard_sets(sweep, make=True)
     check_held_out(sweep, sets)
     pretrain(sweep)
@@ -187,7 +101,7 @@ def prepare(sweep: SweepConfig) -> Setup:
             preflight(config)
         except UserError as error:
             raise UserError(f"{fold}: {error}") from None
-    return _setup(sweep, sets)
+    return make_setup(sweep, sets)
 
 
 def check_held_out(sweep: SweepConfig, sets: Mapping[str, Sets]) -> None:
@@ -455,7 +369,7 @@ def report(sweep: SweepConfig) -> str:
     trials = read_trials(sweep)
     if not any(trial.state in ("finished", "stopped") for trial in trials):
         raise UserError(f"{sweep.directory}: no trial has ended; there is nothing to report")
-    setup = _setup(sweep, shard_sets(sweep, make=False))
+    setup = make_setup(sweep, shard_sets(sweep, make=False))
     results = analyse(setup, trials, read_confirmation(sweep), _text(sweep, BEST))
     storage.write_json(storage.join(sweep.directory, RESULTS), results)
     storage.write_bytes(storage.join(sweep.directory, TRIALS_CSV), trials_csv(sweep, trials).encode())
@@ -487,53 +401,6 @@ def trials_csv(sweep: SweepConfig, trials: Sequence[Trial]) -> str:
 def _text(sweep: SweepConfig, name: str) -> str:
     where = storage.join(sweep.directory, name)
     return storage.read_bytes(where).decode() if storage.exists(where) else ""
-
-
-def _default(sweep: SweepConfig, sets: Mapping[str, Sets]) -> RunConfig:
-    every = tuple(sweep.domains)
-    return run_on(sweep, sets, trials_folder(sweep), "default", {}, sweep.seed, every, every)
-
-
-def _setup(sweep: SweepConfig, sets: Mapping[str, Sets]) -> Setup:
-    """Open the training sets and count steps.
-
-    Raises:
-        UserError: trainings of a trial differ in length, or are over before the schedulers may act.
-    """
-    horizons = []
-    for config in runs(sweep, sets, trials_folder(sweep), {}, sweep.seed).values():
-        opened = [open_shard_set(uri) for uri in config.data.train]
-        horizons.append(Horizon.of(config, make_plan(config, opened)))
-    for what, counts, knob in (
-        ("length", {h.total for h in horizons}, "run.training.max_steps to what all of them reach"),
-        ("the steps of an epoch", {min(h.evaluate_every, h.total) for h in horizons}, "domains to equally many pairs"),
-    ):
-        if len(counts) > 1:
-            raise UserError(
-                f"the trainings that leave one domain out differ in {what} ({sorted(counts)} steps), and are not "
-                f"scored at the same steps: set {knob}"
-            )
-    total, first = horizons[0].total, min(horizons[0].evaluate_every, horizons[0].total)
-    if sweep.scheduler != "none" and max(first, sweep.grace_steps or 0) >= total:
-        raise UserError(
-            f"scheduler: nothing can be stopped early when the first scoring is at step {first} of {total} "
-            f"(grace_steps {sweep.grace_steps}): train for more epochs, or set scheduler to none"
-        )
-    return Setup(sweep, sets, total, first)
-
-
-def _identity(sweep: SweepConfig) -> dict[str, Any]:
-    return {k: v for k, v in sweep.model_dump(mode="json").items() if k not in FREE_KEYS}
-
-
-def _differing(saved: Any, current: Any, prefix: str = "") -> list[str]:
-    """``key: saved -> current`` for every key whose value differs."""
-    if not isinstance(saved, dict) or not isinstance(current, dict):
-        return [] if saved == current else [f"{prefix}: {saved} -> {current}"]
-    found = []
-    for key in sorted(saved.keys() | current.keys()):
-        found += _differing(saved.get(key), current.get(key), f"{prefix}.{key}" if prefix else key)
-    return found
 
 
 def _say(text: str) -> None:

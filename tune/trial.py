@@ -10,10 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from glscl import storage
-from glscl.errors import UserError
-from glscl.study.cell import run_cell
+from glscl.errors import UserError, one_line
 from glscl.study.grid import Sets
-from glscl.study.run import one_line
 from tune.objective import Score, cells, folds, history, multiply_adds, runs, trials_folder
 from tune.options import SweepConfig
 
@@ -59,6 +57,8 @@ def run_trial(setup: Setup, name: str, values: Mapping[str, Any], report: Any) -
     Raises:
         UserError: a training cannot be done with these values, or stopped (a loss that is no number, for one).
     """
+    from glscl.study.cell import run_cell
+
     began = time.monotonic()
     sweep = setup.sweep
     folder = storage.join(trials_folder(sweep), name)

@@ -12,13 +12,12 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import webdataset
 
 from glscl import storage
+from glscl.data.limits import MAX_BYTES, MAX_ENCODE_S, VideoError
 from glscl.data.quarantine import FILE, LISTED
 from glscl.data.records import Record
 from glscl.data.shards import MANIFEST, Manifest, ShardEntry, summary
-from glscl.data.video import MAX_BYTES, MAX_ENCODE_S, VideoError, reencode
 from glscl.errors import UserError
 
 
@@ -209,6 +208,10 @@ def _video_file(path: str) -> bytes:
 
 def _write_shard(items: list[tuple[int, Record, str]], uri: str, domain: str, encoding: Encoding) -> _ShardResult:
     """Write one tar; returns its entry (None if no video was readable) and the rejected videos."""
+    import webdataset  # with torch and what decodes, seconds to import
+
+    from glscl.data.video import reencode
+
     rejected: dict[str, str] = {}
     samples = pairs = 0
     with tempfile.NamedTemporaryFile(prefix="glscl-shard-", suffix=".tar") as file:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from glscl.data.activity import Board, writer
+from glscl.data.limits import VideoError
 from glscl.data.quarantine import quarantine_entry
 from glscl.data.shards import Sample, Shard, ShardSet
 from glscl.data.shared_memory import GALLERY_PREFETCH, check_room, gallery_bytes
@@ -23,7 +24,7 @@ from glscl.data.stream import (
     raise_items,
     start_loader_worker,
 )
-from glscl.data.video import FrameSampling, VideoError, load_frames
+from glscl.data.video import FrameSampling, load_frames
 from glscl.errors import UserError
 
 

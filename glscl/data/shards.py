@@ -24,11 +24,11 @@ from typing import IO, Annotated
 from pydantic import AfterValidator, Field, ValidationError
 
 from glscl import storage
+from glscl.data.limits import MAX_BYTES, VideoError
 from glscl.data.records import share
 from glscl.data.tars import MANIFEST as MANIFEST
 from glscl.data.tars import Sample as Sample
 from glscl.data.tars import index_foreign, index_own
-from glscl.data.video import MAX_BYTES, VideoError
 from glscl.errors import UserError, printable
 from glscl.options import Options
 

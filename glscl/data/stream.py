@@ -21,11 +21,12 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from glscl.data.activity import Board, writer
 from glscl.data.augment import ClipAugmentation
+from glscl.data.limits import VideoError
 from glscl.data.plan import Slot, StreamPlan
 from glscl.data.quarantine import UnusableSetError, quarantine_entry
 from glscl.data.shards import Shard, ShardSet
 from glscl.data.shared_memory import handover_error, report_lost_batches
-from glscl.data.video import FrameSampling, VideoError, load_frames
+from glscl.data.video import FrameSampling, load_frames
 from glscl.errors import BrokenRunError, UserError
 
 Tokenize = Callable[[Sequence[str]], tuple[Tensor, Tensor]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from typing import TYPE_CHECKING
 
 import torch
 from pydantic import Field, ValidationError
@@ -12,14 +13,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from glscl import storage
-from glscl.data.video import MAX_DECODE_S, FrameSampling
+from glscl.data.limits import MAX_DECODE_S
+from glscl.data.video import FrameSampling
 from glscl.errors import UserError
-from glscl.models.retriever import ModelConfig, Retriever
+from glscl.evaluation.locate import CARD as CARD
+from glscl.evaluation.locate import FOLDER as FOLDER
+from glscl.evaluation.locate import find_model
+from glscl.models.options import ModelConfig
 from glscl.options import Options
 
-FOLDER = "model"
+if TYPE_CHECKING:
+    from glscl.models.retriever import Retriever
+
 WEIGHTS = "weights.safetensors"
-CARD = "model.json"
 MAX_HEADER_BYTES = 4 << 20
 """Longest header of a weights file that is read: 20 times that of CLIP's largest towers."""
 
@@ -63,21 +69,16 @@ def read_card(uri: str) -> tuple[str, ModelCard]:
     Raises:
         UserError: there is no model, or its card does not parse.
     """
-    uri = storage.resolve(uri)
-    for folder in (uri, storage.join(uri, FOLDER)):
-        where = storage.join(folder, CARD)
-        if storage.exists(where):
-            try:
-                return folder, ModelCard.model_validate(storage.read_json(where))
-            except ValidationError as error:
-                first = error.errors()[0]
-                key = ".".join(map(str, first["loc"]))
-                raise UserError(
-                    f"{where}: not a model card of this version ({key or 'top level'}: {first['msg']})"
-                ) from None
-            except UserError as error:
-                raise UserError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None
-    raise UserError(f"{uri}: no trained model there ({CARD} or {FOLDER}/{CARD}); --run names a finished run directory")
+    folder = find_model(uri)
+    where = storage.join(folder, CARD)
+    try:
+        return folder, ModelCard.model_validate(storage.read_json(where))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise UserError(f"{where}: not a model card of this version ({key or 'top level'}: {first['msg']})") from None
+    except UserError as error:
+        raise UserError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None
 
 
 def check_weights(uri: str) -> None:
@@ -125,6 +126,8 @@ def load_model(uri: str) -> tuple[Retriever, ModelCard]:
 
 
 def _empty_model(folder: str, card: ModelCard) -> Retriever:
+    from glscl.models.retriever import Retriever  # with open_clip, seconds to import
+
     with torch.random.fork_rng():  # its random weights are no part of anybody's run
         try:
             return Retriever(card.model, load_weights=False)

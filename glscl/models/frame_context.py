@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
-from open_clip.transformer import QuickGELU, ResidualAttentionBlock, TextTransformer
 from torch import Tensor, nn
 
 from glscl.errors import UserError
+
+if TYPE_CHECKING:
+    from open_clip.transformer import TextTransformer
 
 _HIDDEN = -1e6  # additive; finite, so that a video without a real frame still has numbers
 
@@ -26,6 +29,8 @@ class FrameContext(nn.Module):
     """
 
     def __init__(self, width: int, layers: int, heads: int, positions: int) -> None:
+        from open_clip.transformer import QuickGELU, ResidualAttentionBlock
+
         super().__init__()
         self.heads = heads
         self.position_embeddings = nn.Embedding(positions, width)

@@ -3,70 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
 import torch
-from pydantic import Field, create_model, field_validator
 from torch import Tensor, nn
 
 from glscl.errors import UserError
 from glscl.models.frame_context import FrameContext
-from glscl.models.heads.base import Features, Head, build_head, head_class, head_names
+from glscl.models.heads.base import Features, Head, build_head
+from glscl.models.options import MAX_SCALE, ModelConfig
 from glscl.models.towers import Towers
-from glscl.options import MAX_LAYERS, MAX_SIZE, Options
-
-MAX_SCALE = 100.0
-MAX_FRAMES = 1024
-"""Most frames of a video: a batch of them is allocated whole, before any video is opened."""
-
-if TYPE_CHECKING:
-
-    class HeadsConfig(Options):
-        """Options of every head, one field per head; only the chosen head's are used."""
-else:
-    _heads = {name: head_class(name) for name in head_names()}
-    HeadsConfig = create_model(
-        "HeadsConfig",
-        __base__=Options,
-        __doc__="Options of every head, one field per head; only the chosen head's are used.",
-        **{name: (cls.Options, Field(cls.Options(), description=cls.Options.__doc__)) for name, cls in _heads.items()},
-    )
-
-
-class ModelConfig(Options):
-    """What the model is made of."""
-
-    clip: str = "ViT-B-32"
-    """open_clip architecture of the clip towers ("glscl-tiny" runs on a CPU), or the path of its JSON configuration."""
-    pretrained: str | None = None
-    """Weights of the clip towers: an open_clip tag, a file (local or s3://), or none for random weights."""
-    trust_pickle: bool = False
-    """Load `pretrained` even from a file that may run code (a pickle of more than tensors, TorchScript)."""
-    frame_context: Literal["none", "transformer"] = "none"
-    """Transformer over the frames before the head (CLIP4Clip's seqTransf), or none."""
-    context_layers: int = Field(4, ge=1, le=MAX_LAYERS)
-    """Layers of the frame context."""
-    head: str = "glscl"
-    """Name of the head."""
-    heads: HeadsConfig = Field(default_factory=HeadsConfig)
-    """Options of the heads."""
-    max_words: int = Field(32, ge=3, le=MAX_SIZE)
-    """Tokens of a caption, start and end included; longer captions are cut."""
-    max_frames: int = Field(12, ge=1, le=MAX_FRAMES)
-    """Frames of a video."""
-    position_std: float | None = Field(None, gt=0)
-    """Standard deviation of the position tables that training starts from: the frames' and, without pretrained weights,
-    the picture's; none leaves open_clip's small one. Small towers see motion much sooner with a large one (0.4)."""
-    logit_scale: float | None = Field(None, gt=0, le=MAX_SCALE)
-    """Factor of the similarities in the losses that training starts from, and learns; none is that of the towers."""
-    grad_checkpointing: bool = False
-    """Recompute the towers' activations in the backward pass: less memory, about a third more time."""
-
-    @field_validator("head")
-    @classmethod
-    def _known_head(cls, name: str) -> str:
-        head_class(name)
-        return name
 
 
 class _ClampLog(torch.autograd.Function):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
-from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from open_clip.tokenizer import SimpleTokenizer
 
 VOCABULARY = 49408
 _CHARACTERS_PER_WORD = 32  # of a caption, per token of the budget: far above any language's average
@@ -16,6 +19,8 @@ _LONGEST_CHUNK = 128  # characters without a space; merging is quadratic in this
 
 @cache
 def _tokenizer() -> SimpleTokenizer:
+    from open_clip.tokenizer import SimpleTokenizer
+
     return SimpleTokenizer()
 
 

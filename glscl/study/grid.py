@@ -93,6 +93,22 @@ def _sets(study: RunsConfig, name: str, domain: Domain, make: bool) -> Sets:
     return Sets((address("train", toy.train),), validation, address("test", toy.test) if toy.test else "")
 
 
+def check_given_sets(study: RunsConfig) -> None:
+    """Open the shard sets and lists that are given, not made: what is missing is told before Ray is started.
+
+    Raises:
+        UserError: naming what is missing.
+    """
+    given = [domain for domain in study.domains.values() if domain.toy is None]
+    uris = [uri for domain in given for uri in (*domain.train, *domain.validation, domain.test) if uri]
+    if study.pretraining is not None:
+        uris += study.pretraining.train
+    for uri in uris:
+        open_shard_set(study.address(uri))
+    for item in study.leave_out if isinstance(study, StudyConfig) else ():
+        read_leakage_list(study.address(item.list))
+
+
 def pretraining_run(study: RunsConfig, *, make: bool) -> RunConfig | None:
     """The run that makes the towers, or None; see `shard_sets` for ``make``.
 

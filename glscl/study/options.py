@@ -12,10 +12,10 @@ from typing import Any, ClassVar, Self, TypeVar
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from glscl import storage
-from glscl.config import read_yaml, yaml_names
 from glscl.errors import UserError, did_you_mean
 from glscl.flags import first_mistake
 from glscl.options import Options
+from glscl.packaged import is_file, yaml_names
 from glscl.reporting.study_schema import UNION, ZERO_SHOT, Group
 
 _STUDIES = resources.files("glscl") / "presets" / "studies"
@@ -294,10 +294,11 @@ def load_runs(
     Raises:
         UserError: missing file, bad YAML, unknown key or bad value, with the key's full name.
     """
-    if source.endswith((".yaml", ".yml")):
-        where, values = source, read_yaml(source)
-    else:
-        where, values = f"{model.kind} {source}", read_yaml(source, text_of(source))
+    text = None if is_file(source) else text_of(source)
+    from glscl.config import read_yaml  # brings torch, which a misspelt name need not wait for
+
+    where = source if text is None else f"{model.kind} {source}"
+    values = read_yaml(source, text)
     try:
         return model.model_validate(values | dict(changes))
     except ValidationError as error:

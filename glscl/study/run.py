@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from glscl import storage
-from glscl.config import RunConfig
 from glscl.data.quarantine import incomplete_in_words
-from glscl.errors import UserError
+from glscl.errors import UserError, one_line
 from glscl.evaluation.saved import CARD, FOLDER
 from glscl.reporting.study_report import write_study_report
 from glscl.reporting.study_tables import write_study_tables
@@ -19,7 +18,7 @@ from glscl.strict_yaml import dump_yaml
 from glscl.study.analysis import analyse, compact
 from glscl.study.cell import export_towers, read_result, remove_checkpoints, run_cell
 from glscl.study.examples import examples
-from glscl.study.grid import RESULT, TOWERS, Cell, cells, check_sets, pretraining_run, shard_sets
+from glscl.study.grid import TOWERS, Cell, cells, check_sets, pretraining_run, shard_sets
 from glscl.study.measure import measure_costs
 from glscl.study.options import RunsConfig, StudyConfig
 from glscl.training.launch import train
@@ -34,21 +33,6 @@ TABLES = "tables"
 COSTS = "costs.json"
 _POLL_S = 5.0
 _MOST_FAILURES = 5  # cells that may fail before no other is started
-
-
-def plan(study: StudyConfig) -> tuple[list[Cell], int]:
-    """The cells, and how many are finished; makes and starts nothing.
-
-    Raises:
-        UserError: the configuration is wrong, or a finished cell is of another one.
-    """
-    pretraining_run(study, make=False)
-    found = cells(study, shard_sets(study, make=False))
-    return found, sum(_is_finished(cell) for cell in found)
-
-
-def _is_finished(cell: Cell) -> bool:
-    return storage.exists(storage.join(cell.directory, RESULT))
 
 
 def run_study(study: StudyConfig) -> str:
@@ -212,29 +196,6 @@ def _scores(result: Mapping[str, Any]) -> str:
     scores = tests or f"held-out R@1={result['validation'][SELECTION_METRIC]:.1f}"
     missing = incomplete_in_words(result["incomplete"])
     return f"{scores}; incomplete: {missing}" if missing else scores
-
-
-def one_line(error: BaseException) -> str:
-    """An exception in one line, with its type unless it is meant for the user."""
-    return " ".join(f"{'' if isinstance(error, UserError) else type(error).__name__ + ': '}{error}".split())[:500]
-
-
-def describe(study: StudyConfig, found: list[Cell], finished: int) -> dict[str, str]:
-    """The study in words, for the start-up panel."""
-    first: RunConfig = found[-1].config
-    training = first.training
-    return {
-        "study": f"{study.directory}: {study.label}",
-        "heads": ", ".join(study.variants),
-        "trained on": ", ".join(dict.fromkeys(cell.training for cell in found)),
-        "tested on": ", ".join(n for n, d in study.domains.items() if d.test or (d.toy and d.toy.test)),
-        "conditions": ", ".join(study.conditions),
-        "seeds": ", ".join(map(str, study.seeds)),
-        "cells": f"{len(found)}, {finished} finished",
-        "workers": f"{training.most_workers} x {'GPU' if training.use_gpu else 'CPU'} per cell",
-        "global batch": f"{training.global_batch} pairs",
-        "comparisons": "; ".join(f"{a} with {b}" for a, b in study.pairs),
-    }
 
 
 def report(study: StudyConfig, *, costs: bool = False) -> str:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import open_clip
-
 from glscl import storage
 from glscl.config import RunConfig
 from glscl.data.plan import StreamPlan
@@ -13,9 +11,7 @@ from glscl.data.shards import ShardSet, open_shard_set
 from glscl.data.shared_memory import check_room, gallery_bytes, stream_bytes
 from glscl.data.video import FrameSampling
 from glscl.errors import UserError
-from glscl.evaluation.evaluate import check_options
 from glscl.losses import applicable_terms
-from glscl.models.retriever import Retriever
 from glscl.session import on_this_machine
 from glscl.training.checkpoint import differing_keys
 from glscl.training.horizon import Horizon, make_plan
@@ -57,7 +53,16 @@ def preflight(config: RunConfig, *, fetch: bool = True) -> Preflight:
     held_out = [open_shard_set(uri) for uri in config.data.validation]
     tests = [open_shard_set(uri) for uri in config.data.test]
     _check_selection(held_out, tests)
+    saved = _check_run_directory(config)
+    # What takes seconds to import comes after what may be wrong without it.
+    from glscl.evaluation.evaluate import check_options
+
     check_options(config.evaluation, tests, shard_sets)
+
+    import open_clip
+
+    from glscl.models.retriever import Retriever
+
     pretrained = config.model.pretrained
     is_tag = pretrained is not None and pretrained in open_clip.list_pretrained_tags_by_model(config.model.clip)
     model = Retriever(config.model, load_weights=fetch or not is_tag)
@@ -68,7 +73,6 @@ def preflight(config: RunConfig, *, fetch: bool = True) -> Preflight:
     scored = max((s.manifest.videos for s in held_out), default=0)
     if on_this_machine():  # else every worker looks, where it is
         check_shared_memory(config, sampling, scored, sizes[0], sizes[0])
-    saved = _check_run_directory(config)
     horizon = Horizon.of(config, plan)
     counts = model.describe()
     facts = {

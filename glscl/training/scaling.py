@@ -15,7 +15,8 @@ What Ray Train does by itself, and what is different here:
 6. Where a worker dies in the last part of its group's start, Ray forgets the group but keeps its room, and the next one
    waits for that room for ever. Here the room is given back.
 
-The only module that stands on private parts of Ray; ``tests/training/test_scaling.py`` says so when they change.
+With `glscl.training.cleaner` the module on private parts of Ray Train; ``tests/training/test_scaling.py`` says so when
+they change.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ from ray.train.v2.api import data_parallel_trainer
 
 from glscl.errors import UserError
 from glscl.session import lacking, room_on, use_interface_of_node
+from glscl.training.cleaner import CleanerCallback
 from glscl.training.options import TrainingConfig
 
 SECONDS_LEFT = "seconds_left"
@@ -296,3 +298,7 @@ class Trainer(TorchTrainer):  # type: ignore[misc]
         parts |= {"scaling_policy": self._policy, "failure_policy": losses}
         with patch.object(data_parallel_trainer, "TrainController", Controller):
             return super()._initialize_and_run_controller(**parts)
+
+    def _create_default_callbacks(self) -> list[Any]:
+        with patch.object(data_parallel_trainer, "PlacementGroupCleanerCallback", CleanerCallback):
+            return list(super()._create_default_callbacks())

@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 
 from glscl import storage
 from glscl.data.build import Encoding, Origin, build_shards
+from glscl.data.limits import VideoError
 from glscl.data.quarantine import read_quarantine
 from glscl.data.records import Record
 from glscl.data.shards import Manifest, Shard, ShardSet, describe, open_shard_set, verify_shards
-from glscl.data.video import VideoError
 from glscl.errors import UserError
 
 MakeShards = Callable[..., ShardSet]

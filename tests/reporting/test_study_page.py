@@ -52,7 +52,7 @@ class Browser:
         request = urllib.request.Request(
             self.address + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=600) as answer:
             return json.load(answer)["value"]
 
     def command(self, name: str, **parameters: Any) -> Any:
@@ -78,7 +78,7 @@ class Browser:
 
     def close(self) -> None:
         """End the browser."""
-        urllib.request.urlopen(urllib.request.Request(self.address, method="DELETE"), timeout=30).close()
+        urllib.request.urlopen(urllib.request.Request(self.address, method="DELETE"), timeout=600).close()
 
 
 @contextlib.contextmanager
@@ -92,10 +92,10 @@ def start_browser(folder: Path) -> Iterator[Browser]:
         [str(DRIVER), f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
     ) as driver:
         try:
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 600
             while True:
                 try:
-                    urllib.request.urlopen(f"http://127.0.0.1:{port}/status", timeout=5).close()
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/status", timeout=60).close()
                     break
                 except urllib.error.URLError:
                     if time.monotonic() > deadline:

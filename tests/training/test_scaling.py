@@ -11,8 +11,9 @@ import pytest
 import ray
 from ray.exceptions import RayActorError
 from ray.train import FailureConfig, ScalingConfig
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
-from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.controller import TrainController, placement_group_cleaner
 from ray.train.v2._internal.execution.controller.state import InitializingState, RunningState
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision
@@ -22,7 +23,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from glscl.errors import UserError
-from glscl.training import launch, scaling
+from glscl.training import cleaner, launch, scaling
 from glscl.training.options import TrainingConfig
 from glscl.training.scaling import SECONDS_LEFT, LossPolicy, NodesPolicy, Trainer
 
@@ -244,3 +245,40 @@ def test_a_group_that_breaks_late_in_its_start_gives_its_room_back(monkeypatch: 
     with pytest.raises(RayActorError) as caught:  # not the second error, which would not be tried again
         made(scaling.Controller.worker_group_cls)._start()
     assert caught.value.__notes__ == ["ending the group failed too: ValueError('gone')"]
+
+
+def test_what_gives_room_back_asks_its_own_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's own asks a dashboard at an address that it guesses; see `glscl.training.cleaner`."""
+    trainer = Trainer(print, TrainingConfig(), (1,), timeout_s=1800, train_loop_config={})
+    cleaners = [c for c in trainer._create_default_callbacks() if isinstance(c, PlacementGroupCleanerCallback)]
+    assert [type(callback) for callback in cleaners] == [cleaner.CleanerCallback]
+
+    started: list[Any] = []
+    remote = SimpleNamespace(start_monitoring=SimpleNamespace(remote=lambda: started.append("monitoring")))
+    actor = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda **_: remote))
+    monkeypatch.setattr(ray, "remote", lambda **_: lambda cls: started.append(cls) or actor)
+    monkeypatch.setattr("ray.runtime_context.get_runtime_context", lambda: SimpleNamespace(get_actor_id=lambda: "c1"))
+    cleaners[0].after_controller_start(SimpleNamespace(run_id="r"))
+    assert started == [cleaner.Cleaner, "monitoring"]
+
+    states = iter([{"State": "ALIVE"}, ConnectionError("the head is away"), {"State": "RESTARTING"}, {"State": "DEAD"}])
+    removed: list[str] = []
+
+    def actors(actor_id: str) -> dict[str, str]:
+        assert actor_id == "c1"
+        state = next(states)
+        if isinstance(state, Exception):
+            raise state
+        return state
+
+    monkeypatch.setattr("ray._private.state.actors", actors)
+    monkeypatch.setattr("ray.actor.exit_actor", lambda: removed.append("itself"))
+    monkeypatch.setattr("ray.util.placement_group_table", lambda _: {"state": "CREATED"})
+    monkeypatch.setattr(placement_group_cleaner, "remove_placement_group", lambda group: removed.append(group.id))
+    watching = cleaner.Cleaner("c1", check_interval_s=0.001, get_actor_timeout_s=1, stop_timeout=1)
+    watching.register_placement_group(SimpleNamespace(id="group of the run"))
+    watching._monitor_loop()
+    assert removed == ["group of the run", "itself"]
+    assert next(states, None) is None
+    monkeypatch.setattr("ray._private.state.actors", lambda _: {})
+    assert not cleaner.is_actor_alive("forgotten", 1), "the head forgets actors that have been gone for long"

@@ -12,7 +12,7 @@ from glscl.errors import UserError
 from tests.tune.fake import sweep
 from tune.objective import runs
 from tune.options import load_sweep, sweep_names, sweep_text
-from tune.sweep import describe, plan
+from tune.plan import describe, plan
 
 
 @pytest.mark.parametrize("name", sweep_names())

@@ -108,7 +108,7 @@ def test_another_sweep_under_the_same_name_is_refused(tmp_path: Path) -> None:
     plan(config)
     folder = tmp_path / "fake"
     folder.mkdir()
-    (folder / "sweep.json").write_text(json.dumps(module._identity(config)))
+    (folder / "sweep.json").write_text(json.dumps(module.identity(config)))
     plan(sweep(storage=str(tmp_path), concurrent=1, confirm_seeds=5))
     with pytest.raises(UserError, match=r"another configuration: objective: mean -> worst; trials: 4 -> 5"):
         plan(sweep(storage=str(tmp_path), trials=5, objective="worst"))

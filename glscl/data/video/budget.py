@@ -11,11 +11,8 @@ from contextlib import contextmanager
 
 import av
 
+from glscl.data.limits import VideoError as VideoError
 from glscl.data.video import limits
-
-
-class VideoError(Exception):
-    """This video cannot give frames; the message is the reason, short enough to count by."""
 
 
 class Budget:

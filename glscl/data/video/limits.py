@@ -1,5 +1,9 @@
 """What one video may cost: the constants. `budget` enforces them."""
 
+from glscl.data.limits import MAX_BYTES as MAX_BYTES
+from glscl.data.limits import MAX_DECODE_S as MAX_DECODE_S
+from glscl.data.limits import MAX_ENCODE_S as MAX_ENCODE_S
+
 MAX_PIXELS = 8192 * 4320
 """Largest picture decoded; a header that claims more is refused before memory is taken."""
 MAX_ASPECT = 64
@@ -10,8 +14,6 @@ MAX_PHANTOMS = 100_000
 """Frames in an index beyond twice those that are there (a file cut short): FFmpeg walks the index at every seek."""
 MAX_PIXELS_PER_SECOND = 2_000_000_000
 """Times the seconds allowed: most pixels decoded of a video, more than one core of any machine gets through."""
-MAX_BYTES = 4 << 30
-"""Largest video file."""
 MAX_STREAMS = 64
 """Most pictures, sounds and subtitles side by side in a file."""
 MAX_MEMORY = 4 << 30
@@ -20,5 +22,3 @@ MAX_WORDS = 60
 """Characters of an error message of FFmpeg that are kept."""
 CONTAINERS = ("asf", "avi", "flv", "gif", "matroska", "mov", "mpeg", "mpegts", "mpegvideo", "ogg", "webm")
 """FFmpeg's names of the containers that are opened (mov: mp4, m4v, 3gp ...; asf: wmv; mpeg: mpg, vob)."""
-MAX_DECODE_S = 60.0
-MAX_ENCODE_S = 3600.0

@@ -5,16 +5,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
 import torch
-from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from glscl.errors import UserError
 from glscl.models.registry import Registry
 from glscl.options import Options as BaseOptions
+
+if TYPE_CHECKING:  # seconds to import, and options of heads are needed to read a command line
+    from open_clip.transformer import TextTransformer
 
 Features = dict[str, Tensor]
 """What a head caches: named tensors that share their leading dimension, one row per text or per video."""
@@ -111,6 +112,8 @@ class Head(nn.Module, ABC):
         That of the head's equations as its authors' code evaluates them, products of matrices and vectors only. A
         head that does not say is counted.
         """
+        from torch.utils.flop_counter import FlopCounterMode
+
         text, video = self._caches_of_zeros(words, frames)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             self(text, video)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import TextTransformer
 from pydantic import Field
 from torch import Tensor
 
@@ -13,6 +14,9 @@ from glscl.models.frame_context import FrameContext
 from glscl.models.heads.base import Features, Head, register_head
 from glscl.models.heads.mean_pool import mean_of_frames
 from glscl.options import MAX_LAYERS, MAX_SIZE, Options
+
+if TYPE_CHECKING:
+    from open_clip.transformer import TextTransformer
 
 
 class SeqTransformerOptions(Options):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
-from open_clip.transformer import QuickGELU, TextTransformer
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -12,6 +13,9 @@ from glscl.models.frame_context import FrameContext
 from glscl.models.heads.base import Features, Head, register_head
 from glscl.models.heads.scoring import score_by_tiles
 from glscl.options import MAX_LAYERS, MAX_SIZE, Options
+
+if TYPE_CHECKING:
+    from open_clip.transformer import TextTransformer
 
 
 class TightTransformerOptions(Options):
@@ -38,6 +42,8 @@ class TightTransformer(Head):
     Options = TightTransformerOptions
 
     def __init__(self, width: int, options: TightTransformerOptions) -> None:
+        from open_clip.transformer import QuickGELU
+
         super().__init__(width, options)
         self.options = options
         heads = options.attention_heads or max(1, width // 64)

@@ -1,0 +1,247 @@
+"""What a command finds around it that would end it later: checked before anything is started or imported that is slow.
+
+Addresses and tokens of a Ray cluster, the folder for temporary files, variables of S3 clients. Each check asks only
+what it needs, so that a healthy environment costs milliseconds.
+"""
+
+from __future__ import annotations
+
+import configparser
+import os
+import re
+import shutil
+import socket
+import tempfile
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from glscl.errors import UserError, did_you_mean
+
+TOKEN_KNOB = (
+    "set RAY_AUTH_MODE=token, and the cluster's token in RAY_AUTH_TOKEN, in the file that RAY_AUTH_TOKEN_PATH names, "
+    "or in ~/.ray/auth_token"
+)
+ANSWER_S = 5.0
+"""Seconds that a cluster is given for its first answer."""
+SESSION = "session_2000-01-01_00-00-00_000000_{pid}/sockets/plasma_store"
+"""The longest path that Ray makes for a socket under its temporary folder."""
+LONGEST_SOCKET = 107
+"""Bytes of the path of a Unix socket (Linux)."""
+LEAST_FREE = 64 << 20
+"""Bytes that have to be free for Ray's logs and for temporary files."""
+_MODES = ("disabled", "token")
+_ASKS = "/ray.rpc.NodeInfoGcsService/CheckAlive"
+
+
+def check_working_folder() -> None:
+    """See that the folder that the command was started in is still there.
+
+    Raises:
+        UserError: it is not.
+    """
+    try:
+        os.getcwd()
+    except OSError:
+        raise UserError("the current folder has been deleted or moved away; change to another (`cd`)") from None
+
+
+def check_environment() -> None:
+    """See that a Ray cluster can be used or started from here.
+
+    Raises:
+        UserError: naming the variable and what to set it to.
+    """
+    check_auth_mode()
+    address = named_cluster()
+    if address and address not in ("local", "auto"):
+        check_cluster(address)
+    if address in (None, "local"):
+        check_temporary_folder(temporary_folder(), "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR")
+
+
+def named_cluster() -> str | None:
+    """``RAY_ADDRESS`` as ``host:port``, "local" or "auto"; None if it names none.
+
+    Raises:
+        UserError: it is something else.
+    """
+    named = os.environ.get("RAY_ADDRESS", "").strip()
+    if not named or named in ("local", "auto"):
+        return named or None
+    shown = f"RAY_ADDRESS={named}"
+    if "@" in named:
+        raise UserError(f"RAY_ADDRESS: credentials in an address are refused; for Ray's token, {TOKEN_KNOB}")
+    if named.startswith(("http://", "https://")):
+        raise UserError(
+            f"{shown}: that is a dashboard's address, with which jobs are sent: `glscl submit --address {named} -- "
+            f"COMMAND`. To run here, on a node of the cluster, set RAY_ADDRESS=HEAD:6379, or unset it"
+        )
+    if named.startswith("ray://"):
+        raise UserError(
+            f"{shown}: Ray Client, through which nothing can be trained; on a node of the cluster set "
+            f"RAY_ADDRESS=HEAD:6379, from outside use `glscl submit --address http://HEAD:8265 -- COMMAND`"
+        )
+    match = re.fullmatch(r"(?P<host>[\w.-]+|\[[0-9A-Fa-f:.]+\]):(?P<port>\d{1,5})", named)
+    if not match or not 0 < int(match["port"]) < 65536:
+        meant = did_you_mean(named, ("local", "auto"))
+        raise UserError(
+            f"{shown}: expected HOST:PORT of the cluster's head (6379 unless it says otherwise), or local{meant}"
+        )
+    return named
+
+
+def check_cluster(address: str, shown: str = "") -> None:
+    """See that a Ray cluster answers at ``host:port`` and takes the token that is set.
+
+    Ray itself sends no token to a named address unless ``RAY_AUTH_MODE`` says so: that is set where it is needed.
+
+    Raises:
+        UserError: nobody answers, something else does, or the token is missing or wrong.
+    """
+    shown = shown or f"RAY_ADDRESS={address}"
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
+    except OSError as error:
+        raise UserError(
+            f"no Ray cluster answers at {shown} ({error}); start it, correct the address, or unset "
+            f"RAY_ADDRESS for a local one"
+        ) from None
+    if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+        return  # certificates are Ray's to check
+    mode = os.environ.get("RAY_AUTH_MODE", "").lower()
+    token = ray_token() if mode in ("", "token") else None
+    answer = _ask(address, token)
+    if answer == "UNAUTHENTICATED":
+        problem = "refuses this token" if token else "demands a token and got none"
+        raise UserError(f"{shown}: the cluster {problem}; {TOKEN_KNOB}")
+    if answer in ("UNAVAILABLE", "UNIMPLEMENTED"):
+        raise UserError(
+            f"{shown}: something answers there, but not the head of a Ray cluster (its dashboard, "
+            f"perhaps); set RAY_ADDRESS=HEAD:6379"
+        )
+    if token and not mode and _ask(address, None) == "UNAUTHENTICATED":
+        os.environ["RAY_AUTH_MODE"] = "token"
+
+
+def _ask(address: str, token: str | None) -> str:
+    """Name of the gRPC status with which a cluster's head answers."""
+    import grpc
+
+    options = [("grpc.enable_http_proxy", 0)]
+    headers = [("authorization", f"Bearer {token}")] if token else []
+    with grpc.insecure_channel(address, options=options) as channel:
+        try:
+            channel.unary_unary(_ASKS)(b"", timeout=ANSWER_S, metadata=headers)
+        except grpc.RpcError as error:
+            return str(error.code().name)
+    return "OK"
+
+
+def check_auth_mode() -> None:
+    """See that ``RAY_AUTH_MODE`` is one of Ray's, and that a token is where it is said to be.
+
+    Raises:
+        UserError: it is not.
+    """
+    mode = os.environ.get("RAY_AUTH_MODE")
+    if mode is not None and mode.lower() not in _MODES:
+        raise UserError(f"RAY_AUTH_MODE={mode}: not one of {' and '.join(_MODES)}{did_you_mean(mode, _MODES)}")
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if path and not os.environ.get("RAY_AUTH_TOKEN") and not _text(path):
+        raise UserError(f"RAY_AUTH_TOKEN_PATH={path}: no token can be read there; correct it, or unset it")
+
+
+def ray_token() -> str | None:
+    """The token that Ray would send: of ``RAY_AUTH_TOKEN``, ``RAY_AUTH_TOKEN_PATH`` or ``~/.ray/auth_token``."""
+    if given := os.environ.get("RAY_AUTH_TOKEN"):
+        return given
+    return _text(os.environ.get("RAY_AUTH_TOKEN_PATH") or os.path.expanduser("~/.ray/auth_token")) or None
+
+
+def can_keep_token() -> bool:
+    """Whether Ray can write the token of a cluster that it starts into the home folder."""
+    folder = Path(os.path.expanduser("~"))
+    for part in (folder / ".ray", folder):
+        if part.is_dir():
+            return os.access(part, os.W_OK | os.X_OK)
+    return False
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def temporary_folder() -> str:
+    """Where a local cluster's folder is made (as Ray chooses it)."""
+    return os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+
+
+def check_temporary_folder(folder: str, knob: str) -> None:
+    """See that a local cluster can live in a folder: it can be written, has room, and its path leaves room for sockets.
+
+    Raises:
+        UserError: naming the variable.
+    """
+    own = os.path.join(os.path.abspath(folder), "glscl-ray-12345678", SESSION.format(pid=os.getpid()))
+    over = len(os.fsencode(own)) - LONGEST_SOCKET
+    if over > 0:
+        raise UserError(
+            f"{knob}={folder}: too long by {over} characters for the Unix sockets that Ray makes under it; set "
+            f"RAY_TMPDIR to a folder with a shorter path, such as /tmp"
+        )
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"glscl")
+            file.flush()
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise UserError(
+            f"{knob}={folder}: temporary files cannot be written there ({error.strerror or error}); set {knob} to a "
+            f"folder that can be written"
+        ) from None
+    if free < LEAST_FREE:
+        raise UserError(
+            f"{knob}={folder}: {free >> 20} MB are free, too few for Ray's logs and temporary files; free some, or "
+            f"set RAY_TMPDIR and TMPDIR to another disk"
+        )
+
+
+def check_s3() -> None:
+    """See that the variables of S3 clients make sense together.
+
+    Raises:
+        UserError: naming the variable.
+    """
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+        given = os.environ.get(name, "")
+        url = urlsplit(given)
+        if given and (url.scheme not in ("http", "https") or not url.hostname):
+            raise UserError(f"{name}={given}: an endpoint begins with http:// or https://; set {name}=http://{given}")
+    profile = os.environ.get("AWS_PROFILE") or os.environ.get("AWS_DEFAULT_PROFILE")
+    if profile:
+        known = _profiles()
+        if profile not in known:
+            raise UserError(
+                f"AWS_PROFILE={profile}: no such profile{did_you_mean(profile, known)} (known: "
+                f"{', '.join(sorted(known)) or 'none'}); correct it, or unset it"
+            )
+
+
+def _profiles() -> set[str]:
+    """Names in the files of credentials and of configuration, where boto looks for them."""
+    found: set[str] = set()
+    for variable, default in (
+        ("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"),
+        ("AWS_CONFIG_FILE", "~/.aws/config"),
+    ):
+        parser = configparser.RawConfigParser(strict=False)
+        try:
+            parser.read_string(_text(os.environ.get(variable) or default))
+        except configparser.Error:
+            continue
+        found |= {name.removeprefix("profile ").strip() for name in parser.sections()}
+    return found
