@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from glscl import storage
 from glscl.training.retention import Retention
@@ -52,7 +53,10 @@ def test_memorises_real_clips_and_is_scored_in_both_domains(
     assert output.splitlines()[-1].startswith("glscl: OK run=reference")
     status = json.loads((run / "status.json").read_text())
     assert status["state"] == "finished"
-    assert len([path for path in run.iterdir() if path.name.startswith("step_")]) == 2  # checkpoint.keep
+    saved = sorted(path for path in run.iterdir() if path.name.startswith("step_"))
+    assert len(saved) == 2  # checkpoint.keep
+    generators = [load_file(saved[-1] / f"generators-0000{rank}.safetensors")["cpu"] for rank in (0, 1)]
+    assert not generators[0].equal(generators[1]), "every rank draws dropout masks of its own"
     kept["weights"] = weights(str(run))
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import FrozenInstanceError
+
 import pytest
 import torch
 import torch.nn.functional as F
+from pydantic import ValidationError
 
 from glscl.errors import UserError
 from glscl.losses import LossConfig, LossInputs, applicable_terms, compute_losses, needs_score_parts, term_names
+from glscl.losses.base import registry
 from glscl.models.heads import build_head, head_class
 
 
@@ -202,3 +206,108 @@ def test_channel_decorrelation() -> None:
     inputs = LossInputs(logits, logits, positives, positives, side["text"], side["video"])
     found = _loss(inputs, channel_decorrelation={"on_diagonal": 0.3, "off_diagonal": 0.7})["channel_decorrelation"]
     assert found == pytest.approx(float(0.3 * on + 0.7 * off), rel=1e-4)
+
+
+def test_score_consistency_of_pairs_that_agree_is_held_at_a_variance_of_1e_6() -> None:
+    parts = torch.full((4, 4, 2), 0.25)
+    pairs = torch.arange(4)
+    parts[pairs, pairs] = torch.tensor([0.2, 0.3])
+    found = _loss(_with_parts(parts), contrastive_score_consistency={})["contrastive_score_consistency"]
+    assert found == pytest.approx(0.005 / 1e-6, rel=1e-4)
+
+
+def test_score_consistency_of_two_pairs() -> None:
+    parts = torch.tensor([[[0.1, 0.3], [0.2, 0.8]], [[0.5, 0.9], [0.4, 0.6]]])
+    variances = [[0.02, 0.18], [0.08, 0.02]]
+    for form, divisor in (("official", 4), ("corrected", 2)):
+        found = _loss(_with_parts(parts), contrastive_score_consistency={"form": form})
+        expected = 0.02 / ((variances[0][1] + variances[1][0]) / divisor)
+        assert found["contrastive_score_consistency"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_channel_without_any_spread_correlates_with_nothing() -> None:
+    """It adds the same to every product, so that the matches are those without it."""
+    torch.manual_seed(0)
+    features = torch.randn(4, 3, 5)
+    features[..., 4] = 0.5
+    losses = []
+    for channels in (4, 5):
+        side = {"features": features[..., :channels], "weights": torch.full((4, 3), 1 / 3)}
+        side["mask"] = torch.ones(4, 3, dtype=torch.bool)
+        inputs = LossInputs(torch.zeros(4, 4), torch.zeros(4, 4), torch.eye(4) > 0, torch.eye(4) > 0, side, side)
+        section = {"on_diagonal": 1.0, "off_diagonal": 0.5}
+        losses.append(_loss(inputs, channel_decorrelation=section)["channel_decorrelation"])
+    assert losses[1] == pytest.approx(losses[0] + 1, rel=1e-5)
+
+
+def test_a_term_needs_its_caches_of_both_sides() -> None:
+    inputs = _inputs()
+    for text, video in (({}, inputs.video), (inputs.text, {})):
+        given = LossInputs(inputs.rows, inputs.rows, inputs.row_positives, inputs.row_positives, text, video)
+        assert set(compute_losses(LossConfig(), given)) == {"contrastive", "total"}
+
+
+def test_defaults_are_the_authors() -> None:
+    expected = {
+        "contrastive": {"weight": 1.0},
+        "contrastive_score_consistency": {"weight": 0.5, "form": "official"},
+        "inter_consistency": {"weight": 1.0, "margin_weight": 0.005, "target": 0.75, "form": "official"},
+        "intra_diversity": {"weight": 1e-4, "margin": 0.1, "form": "official"},
+        "channel_decorrelation": {"weight": 0.0, "on_diagonal": 0.11, "off_diagonal": 0.0},
+    }
+    assert LossConfig().model_dump() == expected
+
+
+@pytest.mark.parametrize(
+    ("term", "option"),
+    [
+        *((term, "weight") for term in term_names()),
+        ("inter_consistency", "margin_weight"),
+        ("channel_decorrelation", "on_diagonal"),
+        ("channel_decorrelation", "off_diagonal"),
+    ],
+)
+def test_weights_are_not_negative(term: str, option: str) -> None:
+    for value in (0.0, 0.5):
+        assert getattr(getattr(LossConfig.model_validate({term: {option: value}}), term), option) == value
+    with pytest.raises(ValidationError, match=option):
+        LossConfig.model_validate({term: {option: -0.5}})
+
+
+@pytest.mark.parametrize("form", ["official", "corrected"])
+def test_ranks_parts_of_the_loss_average_to_the_whole(form: str) -> None:
+    """Six pairs over three ranks, two of them of one video."""
+    torch.manual_seed(0)
+    parts = torch.randn(6, 6, 4)
+    ids = torch.tensor([0, 1, 2, 0, 4, 5])
+    positives = ids[:, None] == ids
+    config = LossConfig.model_validate({"contrastive_score_consistency": {"form": form}})
+    logits = 7 * parts.mean(-1)
+    whole = compute_losses(config, LossInputs(logits, logits, positives, positives, {}, {}, parts=parts))
+    sums: list[torch.Tensor] = []
+    for gathered in (False, True):
+        losses = []
+        for first in (0, 2, 4):
+            own = slice(first, first + 2)
+
+            def mean(tensor: torch.Tensor, gathered: bool = gathered) -> torch.Tensor:
+                sums.append(tensor)
+                return torch.stack(sums[:3]).mean(0) if gathered else tensor
+
+            inputs = LossInputs(
+                logits[own], logits[:, own], positives[own], positives[:, own], {}, {}, parts[own], first, mean
+            )
+            losses.append(compute_losses(config, inputs))
+    for name, expected in whole.items():
+        assert torch.stack([loss[name] for loss in losses]).mean().item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_an_unknown_term_is_refused() -> None:
+    with pytest.raises(ValidationError, match="intra_diversty"):
+        LossConfig.model_validate({"intra_diversty": {"weight": 1.0}})
+
+
+def test_what_a_term_is_given_does_not_change() -> None:
+    for thing, name in ((_inputs(), "first"), (registry.get("contrastive"), "needs")):
+        with pytest.raises(FrozenInstanceError):
+            setattr(thing, name, 1)

@@ -32,7 +32,7 @@ def _build(name: str, words: int = 6, frames: int = 4, **options: object) -> Hea
         "seq_transformer": {"layers": 2, "attention_heads": 2},
         "tight_transformer": {"layers": 2, "attention_heads": 2, "dropout": 0.0},
         "xpool": {"attention_heads": 2, "dropout": 0.0},
-        "dicosa": {"centers": 4},
+        "dicosa": {"centers": 2},
     }.get(name, {})
     head = build_head(name, WIDTH, cls.Options.model_validate(small | options), (words, frames))
     with torch.no_grad():
@@ -56,7 +56,7 @@ def _encode(head: Head, *inputs: torch.Tensor) -> tuple[Features, Features]:
 
 
 def test_unknown_head_gets_a_suggestion() -> None:
-    with pytest.raises(UserError, match="did you mean 'glscl'"):
+    with pytest.raises(UserError, match="unknown head 'glsl', did you mean 'glscl'"):
         head_class("glsl")
 
 
@@ -66,10 +66,12 @@ def test_every_head_has_its_section_in_the_configuration() -> None:
         assert isinstance(getattr(HeadsConfig(), name), head_class(name).Options)
 
 
+@pytest.mark.parametrize("size", [1.0, 0.01])
 @pytest.mark.parametrize("options", [{}, {"use_local": False}, {"use_global": False}])
-def test_global_score_is_the_cosine_with_the_pooled_video(options: dict[str, object]) -> None:
+def test_global_score_is_the_cosine_with_the_pooled_video(options: dict[str, object], size: float) -> None:
     head = _glscl(tau=0.7, **options)
     sentence, tokens, token_mask, frames, frame_mask = _inputs()
+    sentence, frames = sentence * size, frames * size
     text, video = _encode(head, sentence, tokens, token_mask, frames, frame_mask)
     weights = torch.einsum("ad,bfd->abf", sentence, frames).div(0.7).softmax(-1) * frame_mask
     pooled = torch.einsum("abf,bfd->abd", weights, frames)  # the tensor that the head never builds
@@ -195,6 +197,14 @@ def test_finite_scores_and_gradients_without_a_real_frame(name: str, dtype: torc
 
 
 @pytest.mark.parametrize("name", head_names())
+def test_features_of_zeros_score_finite_numbers(name: str) -> None:
+    head = _build(name).eval()
+    assert (
+        head(*_encode(head, *(torch.zeros_like(x) if x.is_floating_point() else x for x in _inputs()))).isfinite().all()
+    )
+
+
+@pytest.mark.parametrize("name", head_names())
 def test_bf16_stays_near_fp32(name: str) -> None:
     head = _build(name).eval()
     inputs = _inputs()
@@ -222,9 +232,11 @@ def test_lengths_that_no_parameter_has_are_free(name: str) -> None:
     assert head(*_encode(head, *_inputs(words=words, length=length))).shape == (5, 7)
 
 
-@pytest.mark.parametrize("name", ["seq_transformer", "tight_transformer"])
-def test_more_frames_than_positions_is_refused_with_the_knob(name: str) -> None:
-    head = _build(name, positions=3)
+@pytest.mark.parametrize(
+    ("name", "positions"), [("seq_transformer", 3), ("tight_transformer", 3), ("tight_transformer", 4)]
+)
+def test_more_frames_than_positions_is_refused_with_the_knob(name: str, positions: int) -> None:
+    head = _build(name, positions=positions)
     with pytest.raises(UserError, match=rf"model\.heads\.{name}\.positions: 4 frames"):
         _encode(head, *_inputs())
 
@@ -252,9 +264,11 @@ def test_transformer_heads_start_from_the_text_tower(name: str) -> None:
     assert torch.equal(head.context.position_embeddings.weight, towers.text.positional_embedding)
 
 
-def test_glccl_is_its_equations_with_every_pooled_feature_written_out() -> None:
+@pytest.mark.parametrize("size", [1.0, 0.01])
+def test_glccl_is_its_equations_with_every_pooled_feature_written_out(size: float) -> None:
     head = _build("glccl", mask_padding=False, tau=0.7)
-    s, w, _, v, _ = _inputs()
+    inputs = [x * size if x.is_floating_point() else x for x in _inputs()]
+    s, w, _, v, _ = inputs
 
     def pooled(query: torch.Tensor) -> torch.Tensor:
         weights = (torch.einsum("ad,bfd->abf", query, v) / 0.7).softmax(-1)
@@ -273,7 +287,7 @@ def test_glccl_is_its_equations_with_every_pooled_feature_written_out() -> None:
         attended(attended(fine.mT, head.word_mat_weight), head.word_frame_mat_weight2) / 2
         + attended(attended(fine, head.word_frame_mat_weight), head.word_mat_weight2) / 2,
     ]
-    caches = _encode(head, *_inputs())
+    caches = _encode(head, *inputs)
     assert torch.allclose(head(*caches, parts=True), torch.stack(expected, -1), atol=1e-5)
     assert torch.allclose(head(*caches), torch.stack(expected).mean(0), atol=1e-5)
 
@@ -319,11 +333,35 @@ def test_multiply_adds_of_the_methods_at_their_usual_sizes(name: str, short: int
         assert head.multiply_adds(words, length) == pytest.approx(expected, rel=1e-3)
 
 
-def test_a_head_that_does_not_declare_its_multiply_adds_is_counted() -> None:
+@pytest.mark.parametrize(
+    ("name", "options", "expected", "implemented"),
+    [
+        ("glscl", {}, 9 * 16 + 3 * 16, 4 * 16 + 4**2 + 3 * 16),
+        ("glscl", {"use_local": False}, 9 * 16, 4 * 16 + 4**2),
+        ("glscl", {"use_global": False}, 3 * 16, 3 * 16),
+        ("mean_pool", {}, 16, 16),
+        ("seq_transformer", {}, 16, 16),
+        ("wti", {}, 6 * 4 * 16, 6 * 4 * 16),
+        ("xclip", {}, 35 * 16 + 6 * 6**2 + 8 * 4**2, 35 * 16 + 6 * 6**2 + 8 * 4**2),
+        ("xpool", {}, 2 * 16**2 + 8 * 16 + 16, 2 * 16**2 + 8 * 16 + 16),
+        ("dicosa", {}, 13 * 16 + 4 * 16**2, 12 * 16 + 2 * 16**2),
+        ("glccl", {}, 56 * 16 + 49 * 16 + 4 * 6**2 + 2 * 6**3, 56 * 16 + 7 * 20 + 42 * 4 + 4 * 6**2 + 2 * 6**3),
+        ("tight_transformer", {}, *[2 * (60 * 16**2 + 50 * 16) + 16**2 + 16] * 2),
+    ],
+)
+def test_multiply_adds_at_6_words_and_4_frames(
+    name: str, options: dict[str, object], expected: int, implemented: int
+) -> None:
+    head = _build(name, **options)
+    assert (head.multiply_adds(6, 4), head.implemented_multiply_adds(6, 4)) == (expected, implemented)
+
+
+def test_a_head_that_does_not_declare_its_multiply_adds_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
     class Plain(MeanPool):
         multiply_adds = Head.multiply_adds
 
     assert Plain(WIDTH, MeanPool.Options()).multiply_adds(6, 4) == WIDTH
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("name", head_names())

@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import sha256
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -299,6 +300,16 @@ def test_a_file_of_another_attempt_is_noticed(damaged: Path, runs: Path) -> None
     (damaged / "generators-00001.safetensors").unlink()
     with pytest.raises(IncompleteCheckpointError, match="generators-00001"):
         checkpoint.check_complete(str(damaged))
+
+
+def test_dropout_differs_between_seeds_steps_and_ranks() -> None:
+    masks = set()
+    for seed, step, rank in product(range(3), (0, 1, 7), range(3)):
+        checkpoint.seed_generators(seed, step, rank)
+        masks.add(tuple(torch.nn.functional.dropout(torch.ones(64)).tolist()))
+    assert len(masks) == 27
+    checkpoint.seed_generators(3, 7, 2)
+    assert torch.initial_seed() == 3 * 1_000_003 + 7 * 65_537 + 2, "runs that were saved by this rule go on by it"
 
 
 def test_starting_to_read_does_not_move_the_random_state(make_shards: Callable[..., ShardSet]) -> None:

@@ -9,6 +9,7 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ import torch.multiprocessing as mp
 
 from glscl.losses import LossConfig
 from glscl.models import ModelConfig, Retriever
+from glscl.training import engine as engine_module
 from glscl.training.engine import (
     backward,
     build_engine,
@@ -53,7 +55,11 @@ def test_schedule_of_one_step_trains(warmup: float) -> None:
 
 
 def test_schedule_of_warm_up_alone_never_falls() -> None:
-    assert [schedule(step, 4, 1.0) for step in range(4)] == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    assert [schedule(step, 4, 1.0) for step in range(5)] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
+
+
+def test_schedule_of_one_step_after_the_warm_up_ends_at_zero() -> None:
+    assert schedule(1, 1, 0.0) == pytest.approx(0.0)
 
 
 def test_schedule_rounds_a_short_warm_up_up() -> None:
@@ -133,6 +139,45 @@ def test_two_learning_rates_and_weight_decay(clip: str, tmp_path: Path) -> None:
     assert len(shrunk) > 0.9 * len(matrices)
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_device_changes_no_setting(device: str, clip: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs on a GPU is what these tests run on a CPU."""
+    import deepspeed
+    import deepspeed.ops
+
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(deepspeed, "initialize", lambda **arguments: (given.update(arguments), None))
+    monkeypatch.delitem(deepspeed.ops.__compatible_ops__, "deepspeed_shm_comm", raising=False)
+    monkeypatch.delenv("DS_ACCELERATOR")
+    options = {"precision": "bf16", "zero_stage": 2, "accumulate": 3, "clip_grad": 0.7, "weight_decay": 0.3}
+    rates = {"lr_towers": 0.25, "lr_head": 0.5, "betas": (0.7, 0.8), "eps": 0.1}
+    build_engine(_model(clip), TrainingConfig.model_validate(options | rates), torch.device(device), 5)
+    assert os.environ.get("DS_ACCELERATOR") == ("cpu" if device == "cpu" else None)
+    assert deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] is False, "nothing is compiled on the user's machine"
+    assert given["config"] == {
+        "train_batch_size": 20,  # four backward calls on each of five ranks
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 4,
+        "gradient_clipping": 0.7,
+        "zero_optimization": {"stage": 2, "overlap_comm": True, "reduce_bucket_size": 50_000_000},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": True},
+        "steps_per_print": 2**31 - 1,
+    }
+    assert given["dist_init_required"] is False
+    optimiser = given["optimizer"]
+    assert type(optimiser) is torch.optim.AdamW
+    assert {key: optimiser.defaults[key] for key in ("lr", "betas", "eps")} == {
+        "lr": 0.0,
+        "betas": (0.7, 0.8),
+        "eps": 0.1,
+    }
+    assert {(g["name"], g["lr"], g["peak"], g["weight_decay"]) for g in optimiser.param_groups} == {
+        (name, 0.0, peak, decay) for name, peak in (("towers", 0.25), ("head", 0.5)) for decay in (0.0, 0.3)
+    }
+
+
 def test_weight_decay_groups(clip: str) -> None:
     model = _model(clip)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -168,8 +213,11 @@ def _evaluation_worker(rank: int, clip: str, folder: str) -> None:
         engine = build_engine(_model(clip), config, torch.device("cpu"), 2)
         engine.train()
         state = torch.get_rng_state()
-        evaluated = evaluation_model(engine)
+        with patch.object(engine_module, "Retriever", wraps=Retriever) as built:
+            evaluated = evaluation_model(engine)
+        assert [call.kwargs for call in built.call_args_list] == [{"load_weights": False}] * (stage == 3)
         unmoved = torch.equal(state, torch.get_rng_state())
+        assert (evaluated is engine.module) == (stage < 3), "only a partitioned model is copied"
         assert not any(module.training for module in evaluated.modules())
         # A rank may score alone: it owns more blocks than the others.
         first = _scores(evaluated) if rank == 1 else None

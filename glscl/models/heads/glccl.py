@@ -82,7 +82,8 @@ class GLCCL(LengthTiedHead):
 
     def forward(self, text: Features, video: Features, parts: bool = False) -> Tensor:
         """Means of the four scores (A, B); the scores (A, B, 4) themselves where ``parts`` is true."""
-        largest = (1 + self.words) * max(video["frames"].shape[1], self.words)
+        frames = video["frames"].shape[1]
+        largest = max((1 + self.words) * max(frames, self.words), frames**2)  # the last: a Gram matrix for every pair
         scores = score_by_tiles(self._scores, text, video, largest)
         return scores if parts else scores.mean(-1)
 
