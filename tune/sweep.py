@@ -20,7 +20,7 @@ from glscl.study.cell import remove_checkpoints
 from glscl.study.grid import Sets, pretraining_run, shard_sets
 from glscl.study.run import pretrain, room_for
 from glscl.training.horizon import Horizon, make_plan
-from glscl.training.preflight import preflight
+from glscl.training.preflight import note_on_loss, preflight
 from glscl.training.results import write_status
 from tune.analysis import analyse
 from tune.confirm import confirm, read_confirmation, train_on_all
@@ -87,6 +87,8 @@ def describe(sweep: SweepConfig, default: RunConfig) -> dict[str, str]:
         "workers per trial": f"{trainings} training(s) at once x {training.num_workers} worker(s) x "
         f"{training.cpus_per_worker:g} CPU{', 1 GPU' if training.use_gpu else ''}",
     }
+    if note := note_on_loss(default, tuple(sweep.domains)):
+        facts["note"] = note
     if made:
         steps = _setup(sweep, sets).steps
         most = steps * trainings * sweep.trials

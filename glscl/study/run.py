@@ -23,7 +23,7 @@ from glscl.study.measure import measure_costs
 from glscl.study.options import RunsConfig, StudyConfig
 from glscl.training.launch import train
 from glscl.training.options import TrainingConfig
-from glscl.training.preflight import preflight
+from glscl.training.preflight import note_on_loss, preflight
 from glscl.training.results import status_on_failure, write_status
 
 CONFIG = "study.yaml"
@@ -219,6 +219,7 @@ def describe(study: StudyConfig, found: list[Cell], finished: int) -> dict[str, 
     """The study in words, for the start-up panel."""
     first: RunConfig = found[-1].config
     training = first.training
+    notes = notes_on_losses(found)
     return {
         "study": f"{study.directory}: {study.label}",
         "heads": ", ".join(study.variants),
@@ -230,7 +231,17 @@ def describe(study: StudyConfig, found: list[Cell], finished: int) -> dict[str, 
         "workers": f"{training.most_workers} x {'GPU' if training.use_gpu else 'CPU'} per cell",
         "global batch": f"{training.global_batch} pairs",
         "comparisons": "; ".join(f"{a} with {b}" for a, b in study.pairs),
+        **({"note": "; ".join(notes)} if notes else {}),
     }
+
+
+def notes_on_losses(found: Sequence[Cell]) -> list[str]:
+    """What to know of the cells' losses before they start (`note_on_loss`), each with the cells that it is true of."""
+    concerned: dict[str, set[str]] = {}
+    for cell in found:
+        if cell.domains and (note := note_on_loss(cell.config, cell.domains)):
+            concerned.setdefault(note, set()).add(f"{cell.variant} on {cell.training}")
+    return [f"{', '.join(sorted(cells))}: {note}" for note, cells in concerned.items()]
 
 
 def report(study: StudyConfig, *, costs: bool = False) -> str:
