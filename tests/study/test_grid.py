@@ -50,7 +50,7 @@ def test_a_plan_says_where_the_official_form_is_away_from_its_batch() -> None:
     config = study(variants={"glscl": glscl, "mended": mended, "pool": pool}, run=run, union=True)
     found = cells(config, shard_sets(config, make=False))
     (note,) = notes_on_losses(found)
-    assert note.startswith(f"glscl on {UNION}, glscl on toy_clips, glscl on toy_stories: loss.inter_consistency in its")
+    assert note.startswith(f"glscl on toy_clips, glscl on toy_stories, glscl on {UNION}: loss.inter_consistency in its")
     assert describe(config, found, 0)["note"] == note
     quiet = study(variants={"mended": mended, "pool": pool}, run=run, comparisons=[["mended", "pool"]])
     found = cells(quiet, shard_sets(quiet, make=False))
