@@ -11,6 +11,7 @@ from glscl.data.shards import MANIFEST, open_shard_set
 from glscl.errors import UserError
 from glscl.study.grid import Sets, pretraining_run, shard_sets
 from glscl.training.horizon import Horizon, make_plan
+from glscl.training.preflight import note_on_loss
 from tune.objective import folds, run_on, runs, trials_folder
 from tune.options import SweepConfig
 from tune.space import check_space
@@ -65,6 +66,8 @@ def describe(sweep: SweepConfig, default: RunConfig) -> dict[str, str]:
         "workers per trial": f"{trainings} training(s) at once x {training.num_workers} worker(s) x "
         f"{training.cpus_per_worker:g} CPU{', 1 GPU' if training.use_gpu else ''}",
     }
+    if note := note_on_loss(default, tuple(sweep.domains)):
+        facts["note"] = note
     if made:
         steps = make_setup(sweep, sets).steps
         most = steps * trainings * sweep.trials

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from glscl import storage
 from glscl.study.grid import RESULT, Cell, cells, pretraining_run, shard_sets
 from glscl.study.options import StudyConfig
+from glscl.training.preflight import note_on_loss
 
 
 def plan(study: StudyConfig) -> tuple[list[Cell], int]:
@@ -25,6 +28,7 @@ def _is_finished(cell: Cell) -> bool:
 def describe(study: StudyConfig, found: list[Cell], finished: int) -> dict[str, str]:
     """The study in words, for the start-up panel."""
     training = found[-1].config.training
+    notes = notes_on_losses(found)
     return {
         "study": f"{study.directory}: {study.label}",
         "heads": ", ".join(study.variants),
@@ -36,4 +40,14 @@ def describe(study: StudyConfig, found: list[Cell], finished: int) -> dict[str, 
         "workers": f"{training.most_workers} x {'GPU' if training.use_gpu else 'CPU'} per cell",
         "global batch": f"{training.global_batch} pairs",
         "comparisons": "; ".join(f"{a} with {b}" for a, b in study.pairs),
+        **({"note": "; ".join(notes)} if notes else {}),
     }
+
+
+def notes_on_losses(found: Sequence[Cell]) -> list[str]:
+    """What to know of the cells' losses before they start (`note_on_loss`), each with the cells that it is true of."""
+    concerned: dict[str, set[str]] = {}
+    for cell in found:
+        if cell.domains and (note := note_on_loss(cell.config, cell.domains)):
+            concerned.setdefault(note, set()).add(f"{cell.variant} on {cell.training}")
+    return [f"{', '.join(sorted(cells))}: {note}" for note, cells in concerned.items()]

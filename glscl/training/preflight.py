@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from glscl import storage
@@ -12,6 +13,7 @@ from glscl.data.shared_memory import check_room, gallery_bytes, stream_bytes
 from glscl.data.video import FrameSampling
 from glscl.errors import UserError
 from glscl.losses import applicable_terms
+from glscl.losses.inter_consistency import InterConsistencyOptions, note_on_batch
 from glscl.session import on_this_machine
 from glscl.training.checkpoint import differing_keys
 from glscl.training.horizon import Horizon, make_plan
@@ -75,6 +77,7 @@ def preflight(config: RunConfig, *, fetch: bool = True) -> Preflight:
         check_shared_memory(config, sampling, scored, sizes[0], sizes[0])
     horizon = Horizon.of(config, plan)
     counts = model.describe()
+    note = note_on_loss(config, [shard_set.manifest.domain for shard_set in shard_sets])
     facts = {
         "run": config.run_directory + (" (continues)" if saved else ""),
         "train": _domains(shard_sets, plan),
@@ -89,6 +92,7 @@ def preflight(config: RunConfig, *, fetch: bool = True) -> Preflight:
         + " or ".join(share_in_words(training, sizes, workers) for workers in reversed(sizes)),
         "steps": f"{horizon.total} ({horizon.steps_per_epoch} per epoch of {plan.pairs_per_epoch:,} pairs; "
         f"{plan.pairs_per_epoch - horizon.steps_per_epoch * training.global_batch} pairs wait for the next epoch)",
+        **({"note": note} if note else {}),
         "workers": f"{_list(sizes)} x {'GPU, NCCL' if training.use_gpu else 'CPU, gloo'}, ZeRO {training.zero_stage}, "
         f"{training.precision}, {config.data.loader_workers} loader workers each",
     }
@@ -114,6 +118,16 @@ def check_shared_memory(config: RunConfig, sampling: FrameSampling, scored: int,
         needed += here * gallery_bytes(-(-scored // workers), config.evaluation.batch_size, loaders, sampling)
         scoring = ", training.global_batch or evaluation.batch_size" if scored else " or training.global_batch"
         check_room(needed, f"{here} training workers", f"data.prefetch ({prefetch}){scoring}")
+
+
+def note_on_loss(config: RunConfig, domains: Sequence[str]) -> str | None:
+    """What to know of a run's loss before it starts, in one line with the knob; None where there is nothing."""
+    options = getattr(config.model.heads, config.model.head)
+    queries = getattr(options, "queries", None)
+    if not isinstance(queries, int) or not getattr(options, "use_local", True):
+        return None
+    term: InterConsistencyOptions = config.loss.inter_consistency  # type: ignore[attr-defined]
+    return note_on_batch(term, queries, config.training.global_batch, domains)
 
 
 def _list(sizes: tuple[int, ...]) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import FrozenInstanceError
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ from pydantic import ValidationError
 from glscl.errors import UserError
 from glscl.losses import LossConfig, LossInputs, applicable_terms, compute_losses, needs_score_parts, term_names
 from glscl.losses.base import registry
+from glscl.losses.inter_consistency import InterConsistencyOptions, note_on_batch
 from glscl.models.heads import build_head, head_class
 
 
@@ -90,6 +94,84 @@ def test_intra_diversity(form: str) -> None:
     expected = values[0] if form == "official" else sum(values) / 2
     found = _loss(inputs, intra_diversity={"form": form, "margin": 0.5})["intra_diversity"]
     assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_defaults_are_those_of_the_authors_code() -> None:
+    """zchoi/GLSCL main_retrieval.py's argparse (margin_weight; weight is the scripts'), GLCCL's README, DRL's off."""
+    assert LossConfig().model_dump() == {
+        "contrastive": {"weight": 1.0},
+        "inter_consistency": {"weight": 1.0, "margin_weight": 0.005, "target": 0.75, "form": "official"},
+        "intra_diversity": {"weight": 1e-4, "margin": 0.1, "form": "official"},
+        "contrastive_score_consistency": {"weight": 0.5, "form": "official"},
+        "channel_decorrelation": {"weight": 0.0, "on_diagonal": 0.11, "off_diagonal": 0.0},
+    }
+    for key in ("inter_consistency.margin_weight", *(f"{name}.weight" for name in term_names())):
+        section, option = key.split(".")
+        assert LossConfig.model_validate({section: {option: 0.0}})
+        with pytest.raises(ValidationError, match="greater than or equal to 0"):
+            LossConfig.model_validate({section: {option: -1e-9}})
+
+
+@pytest.mark.parametrize(
+    ("pairs", "queries", "beta", "weight"), [(1024, 8, 0.02, 1.0), (256, 12, 0.005, 0.5), (16, 8, 0.1, 1.0)]
+)
+def test_the_note_on_the_batch_says_what_the_official_form_starts_at(
+    pairs: int, queries: int, beta: float, weight: float
+) -> None:
+    options = InterConsistencyOptions(weight=weight, margin_weight=beta)
+    said = note_on_batch(options, queries, pairs, ["msrvtt"])
+    assert said is not None
+    for batch, pattern in ((pairs, r"about (\S+) at the first step"), (128, r"published at 128 \(about (\S+)\)")):
+        number = re.search(pattern, said)
+        assert number
+        concepts = F.normalize(torch.ones(batch, queries, 4), dim=-1)  # before training, a query's concepts agree
+        term = weight * registry.get("inter_consistency").function(
+            options, LossInputs(*[torch.zeros(1, 1)] * 4, {"concepts": concepts}, {"concepts": concepts})
+        )
+        assert float(number[1].replace(",", "")) == pytest.approx(term.item(), rel=6e-3)
+    assert f"contrastive loss of about {math.log(pairs):.1f}" in said
+    assert said.endswith("Set loss.inter_consistency.form to corrected, or training.global_batch to 128")
+    assert "\n" not in said
+
+
+def test_the_corrected_form_starts_the_same_at_any_batch() -> None:
+    """The official one is 70 times as large at 1,024 pairs as at 128."""
+    sizes = {}
+    for form in ("official", "corrected"):
+        for pairs in (128, 1024):
+            concepts = F.normalize(torch.ones(pairs, 8, 4), dim=-1)
+            inputs = LossInputs(*[torch.zeros(1, 1)] * 4, {"concepts": concepts}, {"concepts": concepts})
+            options = InterConsistencyOptions(margin_weight=0.02, form=form)  # type: ignore[arg-type]
+            sizes[form, pairs] = registry.get("inter_consistency").function(options, inputs).item()
+    assert sizes["official", 128] == pytest.approx(37.21, abs=0.01)
+    assert sizes["official", 1024] == pytest.approx(2590.8, abs=0.5)
+    assert sizes["corrected", 128] == pytest.approx(sizes["corrected", 1024]) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(
+    ("changes", "pairs", "domains", "told"),
+    [
+        ({}, 128, ["msrvtt"], False),
+        ({}, 127, ["msrvtt"], True),
+        ({}, 128, ["didemo"], True),
+        ({}, 32, ["didemo"], False),
+        ({}, 64, ["activitynet"], False),
+        ({}, 128, ["activitynet"], True),
+        ({}, 128, ["msvd"], False),
+        ({}, 128, ["lsmdc"], False),
+        ({}, 128, ["a domain of one's own"], False),
+        ({}, 1024, ["a domain of one's own"], True),
+        ({}, 128, [], False),
+        ({}, 128, ["didemo", "msrvtt"], False),
+        ({}, 64, ["didemo", "msrvtt"], True),
+        ({"form": "corrected"}, 1024, ["msrvtt"], False),
+        ({"weight": 0.0}, 1024, ["msrvtt"], False),
+        ({"margin_weight": 0.0}, 1024, ["msrvtt"], False),
+    ],
+)
+def test_who_is_told_of_the_batch(changes: dict[str, Any], pairs: int, domains: list[str], told: bool) -> None:
+    note = note_on_batch(InterConsistencyOptions(**changes), 8, pairs, domains)
+    assert (note is not None) == told
 
 
 def test_a_single_concept_has_nothing_to_keep_away_from() -> None:

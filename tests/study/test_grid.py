@@ -12,6 +12,7 @@ from glscl.data.shards import ShardSet
 from glscl.errors import UserError
 from glscl.reporting.study_schema import UNION
 from glscl.study.grid import Cell, Sets, cells, check_sets, shard_sets
+from glscl.study.plan import describe, notes_on_losses
 from tests.study.fake import study
 
 
@@ -35,6 +36,25 @@ def test_a_run_is_its_parts_over_one_another() -> None:
     assert both.domains == ("toy_clips", "toy_stories")
     assert all(cell.config.data.test == found[0].config.data.test for cell in found)
     assert len(found[0].config.data.test) == 2
+
+
+def test_a_plan_says_where_the_official_form_is_away_from_its_batch() -> None:
+    glscl = {"group": "consistency", "what": "official", "run": {"model": {"head": "glscl"}}}
+    loss = {"inter_consistency": {"form": "corrected"}}
+    mended = glscl | {"run": {"model": {"head": "glscl"}, "loss": loss}}
+    pool = {"group": "pooling", "what": "mean", "run": {"model": {"head": "mean_pool"}}}
+    run = {
+        "model": {"clip": "glscl-tiny", "heads": {"glscl": {"attention_heads": 4}}},
+        "training": {"global_batch": 256},
+    }
+    config = study(variants={"glscl": glscl, "mended": mended, "pool": pool}, run=run, union=True)
+    found = cells(config, shard_sets(config, make=False))
+    (note,) = notes_on_losses(found)
+    assert note.startswith(f"glscl on toy_clips, glscl on toy_stories, glscl on {UNION}: loss.inter_consistency in its")
+    assert describe(config, found, 0)["note"] == note
+    quiet = study(variants={"mended": mended, "pool": pool}, run=run, comparisons=[["mended", "pool"]])
+    found = cells(quiet, shard_sets(quiet, make=False))
+    assert "note" not in describe(quiet, found, 0)
 
 
 def test_seeds_go_round_so_that_an_early_report_compares_everything() -> None:

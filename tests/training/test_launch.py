@@ -72,6 +72,29 @@ def test_preflight_says_what_will_run(
     assert not (tmp_path / "runs").exists()
 
 
+def test_preflight_says_what_the_batch_does_to_the_official_form(
+    words: Callable[..., list[str]],
+    make_shards: Callable[..., ShardSet],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shards = make_shards("msrvtt", captions=[2] * 16, per_shard=4)
+    given = ["--data.train", shards.uri, "--data.augment", "rand-m7-n4-mstd0.5-inc1"]
+    official = [*given, "--loss.inter-consistency.form", "official", "--loss.inter-consistency.margin-weight", "1"]
+    facts = preflight(run_config(words(*official), "glscl train").resolved()).facts
+    assert "about 6.25 at the first step at 8 pairs" in facts["note"]
+    assert facts["augmentation"] == "rand-m7-n4-mstd0.5-inc1"
+    quiet = preflight(run_config(words(*given), "glscl train").resolved()).facts
+    assert "note" not in quiet
+    other_head = preflight(run_config(words(*official, "--model.head", "xpool"), "glscl train").resolved()).facts
+    assert "note" not in other_head, "the head has no concepts"
+    without = preflight(run_config(words(*official, "--model.heads.glscl.no-use-local"), "glscl train").resolved())
+    assert "note" not in without.facts
+    assert main(["train", *words(*official), "--dry-run"]) == 0
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert len(printed) == 1
+    assert "Set loss.inter_consistency.form to corrected" in printed[0]
+
+
 def test_preflight_knows_a_run_that_continues(
     words: Callable[..., list[str]], make_shards: Callable[..., ShardSet]
 ) -> None:

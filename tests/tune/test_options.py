@@ -25,6 +25,17 @@ def test_every_packaged_sweep_is_sound(name: str, tmp_path: Path) -> None:
     assert "trials" in describe(found, default)
 
 
+def test_a_sweep_says_what_its_batch_does_to_the_official_form(tmp_path: Path) -> None:
+    batch = {"training": {"global_batch": 512}}
+    found = sweep(storage=str(tmp_path), run={"model": {"clip": "glscl-tiny"}, **batch})
+    assert "in its official form depends on the batch" in describe(found, plan(found))["note"]
+    corrected = {"loss": {"inter_consistency": {"form": "corrected"}}}
+    found = sweep(storage=str(tmp_path), run={"model": {"clip": "glscl-tiny"}, **batch, **corrected})
+    assert "note" not in describe(found, plan(found))
+    for packaged in map(load_sweep, ("benchmarks", "toy")):
+        assert "note" not in describe(packaged, plan(packaged)), packaged.name
+
+
 def test_toy_sweep_searches_glscls_parameters_on_two_domains() -> None:
     found = load_sweep("toy")
     assert len(found.searched) == 9
