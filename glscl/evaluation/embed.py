@@ -74,7 +74,7 @@ def embed(
             Embeddings(
                 text=_to_cpu(model("text", batch.token_ids.to(device))),
                 video=_to_cpu(model("video", batch.frames.to(device), batch.frame_mask.to(device))),
-                text_to_video=batch.text_to_video.clone(),  # the batch's own is an open file of shared memory
+                text_to_video=_released(batch.text_to_video),
                 positions=batch.positions,
                 video_ids=[sample.video_id for sample in batch.samples],
                 captions=[caption for sample in batch.samples for caption in sample.captions],
@@ -131,4 +131,9 @@ def strip(frames: Tensor, mask: Tensor) -> list[bytes]:
 
 
 def _to_cpu(features: Features) -> Features:
-    return {key: value.cpu() for key, value in features.items()}
+    return {key: _released(value.cpu()) for key, value in features.items()}
+
+
+def _released(tensor: Tensor) -> Tensor:
+    """The same in memory of this process: what comes from a loader process is an open file each (masks are cached)."""
+    return tensor.clone() if tensor.is_shared() else tensor

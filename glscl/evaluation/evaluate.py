@@ -12,7 +12,7 @@ from torch import Tensor
 from glscl.data.gallery import Gallery
 from glscl.data.quarantine import Quarantine
 from glscl.data.shards import ShardSet, open_shard_set
-from glscl.errors import UserError
+from glscl.errors import BrokenRunError, UserError
 from glscl.evaluation.embed import Embeddings, concatenate, embed
 from glscl.evaluation.leakage import LeakageList, leakage_lists, leave_out
 from glscl.evaluation.metrics import Ranks
@@ -156,15 +156,19 @@ def evaluate_model(
                 entry["per_query"] = _per_query(embeddings, result)
             entries.append(entry)
     except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise UserError(str(error.cause)) from None  # Ray's own carries the actor's traceback in its text
-        raise
+        raise _of_the_actor(error) from None
     finally:
         for a in actors:
             ray.kill(a)
     if problems:
         raise UserError("; ".join(problems))
     return entries
+
+
+def _of_the_actor(error: Any) -> BaseException:
+    """What an actor ended with, where it is meant to be read; Ray's own carries a traceback in its text."""
+    cause = error.cause
+    return type(cause)(str(cause)) if isinstance(cause, UserError | BrokenRunError) else error
 
 
 def _bank_share(config: EvaluationConfig, bank: Sequence[ShardSet]) -> int:

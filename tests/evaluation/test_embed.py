@@ -8,12 +8,15 @@ from functools import partial
 
 import pytest
 import torch
+from ray.exceptions import RayTaskError
 
+import glscl.evaluation.embed as module
 from glscl.data.gallery import Gallery
 from glscl.data.shards import ShardSet
 from glscl.data.video import FrameSampling
-from glscl.errors import UserError
+from glscl.errors import BrokenRunError, UserError
 from glscl.evaluation.embed import Embeddings, concatenate, embed
+from glscl.evaluation.evaluate import _of_the_actor
 from glscl.evaluation.scoring import split_rows
 from glscl.models import ModelConfig, Retriever
 from glscl.models.tokenizer import tokenize
@@ -129,3 +132,24 @@ def test_embedding_does_not_move_the_random_state(loader_workers: int, model: Re
     state = torch.get_rng_state()
     _embed(model, shard_set, loader_workers=loader_workers)
     assert torch.equal(torch.get_rng_state(), state), "training goes on with the dropout it would have had"
+
+
+def test_what_an_actor_ends_with_is_a_line_where_it_is_meant_to_be_read() -> None:
+    for cause in (UserError("/dev/shm is full"), BrokenRunError("a loader process (pid 7) is killed")):
+        found = _of_the_actor(RayTaskError("embed", "Traceback ...", cause))
+        assert type(found) is type(cause)
+        assert str(found) == str(cause)
+    other = RayTaskError("embed", "Traceback ...", ValueError("x"))
+    assert _of_the_actor(other) is other
+
+
+def test_embeddings_hold_no_shared_memory(
+    model: Retriever, shard_set: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each such tensor is an open file, and a set has thousands of batches, whose embeddings wait for one another."""
+    waiting: list[Embeddings] = []
+    monkeypatch.setattr(module, "concatenate", lambda parts: waiting.extend(parts) or concatenate(parts))
+    _embed(model, shard_set, batch_size=4, loader_workers=1)
+    assert len(waiting) == 3
+    for part in waiting:
+        assert not any(tensor.is_shared() for tensor in (part.text_to_video, *part.text.values(), *part.video.values()))

@@ -122,3 +122,53 @@ def test_causes_are_found_as_ray_wraps_them() -> None:
         assert cause_in([None, ValueError(), error, UserError("second")], (UserError,)) is wanted
     assert cause_in([None, by_train], (BrokenRunError,)) is None
     assert cause_in([], (UserError,)) is None
+
+
+def test_a_torn_attempt_at_the_same_step_goes_whatever_it_is_called(run: str) -> None:
+    put(run, 2, attempt="z", ranks=(0,))
+    put(run, 3, attempt="a", ranks=(0,))
+    Retention(run, keep=1).register(put(run, 2, attempt="b"))
+    assert [name[5:] for name in storage.list_names(run) if name.startswith("step_")] == [
+        "00000002-w2-b",
+        "00000003-w2-a",
+    ]
+
+
+def test_the_index_names_what_is_complete_and_what_was(run: str) -> None:
+    complete, torn = put(run, 1), put(run, 2, ranks=(0,))
+    Retention(run, keep=1).close()
+    assert Retention(run, keep=1).known() == [complete], "written at the end, whoever uploaded it"
+    torn = put(run, 2, ranks=(0,))
+    storage.write_json(storage.join(run, INDEX), {"complete": []})
+    Retention(run, keep=1).take_over()
+    assert Retention(run, keep=1).known() == [complete]
+    assert torn not in storage.list_names(run)
+
+
+def test_every_line_that_is_said(run: str, capsys: pytest.CaptureFixture[str]) -> None:
+    retention = Retention(run, keep=3)
+    first, second = put(run, 1), put(run, 2)
+    for name in (first, second):
+        retention.register(name)
+    torn = put(run, 3, ranks=(0,))
+    retention.register(torn)
+    storage.remove(storage.join(run, second, "state.json"))
+    Retention(run, keep=3).take_over()
+    storage.remove(storage.join(run, first, "state.json"))
+    with pytest.raises(UserError) as caught:
+        Retention(run, keep=3).take_over()
+    storage.write_bytes(storage.join(run, INDEX), b'{"complete": ["step_1/x"]}')
+    assert Retention(run, keep=3).known() == [first, second]
+    incomplete = f"checkpoint {second} is incomplete (state.json: missing): passed over"
+    assert capsys.readouterr().out.splitlines() == [
+        f"checkpoint {torn} is incomplete after its upload (files-00001.json: missing): those before it stay",
+        incomplete,
+        incomplete,
+        f"checkpoint {first} is incomplete (state.json: missing): passed over",
+        f"{storage.join(run, INDEX)} is damaged (names other things than checkpoints): every checkpoint that lies "
+        f"beside it counts",
+    ]
+    assert str(caught.value) == (
+        f"{run}: none of its checkpoints is complete ({second}: state.json: missing; {first}: state.json: missing); "
+        f"delete the run directory to start again, or choose another --name"
+    )
