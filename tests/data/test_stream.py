@@ -20,6 +20,7 @@ from torch import Tensor
 import glscl.data.stream as module
 from glscl.data.activity import Board
 from glscl.data.plan import StreamPlan
+from glscl.data.quarantine import UnusableSetError
 from glscl.data.shards import Shard, ShardSet
 from glscl.data.stream import Batch, PairStream, make_loader
 from glscl.data.video import FrameSampling, load_frames
@@ -286,9 +287,11 @@ def test_a_whole_shard_of_bad_videos(make_shards: MakeShards, tmp_path: Path) ->
 def test_a_set_without_a_usable_video(make_shards: MakeShards, workers: int) -> None:
     shard_set = make_shards(captions=(2,) * 8, per_shard=2, bad={n: b"x" * n for n in range(1, 8)} | {0: b"y"})
     plan = plan_of([shard_set], global_batch=8, virtual_streams=4)
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UnusableSetError) as caught:
         run([shard_set], plan, 1, workers=workers)
     assert str(caught.value) == f"{shard_set.uri}: no video of domain 'toy' can be decoded"  # no traceback inside
+    assert sorted(entry["video_id"] for entry in caught.value.quarantined) == [f"v{n:03d}" for n in range(8)]
+    assert {entry["set"] for entry in caught.value.quarantined} == {shard_set.uri}
 
 
 @pytest.mark.parametrize("workers", [0, 2])
