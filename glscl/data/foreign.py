@@ -65,18 +65,22 @@ def index_shards(
     rejected = {f"{tar.entry.name}/{key}": reason for tar in tars for key, reason in tar.rejected.items()}
     samples = sum(tar.entry.samples for tar in tars)
     _check_rejected(uri, rejected, samples + len(rejected), max_bad_fraction)
-    manifest = Manifest(
-        domain=domain or composed(uri.rpartition("/")[2]),
-        split=split,
-        reader=FOREIGN,
-        reader_version=VERSION,
-        sources=(),
-        encoding="as is",
-        videos=samples,
-        pairs=sum(tar.entry.pairs for tar in tars),
-        shards=tuple(tar.entry for tar in tars),
-        rejected=rejected,
-    )
+    try:
+        manifest = Manifest(
+            domain=domain or composed(uri.rpartition("/")[2]),
+            split=split,
+            reader=FOREIGN,
+            reader_version=VERSION,
+            sources=(),
+            encoding="as is",
+            videos=samples,
+            pairs=sum(tar.entry.pairs for tar in tars),
+            shards=tuple(tar.entry for tar in tars),
+            rejected=rejected,
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"--{first['loc'][0]}: {first['msg']}") from None
     storage.write_json(where, manifest.model_dump(mode="json"))
     times = Counter(video_id for tar in tars for video_id in tar.video_ids)
     repeated = [video_id for video_id, count in times.items() if count > 1]

@@ -214,7 +214,7 @@ class _StreamReader:
         if item is None:
             domain = self._stream.shard_sets[slot.domain]
             error = UnusableSetError(f"{domain.uri}: no video of domain '{domain.manifest.domain}' can be decoded")
-            error.quarantined = [entry for _, entry in met]
+            error.quarantined = list(dict(met).values())
             raise error
         item.quarantined = met
         return item

@@ -13,8 +13,8 @@ from typing import Any
 
 from glscl import stopping, storage
 from glscl.config import RunConfig
-from glscl.data.quarantine import KNOB, Part, Quarantine, incomplete, read_quarantine
-from glscl.data.shards import open_shard_set
+from glscl.data.quarantine import FILE, KNOB, Part, Quarantine, incomplete, read_quarantine
+from glscl.data.shards import open_shard_set, read_manifest
 from glscl.errors import BrokenRunError, Stopped, UserError
 from glscl.evaluation.evaluate import evaluate_model
 from glscl.evaluation.options import EvaluationConfig
@@ -161,12 +161,18 @@ def _fit(config: RunConfig, sizes: tuple[int, ...]) -> None:
 
 def _list_found(config: RunConfig, watch: Watch) -> None:
     """List what the ranks found, however they ended: the log's rows have it only up to the last row."""
-    known = read_quarantine(config.run_directory)
-    quarantine = Quarantine(config.run_directory, config.data.max_bad_fraction, KNOB, known)
+    everything = watch.found()
+    if not everything:
+        return
     parts: tuple[Part, ...] = ("train", "validation")
-    for part in parts:
-        found = [entry for entry in watch.found() if entry["part"] == part]
-        quarantine.take(part, [open_shard_set(uri) for uri in dict.fromkeys(e["set"] for e in found)], found)
+    try:
+        known = read_quarantine(config.run_directory)
+        quarantine = Quarantine(config.run_directory, config.data.max_bad_fraction, KNOB, known)
+        for part in parts:
+            found = [entry for entry in everything if entry["part"] == part]
+            quarantine.take(part, [read_manifest(uri) for uri in dict.fromkeys(e["set"] for e in found)], found)
+    except (UserError, OSError) as error:  # what ended the run is the error to hear of
+        print(f"{FILE} cannot be written ({type(error).__name__}: {error})", flush=True)
 
 
 def _watched(trainer: Any, watch: Watch) -> Any:

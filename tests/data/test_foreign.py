@@ -181,6 +181,9 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     (tmp_path / "twice" / "0.tar").write_bytes(tar({"0.mp4": b"v" * 5000, "0.txt": "x"})[:3000])
     with pytest.raises(UserError, match=r"twice/0\.tar: unusable \(member '0\.mp4' is cut short\)"):
         index_shards(twice)
+    sound = folder(tmp_path / "sound", {"0.tar": {"0.mp4": b"v", "0.txt": "x"}})
+    with pytest.raises(UserError, match=r"--domain: .* a character that cannot be printed"):
+        index_shards(sound, domain="\x1b[31m")
     assert main(["shards", "index"]) == 2
     assert "takes the folder or s3:// prefix of the tars first" in capsys.readouterr().out
 

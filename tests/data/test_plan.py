@@ -42,6 +42,7 @@ def step_of(p: StreamPlan, step: int) -> list[Slot]:
 
 
 UNEVEN = [(1, 1), (3, 17), (2, 2), (5, 5), (1, 40), (2, 3), (4, 4), (1, 1)]
+CAPTIONS = [172, 485, 657, 348, 202, 589]
 ORDER = [
     [(2, 0), (2, 1), (4, 20), (4, 31), (4, 35), (4, 16), (1, 2), (1, 7)],
     [(5, 2), (5, 1), (1, 4), (1, 7), (4, 13), (4, 15), (4, 36), (4, 39)],
@@ -208,3 +209,28 @@ def test_worlds_that_are_refused() -> None:
         p.check_world(2, 2)
     with pytest.raises(UserError, match="too few shards: 3 for 4 workers x 1 loader"):
         p.check_world(4, 0)
+
+
+def test_the_captions_drawn_are_part_of_the_format() -> None:
+    p = plan(manifest("a", [(6, 60), (10, 10)]), captions="one", seed=7)
+    places = [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1), (3, 2, 5, 4)]
+    drawn = [p.caption_of(Slot(domain, epoch, shard, 9), sample, 1000) for domain, epoch, shard, sample in places]
+    assert drawn == CAPTIONS
+
+
+def test_the_order_of_substitutes_is_part_of_the_format() -> None:
+    """The rest of its shard from its place on, then the other shards as the epoch's line goes on, round its end."""
+    p = plan(manifest("a", [(1, 1), (3, 3), (2, 2)]), global_batch=4)
+    slots = step_of(p, 0)
+    assert [(slot.shard, slot.rank_in_shard) for slot in slots] == [(1, 0), (1, 1), (1, 2), (0, 0)]
+    found = [[(s.shard, s.rank_in_shard) for s in p.substitutes(slot)] for slot in slots]
+    assert found[1] == [(1, 2), (1, 0), (0, 0), (2, 0), (2, 1)]
+    assert found[3] == [(2, 0), (2, 1), (1, 0), (1, 1), (1, 2)]
+    assert {(s.domain, s.epoch) for s in p.substitutes(Slot(0, 3, 1, 0))} == {(0, 3)}
+
+
+def test_remainders_go_to_the_first_and_domains_alternate() -> None:
+    domains = [manifest(name, [(40, 40)] * 2) for name in "abc"]
+    p = plan(*domains, virtual_streams=8, global_batch=8)
+    assert p.streams_of_domain == [3, 3, 2]
+    assert p.owner == [(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1), (0, 2), (1, 2)]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import io
 import os
 import signal
+import sys
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +23,7 @@ from torch import Tensor
 import glscl.data.stream as module
 from glscl.data.activity import Board
 from glscl.data.plan import StreamPlan
+from glscl.data.quarantine import UnusableSetError
 from glscl.data.shards import Shard, ShardSet
 from glscl.data.stream import Batch, PairStream, make_loader
 from glscl.data.video import FrameSampling, load_frames
@@ -287,9 +290,11 @@ def test_a_whole_shard_of_bad_videos(make_shards: MakeShards, tmp_path: Path) ->
 def test_a_set_without_a_usable_video(make_shards: MakeShards, workers: int) -> None:
     shard_set = make_shards(captions=(2,) * 8, per_shard=2, bad={n: b"x" * n for n in range(1, 8)} | {0: b"y"})
     plan = plan_of([shard_set], global_batch=8, virtual_streams=4)
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UnusableSetError) as caught:
         run([shard_set], plan, 1, workers=workers)
     assert str(caught.value) == f"{shard_set.uri}: no video of domain 'toy' can be decoded"  # no traceback inside
+    assert sorted(entry["video_id"] for entry in caught.value.quarantined) == [f"v{n:03d}" for n in range(8)]
+    assert {entry["set"] for entry in caught.value.quarantined} == {shard_set.uri}
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -411,3 +416,129 @@ def test_a_loader_process_that_hangs_can_be_read(make_shards: MakeShards, monkey
     os.kill(busy.pid, signal.SIGKILL)
     with pytest.raises(RuntimeError, match="DataLoader worker"):
         next(parts)
+
+
+class Notes:
+    """A board that keeps every note."""
+
+    workers = 0
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.awaited = 7
+
+    def note(self, worker: int, what: str) -> None:
+        assert worker == 0
+        self.said.append(what)
+
+
+def test_what_a_reading_process_notes(make_shards: MakeShards) -> None:
+    """Each shard it opens, each video it decodes, and that it rests once its batch is ready: a rest is no stall."""
+    shards = make_shards(captions=[1] * 4, per_shard=2)
+    notes: Any = Notes()
+    stream = PairStream(
+        [shards], plan_of([shards], global_batch=4, virtual_streams=1), SAMPLING, tokenize, 0, 1, board=notes
+    )
+    batches = make_loader(stream, 0, 1)
+    names = next(batches).names
+    assert notes.awaited == 0
+    opened = [f"opening {shards.uri}/shard-00000{shard}.tar" for _, shard in stream.opened]
+    decoded = [f"decoding {name.split('#')[0]} (sample " for name in names]
+    expected = [opened[0], *decoded[:2], opened[1], *decoded[2:], ""]
+    assert len(notes.said) == len(expected)
+    assert all(said.startswith(start) for said, start in zip(notes.said, expected, strict=True))
+    assert notes.said[-1] == ""
+    assert notes.said[1].endswith(f" of {opened[0].removeprefix('opening ')})")
+
+
+def test_a_bad_video_is_decoded_once(make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards = make_shards(captions=[2] * 4, per_shard=4, bad={1: b"torn"})
+    bad = 0
+
+    def counting(data: bytes, *rest: Any) -> Tensor:
+        nonlocal bad
+        bad += data == b"torn"
+        return load_frames(data, *rest)
+
+    monkeypatch.setattr(module, "load_frames", counting)
+    list(islice(loader([shards], plan_of([shards], global_batch=8, virtual_streams=1), 0, 1, 0, 0), 3))
+    assert bad == 1
+
+
+def test_parts_of_loader_workers_are_joined_in_order(make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And whoever looks in knows whose part is awaited; prefetching and the generator are as asked."""
+    shards = make_shards(captions=[1] * 16, per_shard=4)
+    board, seen, given = Board(2), [], {}
+
+    def part(number: int) -> Batch:
+        row = torch.full((1, 1), number)
+        return Batch(row, row, row, row[0], [str(number)], number, [{"video_id": str(number)}])
+
+    def fake(stream: PairStream, **options: Any) -> Iterator[Batch]:
+        given.update(options)
+        for number in range(4):
+            seen.append(board.awaited)
+            yield part(number)
+
+    monkeypatch.setattr(module, "DataLoader", fake)
+    stream = PairStream([shards], plan_of([shards]), SAMPLING, tokenize, 0, 1, board=board)
+    batches = list(make_loader(stream, 2, prefetch=3))
+    assert [batch.names for batch in batches] == [["0", "1"], ["2", "3"]]
+    assert [batch.truncated for batch in batches] == [1, 5]
+    assert [[entry["video_id"] for entry in batch.quarantined] for batch in batches] == [["0", "1"], ["2", "3"]]
+    assert [batch.video_ids.tolist() for batch in batches] == [[0, 1], [2, 3]]
+    assert seen == [0, 1, 0, 1]
+    assert (given["batch_size"], given["num_workers"], given["prefetch_factor"]) == (None, 2, 3)
+    assert given["worker_init_fn"] is module.start_loader_worker
+    list(make_loader(stream, 0, prefetch=3))
+    assert given["prefetch_factor"] is None  # torch refuses it without processes
+
+
+def test_reading_does_not_move_the_runs_generator(make_shards: MakeShards) -> None:
+    shards = make_shards(captions=[1] * 16, per_shard=4)
+    before = torch.get_rng_state()
+    next(loader([shards], plan_of([shards]), 0, 1, 0, 0))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_numbers_of_videos_are_part_of_the_format() -> None:
+    assert module.video_number(1, 2, 3) == (1 << 48) | (2 << 24) | 3
+
+
+def test_which_errors_of_a_loader_mean_a_death() -> None:
+    def failing(message: str) -> Iterator[int]:
+        yield 1
+        raise RuntimeError(message)
+
+    board = Board(2)
+    board.note(1, "decoding toy/a")
+    killed = f"DataLoader worker (pid(s) 7, {os.getpid()}) exited unexpectedly. Details follow"
+    with pytest.raises(BrokenRunError) as error:
+        list(module.name_the_dead(failing(killed), board))
+    said = str(error.value)
+    assert said.startswith(
+        f"a loader process (pid 7, {os.getpid()}) exited unexpectedly; last it noted: loader worker 1 "
+    )
+    assert "decoding toy/a" in said
+    assert "lower data.loader_workers or data.prefetch; if it is always the same video, take it out" in said
+    with pytest.raises(BrokenRunError, match="last it noted: nothing"):
+        list(module.name_the_dead(failing("DataLoader worker (pid 7) is killed by signal: Killed."), None))
+    with pytest.raises(RuntimeError, match="another"):
+        list(module.name_the_dead(failing("another DataLoader worker (pid 7) died"), board))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl")
+def test_a_loader_process_has_one_thread_and_no_longer_life_than_its_parent() -> None:
+    def check(answer: Any) -> None:
+        torch.set_num_threads(2)
+        module.start_loader_worker(0)
+        death = ctypes.c_int()
+        ctypes.CDLL(None).prctl(2, ctypes.byref(death), 0, 0, 0)  # PR_GET_PDEATHSIG
+        answer.send((torch.get_num_threads(), death.value))
+
+    context = torch.multiprocessing.get_context("fork")
+    here, there = context.Pipe()
+    process = context.Process(target=check, args=(there,))
+    process.start()
+    assert here.recv() == (1, signal.SIGKILL)
+    process.join()

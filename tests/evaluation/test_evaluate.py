@@ -262,7 +262,7 @@ def test_every_set_is_listed_before_too_many_bad_videos_end_it(
     sets = [
         make_shards("a", captions=[1] * 6, bad={1: b"torn"}),
         make_shards("b", captions=[1] * 6),
-        make_shards("c", captions=[1] * 6, bad={4: b"", 5: b"torn"}),
+        make_shards("c", captions=[1] * 6, bad={4: b"x", 5: b"torn"}),
     ]
     quarantine = Quarantine(str(tmp_path / "out"), 0.1, "knob")
     uris = [shard_set.uri for shard_set in sets]

@@ -61,6 +61,19 @@ def test_every_section_is_there_in_order(study: dict[str, Any]) -> None:
     assert anchors == {f"#{a['id']}" for tag, a in page.elements if tag == "section"}
 
 
+def test_missing_videos_are_shown(study: dict[str, Any]) -> None:
+    study["tests"][0] |= {"quarantined": 3, "rejected": 1_000}
+    study["incomplete"] = [
+        {"part": "validation", "domain": HOSTILE, "split": "dev", "videos": 16, "of": 19, "reasons": "3 x torn"}
+    ]
+    page = Page(render_study(study, packaged()))
+    assert "200 of 1,203" in page.text
+    assert "16 of 19" in page.text
+    assert "held-out" in page.text
+    assert HOSTILE in page.text
+    assert "Missing videos" in page.headings
+
+
 def test_header_says_what_the_figures_are_of_and_the_answer_first(study: dict[str, Any]) -> None:
     page = Page(render_study(study))
     facts = ["Toy domains, not MSR-VTT", *study["claims"], "Cells finished 54 of 54", "Seeds 1, 2, 3"]

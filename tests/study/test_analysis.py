@@ -222,3 +222,23 @@ def test_examples_are_found_by_one_and_lost_by_the_other() -> None:
     best = found[0][1]
     assert (best["finder_rank"], best["loser_rank"]) == (1.0, 30.0)
     assert [shot["correct"] for shot in best["finder_top"]] == [True, False, False]
+
+
+def test_sets_of_which_videos_are_missing_are_told_at_their_fewest() -> None:
+    config = study()
+    found, done = finished(config, _hits())
+    assert "incomplete" not in analyse(config, found, done)["verdict"]  # cells from before this was written down
+    short = {
+        "part": "test", "domain": "toy_clips", "split": "test", "shards": "/s", "videos": 39, "of": 40,
+        "reasons": "1 x torn",
+    }  # fmt: skip
+    held_out = short | {"part": "validation", "split": "dev", "shards": "/d"}
+    for number, (_, result) in enumerate(done):
+        result["incomplete"] = [held_out, short | {"videos": 39 - number % 2}]
+        result["tests"][0] |= {"quarantined": 1, "rejected": 2}
+    results = analyse(config, found, done)
+    assert results["incomplete"] == [short | {"videos": 38}, held_out]
+    assert results["verdict"].endswith(
+        "; incomplete: test set toy_clips/test 38 of 40 videos, held-out set toy_clips/dev 39 of 40 videos"
+    )
+    assert [test.share for test in parse_study(results).tests] == [f"{VIDEOS} of {VIDEOS + 3}", str(VIDEOS)]

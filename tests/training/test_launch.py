@@ -228,7 +228,7 @@ def test_bad_videos_of_held_out_and_test_sets_are_listed_and_bounded(
     """A held-out set chooses the checkpoint: it does not shrink without a word, nor does the gallery of a test."""
     monkeypatch.setenv("RAY_ADDRESS", "local")
     train = make_shards(captions=[2] * 16, per_shard=4)
-    dev = make_shards("dev", captions=[1] * 8, per_shard=4, bad={1: b"torn", 6: b""})
+    dev = make_shards("dev", captions=[1] * 8, per_shard=4, bad={1: b"torn", 6: b"torn too"})
     test = make_shards("test", captions=[1] * 8, per_shard=4, bad={3: b"torn"})
     sets = ["--data.validation", dev.uri, "--data.test", test.uri]
     command = ["train", *words("--data.train", train.uri, *sets, "--training.epochs", "1")]

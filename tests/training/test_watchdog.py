@@ -153,3 +153,18 @@ def test_one_rank_asks_for_preemptions_now_and_then(monkeypatch: pytest.MonkeyPa
     assert (asks.wish(), other.wish()) == (0, 0)
     now[0] = 6.0
     assert [asks.wish(), asks.wish(), other.wish()] == [LOOK, 0, 0]
+
+
+def test_videos_found_unusable_reach_the_driver_at_once() -> None:
+    """From every rank and every attempt, before the next row of the log, and once."""
+    store = Store()
+    watch = Watch(store, LIMITS)
+    assert watch.found() == []
+    ranks = [Reporter(store, LIMITS, attempt, rank, [Board(0)]) for attempt in ("a", "b") for rank in range(2)]
+    for number, reporter in enumerate(ranks):
+        reporter.found("train", [])
+        reporter.found("train", [{"video_id": f"v{number}"}])
+    ranks[0].found("validation", [{"video_id": "w"}, {"video_id": "x"}])
+    assert [(entry["part"], entry["video_id"]) for entry in watch.found()] == [
+        ("train", "v0"), ("validation", "w"), ("validation", "x"), ("train", "v1"), ("train", "v2"), ("train", "v3"),
+    ]  # fmt: skip

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from glscl import storage
 from glscl.reporting.sweep_report import render_sweep
 from glscl.reporting.sweep_schema import parse_sweep
 from tests.reporting.html_page import HOSTILE, Page
 from tests.tune.fake import FIRST, STEPS, many, setup, sweep, trial
 from tune import analysis
 from tune.analysis import analyse, confirmed_of, importance, pareto, trade_offs
+from tune.trial import run_directories
 from tune.trials import Trial, best_of
 
 
@@ -132,3 +135,22 @@ def test_a_page_of_two_objectives_and_of_a_choice() -> None:
     page = Page(render_sweep(found))
     assert "Accuracy and cost" in page.headings
     assert "1.70 k" in page.text
+
+
+def test_held_out_sets_of_which_videos_are_missing_are_told(tmp_path: Path) -> None:
+    made = setup(storage=str(tmp_path))
+    trials = many()
+    assert "incomplete" not in analyse(made, trials, None, "")["verdict"]
+    short = {
+        "part": "validation", "domain": "toy_clips", "split": "dev", "shards": "/d", "videos": 16, "of": 19,
+        "reasons": "3 x torn",
+    }  # fmt: skip
+    winner = next(trial for trial in trials if trial.state == "finished")
+    for run in run_directories(made.sweep, winner.name):
+        storage.write_json(f"{run}/cell.json", {"incomplete": [short]})
+    found = analyse(made, trials, None, "")
+    assert found["incomplete"] == [short]
+    assert found["verdict"].endswith("; incomplete: held-out set toy_clips/dev 16 of 19 videos")
+    page = Page(render_sweep(found))
+    assert "16 of 19" in page.text
+    assert "Missing videos" in page.headings

@@ -1,0 +1,95 @@
+"""Scoring the held-out sets during training, which chooses the checkpoint and steers sweeps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import distributed
+
+from glscl.config import RunConfig
+from glscl.data.activity import Board
+from glscl.data.gallery import Gallery
+from glscl.data.quarantine import Quarantine
+from glscl.data.shards import ShardSet, open_shard_set
+from glscl.data.video import FrameSampling
+from glscl.errors import RunStoppedError
+from glscl.evaluation.embed import Embeddings, concatenate, embed
+from glscl.evaluation.retrieval import Part, metrics_of, score_part
+from glscl.evaluation.scoring import merge, split_rows
+from glscl.models.tokenizer import tokenize
+from glscl.training.checkpoint import SELECTION_METRIC
+from glscl.training.watchdog import Reporter
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """Scores the held-out sets, every rank embedding and scoring its share.
+
+    Attributes:
+        config: of the run.
+        sampling: frames per video.
+        rank: this rank.
+        world: number of ranks.
+        device: where the model is.
+        board: where the processes that read say what they do.
+        quarantine: takes the videos that cannot be used, and bounds them.
+        reporter: tells the driver of them at once.
+    """
+
+    config: RunConfig
+    sampling: FrameSampling
+    rank: int
+    world: int
+    device: torch.device
+    board: Board
+    quarantine: Quarantine
+    reporter: Reporter
+
+    def score(self, model: Any) -> dict[str, float]:
+        """Held-out metrics, the same dictionary on every rank (collective).
+
+        Raises:
+            RunStoppedError: too many videos of a set are unusable; those of all sets are listed by then.
+        """
+        metrics: dict[str, float] = {}
+        problems = []
+        for uri in self.config.data.validation:
+            shard_set = open_shard_set(uri)
+            parts = self._embed(model, shard_set)
+            bad = [entry for part in parts for entry in part.quarantined]
+            self.quarantine.take("validation", [shard_set], bad)
+            if problem := self.quarantine.problem("validation", [shard_set]):
+                problems.append(problem)
+            else:
+                metrics |= self._score(model, shard_set, concatenate(parts))
+        if problems:
+            raise RunStoppedError("; ".join(problems))
+        recalls = [value for name, value in metrics.items() if name.endswith("text_to_video_R@1")]
+        metrics[SELECTION_METRIC] = sum(recalls) / len(recalls)
+        return metrics
+
+    def _embed(self, model: Any, shard_set: ShardSet) -> list[Embeddings]:
+        tokens = partial(tokenize, max_words=self.config.model.max_words)
+        own = split_rows(shard_set.manifest.videos, self.rank, self.world)
+        size = self.config.evaluation.batch_size
+        gallery = Gallery(shard_set, own.start, own.stop, self.sampling, tokens, size, self.board)
+        part = embed(model, gallery, self.config.data.loader_workers, self.device)
+        self.reporter.found("validation", part.quarantined)
+        parts: list[Any] = [None] * self.world
+        distributed.all_gather_object(parts, part)
+        return parts
+
+    def _score(self, model: Any, shard_set: ShardSet, embeddings: Embeddings) -> dict[str, float]:
+        scores: list[Any] = [None] * self.world
+        part = Part(self.rank, self.world)
+        with torch.no_grad():
+            result = score_part(partial(model, "score"), embeddings, self.config.evaluation, part, self.device)
+        distributed.all_gather_object(scores, result)
+        return {
+            f"validation/{shard_set.manifest.domain}/{direction}_R@{k}": float(values[f"R@{k}"])
+            for direction, values in metrics_of(merge(scores)).items()
+            for k in (1, 5, 10)
+        }
