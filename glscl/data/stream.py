@@ -21,8 +21,9 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from glscl.data.activity import Board, writer
 from glscl.data.plan import Slot, StreamPlan
+from glscl.data.repairs import repair_entry
 from glscl.data.shards import Sample, Shard, ShardSet
-from glscl.data.video import FrameSampling, VideoError, load_frames
+from glscl.data.video import FrameSampling, VideoError, load_clip
 from glscl.errors import BrokenRunError, UserError
 
 Tokenize = Callable[[Sequence[str]], tuple[Tensor, Tensor]]
@@ -45,6 +46,8 @@ class Batch:
         truncated: captions cut to ``max_words`` tokens.
         quarantined: videos met for the first time by this loader that could not be used: domain, shard, key,
             video_id and reason.
+        repaired: videos met for the first time by this loader some of whose frames stand for pictures that do not
+            decode (`repair_entry`).
     """
 
     token_ids: Tensor
@@ -54,6 +57,7 @@ class Batch:
     names: list[str]
     truncated: int = 0
     quarantined: list[dict[str, str]] = field(default_factory=list)
+    repaired: list[dict[str, str]] = field(default_factory=list)
 
     @staticmethod
     def concatenate(parts: Sequence[Batch]) -> Batch:
@@ -68,6 +72,7 @@ class Batch:
             [name for part in parts for name in part.names],
             sum(part.truncated for part in parts),
             [entry for part in parts for entry in part.quarantined],
+            [entry for part in parts for entry in part.repaired],
         )
 
 
@@ -137,7 +142,7 @@ class PairStream(IterableDataset["Batch | UserError"]):
         size, count = self.sampling.size, self.sampling.max_frames
         frames = torch.zeros(len(items), count, 3, size, size, dtype=torch.uint8)
         mask = torch.zeros(len(items), count, dtype=torch.bool)
-        quarantined = []
+        quarantined, repaired = [], []
         for row, item in enumerate(items):
             frames[row, : len(item.frames)] = item.frames
             mask[row, : len(item.frames)] = True
@@ -145,9 +150,12 @@ class PairStream(IterableDataset["Batch | UserError"]):
                 if place not in reported:
                     reported.add(place)
                     quarantined.append(entry)
+            if item.repaired is not None and item.repaired[0] not in reported:
+                reported.add(item.repaired[0])
+                repaired.append(item.repaired[1])
         video_ids = torch.tensor([item.video_number for item in items], dtype=torch.int64)
         names = [item.name for item in items]
-        return Batch(token_ids, frames, mask, video_ids, names, int(truncated.sum()), quarantined)
+        return Batch(token_ids, frames, mask, video_ids, names, int(truncated.sum()), quarantined, repaired)
 
 
 @dataclass(slots=True)
@@ -157,6 +165,7 @@ class _Item:
     video_number: int
     name: str
     quarantined: list[tuple[tuple[int, int, int], dict[str, str]]]
+    repaired: tuple[tuple[int, int, int], dict[str, str]] | None
 
 
 class _StreamReader:
@@ -218,7 +227,7 @@ class _StreamReader:
             domain = stream.shard_sets[slot.domain].manifest.domain
             self._say(f"decoding {domain}/{sample.video_id} (sample {sample.key} of {shard.uri})")
             try:
-                frames = load_frames(shard.video(position), stream.sampling, sample.start, sample.end)
+                clip = load_clip(shard.video(position), stream.sampling, sample.start, sample.end)
             except VideoError as error:
                 manifest = stream.shard_sets[slot.domain].manifest
                 entry = quarantine_entry(manifest.domain, manifest.shards[slot.shard].name, sample, str(error))
@@ -227,7 +236,11 @@ class _StreamReader:
             met.append((place, entry))
             return None
         name = f"{stream.shard_sets[slot.domain].manifest.domain}/{sample.video_id}#{caption}"
-        return _Item(frames, sample.captions[caption], video_number(*place), name, [])
+        repaired = None
+        if clip.replaced:
+            manifest = stream.shard_sets[slot.domain].manifest
+            repaired = place, repair_entry(manifest.domain, manifest.shards[slot.shard].name, sample, clip)
+        return _Item(clip.frames, sample.captions[caption], video_number(*place), name, [], repaired)
 
 
 def quarantine_entry(domain: str, shard: str, sample: Sample, reason: str) -> dict[str, str]:

@@ -254,6 +254,7 @@ def _entry(
         "max_words": card.model.max_words,
         "truncated_texts": embeddings.truncated,
         "quarantined": len(embeddings.quarantined),
+        "repaired": embeddings.repaired,
         "quarantine": embeddings.quarantined,
         **metrics_of(result),
         "hubness_skewness": result.hubness_skewness(videos),

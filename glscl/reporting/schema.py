@@ -100,6 +100,8 @@ class Test(_Section):
     max_words: int
     truncated_texts: int
     quarantined: int
+    repaired: list[dict[str, str]] = []
+    """Videos in which the nearest picture stands for some that do not decode (`glscl.data.repairs`)."""
     text_to_video: dict[str, float]
     """``RetrievalMetrics.to_dict()``."""
     video_to_text: dict[str, float]

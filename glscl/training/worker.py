@@ -23,6 +23,7 @@ from glscl.config import RunConfig
 from glscl.data import stream
 from glscl.data.activity import Board
 from glscl.data.gallery import Gallery
+from glscl.data.repairs import describe_repairs
 from glscl.data.shards import ShardSet, open_shard_set
 from glscl.data.video import FrameSampling
 from glscl.errors import RunStoppedError, UserError
@@ -38,6 +39,7 @@ from glscl.training.engine import backward, build_engine, evaluation_model, set_
 from glscl.training.global_batch import Batch, backward_global_batch
 from glscl.training.horizon import Horizon, make_plan
 from glscl.training.meter import Meter, NonFiniteError
+from glscl.training.repairs import Repairs
 from glscl.training.retention import ANOTHER, Retention
 from glscl.training.run_log import RunLog, not_finite_name
 from glscl.training.scaling import SECONDS_LEFT
@@ -125,6 +127,7 @@ def _loop(
     if rank == 0:
         share = share_in_words(config.training, sizes, world)
         print(f"global batch: {config.training.global_batch} pairs = {share}", flush=True)
+    repairs = Repairs(config.run_directory, rank, world)
     meter = Meter(horizon, config, world)
     videos = sum(shard_set.manifest.videos for shard_set in shard_sets)
     agreement = Agreement(device)
@@ -144,6 +147,7 @@ def _loop(
         )
         engine.step()
         state.step += 1
+        repairs.take(batch.repaired)
         meter.count(state.step, batch, losses, engine.get_global_grad_norm())
         wish = agreement.answer()
         state.metrics = {}
@@ -158,12 +162,13 @@ def _loop(
             reporter.at("logging", state.step)
             try:
                 row = meter.row(engine, factor, state, videos, config.data.max_bad_fraction)
+                row["repaired"] = repairs.gather()
             except NonFiniteError as error:
                 raise _poisoned(error.report, last, log) from None
             if log is not None:
                 log.write(state.step, row)
                 log.quarantine(state.quarantined)
-                print(meter.line(state.step, row), flush=True)
+                print(f"{meter.line(state.step, row)} repaired={row['repaired']}", flush=True)
 
         # Evaluate
         if scored:
@@ -340,6 +345,9 @@ def _evaluate(
         parts: list[Any] = [None] * world
         distributed.all_gather_object(parts, embed(model, gallery, config.data.loader_workers, device))
         embeddings = concatenate(parts)
+        if rank == 0 and embeddings.repaired:
+            what = f"held-out set {shard_set.manifest.domain}/{shard_set.manifest.split}"
+            print(describe_repairs(what, len(embeddings.positions), embeddings.repaired), flush=True)
         scores: list[Any] = [None] * world
         with torch.no_grad():
             result = score_part(partial(model, "score"), embeddings, config.evaluation, Part(rank, world), device)
