@@ -111,7 +111,7 @@ def build_shards(
     check = partial(_check_rejected, records=len(records), limit=max_bad_fraction, output=output, origin=origin)
     written = _write_here(jobs, check) if workers == 0 else _write_with_ray(jobs, workers, check)
     rejected = dict.fromkeys(missing, "no file") | _rejected(written)
-    shards = tuple(entry for entry, _ in written if entry is not None)
+    shards = tuple(entry for entry, _, _ in written if entry is not None)
     if not shards:
         raise UserError(f"{origin.domain}: none of {len(records)} videos could be read: {summary(rejected)}")
     manifest = Manifest(
@@ -121,6 +121,7 @@ def build_shards(
         pairs=sum(entry.pairs for entry in shards),
         shards=shards,
         rejected=dict(sorted(rejected.items())),
+        repaired=dict(sorted((video, what) for *_, mended in written for video, what in mended.items())),
     )
     storage.write_json(storage.join(output, MANIFEST), manifest.model_dump(mode="json"))
     return manifest
@@ -140,11 +141,11 @@ def check_output(records: Sequence[Record], output: str, origin: Origin, overwri
 
 
 _ShardJob = tuple[list[tuple[int, Record, str]], str, str, Encoding]
-_ShardResult = tuple[ShardEntry | None, dict[str, str]]
+_ShardResult = tuple[ShardEntry | None, dict[str, str], dict[str, str]]
 
 
 def _rejected(written: Iterable[_ShardResult]) -> dict[str, str]:
-    return {video: reason for _, bad in written for video, reason in bad.items()}
+    return {video: reason for _, bad, _ in written for video, reason in bad.items()}
 
 
 def _check_rejected(written: Iterable[_ShardResult], records: int, limit: float, output: str, origin: Origin) -> None:
@@ -207,12 +208,13 @@ def _video_file(path: str) -> bytes:
 
 
 def _write_shard(items: list[tuple[int, Record, str]], uri: str, domain: str, encoding: Encoding) -> _ShardResult:
-    """Write one tar; returns its entry (None if no video was readable) and the rejected videos."""
+    """Write one tar; returns its entry (None if no video was readable), the rejected and the repaired videos."""
     import webdataset  # with torch and what decodes, seconds to import
 
-    from glscl.data.video import reencode
+    from glscl.data.video import make_copy
 
     rejected: dict[str, str] = {}
+    repaired: dict[str, str] = {}
     samples = pairs = 0
     with tempfile.NamedTemporaryFile(prefix="glscl-shard-", suffix=".tar") as file:
         with webdataset.TarWriter(file, encoder=False, mtime=0, user="glscl", group="glscl") as tar:
@@ -222,7 +224,10 @@ def _write_shard(items: list[tuple[int, Record, str]], uri: str, domain: str, en
                     if not data:
                         raise VideoError("empty file")
                     if encoding.short_side:
-                        data = reencode(data, encoding.short_side, encoding.rate, encoding.max_seconds)
+                        copy = make_copy(data, encoding.short_side, encoding.rate, encoding.max_seconds)
+                        data = copy.data
+                        if copy.replaced:
+                            repaired[record.video_id] = f"{copy.replaced} of {copy.pictures} pictures"
                 except VideoError as error:
                     rejected[record.video_id] = str(error)
                     continue
@@ -239,12 +244,12 @@ def _write_shard(items: list[tuple[int, Record, str]], uri: str, domain: str, en
                 pairs += len(record.captions)
         file.flush()
         if not samples:
-            return None, rejected
+            return None, rejected, repaired
         size = os.path.getsize(file.name)
         digest = _sha256(file.name)
         storage.upload(file.name, uri)
     name = uri.rsplit("/", 1)[1]
-    return ShardEntry(name=name, samples=samples, pairs=pairs, bytes=size, sha256=digest), rejected
+    return ShardEntry(name=name, samples=samples, pairs=pairs, bytes=size, sha256=digest), rejected, repaired
 
 
 def _sha256(path: str) -> str:

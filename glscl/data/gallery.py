@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from glscl.data.activity import Board, writer
 from glscl.data.limits import VideoError
 from glscl.data.quarantine import quarantine_entry
+from glscl.data.repairs import repair_entry
 from glscl.data.shards import Sample, Shard, ShardSet
 from glscl.data.shared_memory import GALLERY_PREFETCH, check_room, gallery_bytes
 from glscl.data.stream import (
@@ -24,7 +25,7 @@ from glscl.data.stream import (
     raise_items,
     start_loader_worker,
 )
-from glscl.data.video import FrameSampling, load_frames
+from glscl.data.video import Clip, FrameSampling, load_clip
 from glscl.errors import UserError
 
 
@@ -41,6 +42,7 @@ class GalleryBatch:
         samples: the videos.
         truncated: captions cut to ``max_words`` tokens.
         quarantined: videos that could not be used.
+        repaired: videos some of whose frames stand for pictures that do not decode.
     """
 
     positions: list[int]
@@ -51,6 +53,7 @@ class GalleryBatch:
     samples: list[Sample]
     truncated: int
     quarantined: list[dict[str, str]]
+    repaired: list[dict[str, str]] = field(default_factory=list)
 
 
 class Gallery(IterableDataset["GalleryBatch | UserError"]):
@@ -94,23 +97,32 @@ class Gallery(IterableDataset["GalleryBatch | UserError"]):
         cuts = np.linspace(self.first, self.last, workers + 1).round().astype(int)
         pending: list[tuple[int, Sample, Tensor]] = []
         quarantined: list[dict[str, str]] = []
+        repaired: list[dict[str, str]] = []
         for position, sample, result in self._read(int(cuts[worker]), int(cuts[worker + 1]), say):
             if isinstance(result, dict):
                 quarantined.append(result)
             else:
-                pending.append((position, sample, result))
+                pending.append((position, sample, result.frames))
+                if result.replaced:
+                    repaired.append(self._repair(position, sample, result))
             if len(pending) == self.batch_size:
-                batch = self._collate(pending, quarantined)
+                batch = self._collate(pending, quarantined, repaired)
                 say("")
                 yield batch
-                pending, quarantined = [], []
+                pending, quarantined, repaired = [], [], []
         say("")
         if pending or quarantined:
-            yield self._collate(pending, quarantined)
+            yield self._collate(pending, quarantined, repaired)
+
+    def _repair(self, position: int, sample: Sample, clip: Clip) -> dict[str, str]:
+        manifest = self.shard_set.manifest
+        last = np.cumsum([entry.samples for entry in manifest.shards])
+        shard = manifest.shards[int(np.searchsorted(last, position, side="right"))]
+        return repair_entry(manifest.domain, shard.name, sample, clip)
 
     def _read(
         self, first: int, last: int, say: Callable[[str], None]
-    ) -> Iterator[tuple[int, Sample, Tensor | dict[str, str]]]:
+    ) -> Iterator[tuple[int, Sample, Clip | dict[str, str]]]:
         manifest = self.shard_set.manifest
         base = 0
         for index, entry in enumerate(manifest.shards):
@@ -122,14 +134,16 @@ class Gallery(IterableDataset["GalleryBatch | UserError"]):
                         sample = shard.samples[row]
                         say(f"decoding {manifest.domain}/{sample.video_id} (sample {sample.key} of {shard.uri})")
                         try:
-                            result = load_frames(shard.video(row), self.sampling, sample.start, sample.end)
+                            result = load_clip(shard.video(row), self.sampling, sample.start, sample.end)
                         except VideoError as error:
                             yield base + row, sample, quarantine_entry(self.shard_set, index, sample, str(error))
                         else:
                             yield base + row, sample, result
             base += entry.samples
 
-    def _collate(self, items: list[tuple[int, Sample, Tensor]], quarantined: list[dict[str, str]]) -> GalleryBatch:
+    def _collate(
+        self, items: list[tuple[int, Sample, Tensor]], quarantined: list[dict[str, str]], repaired: list[dict[str, str]]
+    ) -> GalleryBatch:
         size, count = self.sampling.size, self.sampling.max_frames
         frames = torch.zeros(len(items), count, 3, size, size, dtype=torch.uint8)
         mask = torch.zeros(len(items), count, dtype=torch.bool)
@@ -140,7 +154,8 @@ class Gallery(IterableDataset["GalleryBatch | UserError"]):
         token_ids, truncated = self.tokenize([caption for sample in samples for caption in sample.captions])
         owners = torch.tensor([row for row, sample in enumerate(samples) for _ in sample.captions], dtype=torch.int64)
         positions = [position for position, _, _ in items]
-        return GalleryBatch(positions, frames, mask, token_ids, owners, samples, int(truncated.sum()), quarantined)
+        truncations = int(truncated.sum())
+        return GalleryBatch(positions, frames, mask, token_ids, owners, samples, truncations, quarantined, repaired)
 
     def batches(self, loader_workers: int) -> Iterator[GalleryBatch]:
         """Iterate with ``loader_workers`` decoding processes (0 decodes in this one); order of batches may vary.

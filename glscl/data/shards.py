@@ -74,6 +74,8 @@ class Manifest(Options):
     shards: Annotated[tuple[ShardEntry, ...], Field(max_length=1 << 24)]
     rejected: dict[str, str] = Field(default_factory=dict)
     """Videos left out when the set was built, with the reason."""
+    repaired: dict[str, str] = Field(default_factory=dict)
+    """Videos re-encoded although not every picture decoded, with ``3 of 250 pictures``: the nearest stand for those."""
 
     @property
     def is_foreign(self) -> bool:
@@ -320,6 +322,9 @@ def describe(manifest: Manifest) -> dict[str, str]:
         "reader": f"{manifest.reader} (version {manifest.reader_version})",
         "sources": ", ".join(manifest.sources) or "none",
         "rejected": summary(manifest.rejected) or "none",
+        "repaired": f"{len(manifest.repaired)} (pictures that do not decode, replaced by the nearest)"
+        if manifest.repaired
+        else "none",
         "fingerprint": manifest.fingerprint()[:16],
     }
 

@@ -24,9 +24,10 @@ from glscl.data.augment import ClipAugmentation
 from glscl.data.limits import VideoError
 from glscl.data.plan import Slot, StreamPlan
 from glscl.data.quarantine import UnusableSetError, quarantine_entry
+from glscl.data.repairs import repair_entry
 from glscl.data.shards import Shard, ShardSet
 from glscl.data.shared_memory import handover_error, report_lost_batches
-from glscl.data.video import FrameSampling, load_frames
+from glscl.data.video import FrameSampling, load_clip
 from glscl.errors import BrokenRunError, UserError
 
 Tokenize = Callable[[Sequence[str]], tuple[Tensor, Tensor]]
@@ -50,6 +51,8 @@ class Batch:
         names: ``domain/video_id#caption`` of every pair, for logs and tests.
         truncated: captions cut to ``max_words`` tokens.
         quarantined: videos met for the first time by this loader that could not be used (`quarantine_entry`).
+        repaired: videos met for the first time by this loader some of whose frames stand for pictures that do not
+            decode (`repair_entry`).
     """
 
     token_ids: Tensor
@@ -59,6 +62,7 @@ class Batch:
     names: list[str]
     truncated: int = 0
     quarantined: list[dict[str, str]] = field(default_factory=list)
+    repaired: list[dict[str, str]] = field(default_factory=list)
 
     @staticmethod
     def concatenate(parts: Sequence[Batch]) -> Batch:
@@ -73,6 +77,7 @@ class Batch:
             [name for part in parts for name in part.names],
             sum(part.truncated for part in parts),
             [entry for part in parts for entry in part.quarantined],
+            [entry for part in parts for entry in part.repaired],
         )
 
 
@@ -151,7 +156,7 @@ class PairStream(IterableDataset["Batch | UserError"]):
         size, count = self.sampling.size, self.sampling.max_frames
         frames = torch.zeros(len(items), count, 3, size, size, dtype=torch.uint8)
         mask = torch.zeros(len(items), count, dtype=torch.bool)
-        quarantined = []
+        quarantined, repaired = [], []
         for row, item in enumerate(items):
             frames[row, : len(item.frames)] = item.frames
             mask[row, : len(item.frames)] = True
@@ -159,9 +164,12 @@ class PairStream(IterableDataset["Batch | UserError"]):
                 if place not in reported:
                     reported.add(place)
                     quarantined.append(entry)
+            if item.repaired is not None and item.repaired[0] not in reported:
+                reported.add(item.repaired[0])
+                repaired.append(item.repaired[1])
         video_ids = torch.tensor([item.video_number for item in items], dtype=torch.int64)
         names = [item.name for item in items]
-        return Batch(token_ids, frames, mask, video_ids, names, int(truncated.sum()), quarantined)
+        return Batch(token_ids, frames, mask, video_ids, names, int(truncated.sum()), quarantined, repaired)
 
 
 @dataclass(slots=True)
@@ -171,6 +179,7 @@ class _Item:
     video_number: int
     name: str
     quarantined: list[tuple[tuple[int, int, int], dict[str, str]]]
+    repaired: tuple[tuple[int, int, int], dict[str, str]] | None
 
 
 class _StreamReader:
@@ -236,14 +245,18 @@ class _StreamReader:
             self._say(f"decoding {domain}/{sample.video_id} (sample {sample.key} of {shard.uri})")
             try:
                 sampling = stream.sampling_of(slot, name)
-                frames = load_frames(shard.video(position), sampling, sample.start, sample.end)
+                clip = load_clip(shard.video(position), sampling, sample.start, sample.end)
             except VideoError as error:
                 entry = quarantine_entry(stream.shard_sets[slot.domain], slot.shard, sample, str(error))
                 self._bad[place] = entry
         if entry is not None:
             met.append((place, entry))
             return None
-        return _Item(frames, sample.captions[caption], video_number(*place), name, [])
+        repaired = None
+        if clip.replaced:
+            manifest = stream.shard_sets[slot.domain].manifest
+            repaired = place, repair_entry(manifest.domain, manifest.shards[slot.shard].name, sample, clip)
+        return _Item(clip.frames, sample.captions[caption], video_number(*place), name, [], repaired)
 
 
 def video_number(domain: int, shard: int, position: int) -> int:

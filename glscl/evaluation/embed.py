@@ -32,6 +32,7 @@ class Embeddings:
         attributes: ground truth of synthetic videos, one mapping per video.
         truncated: captions cut to ``max_words`` tokens.
         quarantined: videos that could not be decoded and are left out.
+        repaired: videos some of whose frames stand for pictures that do not decode.
         thumbnails: first, middle and last frame of each video as JPEG, if they were asked for.
     """
 
@@ -44,6 +45,7 @@ class Embeddings:
     attributes: list[dict[str, Any]]
     truncated: int
     quarantined: list[dict[str, str]]
+    repaired: list[dict[str, str]] = field(default_factory=list)
     thumbnails: list[list[bytes]] = field(default_factory=list)
 
 
@@ -81,6 +83,7 @@ def embed(
                 attributes=[sample.attributes for sample in batch.samples],
                 truncated=batch.truncated,
                 quarantined=[],
+                repaired=batch.repaired,
                 thumbnails=[strip(*video) for video in zip(batch.frames, batch.frame_mask, strict=True)]
                 if thumbnails
                 else [],
@@ -113,6 +116,7 @@ def concatenate(parts: Sequence[Embeddings]) -> Embeddings:
         attributes=[attributes for part in present for attributes in part.attributes],
         truncated=sum(part.truncated for part in present),
         quarantined=sorted(quarantined, key=lambda entry: (entry["shard"], entry["key"])),
+        repaired=[entry for part in present for entry in part.repaired],
         thumbnails=[strip for part in present for strip in part.thumbnails],
     )
 

@@ -276,6 +276,7 @@ def _entry(
         "max_words": card.model.max_words,
         "truncated_texts": embeddings.truncated,
         "quarantined": len(embeddings.quarantined),
+        "repaired": embeddings.repaired,
         "quarantine": embeddings.quarantined,
         "rejected": len(manifest.rejected),
         **metrics_of(result),

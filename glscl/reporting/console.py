@@ -11,6 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from glscl.data.repairs import describe_repairs
 from glscl.reporting.schema import Results, parse_results
 
 RESULT_COLUMNS = ("domain", "relation", "direction", "R@1", "R@5", "R@10", "MdR", "MnR", "queries", "videos")
@@ -41,18 +42,23 @@ def start_panel(title: str, facts: Mapping[str, object], *, file: IO[str] | None
 
 
 def results_table(results: Mapping[str, Any] | Results, *, file: IO[str] | None = None) -> None:
-    """Print one row per test domain and direction, recalls in per cent.
+    """Print one row per test domain and direction, recalls in per cent; below it, which videos play only in part.
 
     Raises:
         UserError: ``results`` lack something.
     """
     rows = []
-    for test in parse_results(results).tests:
+    tests = parse_results(results).tests
+    for test in tests:
         for direction, name in DIRECTIONS.items():
             metrics: dict[str, float] = getattr(test, direction)
             numbers = [f"{metrics[name]:.1f}" for name in RESULT_COLUMNS[TEXT_COLUMNS:-2]]
             rows.append([test.domain, test.relation, name, *numbers, f"{int(metrics['queries'])}", test.share])
     print_table(RESULT_COLUMNS, rows, text_columns=TEXT_COLUMNS, file=file)
+    for test in tests:
+        if test.repaired:
+            what = f"test set {test.domain}/{test.split}"
+            console(file).print(Text(describe_repairs(what, test.videos, test.repaired)))
 
 
 def normalised_table(results: Mapping[str, Any] | Results, *, file: IO[str] | None = None) -> None:

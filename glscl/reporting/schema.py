@@ -126,6 +126,8 @@ class Test(_Section):
     quarantined: int
     rejected: int = 0
     """Videos left out when the shards were built."""
+    repaired: list[dict[str, str]] = []
+    """Videos in which the nearest picture stands for some that do not decode (`glscl.data.repairs`)."""
     text_to_video: dict[str, float]
     """``RetrievalMetrics.to_dict()``."""
     video_to_text: dict[str, float]

@@ -13,6 +13,7 @@ from glscl.config import RunConfig
 from glscl.data.activity import Board
 from glscl.data.gallery import Gallery
 from glscl.data.quarantine import Quarantine
+from glscl.data.repairs import describe_repairs
 from glscl.data.shards import ShardSet, open_shard_set
 from glscl.data.video import FrameSampling
 from glscl.errors import RunStoppedError
@@ -64,7 +65,11 @@ class HeldOut:
             if problem := self.quarantine.problem("validation", [shard_set]):
                 problems.append(problem)
             else:
-                metrics |= self._score(model, shard_set, concatenate(parts))
+                embeddings = concatenate(parts)
+                if self.rank == 0 and embeddings.repaired:
+                    what = f"held-out set {shard_set.manifest.domain}/{shard_set.manifest.split}"
+                    print(describe_repairs(what, len(embeddings.positions), embeddings.repaired), flush=True)
+                metrics |= self._score(model, shard_set, embeddings)
         if problems:
             raise RunStoppedError("; ".join(problems))
         recalls = [value for name, value in metrics.items() if name.endswith("text_to_video_R@1")]

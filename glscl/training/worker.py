@@ -38,6 +38,7 @@ from glscl.training.held_out import HeldOut
 from glscl.training.horizon import Horizon, make_plan
 from glscl.training.meter import Meter, NonFiniteError
 from glscl.training.preflight import check_shared_memory
+from glscl.training.repairs import Repairs
 from glscl.training.retention import ANOTHER, Retention
 from glscl.training.run_log import RunLog, not_finite_name
 from glscl.training.scaling import SECONDS_LEFT
@@ -135,6 +136,7 @@ def _loop(
     folder = config.run_directory if rank == 0 else None
     quarantine = Quarantine(folder, config.data.max_bad_fraction, KNOB, state.quarantined)
     state.quarantined = quarantine.entries
+    repairs = Repairs(config.run_directory, rank, world)
     meter = Meter(horizon, config, world, quarantine, shard_sets)
     agreement = Agreement(device)
     fled: set[str] = set()  # nodes for whose loss a checkpoint was saved
@@ -153,6 +155,7 @@ def _loop(
         )
         engine.step()
         state.step += 1
+        repairs.take(batch.repaired)
         meter.count(state.step, batch, losses, engine.get_global_grad_norm())
         wish = agreement.answer()
         state.metrics = {}
@@ -167,11 +170,12 @@ def _loop(
             reporter.at("logging", state.step)
             try:
                 row = meter.row(engine, factor, state)
+                row["repaired"] = repairs.gather()
             except NonFiniteError as error:
                 raise _poisoned(error.report, last, log) from None
             if log is not None:
                 log.write(state.step, row)
-                print(meter.line(state.step, row), flush=True)
+                print(f"{meter.line(state.step, row)} repaired={row['repaired']}", flush=True)
 
         # Evaluate
         if scored:

@@ -26,7 +26,7 @@ from glscl.data.plan import StreamPlan
 from glscl.data.quarantine import UnusableSetError
 from glscl.data.shards import Shard, ShardSet
 from glscl.data.stream import Batch, PairStream, make_loader
-from glscl.data.video import FrameSampling, load_frames
+from glscl.data.video import Clip, FrameSampling, load_clip, load_frames
 from glscl.errors import BrokenRunError, UserError
 from glscl.models.tokenizer import tokenize as clip_tokenize
 
@@ -376,13 +376,13 @@ def test_a_loader_process_that_dies_is_named_with_its_video(
     plan = plan_of([shards])
     victims = [name.split("#")[0] for name in run([shards], plan, 2)[1].names]
 
-    def fault(data: bytes, *rest: Any) -> Tensor:
+    def fault(data: bytes, *rest: Any) -> Clip:
         worker = torch.utils.data.get_worker_info()
         if worker is not None and worker.id == 1 and (board.read()[1].what.split()[1] in victims[8:]):
             os.kill(os.getpid(), signal.SIGSEGV)
-        return load_frames(data, *rest)
+        return load_clip(data, *rest)
 
-    monkeypatch.setattr(module, "load_frames", fault)
+    monkeypatch.setattr(module, "load_clip", fault)
     board = Board(2)
     stream = PairStream([shards], plan, SAMPLING, tokenize, 0, 1, board=board)
     with pytest.raises(BrokenRunError, match=r"a loader process \(pid \d+\)") as error:
@@ -401,7 +401,7 @@ def test_a_loader_process_that_hangs_can_be_read(make_shards: MakeShards, monkey
         signal.pause()
         raise AssertionError
 
-    monkeypatch.setattr(module, "load_frames", hang)
+    monkeypatch.setattr(module, "load_clip", hang)
     board = Board(1)
     stream = PairStream([shards], plan_of([shards]), SAMPLING, tokenize, 0, 1, board=board)
     parts = iter(
