@@ -244,7 +244,7 @@ def _remove(folder: str) -> None:
             time.sleep(0.1)
 
 
-def _cluster_of_this_machine() -> str | None:
+def _cluster_of_this_machine(say: bool = True) -> str | None:
     """Address of what ``ray start`` has left running here; None if it is gone (Ray itself would wait for minutes)."""
     from ray._private.utils import read_ray_address
 
@@ -254,7 +254,8 @@ def _cluster_of_this_machine() -> str | None:
     if _answers(address):
         check_cluster(str(address), f"the Ray cluster of this machine, {address}")
         return str(address)
-    print(f"the Ray cluster at {address} is gone; starting a local one", flush=True)
+    if say:
+        print(f"the Ray cluster at {address} is gone; starting a local one", flush=True)
     return None
 
 
@@ -268,6 +269,29 @@ def _answers(address: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def cluster_nodes() -> list[Mapping[str, float]]:
+    """Resources of the nodes of the cluster that `ray_session` would use; nothing is started.
+
+    Raises:
+        UserError: see `glscl.environment.check_environment`.
+    """
+    import ray
+    from ray._private.resource_and_label_spec import ResourceAndLabelSpec
+    from ray._private.services import _get_gcs_client_options
+    from ray._private.state import GlobalState
+
+    if ray.is_initialized():
+        return alive_nodes()
+    check_environment()
+    named = named_cluster()
+    address = _cluster_of_this_machine(say=False) if named in (None, "auto") else named
+    if address in (None, "local"):
+        return [ResourceAndLabelSpec().resolve(is_head=True).to_resource_dict()]
+    state = GlobalState()
+    state._initialize_global_state(_get_gcs_client_options(address))
+    return [node["Resources"] for node in state.node_table() if node["Alive"]]
 
 
 def alive_nodes() -> list[Mapping[str, float]]:

@@ -17,6 +17,7 @@ from glscl.data.limits import MAX_BYTES, MAX_ENCODE_S, VideoError
 from glscl.data.records import Record
 from glscl.data.shards import MANIFEST, Manifest, ShardEntry, summary
 from glscl.errors import UserError
+from glscl.progress import Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,8 @@ def build_shards(
         )
         for index, chunk in enumerate(chunks)
     ]
-    written = [_write_shard(*job) for job in jobs] if workers == 0 else _write_with_ray(jobs, workers)
+    with Progress(f"writing {origin.domain}/{origin.split}", len(records), "videos") as progress:
+        written = _write_here(jobs, progress) if workers == 0 else _write_with_ray(jobs, workers, progress)
     rejected = dict.fromkeys(missing, "no file")
     rejected |= {video: reason for _, bad in written for video, reason in bad.items()}
     shards = tuple(entry for entry, _ in written if entry is not None)
@@ -137,7 +139,15 @@ _ShardJob = tuple[list[tuple[int, Record, str]], str, str, Encoding]
 _ShardResult = tuple[ShardEntry | None, dict[str, str]]
 
 
-def _write_with_ray(jobs: list[_ShardJob], workers: int | None) -> list[_ShardResult]:
+def _write_here(jobs: list[_ShardJob], progress: Progress) -> list[_ShardResult]:
+    written = []
+    for job in jobs:
+        written.append(_write_shard(*job))
+        progress.advance(len(job[0]))
+    return written
+
+
+def _write_with_ray(jobs: list[_ShardJob], workers: int | None, progress: Progress) -> list[_ShardResult]:
     """Write the tars as Ray tasks, a bounded number at a time; results in the order of ``jobs``."""
     import ray
 
@@ -149,7 +159,9 @@ def _write_with_ray(jobs: list[_ShardJob], workers: int | None) -> list[_ShardRe
         pending[task.remote(*job)] = index
         while len(pending) >= limit or (pending and index == len(jobs) - 1):
             done, _ = ray.wait(list(pending), num_returns=1)
-            results[pending.pop(done[0])] = ray.get(done[0])
+            written = pending.pop(done[0])
+            results[written] = ray.get(done[0])
+            progress.advance(len(jobs[written][0]))
     return [results[index] for index in range(len(jobs))]
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
+from glscl.hardware import Auto
 from glscl.options import Options
 
 
@@ -24,8 +25,9 @@ class DataConfig(Options):
     """`all`: every caption is a pair of the epoch (the papers' way); `one`: one caption drawn per video and epoch."""
     virtual_streams: int = Field(default=32, ge=1)
     """Streams that together fill a global batch: a multiple of workers x loader workers, a divisor of the batch."""
-    loader_workers: int = Field(default=2, ge=0)
-    """Decoding processes per training worker; 0 decodes in the training process."""
+    loader_workers: Annotated[int, Field(ge=0)] | Auto = "auto"
+    """Decoding processes per training worker; 0 decodes in the training process. auto: as many as a worker's CPUs and
+    the stream allow."""
     prefetch: int = Field(default=2, ge=1)
     """Batches decoded ahead by each loader worker."""
     sample_fps: float = Field(default=1.0, gt=0)
@@ -40,3 +42,8 @@ class DataConfig(Options):
     """Seconds that a worker may wait for a batch, or a video may take, before the worker group is restarted."""
     cache_dir: str | None = None
     """Folder for the one copy per virtual stream of a remote shard; None is the system's temporary folder."""
+
+    @property
+    def loaders(self) -> int:
+        """Decoding processes of each worker; 2 for an `auto` that `glscl.training.machines` has not replaced."""
+        return 2 if self.loader_workers == "auto" else self.loader_workers

@@ -26,6 +26,7 @@ from glscl.data.limits import MAX_BYTES, VideoError
 from glscl.data.records import MOST_SECONDS, id_problem
 from glscl.errors import UserError, printable
 from glscl.options import Options
+from glscl.progress import Progress
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -312,7 +313,12 @@ def verify_shards(uri: str) -> list[str]:
         One line per problem; empty when the set is sound.
     """
     shard_set = open_shard_set(uri)
-    return [problem for index in range(len(shard_set.manifest.shards)) for problem in _verify_one(shard_set, index)]
+    problems: list[str] = []
+    with Progress(f"reading {uri}", len(shard_set.manifest.shards), "shards") as progress:
+        for index in range(len(shard_set.manifest.shards)):
+            problems += _verify_one(shard_set, index)
+            progress.advance()
+    return problems
 
 
 def _verify_one(shard_set: ShardSet, index: int) -> Iterator[str]:

@@ -33,7 +33,7 @@ def describe(study: StudyConfig, found: list[Cell], finished: int) -> dict[str, 
         "conditions": ", ".join(study.conditions),
         "seeds": ", ".join(map(str, study.seeds)),
         "cells": f"{len(found)}, {finished} finished",
-        "workers": f"{training.most_workers} x {'GPU' if training.use_gpu else 'CPU'} per cell",
+        "workers": f"{training.most_workers} x {'GPU' if training.on_gpu else 'CPU'} per cell",
         "global batch": f"{training.global_batch} pairs",
         "comparisons": "; ".join(f"{a} with {b}" for a, b in study.pairs),
     }

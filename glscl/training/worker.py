@@ -75,12 +75,12 @@ def _train(config: RunConfig, hub: str) -> dict[str, Any] | None:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     device = torch.device("cpu")
-    if config.training.use_gpu:
+    if config.training.on_gpu:
         device = ray.train.torch.get_device()
         torch.cuda.set_device(device)  # collectives of objects travel through the current device
     attempt = _shared_token(rank)
     limits = Limits(config.data.stall_timeout_s, config.training.hang_timeout_s)
-    boards = {part: Board(config.data.loader_workers) for part in ("train", "evaluation")}
+    boards = {part: Board(config.data.loaders) for part in ("train", "evaluation")}
     look = rank == 0 and os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") != "0"
     with Reporter(RayHub(hub), limits, attempt, rank, list(boards.values()), look) as reporter:
         return _loop(config, rank, world, device, attempt, boards, reporter)
@@ -120,7 +120,7 @@ def _loop(
         cache_dir=config.data.cache_dir,
         board=boards["train"],
     )
-    batches = stream.make_loader(pairs, config.data.loader_workers, config.data.prefetch)
+    batches = stream.make_loader(pairs, config.data.loaders, config.data.prefetch)
     log = RunLog(config.run_directory, state.step) if rank == 0 else None
     if rank == 0:
         share = share_in_words(config.training, sizes, world)
@@ -338,7 +338,7 @@ def _evaluate(
         own = split_rows(shard_set.manifest.videos, rank, world)
         gallery = Gallery(shard_set, own.start, own.stop, sampling, tokens, config.evaluation.batch_size, board)
         parts: list[Any] = [None] * world
-        distributed.all_gather_object(parts, embed(model, gallery, config.data.loader_workers, device))
+        distributed.all_gather_object(parts, embed(model, gallery, config.data.loaders, device))
         embeddings = concatenate(parts)
         scores: list[Any] = [None] * world
         with torch.no_grad():
