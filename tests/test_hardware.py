@@ -1,4 +1,4 @@
-"""What `auto` makes of machines: counts of workers, CPUs, decoding processes; and that it changes nothing that is learnt."""
+"""What `auto` makes of machines, and that it changes nothing that is learnt."""
 
 from __future__ import annotations
 
@@ -60,11 +60,6 @@ def test_the_stream_decides_how_many_workers_are_used(make_shards: Callable[...,
     assert found.data.loader_workers == 1
     assert usable_sizes(found, make_plan(found, [shards])) == (8,)
     assert differing_keys(config.model_dump(mode="json"), found.model_dump(mode="json")) == []
-    assert (
-        make_plan(config, [shards]).fingerprint() == make_plan(found, [shards]).fingerprint()
-        if hasattr(make_plan(config, [shards]), "fingerprint")
-        else True
-    )
     in_a_study = with_machines(config, lambda: CLUSTER, alone=False)
     assert (in_a_study.training.num_workers, in_a_study.training.use_gpu) == (1, True)
     assert in_a_study.training.cpus_per_worker == 8.0, "its GPU's share of the node, not the node"
@@ -82,12 +77,11 @@ def test_numbers_are_left_alone_and_nobody_is_asked() -> None:
 
 def test_preflight_says_what_is_used(make_shards: Callable[..., ShardSet]) -> None:
     shards = make_shards(captions=[6] * 16, per_shard=2)
-    config = run_config(
-        ["--config", "tiny", "--data.train", shards.uri, "--data.validation", "--data.test"], "glscl train"
-    )
-    auto = validate(config.model_dump() | {"training": {"num_workers": "auto"}}, "options").resolved()
+    words = ["--config", "tiny", "--data.train", shards.uri, "--data.validation", "--data.test"]
+    words += ["--training.global-batch", "16", "--training.num-workers", "auto", "--training.use-gpu", "auto"]
+    auto = run_config(words, "glscl train").resolved()
     facts = preflight(with_machines(auto, lambda: SERVER)).facts
-    assert facts["workers"].startswith("1 x GPU, NCCL, 16 CPUs, ")
+    assert facts["workers"].startswith("1 x GPU, NCCL, 16 CPUs each, ZeRO ")
 
 
 def test_auto_survives_yaml_and_stands_beside_old_values() -> None:
@@ -115,7 +109,7 @@ def test_the_switch_is_still_a_switch(words: list[str], value: object) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--training.use-gpu", "maybe"], "training.use-gpu.*maybe"),
+        (["--training.use-gpu", "maybe"], "invalid choice 'maybe'.*--training.use-gpu"),
         (["--training.num-workers", "atuo"], "training.num-workers.*atuo"),
         (["--data.loader-workers", "-1"], r"data.loader_workers = -1: Input should be greater"),
         (["--training.cpus-per-worker", "0"], r"training.cpus_per_worker = 0.0: Input should be greater"),

@@ -82,8 +82,8 @@ def preflight(config: RunConfig, *, fetch: bool = True) -> Preflight:
         + " or ".join(share_in_words(training, sizes, workers) for workers in reversed(sizes)),
         "steps": f"{horizon.total} ({horizon.steps_per_epoch} per epoch of {plan.pairs_per_epoch:,} pairs; "
         f"{plan.pairs_per_epoch - horizon.steps_per_epoch * training.global_batch} pairs wait for the next epoch)",
-        "workers": f"{_list(sizes)} x {'GPU, NCCL' if training.on_gpu else 'CPU, gloo'}, ZeRO {training.zero_stage}, "
-        f"{training.precision}, {config.data.loaders} loader workers each",
+        "workers": f"{_list(sizes)} x {'GPU, NCCL' if training.on_gpu else 'CPU, gloo'}, {training.cpus:g} CPUs each, "
+        f"ZeRO {training.zero_stage}, {training.precision}, {config.data.loaders} loader workers each",
     }
     return Preflight(facts, tuple(shard_set.manifest.domain for shard_set in shard_sets), sizes)
 
