@@ -172,8 +172,8 @@ def _train(words: list[str], program: str) -> str:
 
     config = run_config([word for word in words if word != "--dry-run"], program, ABOUT_TRAIN).resolved()
 
+    from glscl.nodes import cluster_nodes
     from glscl.reporting.console import start_panel
-    from glscl.session import cluster_nodes
     from glscl.training.machines import with_machines
     from glscl.training.preflight import preflight
 

@@ -70,7 +70,7 @@ def ray_session(quiet: bool = False) -> Iterator[None]:
         return
     check_environment()
     named = named_cluster()
-    address = _cluster_of_this_machine() if named in (None, "auto") else named
+    address = cluster_of_this_machine() if named in (None, "auto") else named
     if address is None and named == "auto":
         raise UserError("RAY_ADDRESS=auto: no Ray cluster runs on this machine; start one, or unset RAY_ADDRESS")
     if address in (None, "local"):
@@ -244,7 +244,7 @@ def _remove(folder: str) -> None:
             time.sleep(0.1)
 
 
-def _cluster_of_this_machine(say: bool = True) -> str | None:
+def cluster_of_this_machine(say: bool = True) -> str | None:
     """Address of what ``ray start`` has left running here; None if it is gone (Ray itself would wait for minutes)."""
     from ray._private.utils import read_ray_address
 
@@ -269,29 +269,6 @@ def _answers(address: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def cluster_nodes() -> list[Mapping[str, float]]:
-    """Resources of the nodes of the cluster that `ray_session` would use; nothing is started.
-
-    Raises:
-        UserError: see `glscl.environment.check_environment`.
-    """
-    import ray
-    from ray._private.resource_and_label_spec import ResourceAndLabelSpec
-    from ray._private.services import _get_gcs_client_options
-    from ray._private.state import GlobalState
-
-    if ray.is_initialized():
-        return alive_nodes()
-    check_environment()
-    named = named_cluster()
-    address = _cluster_of_this_machine(say=False) if named in (None, "auto") else named
-    if address in (None, "local"):
-        return [ResourceAndLabelSpec().resolve(is_head=True).to_resource_dict()]
-    state = GlobalState()
-    state._initialize_global_state(_get_gcs_client_options(address))
-    return [node["Resources"] for node in state.node_table() if node["Alive"]]
 
 
 def alive_nodes() -> list[Mapping[str, float]]:
@@ -330,15 +307,15 @@ def check_resources(
     Raises:
         UserError: naming the knob.
     """
-    from ray.autoscaler.sdk import request_resources
-
     deadline = time.monotonic() + wait_s
     if wait_s and room(cpus_per_worker, use_gpu) < workers:
+        from glscl.nodes import NodeRequest
+
         bundle = {"CPU": max(1, round(cpus_per_worker))} | ({"GPU": 1} if use_gpu else {})
-        request_resources(bundles=[bundle] * (most or workers))
-        while room(cpus_per_worker, use_gpu) < workers and time.monotonic() < deadline:
-            time.sleep(1.0)
-        request_resources(bundles=[])  # the workers' own placement group keeps the nodes from here on
+        with NodeRequest([bundle] * (most or workers)) as request:  # the placement group keeps the nodes afterwards
+            while room(cpus_per_worker, use_gpu) < workers and time.monotonic() < deadline:
+                request.renew()
+                time.sleep(1.0)
     if room(cpus_per_worker, use_gpu) < workers:
         raise UserError(lacking(workers, cpus_per_worker, use_gpu, alive_nodes()))
 

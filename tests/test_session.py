@@ -19,7 +19,7 @@ import ray._private.utils
 
 from glscl import session
 from glscl.errors import UserError
-from glscl.session import _cluster_of_this_machine, check_resources, ray_session, room_on, use_interface_of_node
+from glscl.session import check_resources, cluster_of_this_machine, ray_session, room_on, use_interface_of_node
 
 
 @pytest.fixture
@@ -42,12 +42,12 @@ def test_a_cluster_that_is_gone_is_not_waited_for(
     left_behind = tmp_path / "ray_current_cluster"
     left_behind.write_text(silent)
     monkeypatch.setattr(ray._private.utils, "get_ray_address_file", lambda _: str(left_behind))
-    assert _cluster_of_this_machine() is None
+    assert cluster_of_this_machine() is None
     assert f"the Ray cluster at {silent} is gone" in capsys.readouterr().out
     with socket.create_server(("127.0.0.1", int(silent.rpartition(":")[2]))):
-        assert _cluster_of_this_machine() == silent
+        assert cluster_of_this_machine() == silent
     left_behind.unlink()
-    assert _cluster_of_this_machine() is None
+    assert cluster_of_this_machine() is None
 
 
 @pytest.fixture
@@ -100,6 +100,9 @@ def test_a_local_cluster_ends_with_the_block_and_refuses_what_it_has_not(
             with pytest.raises(UserError, match=r"wait_for_nodes_s"):
                 check_resources(1000, 1.0, use_gpu=False, wait_s=2.0)
             check_resources(1, 1.0, use_gpu=False, most=1000)
+            coordinator = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
+            requests = "lambda actor: [r.requested_resources_sum() for r in actor._ongoing_reqs.values()]"
+            assert ray.get(coordinator.__ray_call__.remote(eval(requests))) == [], "the request has been taken back"
             started.update({*psutil.Process().children(recursive=True)} - before)
             raise ValueError("of the test")
 
