@@ -17,6 +17,7 @@ from typing import Any
 from glscl import storage
 from glscl.environment import check_environment, check_working_folder
 from glscl.errors import BrokenRunError, Stopped, UserError, did_you_mean
+from glscl.hardware import Auto, choose
 from glscl.redaction import OutputClosedError, redacted_output
 from glscl.stopping import ends_by_signal
 
@@ -173,9 +174,12 @@ def _train(words: list[str], program: str) -> str:
 
     config = run_config([word for word in words if word != "--dry-run"], program, ABOUT_TRAIN).resolved()
 
+    from glscl.nodes import cluster_nodes
     from glscl.reporting.console import start_panel
+    from glscl.training.machines import with_machines
     from glscl.training.preflight import preflight
 
+    config = with_machines(config, cluster_nodes)
     ready = preflight(config, fetch=not dry)
     if dry:
         print(to_yaml(config), end="")
@@ -254,12 +258,14 @@ def _evaluate(words: list[str], program: str) -> str:
         """Shard sets."""
         output: str = ""
         """Folder for results.json and report.html; empty is eval/ in the run directory."""
-        workers: int = Field(default=1, ge=1)
-        """Ray actors that embed and score."""
-        use_gpu: bool = False
-        """One GPU per actor."""
-        loader_workers: int = Field(default=0, ge=0)
-        """Decoding processes per actor."""
+        workers: int | Auto = "auto"
+        """Ray actors that embed and score. auto: one per GPU of the cluster, without GPUs one per four CPUs."""
+        use_gpu: bool | Auto = "auto"
+        """One GPU per actor. auto: where the cluster has any."""
+        cpus_per_worker: float | Auto = "auto"
+        """CPUs that Ray reserves per actor. auto: a node's CPUs divided among its actors."""
+        loader_workers: int | Auto = "auto"
+        """Decoding processes per actor. auto: all of its CPUs but one beside a GPU, else a quarter."""
         normalisations: bool = False
         """Also score with every registered normalisation (QB-Norm, dual and inverted softmax), as columns of their own
         that say what they saw. The driver then holds the whole matrix of texts x videos."""
@@ -279,6 +285,13 @@ def _evaluate(words: list[str], program: str) -> str:
     from glscl.data.shards import open_shard_set
     from glscl.evaluation.locate import find_model
 
+    for name, given, least in (
+        ("workers", options.workers, 1),
+        ("cpus-per-worker", options.cpus_per_worker, 0.01),
+        ("loader-workers", options.loader_workers, 0),
+    ):
+        if given != "auto" and given < least:
+            raise UserError(f"--{name} = {given:g}: give {least:g} or more, or auto")
     check_environment()
     find_model(options.run)
     for uri in (*options.test, *options.bank):
@@ -301,18 +314,25 @@ def _evaluate(words: list[str], program: str) -> str:
     quarantine = Quarantine(output, options.max_bad_fraction, "--max-bad-fraction")
     quarantine.write()  # nothing yet: what an earlier evaluation found there is forgotten
 
-    from glscl.session import ray_session
+    from glscl.session import alive_nodes, ray_session
     from glscl.training.launch import evaluate
     from glscl.training.results import REPORT, write_results
 
     with ray_session():
+        share = choose(
+            alive_nodes(),
+            workers=options.workers,
+            use_gpu=options.use_gpu,
+            cpus=options.cpus_per_worker,
+            loaders=options.loader_workers,
+            cpus_each=4,
+        )
+        print(f"actors: {share}", flush=True)
         results = evaluate(
             run,
             tests,
             config,
-            workers=options.workers,
-            use_gpu=options.use_gpu,
-            loader_workers=options.loader_workers,
+            share,
             bank=options.bank,
             quarantine=quarantine,
         )
@@ -657,11 +677,12 @@ def _quickstart(words: list[str], program: str) -> str:
 
     from glscl.quickstart import quickstart_config
     from glscl.reporting.console import start_panel
-    from glscl.session import ray_session
+    from glscl.session import alive_nodes, ray_session
+    from glscl.training.machines import with_machines
     from glscl.training.preflight import preflight
 
     with ray_session():
-        config = quickstart_config(options.storage, options.name)
+        config = with_machines(quickstart_config(options.storage, options.name), alive_nodes)
         ready = preflight(config)
         start_panel(program, ready.facts)
         return _run(config, ready)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import tyro
 from pydantic import BaseModel, ValidationError
@@ -56,6 +56,7 @@ def parse_options(
             raise UserError(
                 f"unknown option '--{match.group(1)}'{nearest_key(f'--{name}', [f'--{option}' for option in known])}"
             )
+    arguments = _spelt_out(arguments, kind)
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
@@ -64,6 +65,32 @@ def parse_options(
         raise UserError(f"bad option: {_one_line(printed.getvalue(), leaving, kind)}") from None
     except ValidationError as error:  # tyro lets those of the outermost section through
         raise UserError(f"bad option: {first_mistake(error, kind)}") from None
+
+
+def _spelt_out(arguments: Sequence[str], kind: type[BaseModel]) -> list[str]:
+    """With a value after every switch that is on, off or "auto": tyro takes no bare ``--a.b`` for these."""
+    switches = {
+        name.replace("_", "-")
+        for name, annotation in _annotations(kind)
+        if bool in get_args(annotation) and len(get_args(annotation)) > 1
+    }
+    words: list[str] = []
+    for at, word in enumerate(arguments):
+        name = word[2:].replace("_", "-") if word.startswith("--") else ""
+        head, _, last = name.rpartition(".")
+        positive = ".".join(filter(None, [head, last.removeprefix("no-")]))
+        following = arguments[at + 1].lower() if at + 1 < len(arguments) else "--"
+        if name in switches and following in ("true", "false"):
+            words.append(word)
+        elif name in switches and following.startswith("--"):
+            words += [word, "True"]
+        elif last.startswith("no-") and positive in switches:
+            words += [f"--{positive}", "False"]
+        elif words and words[-1][2:].replace("_", "-") in switches and word.lower() in ("true", "false"):
+            words.append(word.capitalize())
+        else:
+            words.append(word)
+    return words
 
 
 def check_spelling(arguments: Iterable[str], sections: Mapping[str, type[Options]]) -> None:
@@ -98,6 +125,9 @@ def _one_line(printed: str, leaving: SystemExit, kind: type[BaseModel]) -> str:
         return first_mistake(cause, kind, "" if prefix == kind.__name__ else prefix)
     if re.match(r"Unrecognized options:.* (true|false)\b", text, re.IGNORECASE):
         text += " (switches take no value: write --a.b or --a.no-b)"
+    text = re.sub(
+        r"no type matching (.+?) could be instantiated from (\[.*?\])\. Got errors:.*", r"expected \1, got \2", text
+    )
     return text.removeprefix("Error parsing ")
 
 
@@ -109,15 +139,24 @@ def _is_no_flag(name: str, known: set[str]) -> bool:
 
 def first_mistake(error: ValidationError, kind: type[BaseModel], prefix: str = "") -> str:
     """What is wrong first, by its full key, in one line; ``prefix`` is the key of the section that was validated."""
+    several = {name for name, annotation in _annotations(kind) if Literal["auto"] in get_args(annotation)}
+
+    def key_of(place: Mapping[str, Any]) -> str:
+        """Without what pydantic adds for each of several types that a value may have."""
+        words = [*filter(None, [prefix]), *map(str, place["loc"])]
+        shorter = ".".join(words[:-1])
+        return shorter if shorter in several else ".".join(words)
+
+    mistakes = {key_of(each): each for each in reversed(error.errors())}
     first = error.errors()[0]
-    key = ".".join([*filter(None, [prefix]), *map(str, first["loc"])])
+    key = key_of(first)
     if first["type"] == "extra_forbidden":
         return f"unknown key '{key}'{nearest_key(key, keys_of(kind))}"
     try:
         given = repr(first["input"])
     except ValueError:  # of thousands of digits: Python does not print it
         given = "an enormous integer"
-    more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    more = f" ({len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
     return f"{key} = {given if len(given) <= LONGEST_VALUE else given[:LONGEST_VALUE] + '...'}: {first['msg']}{more}"
 
 
@@ -138,9 +177,15 @@ def nearest_key(name: str, known: Iterable[str], least: float = LEAST_LIKENESS) 
 
 def keys_of(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """Every configuration key, dotted."""
+    for name, _ in _annotations(model, prefix):
+        yield name
+
+
+def _annotations(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every configuration key with its type."""
     for name, field in model.model_fields.items():
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from keys_of(kind, f"{prefix}{name}.")
+            yield from _annotations(kind, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}"
+            yield f"{prefix}{name}", kind

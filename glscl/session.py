@@ -70,7 +70,7 @@ def ray_session(quiet: bool = False) -> Iterator[None]:
         return
     check_environment()
     named = named_cluster()
-    address = _cluster_of_this_machine() if named in (None, "auto") else named
+    address = cluster_of_this_machine() if named in (None, "auto") else named
     if address is None and named == "auto":
         raise UserError("RAY_ADDRESS=auto: no Ray cluster runs on this machine; start one, or unset RAY_ADDRESS")
     if address in (None, "local"):
@@ -253,7 +253,7 @@ def _remove(folder: str) -> None:
             time.sleep(0.1)
 
 
-def _cluster_of_this_machine() -> str | None:
+def cluster_of_this_machine(say: bool = True) -> str | None:
     """Address of what ``ray start`` has left running here; None if it is gone (Ray itself would wait for minutes)."""
     from ray._private.utils import read_ray_address
 
@@ -263,7 +263,8 @@ def _cluster_of_this_machine() -> str | None:
     if _answers(address):
         check_cluster(str(address), f"the Ray cluster of this machine, {address}")
         return str(address)
-    print(f"the Ray cluster at {address} is gone; starting a local one", flush=True)
+    if say:
+        print(f"the Ray cluster at {address} is gone; starting a local one", flush=True)
     return None
 
 
@@ -315,15 +316,15 @@ def check_resources(
     Raises:
         UserError: naming the knob.
     """
-    from ray.autoscaler.sdk import request_resources
-
     deadline = time.monotonic() + wait_s
     if wait_s and room(cpus_per_worker, use_gpu) < workers:
+        from glscl.nodes import NodeRequest
+
         bundle = {"CPU": max(1, round(cpus_per_worker))} | ({"GPU": 1} if use_gpu else {})
-        request_resources(bundles=[bundle] * (most or workers))
-        while room(cpus_per_worker, use_gpu) < workers and time.monotonic() < deadline:
-            time.sleep(1.0)
-        request_resources(bundles=[])  # the workers' own placement group keeps the nodes from here on
+        with NodeRequest([bundle] * (most or workers)) as request:  # the placement group keeps the nodes afterwards
+            while room(cpus_per_worker, use_gpu) < workers and time.monotonic() < deadline:
+                request.renew()
+                time.sleep(1.0)
     if room(cpus_per_worker, use_gpu) < workers:
         raise UserError(lacking(workers, cpus_per_worker, use_gpu, alive_nodes()))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -76,6 +77,46 @@ def test_help_and_bad_spelling_do_not_wait_for_torch() -> None:
     assert lines[-3] == "(0, 2, 2) False False"
     assert lines[-2].startswith("glscl: FAILED x: not a dashboard's address")
     assert lines[-1] == "False"  # nor does what only talks to a cluster
+
+
+def imported(tmp_path: Path, *lines: str) -> set[str]:
+    """Which of the slow packages command lines have imported that must be refused; all in one process."""
+    code = (
+        "import sys; from glscl.cli import main; statuses = [main(line.split()) for line in sys.argv[1:]];"
+        f"print(set(statuses), *(name for name in {SLOW} if name in sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *lines],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "RAY_ADDRESS": "local"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    status, *names = done.stdout.splitlines()[-1].split()
+    assert status == "{2}", done.stdout
+    return set(names)
+
+
+SLOW = ("torch", "torchvision", "open_clip", "webdataset", "deepspeed", "ray", "ray.train", "scipy", "sklearn", "s3fs")
+
+
+def test_mistakes_that_need_no_torch_do_not_wait_for_it(tmp_path: Path) -> None:
+    shards = "shards build --annotations a --split s --videos v --output o"
+    lines = [
+        *("train --config msrvt", "train --training.epochss 3", "train --config", "eval --runn x"),
+        *("eval --run nowhere --test x", "study --config toyy", "sweep --config toyy", "quickstart --nme x"),
+        *("quickstart --name a/b", "shards info nowhere", "shards verify nowhere", f"{shards} --benchmark jsnl"),
+        *(f"{shards} --benchmark jsonl", "toy --domain toy_clip --split dev --count 1 --output x", "doctor --worker 1"),
+    ]
+    assert imported(tmp_path, *lines) == set()
+
+
+def test_mistakes_in_a_run_wait_for_torch_alone(tmp_path: Path) -> None:
+    """Heads bring their own options, and heads are torch's; models, decoders and Ray are not needed to read them."""
+    lines = ["train --training.tau 3", "train --config tiny --model.head glcsl", "train --config nowhere.yaml"]
+    lines += ["study --config nowhere.yaml", "sweep --config nowhere.yaml"]
+    assert imported(tmp_path, *lines) <= {"torch"}
 
 
 @pytest.mark.parametrize("words", [[], ["-h"], ["--help"], ["help"], ["shards", "--help"]])

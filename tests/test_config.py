@@ -276,7 +276,7 @@ def test_a_switch_that_a_preset_sets_can_be_unset() -> None:
         (["--training.zero-stage", "5"], "'5' .*--training.zero-stage.*'0', '1', '2', '3'"),
         (["--data.captions", "every"], "'every' .*--data.captions.*'all', 'one'"),
         (["--training.betas", "0.9"], "--training.betas.*2 values"),
-        (["--training.use-gpu", "true"], "true .*--a.no-b"),
+        (["--evaluation.normalisations", "true"], "true .*--a.no-b"),
         (["--data.no-train"], "--data.no-train"),
         (["--seed"], "--seed"),
         (["stray"], "stray"),
@@ -369,10 +369,14 @@ def _of_kind(kind: Any, low: float | None, high: float | None) -> st.SearchStrat
         return floats.filter(lambda value: value > 0 or low is None)
     if kind is str:
         return st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
-    if kind == int | tuple[int, int]:  # of workers
-        sizes = st.integers(1, 10**6)
-        return sizes | st.lists(sizes, min_size=2, max_size=2, unique=True).map(sorted)
     arguments = get_args(kind)
+    if tuple[int, int] in arguments:  # of workers
+        sizes = st.integers(1, 10**6)
+        return sizes | st.lists(sizes, min_size=2, max_size=2, unique=True).map(sorted) | st.just("auto")
+    if Literal["auto"] in arguments:
+        other, *limits = get_args(arguments[0]) or (arguments[0],)
+        least = next((getattr(m, "ge", getattr(m, "gt", None)) for limit in limits for m in limit.metadata), None)
+        return st.just("auto") | _of_kind(other, least, None)  # type: ignore[operator]
     assert type(None) in arguments, kind
     return st.none() | _of_kind(next(a for a in arguments if a is not type(None)), low, high)  # type: ignore[operator]
 

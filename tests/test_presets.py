@@ -267,9 +267,9 @@ def test_batches_work_out_on_the_real_sizes(name: str) -> None:
         config.data.captions,
         config.seed,
     )
-    plan.check_world(training.num_workers, config.data.loader_workers)
-    assert training.global_batch % (training.num_workers * training.accumulate) == 0
-    assert training.cpus_per_worker > config.data.loader_workers or not training.use_gpu
+    plan.check_world(training.most_workers, config.data.loaders)
+    assert training.global_batch % (training.most_workers * training.accumulate) == 0
+    assert training.cpus > config.data.loaders or not training.on_gpu
     said = re.search(r"([\d,]+) steps\s+an\s+epoch", preset_text(name).replace("\n#", ""))
     if said and name != "lsmdc":
         assert int(said[1].replace(",", "")) == plan.steps_per_epoch

@@ -18,8 +18,8 @@ import pytest
 import ray._private.utils
 
 from glscl import session
-from glscl.errors import UserError
-from glscl.session import _cluster_of_this_machine, check_resources, ray_session, room_on, use_interface_of_node
+from glscl.errors import BrokenRunError, UserError
+from glscl.session import check_resources, cluster_of_this_machine, ray_session, room_on, use_interface_of_node
 
 
 @pytest.fixture
@@ -42,12 +42,12 @@ def test_a_cluster_that_is_gone_is_not_waited_for(
     left_behind = tmp_path / "ray_current_cluster"
     left_behind.write_text(silent)
     monkeypatch.setattr(ray._private.utils, "get_ray_address_file", lambda _: str(left_behind))
-    assert _cluster_of_this_machine() is None
+    assert cluster_of_this_machine() is None
     assert f"the Ray cluster at {silent} is gone" in capsys.readouterr().out
     with socket.create_server(("127.0.0.1", int(silent.rpartition(":")[2]))):
-        assert _cluster_of_this_machine() == silent
+        assert cluster_of_this_machine() == silent
     left_behind.unlink()
-    assert _cluster_of_this_machine() is None
+    assert cluster_of_this_machine() is None
 
 
 @pytest.fixture
@@ -83,6 +83,64 @@ def test_what_killed_commands_left_goes_and_what_is_needed_stays(temporary: Path
     assert all(folder.exists() for folder in [*kept, temporary / "ray" / "session_1", temporary / "glscl-ray-starting"])
 
 
+def test_a_start_of_ray_that_fails_is_tried_again(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    starts: list[str] = []
+
+    def init(**options: Any) -> None:
+        starts.append(options["_temp_dir"])
+        if len(starts) != 2:
+            raise Exception("The current node timed out during startup. This\ncould happen")  # Ray's own type and words
+
+    monkeypatch.setattr("ray.init", init)
+    with ray_session():
+        pass
+    assert len(starts) == 2
+    said = capsys.readouterr().out
+    assert said == (
+        "Ray has not started (Exception: The current node timed out during startup. This could happen); trying again\n"
+    )
+    starts[:] = ["", ""]
+    says = r"^Ray does not start on this machine, tried 2 times: .*node timed out"
+    with pytest.raises(BrokenRunError, match=says), ray_session():
+        pytest.fail("without a cluster")
+    assert len(starts) == 4
+    assert f"Ray's logs of this command: {starts[-1]}" in capsys.readouterr().out
+    assert os.environ.items() >= session.PATIENCE.items()
+
+
+def test_a_node_that_starts_slowly_is_waited_for_while_it_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    alive = [True]
+
+    def get_node(address: str, node: str) -> str:
+        asked.append(node)
+        if len(asked) < 4:
+            raise RuntimeError("No node found")
+        return "its details"
+
+    raylet = SimpleNamespace(name=lambda: "raylet")
+    monkeypatch.setattr(psutil.Process, "children", lambda _: [raylet] if alive[0] else [])
+    monkeypatch.setattr(session.time, "sleep", lambda _: None)
+    assert session._wait_for_node(get_node, "address", "n") == "its details"
+    assert asked == ["n"] * 4
+    asked.clear()
+    alive[0] = False
+    with pytest.raises(RuntimeError, match="No node found"):
+        session._wait_for_node(get_node, "address", "n")
+    assert asked == ["n"]
+
+
+def test_folders_of_other_versions_are_left_alone(temporary: Path) -> None:
+    folder = temporary / "glscl-ray-other"
+    folder.mkdir()
+    (folder / "owner.json").write_text('{"pid": 1, "start": "149165"}')
+    session._remove_left_folders(str(temporary))
+    assert folder.exists()
+
+
 @pytest.mark.e2e
 def test_a_local_cluster_ends_with_the_block_and_refuses_what_it_has_not(
     temporary: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -100,6 +158,9 @@ def test_a_local_cluster_ends_with_the_block_and_refuses_what_it_has_not(
             with pytest.raises(UserError, match=r"wait_for_nodes_s"):
                 check_resources(1000, 1.0, use_gpu=False, wait_s=2.0)
             check_resources(1, 1.0, use_gpu=False, most=1000)
+            coordinator = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
+            requests = "lambda actor: [r.requested_resources_sum() for r in actor._ongoing_reqs.values()]"
+            assert ray.get(coordinator.__ray_call__.remote(eval(requests))) == [], "the request has been taken back"
             started.update({*psutil.Process().children(recursive=True)} - before)
             raise ValueError("of the test")
 

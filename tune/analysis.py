@@ -58,7 +58,7 @@ def analyse(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "git_commit": git_commit(),
         "command": " ".join(["glscl", *sys.argv[1:]]),
-        "machine": machine(default.training.use_gpu),
+        "machine": machine(default.training.use_gpu is not False),
         "objective": sweep.objective,
         "metric": sweep.metric,
         "searcher": sweep.searcher,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from glscl.errors import UserError
+from glscl.progress import time_left
 from glscl.reporting.console import console
 from tune.objective import Score
 from tune.trial import Setup
@@ -40,6 +42,7 @@ class Watch(Callback):
         self._ending: dict[str, str] = {}
         self._keep = keep
         out = console()
+        self._began = time.monotonic()
         self._live = Live(console=out, auto_refresh=False) if out.is_terminal else None
 
     def setup(self, **info: Any) -> None:
@@ -112,7 +115,9 @@ class Watch(Callback):
         if self._live is not None:
             self._live.update(table(found, self._total), refresh=True)
             return
-        print(f"sweep: {text}; {summary(found, self._total)}", flush=True)
+        ended = sum(trial.state != "running" for trial in found) - len(self._known)
+        left = time_left(time.monotonic() - self._began, ended, self._total - len(self._known))
+        print(f"sweep: {text}; {summary(found, self._total)}{left}", flush=True)
 
 
 def summary(trials: Sequence[Trial], total: int) -> str:

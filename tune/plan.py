@@ -63,8 +63,8 @@ def describe(sweep: SweepConfig, default: RunConfig) -> dict[str, str]:
         "searcher": f"{sweep.searcher}, seed {sweep.seed}",
         "scheduler": sweep.scheduler,
         "trials": f"{sweep.trials}, {ended} of them ended",
-        "workers per trial": f"{trainings} training(s) at once x {training.num_workers} worker(s) x "
-        f"{training.cpus_per_worker:g} CPU{', 1 GPU' if training.use_gpu else ''}",
+        "workers per trial": f"{trainings} training(s) at once x {training.most_workers} worker(s) x "
+        f"{training.cpus:g} CPU{', 1 GPU' if training.on_gpu else ''}",
     }
     if note := note_on_loss(default, tuple(sweep.domains)):
         facts["note"] = note

@@ -15,10 +15,11 @@ from glscl.config import RunConfig, to_yaml
 from glscl.data.shards import open_shard_set
 from glscl.errors import UserError
 from glscl.evaluation.saved import FOLDER
-from glscl.session import check_resources
+from glscl.session import alive_nodes, check_resources
 from glscl.study.cell import remove_checkpoints
 from glscl.study.grid import Sets, shard_sets
 from glscl.study.run import pretrain, room_for
+from glscl.training.machines import with_machines
 from glscl.training.preflight import preflight
 from glscl.training.results import write_status
 from tune.analysis import analyse
@@ -46,15 +47,13 @@ def places(sweep: SweepConfig, default: RunConfig) -> int:
     Raises:
         UserError: not even one does.
     """
-    training, trainings = default.training, len(folds(sweep))
-    check_resources(
-        training.most_workers * trainings, training.cpus_per_worker, training.use_gpu, training.wait_for_nodes_s
-    )
+    training, trainings = with_machines(default, alive_nodes, alone=False).training, len(folds(sweep))
+    check_resources(training.most_workers * trainings, training.cpus, training.on_gpu, training.wait_for_nodes_s)
     found = room_for(training) // trainings
     if not found:
         raise UserError(
-            f"a trial needs {trainings} x {training.most_workers} workers of {training.cpus_per_worker:g} CPUs"
-            f"{' and a GPU' if training.use_gpu else ''} at once, and the nodes hold {room_for(training)} such "
+            f"a trial needs {trainings} x {training.most_workers} workers of {training.cpus:g} CPUs"
+            f"{' and a GPU' if training.on_gpu else ''} at once, and the nodes hold {room_for(training)} such "
             f"groups of {training.most_workers}: lower training.num_workers or training.cpus_per_worker, or add nodes"
         )
     return min(found, max(1, sweep.concurrent or found))
@@ -98,7 +97,7 @@ def prepare(sweep: SweepConfig) -> Setup:
     pretrain(sweep)
     for fold, config in runs(sweep, sets, trials_folder(sweep), {}, sweep.seed).items():
         try:
-            preflight(config)
+            preflight(with_machines(config, alive_nodes, alone=False))
         except UserError as error:
             raise UserError(f"{fold}: {error}") from None
     return make_setup(sweep, sets)

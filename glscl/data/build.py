@@ -19,6 +19,7 @@ from glscl.data.quarantine import FILE, LISTED
 from glscl.data.records import Record
 from glscl.data.shards import MANIFEST, Manifest, ShardEntry, summary
 from glscl.errors import UserError
+from glscl.progress import Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,10 @@ def build_shards(
     ]
     storage.remove(storage.join(output, FILE))  # of a build that failed
     check = partial(_check_rejected, records=len(records), limit=max_bad_fraction, output=output, origin=origin)
-    written = _write_here(jobs, check) if workers == 0 else _write_with_ray(jobs, workers, check)
+    with Progress(f"writing {origin.domain}/{origin.split}", len(records), "videos") as progress:
+        written = (
+            _write_here(jobs, check, progress) if workers == 0 else _write_with_ray(jobs, workers, check, progress)
+        )
     rejected = dict.fromkeys(missing, "no file") | _rejected(written)
     shards = tuple(entry for entry, _, _ in written if entry is not None)
     if not shards:
@@ -170,17 +174,21 @@ def _check_rejected(written: Iterable[_ShardResult], records: int, limit: float,
     )
 
 
-def _write_here(jobs: list[_ShardJob], check: Callable[[Iterable[_ShardResult]], None]) -> list[_ShardResult]:
+_Check = Callable[[Iterable[_ShardResult]], None]
+
+
+def _write_here(jobs: list[_ShardJob], check: _Check, progress: Progress) -> list[_ShardResult]:
     """Write the tars in this process."""
     results: list[_ShardResult] = []
     for job in jobs:
         results.append(_write_shard(*job))
         check(results)
+        progress.advance(len(job[0]))
     return results
 
 
 def _write_with_ray(
-    jobs: list[_ShardJob], workers: int | None, check: Callable[[Iterable[_ShardResult]], None]
+    jobs: list[_ShardJob], workers: int | None, check: _Check, progress: Progress
 ) -> list[_ShardResult]:
     """Write the tars as Ray tasks, a bounded number at a time; results in the order of ``jobs``."""
     import ray
@@ -193,8 +201,10 @@ def _write_with_ray(
         pending[task.remote(*job)] = index
         while len(pending) >= limit or (pending and index == len(jobs) - 1):
             done, _ = ray.wait(list(pending), num_returns=1)
-            results[pending.pop(done[0])] = ray.get(done[0])
+            written = pending.pop(done[0])
+            results[written] = ray.get(done[0])
             check(results.values())
+            progress.advance(len(jobs[written][0]))
     return [results[index] for index in range(len(jobs))]
 
 

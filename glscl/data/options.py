@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
 from glscl.data.augment import check_augmentation
+from glscl.hardware import Auto
 from glscl.options import Options
 
 
@@ -25,8 +26,9 @@ class DataConfig(Options):
     """`all`: every caption is a pair of the epoch (the papers' way); `one`: one caption drawn per video and epoch."""
     virtual_streams: int = Field(default=32, ge=1)
     """Streams that together fill a global batch: a multiple of workers x loader workers, a divisor of the batch."""
-    loader_workers: int = Field(default=2, ge=0)
-    """Decoding processes per training worker; 0 decodes in the training process."""
+    loader_workers: Annotated[int, Field(ge=0)] | Auto = "auto"
+    """Decoding processes per training worker; 0 decodes in the training process. auto: as many as a worker's CPUs and
+    the stream allow."""
     prefetch: int = Field(default=2, ge=1)
     """Batches decoded ahead by each loader worker."""
     sample_fps: float = Field(default=1.0, gt=0)
@@ -49,3 +51,8 @@ class DataConfig(Options):
     @classmethod
     def _known_augmentation(cls, text: str | None) -> str | None:
         return text if text is None else check_augmentation(text)
+
+    @property
+    def loaders(self) -> int:
+        """Decoding processes of each worker; 2 for an `auto` that `glscl.training.machines` has not replaced."""
+        return 2 if self.loader_workers == "auto" else self.loader_workers

@@ -31,6 +31,7 @@ from glscl.data.tars import Sample as Sample
 from glscl.data.tars import index_foreign, index_own
 from glscl.errors import UserError, printable
 from glscl.options import Options
+from glscl.progress import Progress
 
 FORMAT = 1
 FOREIGN = "webdataset"
@@ -285,11 +286,12 @@ def verify_shards(uri: str) -> list[str]:
     """
     shard_set = read_manifest(uri)
     wrong = _wrong_sizes(shard_set)
-    return [
-        problem
-        for index, entry in enumerate(shard_set.manifest.shards)
-        for problem in ([wrong[entry.name]] if entry.name in wrong else _verify_one(shard_set, index))
-    ]
+    problems: list[str] = []
+    with Progress(f"reading {uri}", len(shard_set.manifest.shards), "shards") as progress:
+        for index, entry in enumerate(shard_set.manifest.shards):
+            problems += [wrong[entry.name]] if entry.name in wrong else _verify_one(shard_set, index)
+            progress.advance()
+    return problems
 
 
 def _verify_one(shard_set: ShardSet, index: int) -> Iterator[str]:

@@ -56,6 +56,7 @@ def embed(
     loader_workers: int,
     device: torch.device,
     thumbnails: bool = False,
+    note: Callable[[int], None] = lambda count: None,
 ) -> Embeddings:
     """Embed a range of videos with their captions; without rows or caches if the range holds no usable video.
 
@@ -65,10 +66,12 @@ def embed(
         loader_workers: decoding processes.
         device: where the model is.
         thumbnails: also keep small pictures of every video.
+        note: is told of so many more videos that are done.
     """
     parts = []
     quarantined = []
     for batch in gallery.batches(loader_workers):
+        note(len(batch.samples) + len(batch.quarantined))
         quarantined += batch.quarantined
         if not batch.samples:
             continue

@@ -22,7 +22,12 @@ from glscl.evaluation.oracles import attribute_accuracy, attribute_pair_oracles,
 from glscl.evaluation.retrieval import Part, metrics_of, score_part, similarity_part
 from glscl.evaluation.saved import ModelCard, check_weights, load_model, read_card
 from glscl.evaluation.scoring import ScoringResult, merge, rank_matrix, split_rows
+from glscl.models.heads.base import Features
 from glscl.models.tokenizer import tokenize
+from glscl.progress import Progress
+
+POLL_S = 1.0
+"""Seconds between two looks at how far the actors have come."""
 
 
 class Evaluator:
@@ -34,6 +39,18 @@ class Evaluator:
         self.model = model.to(self.device)
         self.config = config
         self.loader_workers = loader_workers
+        self.done = 0
+
+    def progress(self) -> int:
+        """Videos embedded and queries scored since the last task of this actor began; asked while it works."""
+        return self.done
+
+    def _note(self, count: int) -> None:
+        self.done += count
+
+    def _score(self, text: Features, video: Features) -> Tensor:
+        self._note(len(next(iter(text.values()))) * len(next(iter(video.values()))))
+        return self.model.score(text, video)
 
     def embed(self, uri: str, videos: range, thumbnails: bool, part: Part) -> Embeddings:
         """Embed this part of a set's ``videos`` and their captions."""
@@ -41,7 +58,8 @@ class Evaluator:
         first, last = videos.start + own.start, videos.start + own.stop
         sampling = self.card.sampling(self.model.frame_size)
         gallery = Gallery(open_shard_set(uri), first, last, sampling, self._tokenize, self.config.batch_size)
-        return embed(self.model, gallery, self.loader_workers, self.device, thumbnails=thumbnails)
+        self.done = 0
+        return embed(self.model, gallery, self.loader_workers, self.device, thumbnails=thumbnails, note=self._note)
 
     def _tokenize(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         return tokenize(captions, self.card.model.max_words)
@@ -49,12 +67,14 @@ class Evaluator:
     @torch.no_grad()
     def score(self, embeddings: Embeddings, part: Part) -> ScoringResult:
         """Score this part's rows in both directions."""
-        return score_part(self.model.score, embeddings, self.config, part, self.device)
+        self.done = 0
+        return score_part(self._score, embeddings, self.config, part, self.device)
 
     @torch.no_grad()
     def similarity(self, texts: Embeddings, videos: Embeddings, part: Part) -> Tensor:
         """Similarities (a, N) of this part's texts of one set with all videos of the same or another set."""
-        return similarity_part(self.model.score, texts, videos, self.config, part, self.device)
+        self.done = 0
+        return similarity_part(self._score, texts, videos, self.config, part, self.device)
 
 
 Each = Callable[..., list[Any]]
@@ -117,37 +137,48 @@ def evaluate_model(
     bank_sets = [open_shard_set(uri) for uri in bank]
     share = _bank_share(config, bank_sets)
     leaked = leakage_lists(config.leave_out, [shard_set.manifest.domain for shard_set in sets])
-    actor = ray.remote(num_cpus=cpus_per_worker, num_gpus=int(use_gpu))(Evaluator)
+    # Of the two calls at once, one asks how far the other has come.
+    actor = ray.remote(num_cpus=cpus_per_worker, num_gpus=int(use_gpu), max_concurrency=2)(Evaluator)
     actors = [actor.remote(folder, config, use_gpu, loader_workers) for _ in range(workers)]
     parts = [Part(index, workers) for index in range(workers)]
     entries = []
     problems: list[str] = []
     quarantine = quarantine or Quarantine(None, 1.0, "")
 
-    def each(method: str, *arguments: Any) -> list[Any]:
+    def each(method: str, *arguments: Any, progress: Progress | None = None) -> list[Any]:
         calls = [getattr(a, method).remote(*arguments, part) for a, part in zip(actors, parts, strict=True)]
+        waiting = calls
+        while progress is not None and waiting:
+            ended, waiting = ray.wait(calls, num_returns=len(calls), timeout=POLL_S)
+            ray.get(ended)  # an actor that failed is not waited for any longer
+            progress.reach(sum(ray.get([a.progress.remote() for a in actors])) if waiting else progress.total)
         return list(ray.get(calls))
 
     try:
         query_bank = _embed_bank(each, bank_sets, share, quarantine) if share else None
         for shard_set in sets:
             domain = shard_set.manifest.domain
-            pieces = each("embed", shard_set.uri, range(shard_set.manifest.videos), config.examples > 0)
+            name, videos = f"{domain}/{shard_set.manifest.split}", shard_set.manifest.videos
+            with Progress(f"embedding {name}", videos, "videos") as progress:
+                pieces = each("embed", shard_set.uri, range(videos), config.examples > 0, progress=progress)
             quarantine.take("test", [shard_set], [entry for piece in pieces for entry in piece.quarantined])
             if problem := quarantine.problem("test", [shard_set]):
                 problems.append(problem)
                 continue
             embeddings = concatenate(pieces)
             shared = ray.put(embeddings)
+            pairs = 2 * len(embeddings.captions) * len(embeddings.video_ids)  # once in each direction
             normalised: list[dict[str, Any]] = []
             if config.normalisations:  # these hold the whole matrix: every pair is then scored once, not once per way
-                similarity = torch.cat(each("similarity", shared, shared))
+                with Progress(f"scoring {name}", pairs // 2, "pairs") as progress:
+                    similarity = torch.cat(each("similarity", shared, shared, progress=progress))
                 result = rank_matrix(similarity, embeddings.text_to_video)
                 banks = _banks(each, shared, query_bank, domain) if query_bank else None
                 normalised = normalised_metrics(similarity, embeddings.text_to_video, banks)
                 del similarity, banks
             else:
-                result = merge(each("score", shared))
+                with Progress(f"scoring {name}", pairs, "pairs") as progress:
+                    result = merge(each("score", shared, progress=progress))
             del shared
             entry = _entry(shard_set, card, embeddings, result, config.examples)
             entry["normalised"] = normalised

@@ -103,7 +103,7 @@ def analyse(study: StudyConfig, cells: Sequence[Cell], finished: Finished) -> di
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "git_commit": git_commit(),
         "command": " ".join(["glscl", *sys.argv[1:]]),
-        "machine": machine(first.training.use_gpu),
+        "machine": machine(first.training.use_gpu is not False),
         "finished_cells": len(finished),
         "cells": len(cells),
         "seeds": list(study.seeds),

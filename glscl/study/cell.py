@@ -19,10 +19,11 @@ from glscl.evaluation.evaluate import without_thumbnails
 from glscl.evaluation.saved import FOLDER, ModelCard, load_model, save_model
 from glscl.models.retriever import Retriever
 from glscl.reporting.study_schema import ZERO_SHOT
-from glscl.session import check_resources
+from glscl.session import alive_nodes, check_resources
 from glscl.study.grid import RESULT, Cell
 from glscl.training.checkpoint import differing_keys
 from glscl.training.launch import incomplete_sets, quarantine_of, score_tests, train
+from glscl.training.machines import with_machines
 from glscl.training.preflight import CONFIG, preflight
 from glscl.training.results import status_on_failure, write_results, write_status
 from glscl.training.retention import INDEX, PREFIX, RAY_REGISTER
@@ -104,6 +105,7 @@ def remove_checkpoints(run_directory: str) -> None:
 
 def _trained(config: RunConfig) -> dict[str, Any]:
     """An ordinary run, in the cell's folder."""
+    config = with_machines(config, alive_nodes, alone=False)
     write_status(config.run_directory, state="running", verdict="")
     with status_on_failure(config.run_directory):
         results = train(config, preflight(config), keep_ranks=True)
@@ -118,8 +120,9 @@ def _trained(config: RunConfig) -> dict[str, Any]:
 
 def _towers(config: RunConfig) -> dict[str, Any]:
     """The clip towers as they are, frames pooled by their mean."""
+    config = with_machines(config, alive_nodes, alone=False)
     training = config.training
-    check_resources(training.most_workers, training.cpus_per_worker, training.use_gpu, training.wait_for_nodes_s)
+    check_resources(training.most_workers, training.cpus, training.on_gpu, training.wait_for_nodes_s)
     torch.manual_seed(config.seed)
     card = ModelCard(
         model=config.model,

@@ -11,9 +11,11 @@ import torch
 from glscl.config import RunConfig
 from glscl.evaluation.cost import head_cost, paper_counts
 from glscl.models.towers import Towers
+from glscl.session import alive_nodes
 from glscl.study.analysis import machine
 from glscl.study.grid import Cell
 from glscl.study.options import StudyConfig
+from glscl.training.machines import with_machines
 
 
 def measure_costs(study: StudyConfig, cells: Sequence[Cell]) -> dict[str, Any]:
@@ -25,11 +27,11 @@ def measure_costs(study: StudyConfig, cells: Sequence[Cell]) -> dict[str, Any]:
     import ray
 
     first = {(cell.condition, cell.variant): cell.config for cell in reversed(cells) if cell.domains}
-    training = next(iter(first.values())).training
-    task = ray.remote(num_cpus=training.cpus_per_worker, num_gpus=int(training.use_gpu))(_measure)
+    training = with_machines(next(iter(first.values())), alive_nodes, alone=False).training
+    task = ray.remote(num_cpus=training.cpus, num_gpus=int(training.on_gpu))(_measure)
     values = [(condition, variant, config.model_dump(mode="json")) for (condition, variant), config in first.items()]
     order = list(study.variants)
-    measured: dict[str, Any] = ray.get(task.remote(values, training.use_gpu))
+    measured: dict[str, Any] = ray.get(task.remote(values, training.on_gpu))
     measured["costs"].sort(key=lambda cost: (cost["condition"], order.index(cost["variant"])))
     return measured | {"paper_counts": [asdict(count) for count in paper_counts()]}
 

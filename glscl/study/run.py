@@ -11,9 +11,11 @@ from glscl import storage
 from glscl.data.quarantine import incomplete_in_words
 from glscl.errors import UserError, one_line
 from glscl.evaluation.saved import CARD, FOLDER
+from glscl.hardware import Share
+from glscl.progress import time_left
 from glscl.reporting.study_report import write_study_report
 from glscl.reporting.study_tables import write_study_tables
-from glscl.session import check_resources, room
+from glscl.session import alive_nodes, check_resources, room
 from glscl.strict_yaml import dump_yaml
 from glscl.study.analysis import analyse, compact
 from glscl.study.cell import export_towers, read_result, remove_checkpoints, run_cell
@@ -22,6 +24,7 @@ from glscl.study.grid import TOWERS, Cell, cells, check_sets, pretraining_run, s
 from glscl.study.measure import measure_costs
 from glscl.study.options import RunsConfig, StudyConfig
 from glscl.training.launch import train
+from glscl.training.machines import with_machines
 from glscl.training.options import TrainingConfig
 from glscl.training.preflight import preflight
 from glscl.training.results import status_on_failure, write_status
@@ -32,6 +35,7 @@ REPORT = "report.html"
 TABLES = "tables"
 COSTS = "costs.json"
 _POLL_S = 5.0
+_SAY_EVERY_S = 60.0
 _MOST_FAILURES = 5  # cells that may fail before no other is started
 
 
@@ -70,7 +74,7 @@ def prepare(study: StudyConfig) -> list[Cell]:
         aspects = {(cell.condition, "training", cell.training), (cell.condition, "variant", cell.variant)}
         if cell.domains and not aspects <= seen and read_result(cell) is None:
             try:
-                preflight(cell.config, fetch=not seen)
+                preflight(with_machines(cell.config, alive_nodes, alone=False), fetch=not seen)
             except UserError as error:
                 raise UserError(f"{cell.label}: {error}") from None
         seen |= aspects
@@ -86,6 +90,7 @@ def pretrain(study: RunsConfig) -> None:
     config = pretraining_run(study, make=True)
     if config is None:
         return
+    config = with_machines(config, alive_nodes)
     ready = preflight(config)  # also refuses another pretraining than the one that was done
     towers = storage.join(study.directory, TOWERS)
     if storage.exists(towers):
@@ -125,10 +130,15 @@ def run_cells(
     _say(f"{finished} of {len(found)} cells are finished, {len(pending)} to do", kind)
     if not pending:
         return
-    training = pending[0].config.training
-    check_resources(training.most_workers, training.cpus_per_worker, training.use_gpu, training.wait_for_nodes_s)
+    config = with_machines(pending[0].config, alive_nodes, alone=False)
+    training = config.training
+    at_once = max(1, min(room_for(training), concurrent or len(found)))
+    share = Share(training.most_workers, training.on_gpu, training.cpus, config.data.loaders)
+    _say(f"workers of a cell: {share}; {at_once} cells at once", kind)
+    check_resources(training.most_workers, training.cpus, training.on_gpu, training.wait_for_nodes_s)
     task = ray.remote(num_cpus=0, max_retries=2, scheduling_strategy="SPREAD")(_task)
     running: dict[Any, Cell] = {}
+    began = said = time.monotonic()
     failures: list[tuple[Cell, BaseException]] = []
     while pending or running:
         most = max(1, min(room_for(training), concurrent or len(found)))
@@ -138,6 +148,10 @@ def run_cells(
         if not running:
             break
         done, _ = ray.wait(list(running), num_returns=1, timeout=_POLL_S)
+        if time.monotonic() - said >= _SAY_EVERY_S:
+            said = time.monotonic()
+            left = time_left(said - began, finished - before, len(found) - before)
+            _say(f"{finished}/{len(found)} cells, {len(running)} running{left}", kind)
         for reference in done:
             cell = running.pop(reference)
             try:
@@ -178,7 +192,7 @@ def _task(values: Mapping[str, Any], keep_model: bool) -> dict[str, Any]:
 
 def room_for(training: TrainingConfig) -> int:
     """Trainings whose workers all fit on the nodes there are."""
-    return room(training.cpus_per_worker, training.use_gpu) // training.most_workers
+    return room(training.cpus, training.on_gpu) // training.most_workers
 
 
 def _yaml(study: StudyConfig) -> str:

@@ -81,7 +81,7 @@ class HeldOut:
         own = split_rows(shard_set.manifest.videos, self.rank, self.world)
         size = self.config.evaluation.batch_size
         gallery = Gallery(shard_set, own.start, own.stop, self.sampling, tokens, size, self.board)
-        part = embed(model, gallery, self.config.data.loader_workers, self.device)
+        part = embed(model, gallery, self.config.data.loaders, self.device)
         self.reporter.found("validation", part.quarantined)
         parts: list[Any] = [None] * self.world
         distributed.all_gather_object(parts, part)

@@ -19,6 +19,7 @@ from glscl.errors import BrokenRunError, Stopped, UserError
 from glscl.evaluation.evaluate import evaluate_model
 from glscl.evaluation.options import EvaluationConfig
 from glscl.evaluation.saved import FOLDER, ModelCard, read_card, save_model
+from glscl.hardware import Share
 from glscl.session import check_resources, room
 from glscl.training.checkpoint import TAG, IncompleteCheckpointError, check_complete, local_copy
 from glscl.training.preflight import CONFIG, Preflight
@@ -50,7 +51,7 @@ def train(config: RunConfig, ready: Preflight, *, keep_ranks: bool = False) -> d
     """
     training = config.training
     fewest, most = ready.sizes[0], ready.sizes[-1]
-    check_resources(fewest, training.cpus_per_worker, training.use_gpu, training.wait_for_nodes_s, most)
+    check_resources(fewest, training.cpus, training.on_gpu, training.wait_for_nodes_s, most)
     storage.write_json(storage.join(config.run_directory, CONFIG), config.model_dump(mode="json"))
     retention = Retention(config.run_directory, config.checkpoint.keep)
     retention.take_over()
@@ -95,15 +96,15 @@ def score_tests(
         keep_ranks: see `evaluate_model`.
     """
     training = config.training
-    there = room(training.cpus_per_worker, training.use_gpu)
+    there = room(training.cpus, training.on_gpu)
     return evaluate_model(
         config.run_directory,
         config.data.test,
         config.evaluation,
         workers=min(training.most_workers, max(training.fewest_workers, there)),
-        use_gpu=training.use_gpu,
-        cpus_per_worker=training.cpus_per_worker,
-        loader_workers=config.data.loader_workers,
+        use_gpu=training.on_gpu,
+        cpus_per_worker=training.cpus,
+        loader_workers=config.data.loaders,
         bank=bank,
         keep_ranks=keep_ranks,
         quarantine=quarantine,
@@ -287,23 +288,22 @@ def evaluate(
     run: str,
     tests: Sequence[str],
     config: EvaluationConfig,
+    share: Share,
     *,
-    workers: int,
-    use_gpu: bool,
-    loader_workers: int,
     quarantine: Quarantine,
     bank: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Score a finished run (or a saved model) on any shard sets; see `evaluate_model`."""
+    """Score a finished run (or a saved model) on any shard sets with such actors; see `evaluate_model`."""
     _, card = read_card(run)
-    check_resources(workers, 1.0, use_gpu)
+    check_resources(share.workers, share.cpus, share.use_gpu)
     entries = evaluate_model(
         run,
         tests,
         config,
-        workers=workers,
-        use_gpu=use_gpu,
-        loader_workers=loader_workers,
+        workers=share.workers,
+        use_gpu=share.use_gpu,
+        cpus_per_worker=share.cpus,
+        loader_workers=share.loaders,
         bank=bank,
         quarantine=quarantine,
     )

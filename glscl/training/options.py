@@ -6,30 +6,33 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from glscl.hardware import Auto
 from glscl.options import Options
 
 
 def _workers(value: Any) -> Any:
+    if value == "auto":
+        return value
     numbers = value if isinstance(value, list | tuple) else [value]
     if any(isinstance(number, bool) or not isinstance(number, int) or number < 1 for number in numbers):
-        raise ValueError("give a number of workers, or the fewest and the most")
+        raise ValueError("give a number of workers, the fewest and the most, or auto")
     if isinstance(value, list | tuple) and (len(value) != 2 or value[0] > value[1]):
         raise ValueError("a range is two numbers, the fewest and the most")
     return value
 
 
-Workers = Annotated[int | tuple[int, int], BeforeValidator(_workers)]
-"""A number of workers, or the fewest and the most."""
+Workers = Annotated[int | tuple[int, int] | Auto, BeforeValidator(_workers)]
+"""A number of workers, the fewest and the most, or "auto"."""
 
 
-def fewest(workers: int | tuple[int, int]) -> int:
-    """The number of workers, or the lower end of the range."""
-    return workers if isinstance(workers, int) else workers[0]
+def fewest(workers: int | tuple[int, int] | Auto) -> int:
+    """The number of workers, or the lower end of the range; 1 for an `auto` that has not been replaced."""
+    return workers[0] if isinstance(workers, tuple) else 1 if workers == "auto" else workers
 
 
-def most(workers: int | tuple[int, int]) -> int:
-    """The number of workers, or the upper end of the range."""
-    return workers if isinstance(workers, int) else workers[1]
+def most(workers: int | tuple[int, int] | Auto) -> int:
+    """The number of workers, or the upper end of the range; 1 for an `auto` that has not been replaced."""
+    return workers[1] if isinstance(workers, tuple) else 1 if workers == "auto" else workers
 
 
 class TrainingConfig(Options):
@@ -62,13 +65,15 @@ class TrainingConfig(Options):
     """Arithmetic of the towers and heads; losses and the optimiser state are fp32 either way."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO stage: 0 nothing sharded, 1 optimiser state, 2 and gradients, 3 and parameters."""
-    num_workers: Workers = 1
+    num_workers: Workers = "auto"
     """Training workers of the Ray worker group (one GPU each when use_gpu): a number, or a range (the fewest and the
-    most) within which the run shrinks and grows with the nodes that there are."""
-    use_gpu: bool = False
-    """One GPU and NCCL per worker; otherwise CPU and gloo."""
-    cpus_per_worker: float = Field(default=1.0, gt=0)
-    """CPUs that Ray reserves per worker; loader workers run inside this share."""
+    most) within which the run shrinks and grows with the nodes that there are. auto: one per GPU of the cluster, or per
+    node without GPUs; one in each run of a study or sweep."""
+    use_gpu: bool | Auto = "auto"
+    """One GPU and NCCL per worker; otherwise CPU and gloo. auto: GPUs where the cluster has any."""
+    cpus_per_worker: Annotated[float, Field(gt=0)] | Auto = "auto"
+    """CPUs that Ray reserves per worker; loader workers run inside this share. auto: a node's CPUs divided among its
+    workers."""
     wait_for_nodes_s: float = Field(default=0.0, ge=0)
     """Seconds that the cluster is given to bring the nodes these workers (or the fewest) need, at the start and after
     the loss of a node; 0 gives up at once."""
@@ -83,6 +88,16 @@ class TrainingConfig(Options):
     """Seconds that a worker may spend in one step, or not be heard of, before the worker group is restarted."""
 
     @property
+    def on_gpu(self) -> bool:
+        """Whether workers have GPUs; false for an `auto` that `glscl.training.machines` has not replaced."""
+        return self.use_gpu is True
+
+    @property
+    def cpus(self) -> float:
+        """CPUs of each worker; 1 for an `auto` that has not been replaced."""
+        return 1.0 if self.cpus_per_worker == "auto" else self.cpus_per_worker
+
+    @property
     def fewest_workers(self) -> int:
         """The number of workers, or the lower end of the range."""
         return fewest(self.num_workers)
@@ -95,7 +110,7 @@ class TrainingConfig(Options):
     @property
     def is_elastic(self) -> bool:
         """Whether the number of workers is a range."""
-        return not isinstance(self.num_workers, int)
+        return isinstance(self.num_workers, tuple)
 
 
 class CheckpointConfig(Options):

@@ -93,8 +93,8 @@ def preflight(config: RunConfig, *, fetch: bool = True) -> Preflight:
         "steps": f"{horizon.total} ({horizon.steps_per_epoch} per epoch of {plan.pairs_per_epoch:,} pairs; "
         f"{plan.pairs_per_epoch - horizon.steps_per_epoch * training.global_batch} pairs wait for the next epoch)",
         **({"note": note} if note else {}),
-        "workers": f"{_list(sizes)} x {'GPU, NCCL' if training.use_gpu else 'CPU, gloo'}, ZeRO {training.zero_stage}, "
-        f"{training.precision}, {config.data.loader_workers} loader workers each",
+        "workers": f"{_list(sizes)} x {'GPU, NCCL' if training.on_gpu else 'CPU, gloo'}, {training.cpus:g} CPUs each, "
+        f"ZeRO {training.zero_stage}, {training.precision}, {config.data.loaders} loader workers each",
     }
     return Preflight(facts, tuple(shard_set.manifest.domain for shard_set in shard_sets), sizes)
 
@@ -112,7 +112,7 @@ def check_shared_memory(config: RunConfig, sampling: FrameSampling, scored: int,
     Raises:
         UserError: it has not.
     """
-    loaders, prefetch = config.data.loader_workers, config.data.prefetch
+    loaders, prefetch = config.data.loaders, config.data.prefetch
     if loaders:
         needed = here * stream_bytes(config.training.global_batch // workers, sampling, prefetch)
         needed += here * gallery_bytes(-(-scored // workers), config.evaluation.batch_size, loaders, sampling)

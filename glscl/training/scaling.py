@@ -158,7 +158,7 @@ class NodesPolicy(ElasticScalingPolicy):  # type: ignore[misc]  # Ray's packages
 
     def _largest(self, nodes: Iterable[Mapping[str, float]]) -> int:
         """The largest usable number of workers that these resources hold; 0 if none."""
-        holds = room_on(nodes, self._training.cpus_per_worker, self._training.use_gpu)
+        holds = room_on(nodes, self._training.cpus, self._training.on_gpu)
         return max((size for size in self._sizes if size <= holds), default=0)
 
     def _seconds_left(self, statuses: Mapping[int, Any]) -> float | None:
@@ -176,7 +176,7 @@ class NodesPolicy(ElasticScalingPolicy):  # type: ignore[misc]  # Ray's packages
     def _wait(self, nodes: Collection[Mapping[str, float]]) -> ScalingDecision:
         now = time.monotonic()
         training = self._training
-        reason = lacking(self._sizes[0], training.cpus_per_worker, training.use_gpu, nodes)
+        reason = lacking(self._sizes[0], training.cpus, training.on_gpu, nodes)
         self._waits_since = self._waits_since or now
         if now - self._waits_since >= training.wait_for_nodes_s:
             raise UserError(
@@ -285,9 +285,9 @@ class Trainer(TorchTrainer):  # type: ignore[misc]
         timeout_s: int,
         **options: Any,
     ) -> None:
-        resources = {"CPU": training.cpus_per_worker} | ({"GPU": 1.0} if training.use_gpu else {})
+        resources = {"CPU": training.cpus} | ({"GPU": 1.0} if training.on_gpu else {})
         scaling = ScalingConfig(
-            num_workers=(sizes[0], sizes[-1]), use_gpu=training.use_gpu, resources_per_worker=resources
+            num_workers=(sizes[0], sizes[-1]), use_gpu=training.on_gpu, resources_per_worker=resources
         )
         super().__init__(loop, scaling_config=scaling, torch_config=Processes(timeout_s=timeout_s), **options)
         self._policy = NodesPolicy(scaling, training, sizes)

@@ -21,9 +21,9 @@ def usable_sizes(config: RunConfig, plan: StreamPlan | None) -> tuple[int, ...]:
         UserError: there is none; names the knobs.
     """
     training = config.training
-    if training.is_elastic and training.cpus_per_worker % 1:
+    if training.is_elastic and training.cpus % 1:
         raise UserError(
-            f"training.cpus_per_worker ({training.cpus_per_worker:g}) has to be a whole number where "
+            f"training.cpus_per_worker ({training.cpus:g}) has to be a whole number where "
             f"training.num_workers is a range: Ray does not count fractions of a node exactly"
         )
     sizes: list[int] = []
@@ -79,4 +79,4 @@ def _check(config: RunConfig, plan: StreamPlan | None, workers: int, accumulate:
             f"(training.global_batch / training.num_workers): change one of them"
         )
     if plan is not None:
-        plan.check_world(workers, config.data.loader_workers)
+        plan.check_world(workers, config.data.loaders)

@@ -76,12 +76,12 @@ def _train(config: RunConfig, hub: str) -> dict[str, Any] | None:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     device = torch.device("cpu")
-    if config.training.use_gpu:
+    if config.training.on_gpu:
         device = ray.train.torch.get_device()
         torch.cuda.set_device(device)  # collectives of objects travel through the current device
     attempt = _shared_token(rank)
     limits = Limits(config.data.stall_timeout_s, config.training.hang_timeout_s)
-    boards = {part: Board(config.data.loader_workers) for part in ("train", "evaluation")}
+    boards = {part: Board(config.data.loaders) for part in ("train", "evaluation")}
     look = rank == 0 and os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") != "0"
     with ExitStack() as ends:
         reporter = ends.enter_context(Reporter(RayHub(hub), limits, attempt, rank, list(boards.values()), look))
@@ -127,7 +127,7 @@ def _loop(
         board=boards["train"],
         augmentation=ClipAugmentation(config.data.augment, config.seed) if config.data.augment else None,
     )
-    batches = stream.make_loader(pairs, config.data.loader_workers, config.data.prefetch)
+    batches = stream.make_loader(pairs, config.data.loaders, config.data.prefetch)
     log = RunLog(config.run_directory, state.step) if rank == 0 else None
     if log is not None:
         ends.callback(log.close)

@@ -11,7 +11,9 @@ import io
 import json
 import os
 import random
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from fractions import Fraction
 from itertools import pairwise, repeat
 from multiprocessing import get_context
@@ -23,6 +25,7 @@ from av.video.reformatter import VideoReformatter
 
 from glscl.data.records import Record
 from glscl.data.toy.domains import FPS, domain_spec, toy_records
+from glscl.progress import Progress
 
 SIDE = 64  # pixels
 KEYFRAME_EVERY = 8  # frames
@@ -79,12 +82,14 @@ def write_toy(domain: str, split: str, count: int, seed: int, folder: str, proce
     videos = os.path.join(folder, "videos")
     os.makedirs(videos, exist_ok=True)
     arguments = (repeat(domain), records, repeat(seed), repeat(videos))
-    if processes > 1:
-        # spawn, not fork: the caller may hold threads (Ray, torch), and this package imports quickly
-        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-            list(pool.map(_write_video, *arguments, chunksize=max(1, count // (4 * processes))))
-    else:
-        list(map(_write_video, *arguments))
+    with Progress(f"drawing {domain}/{split}", count, "videos") as progress, ExitStack() as stack:
+        written: Iterable[None] = map(_write_video, *arguments)
+        if processes > 1:
+            # spawn, not fork: the caller may hold threads (Ray, torch), and this package imports quickly
+            pool = stack.enter_context(ProcessPoolExecutor(processes, mp_context=get_context("spawn")))
+            written = pool.map(_write_video, *arguments, chunksize=max(1, min(16, count // (4 * processes))))
+        for _ in written:
+            progress.advance()
     with open(os.path.join(folder, "annotations.jsonl"), "w", encoding="utf-8") as file:
         for record in records:
             row = {

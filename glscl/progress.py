@@ -1,0 +1,77 @@
+"""How far a command has come and how long the rest will take: a bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Any, Self
+
+QUIET_S = 10.0
+"""Seconds in which nothing is said: what is done by then needs no progress."""
+EVERY_S = 30.0
+"""Seconds between two lines where there is no terminal."""
+
+
+class Progress:
+    """Counts what is done of something; a context manager.
+
+    Args:
+        what: is being done, as in "embedding msrvtt/test".
+        total: how many there are.
+        unit: what is counted, as in "videos".
+    """
+
+    def __init__(self, what: str, total: int, unit: str) -> None:
+        self.what, self.total, self.unit = what, total, unit
+        self.done = 0
+        self._began = self._said = time.monotonic()
+        self._bar: Any = None
+
+    def __enter__(self) -> Self:
+        if sys.stdout.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn(self.unit),
+                TimeRemainingColumn(elapsed_when_finished=True),
+            )
+            self._bar = Bar(*columns, console=Console(file=sys.stdout), transient=True)
+            self._bar.start()
+            self._bar.add_task(self.what, total=self.total)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, count: int = 1) -> None:
+        """So many more are done."""
+        self.reach(self.done + count)
+
+    def reach(self, done: int) -> None:
+        """So many are done in all."""
+        self.done = min(done, self.total)
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=self.done)
+            return
+        now = time.monotonic()
+        if self.done < self.total and now - self._began >= QUIET_S and now - self._said >= EVERY_S:
+            self._said = now
+            left = time_left(now - self._began, self.done, self.total)
+            print(f"{self.what}: {self.done:,} of {self.total:,} {self.unit}{left}", flush=True)
+
+
+def time_left(elapsed_s: float, done: int, total: int) -> str:
+    """``", about 3 min left"``, or nothing while nothing is done."""
+    if not done:
+        return ""
+    seconds = elapsed_s / done * (total - done)
+    return f", about {seconds:.0f} s left" if seconds < 100 else f", about {seconds / 60:.0f} min left"
