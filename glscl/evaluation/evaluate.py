@@ -256,7 +256,7 @@ def _entry(
         "quarantined": len(embeddings.quarantined),
         "quarantine": embeddings.quarantined,
         **metrics_of(result),
-        "hubness_skewness": result.hubness_skewness(videos),
+        "hubness_skewness": result.hubness_skewness(),
         "oracles": {
             "single": _per_cent(single_attribute_oracles(attributes)),
             "pair": _per_cent(attribute_pair_oracles(attributes)),
