@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -12,12 +11,13 @@ from typing import Any
 
 from glscl import storage
 from glscl.config import RunConfig, to_yaml
+from glscl.data import apart
 from glscl.data.shards import MANIFEST, open_shard_set
 from glscl.errors import UserError
 from glscl.evaluation.saved import FOLDER
 from glscl.session import check_resources
 from glscl.study.cell import remove_checkpoints
-from glscl.study.grid import Sets, pretraining_run, shard_sets
+from glscl.study.grid import Sets, domain_of, named_sets, pretraining_run, shard_sets
 from glscl.study.run import pretrain, room_for
 from glscl.training.horizon import Horizon, make_plan
 from glscl.training.preflight import preflight
@@ -58,7 +58,13 @@ def plan(sweep: SweepConfig) -> RunConfig:
     default = _default(sweep, sets)
     check_space(sweep.searched, default)
     saved = storage.join(sweep.directory, CONFIG)
-    if storage.exists(saved):
+    if not storage.exists(saved):
+        if sweep.confirm_seeds == 1:  # sweeps that were begun before this was refused go on
+            raise UserError(
+                "confirm_seeds: of one seed each there is no interval, so the winner could never be shown to be better "
+                "than the default: give 3 (2 at least), or 0 to leave the comparison out"
+            )
+    else:
         different = _differing(storage.read_json(saved), _identity(sweep))
         if different:
             raise UserError(
@@ -196,35 +202,16 @@ def check_held_out(sweep: SweepConfig, sets: Mapping[str, Sets]) -> None:
     Raises:
         UserError: naming the shard set.
     """
-    trained: dict[str, str] = {}
-    tested: dict[str, str] = {}
-    for name, own in sets.items():
-        trained |= {open_shard_set(uri).manifest.fingerprint(): f"{name}.train: {uri}" for uri in own.train}
-        if own.test:
-            tested[open_shard_set(own.test).manifest.fingerprint()] = f"{name}.test: {own.test}"
-    for name, own in sets.items():
-        for uri in own.validation:
-            manifest = open_shard_set(uri).manifest
-            print_, where = manifest.fingerprint(), f"domains.{name}.validation: {uri}"
-            if print_ in tested:
-                raise UserError(f"{where} is also tested on ({tested[print_]}); score trials on a held-out part")
-            if _is_test(manifest.domain, manifest.split):
-                raise UserError(
-                    f"{where} is the test split {manifest.domain}/{manifest.split}; score trials on a held-out part "
-                    f"of the training split (`glscl shards build --hold-out`)"
-                )
-            if print_ in trained:
-                raise UserError(f"{where} is also trained on ({trained[print_]})")
-            if manifest.domain != name:
-                raise UserError(
-                    f"{where} says that its domain is {manifest.domain}; name the domain so in the sweep, or build "
-                    f"the shards with --domain {name}"
-                )
-
-
-def _is_test(domain: str, split: str) -> bool:
-    """ActivityNet's papers test on its first validation part."""
-    return "test" in re.split("[^a-z]+", split.lower()) or (domain == "activitynet" and split.startswith("val_1"))
+    trained, held_out, tested = named_sets(sets)
+    for note in apart.check_held_out(held_out, trained, tested):
+        _say(note)
+    for own in held_out:
+        name = domain_of(own)
+        if own.manifest.domain != name:
+            raise UserError(
+                f"{own} says that its domain is {own.manifest.domain}; name the domain so in the sweep, or build the "
+                f"shards with --domain {name}"
+            )
 
 
 def search(setup: Setup, at_once: int) -> Trial:

@@ -107,6 +107,12 @@ def build_shards(
     rejected = dict.fromkeys(missing, "no file")
     rejected |= {video: reason for _, bad in written for video, reason in bad.items()}
     shards = tuple(entry for entry, _ in written if entry is not None)
+    ids = [
+        records[i].video_id
+        for chunk, (_, bad) in zip(chunks, written, strict=True)
+        for i in chunk
+        if records[i].video_id not in bad
+    ]
     if not shards:
         raise UserError(f"{origin.domain}: none of {len(records)} videos could be read: {summary(rejected)}")
     manifest = Manifest(
@@ -116,6 +122,7 @@ def build_shards(
         pairs=sum(entry.pairs for entry in shards),
         shards=shards,
         rejected=dict(sorted(rejected.items())),
+        video_ids=tuple(ids),
     )
     storage.write_json(storage.join(output, MANIFEST), manifest.model_dump(mode="json"))
     return manifest

@@ -71,6 +71,8 @@ class Manifest(Options):
     shards: Annotated[tuple[ShardEntry, ...], Field(max_length=1 << 24)]
     rejected: dict[str, str] = Field(default_factory=dict)
     """Videos left out when the set was built, with the reason."""
+    video_ids: tuple[str, ...] = ()
+    """Of every video, in the order of the shards: tells sets apart without a tar. Sets of older versions have none."""
 
     def fingerprint(self) -> str:
         """Hash of the contents (not of where they lie)."""
@@ -131,6 +133,10 @@ def open_shard_set(uri: str) -> ShardSet:
     ):
         if sum(parts) != total or any(part < 1 for part in parts):
             raise UserError(f"{where}: the shards' {what} do not add up to {total}; build the shards again")
+    if len(manifest.video_ids) not in (0, manifest.videos):
+        raise UserError(
+            f"{where}: {len(manifest.video_ids)} video_ids of {manifest.videos} videos; build the shards again"
+        )
     if not manifest.pairs:
         raise UserError(f"{where}: domain '{manifest.domain}' split '{manifest.split}' is empty")
     sizes = {entry.name: entry.bytes for entry in manifest.shards}

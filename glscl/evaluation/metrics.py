@@ -42,7 +42,7 @@ class Ranks:
 
     @property
     def mid(self) -> Tensor:
-        """(Q,) float64, the expected rank, which is the mean of the two bounds: ``1 + #greater + 0.5 * #equal others``."""
+        """(Q,) float64, the expected rank, the mean of the two bounds: ``1 + #greater + 0.5 * #equal others``."""
         return (self.optimistic + self.pessimistic).double() / 2
 
     @property

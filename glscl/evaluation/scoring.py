@@ -140,7 +140,9 @@ def evaluate_scores(
         raise ValueError(f"text_block, video_block and k must be positive, not {text_block}, {video_block}, {k}")
 
     tiles = _Tiles(score, text, video)
-    text_ranks, text_matches, occurrences = _rank_texts(tiles, text_to_video, text_rows, videos, text_block, video_block, k)
+    text_ranks, text_matches, occurrences = _rank_texts(
+        tiles, text_to_video, text_rows, videos, text_block, video_block, k
+    )
     captioned, group = text_to_video.unique(return_inverse=True)
     video_ranks, video_matches = _rank_videos(
         tiles, captioned, group, video_rows, text_block, video_block, k if match_videos else 0

@@ -33,10 +33,10 @@ are tails of Student's t on the scale of the interval: the interval of level ``1
 
     c(α) = (seeds t_ν(α) + queries t_(G-1)(α)) / V
 
-One df for both, as above, is right near 0.05 and wrong far out: where seeds make up most of V, p < 0.0001 was five times
-as frequent as that in simulations of equal models with three seeds. So weighted it is less frequent than it should be,
-whatever the share of the seeds (with two seeds up to 1.7 times as frequent). Where nothing varies there is no t; p is
-then that of G signs that agree, ``2^(1 - G)``.
+One df for both, as above, is right near 0.05 and wrong far out: where seeds make up most of V, p < 0.0001 came five
+times as often as that in simulations of equal models with three seeds. So weighted it comes less often than it may,
+whatever the share of the seeds (with two seeds, up to 1.7 times as often: take three). Where nothing varies there is no
+t; p is then that of G signs that agree, ``2^(1 - G)``.
 
 Assumed: seeds are exchangeable, and independent between the two models compared (if the same seed helps both, the
 interval is too wide, not too narrow); seed effects are not far from normal; queries are independent, or grouped so
@@ -53,7 +53,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-
 from scipy import stats
 from scipy.optimize import brentq
 from scipy.special import digamma, stdtrit
@@ -463,8 +462,8 @@ class _Tail:
 def enough_resamples(family: int) -> int:
     """Resamples that a family of comparisons needs, so that the noise in an interval's end does not decide p-values.
 
-    The end, a quantile of R draws, has a relative error of ``1.36 / sqrt(R)``. At the ``z`` that the smallest p-value of
-    Holm's correction needs, that changes the logarithm of p by ``z²`` times as much, which must not exceed 1.
+    The end, a quantile of R draws, has a relative error of ``1.36 / sqrt(R)``. At the ``z`` that Holm's correction asks
+    of the smallest p-value, that changes the logarithm of p by ``z²`` times as much, which must not exceed 1.
     """
     return int(np.ceil((1.36 * stats.norm.isf((1 - LEVEL) / 2 / family) ** 2) ** 2))
 

@@ -11,6 +11,7 @@ import yaml
 
 from glscl import storage
 from glscl.config import RunConfig
+from glscl.data.shards import MANIFEST
 from glscl.errors import UserError
 from glscl.evaluation.saved import CARD, FOLDER
 from glscl.reporting.study_report import write_study_report
@@ -19,6 +20,7 @@ from glscl.session import check_resources, room
 from glscl.study.analysis import analyse, compact
 from glscl.study.cell import export_towers, read_result, remove_checkpoints, run_cell
 from glscl.study.examples import examples
+from glscl.study.families import check_families, describe_family
 from glscl.study.grid import RESULT, TOWERS, Cell, cells, check_sets, pretraining_run, shard_sets
 from glscl.study.measure import measure_costs
 from glscl.study.options import RunsConfig, StudyConfig
@@ -37,13 +39,17 @@ _MOST_FAILURES = 5  # cells that may fail before no other is started
 
 
 def plan(study: StudyConfig) -> tuple[list[Cell], int]:
-    """The cells, and how many are finished; makes and starts nothing.
+    """The cells, and how many are finished; makes and starts nothing. Shard sets are compared if all are there.
 
     Raises:
-        UserError: the configuration is wrong, or a finished cell is of another one.
+        UserError: the configuration is wrong, its comparisons can show nothing, or a set is tested and chosen on.
     """
     pretraining_run(study, make=False)
-    found = cells(study, shard_sets(study, make=False))
+    sets = shard_sets(study, make=False)
+    found = cells(study, sets)
+    check_families(study, sets)
+    if all(storage.exists(storage.join(uri, MANIFEST)) for own in sets.values() for uri in own.uris):
+        check_sets(study, sets)
     return found, sum(_is_finished(cell) for cell in found)
 
 
@@ -77,7 +83,9 @@ def prepare(study: StudyConfig) -> list[Cell]:
     """
     storage.write_bytes(storage.join(study.directory, CONFIG), _yaml(study).encode())
     sets = shard_sets(study, make=True)
-    check_sets(study, sets)
+    check_families(study, sets)
+    for note in check_sets(study, sets):
+        _say(note, study.kind)
     pretrain(study)
     found = cells(study, sets)
     seen: set[tuple[str, ...]] = set()
@@ -231,6 +239,7 @@ def describe(study: StudyConfig, found: list[Cell], finished: int) -> dict[str, 
         "workers": f"{training.most_workers} x {'GPU' if training.use_gpu else 'CPU'} per cell",
         "global batch": f"{training.global_batch} pairs",
         "comparisons": "; ".join(f"{a} with {b}" for a, b in study.pairs),
+        "family": describe_family(study),
     }
 
 

@@ -8,6 +8,7 @@ import open_clip
 
 from glscl import storage
 from glscl.config import RunConfig
+from glscl.data.apart import Named, check_held_out
 from glscl.data.plan import StreamPlan
 from glscl.data.shards import ShardSet, open_shard_set
 from glscl.errors import UserError
@@ -53,7 +54,11 @@ def preflight(config: RunConfig, *, fetch: bool = True) -> Preflight:
     sizes = usable_sizes(config, plan)
     held_out = [open_shard_set(uri) for uri in config.data.validation]
     tests = [open_shard_set(uri) for uri in config.data.test]
-    _check_selection(held_out, tests)
+    notes = check_held_out(
+        [Named("data.validation", shard_set) for shard_set in held_out],
+        [Named("data.train", shard_set) for shard_set in shard_sets],
+        [Named("data.test", shard_set) for shard_set in tests],
+    )
     check_options(config.evaluation, tests, shard_sets)
     pretrained = config.model.pretrained
     is_tag = pretrained is not None and pretrained in open_clip.list_pretrained_tags_by_model(config.model.clip)
@@ -69,6 +74,7 @@ def preflight(config: RunConfig, *, fetch: bool = True) -> Preflight:
         "train": _domains(shard_sets, plan),
         "validation": ", ".join(f"{s.manifest.domain}/{s.manifest.split}" for s in held_out)
         or "none: last step is kept",
+        **({"unchecked": "; ".join(notes)} if notes else {}),
         "test": ", ".join(f"{s.manifest.domain}/{s.manifest.split}" for s in tests) or "none",
         "model": f"{config.model.clip}, head {config.model.head}, frame context {config.model.frame_context}; "
         + ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in counts.items()),
@@ -96,17 +102,6 @@ def _domains(shard_sets: list[ShardSet], plan: StreamPlan) -> str:
         f"{streams / plan.virtual_streams:.0%} of each batch)"
         for s, streams in zip(shard_sets, plan.streams_of_domain, strict=True)
     )
-
-
-def _check_selection(held_out: list[ShardSet], tests: list[ShardSet]) -> None:
-    """Selection on a test split is refused."""
-    tested = {shard_set.manifest.fingerprint(): shard_set.uri for shard_set in tests}
-    for shard_set in held_out:
-        if shard_set.manifest.fingerprint() in tested:
-            raise UserError(
-                f"data.validation: {shard_set.uri} is also in data.test; choose the checkpoint on a held-out part of "
-                f"the training domain"
-            )
 
 
 def _check_run_directory(config: RunConfig) -> bool:
