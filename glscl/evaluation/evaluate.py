@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from glscl.data.gallery import Gallery
+from glscl.data.names import distinct_names
 from glscl.data.shards import ShardSet, open_shard_set
 from glscl.errors import UserError
 from glscl.evaluation.embed import Embeddings, concatenate, embed
@@ -124,7 +125,7 @@ def evaluate_model(
 
     try:
         query_bank = _embed_bank(each, bank_sets, share) if share else None
-        for shard_set in sets:
+        for shard_set, name in zip(sets, distinct_names(sets), strict=True):
             domain = shard_set.manifest.domain
             embeddings = concatenate(
                 each("embed", shard_set.uri, range(shard_set.manifest.videos), config.examples > 0)
@@ -140,7 +141,7 @@ def evaluate_model(
             else:
                 result = merge(each("score", shared))
             del shared
-            entry = _entry(shard_set, card, embeddings, result, config.examples)
+            entry = {"name": name} | _entry(shard_set, card, embeddings, result, config.examples)
             entry["normalised"] = normalised
             entry["without_leaked"] = _without_leaked(each, embeddings, leaked[domain]) if domain in leaked else None
             if keep_ranks:

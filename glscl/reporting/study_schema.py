@@ -80,6 +80,11 @@ class TestSet(_Section):
     """Condition -> captions that were cut to its number of words."""
     quarantined: int = 0
 
+    @property
+    def title(self) -> str:
+        """Domain and split, for tables."""
+        return f"{self.name}/{self.split}"
+
 
 class Column(_Section):
     """R@1 after a normalisation that looked beyond the query at hand; means over seeds."""

@@ -9,6 +9,7 @@ import open_clip
 from glscl import storage
 from glscl.config import RunConfig
 from glscl.data.apart import Named, check_held_out
+from glscl.data.names import distinct_names
 from glscl.data.plan import StreamPlan
 from glscl.data.shards import ShardSet, open_shard_set
 from glscl.errors import UserError
@@ -72,10 +73,9 @@ def preflight(config: RunConfig, *, fetch: bool = True) -> Preflight:
     facts = {
         "run": config.run_directory + (" (continues)" if saved else ""),
         "train": _domains(shard_sets, plan),
-        "validation": ", ".join(f"{s.manifest.domain}/{s.manifest.split}" for s in held_out)
-        or "none: last step is kept",
+        "validation": ", ".join(distinct_names(held_out)) or "none: last step is kept",
         **({"unchecked": "; ".join(notes)} if notes else {}),
-        "test": ", ".join(f"{s.manifest.domain}/{s.manifest.split}" for s in tests) or "none",
+        "test": ", ".join(distinct_names(tests)) or "none",
         "model": f"{config.model.clip}, head {config.model.head}, frame context {config.model.frame_context}; "
         + ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in counts.items()),
         "weights": config.model.pretrained or "random",
@@ -98,9 +98,9 @@ def _list(sizes: tuple[int, ...]) -> str:
 
 def _domains(shard_sets: list[ShardSet], plan: StreamPlan) -> str:
     return ", ".join(
-        f"{s.manifest.domain}/{s.manifest.split} ({s.manifest.videos:,} videos, {s.manifest.pairs:,} pairs, "
+        f"{name} ({s.manifest.videos:,} videos, {s.manifest.pairs:,} pairs, "
         f"{streams / plan.virtual_streams:.0%} of each batch)"
-        for s, streams in zip(shard_sets, plan.streams_of_domain, strict=True)
+        for s, name, streams in zip(shard_sets, distinct_names(shard_sets), plan.streams_of_domain, strict=True)
     )
 
 

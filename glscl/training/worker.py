@@ -23,6 +23,7 @@ from glscl.config import RunConfig
 from glscl.data import stream
 from glscl.data.activity import Board
 from glscl.data.gallery import Gallery
+from glscl.data.names import distinct_names
 from glscl.data.shards import ShardSet, open_shard_set
 from glscl.data.video import FrameSampling
 from glscl.errors import RunStoppedError, UserError
@@ -333,8 +334,9 @@ def _evaluate(
     model = evaluation_model(engine)
     tokens = partial(tokenize, max_words=config.model.max_words)
     metrics: dict[str, float] = {}
-    for uri in config.data.validation:
-        shard_set = open_shard_set(uri)
+    held_out = [open_shard_set(uri) for uri in config.data.validation]
+    domains = [shard_set.manifest.domain for shard_set in held_out]
+    for shard_set, name in zip(held_out, distinct_names(held_out), strict=True):
         own = split_rows(shard_set.manifest.videos, rank, world)
         gallery = Gallery(shard_set, own.start, own.stop, sampling, tokens, config.evaluation.batch_size, board)
         parts: list[Any] = [None] * world
@@ -346,8 +348,9 @@ def _evaluate(
         distributed.all_gather_object(scores, result)
         directions = metrics_of(merge(scores))
         domain = shard_set.manifest.domain
+        label = domain if domains.count(domain) == 1 else name  # two sets of a domain must not overwrite each other
         for direction, values in directions.items():
-            metrics |= {f"validation/{domain}/{direction}_R@{k}": float(values[f"R@{k}"]) for k in (1, 5, 10)}
+            metrics |= {f"validation/{label}/{direction}_R@{k}": float(values[f"R@{k}"]) for k in (1, 5, 10)}
     recalls = [value for name, value in metrics.items() if name.endswith("text_to_video_R@1")]
     metrics[SELECTION_METRIC] = sum(recalls) / len(recalls)
     return metrics
