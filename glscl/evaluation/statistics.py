@@ -448,7 +448,7 @@ class _Tail:
             distance: from the estimate to the null value.
             half_width: of the 95 % interval, on the null value's side; 0 where nothing varies.
         """
-        if distance == 0:
+        if distance == 0 or np.isinf(half_width):
             return 1.0
         if half_width <= 0:
             return float(2.0 ** (1 - self.groups))
