@@ -224,7 +224,7 @@ def _print_oracles(results: dict[str, Any]) -> None:
     for test in results["tests"]:
         if not test["oracles"]:
             continue
-        name = f"{test['domain']}/{test['split']}"
+        name = test["name"]
         single, pair = (max(test["oracles"][kind].items(), key=lambda item: item[1]) for kind in ("single", "pair"))
         print(
             f"{name}: R@1 {test['text_to_video']['R@1']:.1f}, chance {100 / test['videos']:.1f}; an oracle that knows "

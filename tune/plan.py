@@ -37,7 +37,13 @@ def plan(sweep: SweepConfig) -> RunConfig:
     default = _default(sweep, sets)
     check_space(sweep.searched, default)
     saved = storage.join(sweep.directory, CONFIG)
-    if storage.exists(saved):
+    if not storage.exists(saved):
+        if sweep.confirm_seeds == 1:  # sweeps that were begun before this was refused go on
+            raise UserError(
+                "confirm_seeds: of one seed each there is no interval, so the winner could never be shown to be better "
+                "than the default: give 3 (2 at least), or 0 to leave the comparison out"
+            )
+    else:
         different = _differing(storage.read_json(saved), identity(sweep))
         if different:
             raise UserError(

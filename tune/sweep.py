@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -12,12 +11,12 @@ from typing import Any
 
 from glscl import storage
 from glscl.config import RunConfig, to_yaml
-from glscl.data.shards import open_shard_set
+from glscl.data import apart
 from glscl.errors import UserError
 from glscl.evaluation.saved import FOLDER
 from glscl.session import alive_nodes, check_resources
 from glscl.study.cell import remove_checkpoints
-from glscl.study.grid import Sets, shard_sets
+from glscl.study.grid import Sets, domain_of, named_sets, shard_sets
 from glscl.study.run import pretrain, room_for
 from glscl.training.machines import with_machines
 from glscl.training.preflight import preflight
@@ -109,35 +108,16 @@ def check_held_out(sweep: SweepConfig, sets: Mapping[str, Sets]) -> None:
     Raises:
         UserError: naming the shard set.
     """
-    trained: dict[str, str] = {}
-    tested: dict[str, str] = {}
-    for name, own in sets.items():
-        trained |= {open_shard_set(uri).manifest.fingerprint(): f"{name}.train: {uri}" for uri in own.train}
-        if own.test:
-            tested[open_shard_set(own.test).manifest.fingerprint()] = f"{name}.test: {own.test}"
-    for name, own in sets.items():
-        for uri in own.validation:
-            manifest = open_shard_set(uri).manifest
-            print_, where = manifest.fingerprint(), f"domains.{name}.validation: {uri}"
-            if print_ in tested:
-                raise UserError(f"{where} is also tested on ({tested[print_]}); score trials on a held-out part")
-            if _is_test(manifest.domain, manifest.split):
-                raise UserError(
-                    f"{where} is the test split {manifest.domain}/{manifest.split}; score trials on a held-out part "
-                    f"of the training split (`glscl shards build --hold-out`)"
-                )
-            if print_ in trained:
-                raise UserError(f"{where} is also trained on ({trained[print_]})")
-            if manifest.domain != name:
-                raise UserError(
-                    f"{where} says that its domain is {manifest.domain}; name the domain so in the sweep, or build "
-                    f"the shards with --domain {name}"
-                )
-
-
-def _is_test(domain: str, split: str) -> bool:
-    """ActivityNet's papers test on its first validation part."""
-    return "test" in re.split("[^a-z]+", split.lower()) or (domain == "activitynet" and split.startswith("val_1"))
+    trained, held_out, tested = named_sets(sets)
+    for note in apart.check_held_out(held_out, trained, tested):
+        _say(note)
+    for own in held_out:
+        name = domain_of(own)
+        if own.manifest.domain != name:
+            raise UserError(
+                f"{own} says that its domain is {own.manifest.domain}; name the domain so in the sweep, or build the "
+                f"shards with --domain {name}"
+            )
 
 
 def search(setup: Setup, at_once: int) -> Trial:

@@ -116,6 +116,12 @@ def build_shards(
         )
     rejected = dict.fromkeys(missing, "no file") | _rejected(written)
     shards = tuple(entry for entry, _, _ in written if entry is not None)
+    ids = [
+        records[i].video_id
+        for chunk, (_, bad, _) in zip(chunks, written, strict=True)
+        for i in chunk
+        if records[i].video_id not in bad
+    ]
     if not shards:
         raise UserError(f"{origin.domain}: none of {len(records)} videos could be read: {summary(rejected)}")
     manifest = Manifest(
@@ -126,6 +132,7 @@ def build_shards(
         shards=shards,
         rejected=dict(sorted(rejected.items())),
         repaired=dict(sorted((video, what) for *_, mended in written for video, what in mended.items())),
+        video_ids=tuple(ids),
     )
     storage.write_json(storage.join(output, MANIFEST), manifest.model_dump(mode="json"))
     return manifest

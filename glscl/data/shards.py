@@ -77,6 +77,8 @@ class Manifest(Options):
     """Videos left out when the set was built, with the reason."""
     repaired: dict[str, str] = Field(default_factory=dict)
     """Videos re-encoded although not every picture decoded, with ``3 of 250 pictures``: the nearest stand for those."""
+    video_ids: tuple[str, ...] = ()
+    """Of every video, in the order of the shards: tells sets apart without a tar. Sets of older versions have none."""
 
     @property
     def is_foreign(self) -> bool:
@@ -185,6 +187,10 @@ def read_manifest(uri: str) -> ShardSet:
     ):
         if sum(parts) != total or any(part < 1 for part in parts):
             raise UserError(f"{where}: the shards' {what} do not add up to {total}; build the shards again")
+    if len(manifest.video_ids) not in (0, manifest.videos):
+        raise UserError(
+            f"{where}: {len(manifest.video_ids)} video_ids of {manifest.videos} videos; build the shards again"
+        )
     if not manifest.pairs:
         raise UserError(f"{where}: domain '{manifest.domain}' split '{manifest.split}' is empty")
     return ShardSet(uri, manifest)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from glscl.data.gallery import Gallery
+from glscl.data.names import distinct_names
 from glscl.data.quarantine import Quarantine
 from glscl.data.shards import ShardSet, open_shard_set
 from glscl.errors import BrokenRunError, UserError
@@ -156,9 +157,9 @@ def evaluate_model(
 
     try:
         query_bank = _embed_bank(each, bank_sets, share, quarantine) if share else None
-        for shard_set in sets:
+        for shard_set, name in zip(sets, distinct_names(sets), strict=True):
             domain = shard_set.manifest.domain
-            name, videos = f"{domain}/{shard_set.manifest.split}", shard_set.manifest.videos
+            videos = shard_set.manifest.videos
             with Progress(f"embedding {name}", videos, "videos") as progress:
                 pieces = each("embed", shard_set.uri, range(videos), config.examples > 0, progress=progress)
             quarantine.take("test", [shard_set], [entry for piece in pieces for entry in piece.quarantined])
@@ -180,7 +181,7 @@ def evaluate_model(
                 with Progress(f"scoring {name}", pairs, "pairs") as progress:
                     result = merge(each("score", shared, progress=progress))
             del shared
-            entry = _entry(shard_set, card, embeddings, result, config.examples)
+            entry = {"name": name} | _entry(shard_set, card, embeddings, result, config.examples)
             entry["normalised"] = normalised
             entry["without_leaked"] = _without_leaked(each, embeddings, leaked[domain]) if domain in leaked else None
             if keep_ranks:
@@ -311,7 +312,7 @@ def _entry(
         "quarantine": embeddings.quarantined,
         "rejected": len(manifest.rejected),
         **metrics_of(result),
-        "hubness_skewness": result.hubness_skewness(videos),
+        "hubness_skewness": result.hubness_skewness(),
         "oracles": {
             "single": _per_cent(single_attribute_oracles(attributes)),
             "pair": _per_cent(attribute_pair_oracles(attributes)),

@@ -8,8 +8,12 @@ the similarity of query video ``i`` to video ``j`` is the maximum over the capti
 axis, then the diagonal's rank) used for MSVD and VATEX. With one caption per video the maximum is over one
 element and the rule is the plain one: the rank of the video's own caption among all captions.
 
-Ties share their mean rank: ``rank = 1 + #greater + 0.5 * #equal others``. CLIP4Clip's ``compute_metrics`` instead
-yields one extra "query" per tie, which changes every number as soon as two captions or two embeddings are equal.
+Ties: every figure but the median is the expectation over breaking them at random. A right answer that shares its
+similarity with ``tied - 1`` other candidates, ``greater`` being above, takes each of the ranks ``greater + 1`` to
+``greater + tied`` with equal chance. So it counts for R@k with ``clamp((k - greater) / tied, 0, 1)``, its rank counts
+with the mean ``1 + greater + (tied - 1) / 2``, and the median rank is the median of these means. What breaking all ties
+against or in favour of the right answers would give stands beside R@1. CLIP4Clip's ``compute_metrics`` instead yields
+one extra "query" per tie, which changes every number as soon as two captions or two embeddings are equal.
 """
 
 from __future__ import annotations
@@ -38,8 +42,20 @@ class Ranks:
 
     @property
     def mid(self) -> Tensor:
-        """(Q,) float64, the mean of the two bounds: ``1 + #greater + 0.5 * #equal others``."""
+        """(Q,) float64, the expected rank, the mean of the two bounds: ``1 + #greater + 0.5 * #equal others``."""
         return (self.optimistic + self.pessimistic).double() / 2
+
+    @property
+    def tied(self) -> Tensor:
+        """(Q,) int64, candidates that share the right answer's similarity, itself included."""
+        return self.pessimistic - self.optimistic + 1
+
+    def found(self, k: int) -> Tensor:
+        """(Q,) float64, the chance that each right answer is among the first ``k`` if ties are broken at random.
+
+        That is ``clamp((k - greater) / tied, 0, 1)``: 1 or 0 for every query without ties.
+        """
+        return ((k + 1 - self.optimistic).double() / self.tied).clamp(0, 1)
 
     def __len__(self) -> int:
         return len(self.optimistic)
@@ -57,8 +73,9 @@ class Ranks:
 class RetrievalMetrics:
     """Recall in per cent, and median and mean rank, of one direction.
 
-    A query counts for R@k when its (possibly fractional) rank is at most k. The optimistic and pessimistic R@1 bound
-    what any way of breaking ties could give; they differ from R@1 only if there are ties for the first place.
+    A query counts for R@k with the chance that its right answer is among the first k when ties are broken at random
+    (`Ranks.found`). The optimistic and pessimistic R@1 bound what any way of breaking ties could give; they differ from
+    R@1 only if there are ties for the first place.
     """
 
     recall_at_1: float
@@ -82,20 +99,20 @@ class RetrievalMetrics:
             raise ValueError("no queries: there is nothing to measure")
         mid = ranks.mid
 
-        def recall(values: Tensor, k: int) -> float:
-            return 100.0 * int((values <= k).sum()) / len(values)
+        def recall(k: int) -> float:
+            return 100.0 * float(ranks.found(k).sum()) / len(ranks)
 
         return cls(
-            recall_at_1=recall(mid, 1),
-            recall_at_5=recall(mid, 5),
-            recall_at_10=recall(mid, 10),
-            recall_at_50=recall(mid, 50),
+            recall_at_1=recall(1),
+            recall_at_5=recall(5),
+            recall_at_10=recall(10),
+            recall_at_50=recall(50),
             # Not torch.median, which returns the lower of the two middle values.
             median_rank=statistics.median(mid.tolist()),
             mean_rank=float(mid.mean()),
             queries=len(mid),
-            recall_at_1_optimistic=recall(ranks.optimistic, 1),
-            recall_at_1_pessimistic=recall(ranks.pessimistic, 1),
+            recall_at_1_optimistic=100.0 * int((ranks.optimistic == 1).sum()) / len(ranks),
+            recall_at_1_pessimistic=100.0 * int((ranks.pessimistic == 1).sum()) / len(ranks),
         )
 
     def to_dict(self) -> dict[str, float | int]:
@@ -114,7 +131,7 @@ class RetrievalMetrics:
 
 
 def check_similarity(similarity: Tensor) -> Tensor:
-    """Return ``similarity`` in fp32 (ranks of half-precision numbers would tie at random).
+    """Return ``similarity`` in the precision that it is ranked in: as it is in fp32 and fp64, half precision in fp32.
 
     Raises:
         UserError: it contains NaN, which has no rank.
@@ -125,7 +142,7 @@ def check_similarity(similarity: Tensor) -> Tensor:
             f"{bad} of {similarity.numel()} similarities are NaN, so there are no ranks: the checkpoint has diverged "
             "or the model overflows in half precision; evaluate an earlier checkpoint or in fp32"
         )
-    return similarity.float()
+    return similarity if similarity.dtype == torch.float64 else similarity.float()
 
 
 def check_text_to_video(text_to_video: Tensor, texts: int, videos: int) -> Tensor:
@@ -213,17 +230,32 @@ def fold_captions(best: Tensor, similarity: Tensor, group: Tensor) -> None:
     best.scatter_reduce_(1, group.expand(len(similarity), -1), similarity, "amax")
 
 
-def hubness_skewness(neighbours: Tensor, videos: int) -> float:
+def expected_occurrences(similarity: Tensor, k: int) -> Tensor:
+    """How often each candidate is expected among the queries' ``k`` best, ties for the last place broken at random.
+
+    Args:
+        similarity: (Q, C), without NaN.
+        k: places; all C candidates have one if there are no more.
+
+    Returns:
+        (C,) float64; the sum is ``Q * min(k, C)``.
+    """
+    k = min(k, similarity.shape[1])
+    last = similarity.topk(k, 1).values[:, -1:]
+    above, level = similarity > last, similarity == last
+    share = (k - above.sum(1, keepdim=True)) / level.sum(1, keepdim=True).double()
+    return torch.where(above, 1.0, level * share).sum(0)
+
+
+def skewness(counts: Tensor) -> float:
     """Skewness of the k-occurrence: how unevenly videos appear among the texts' k nearest (Radovanovic et al., 2010).
 
     Args:
-        neighbours: (A, k) video indices of each text's k best videos.
-        videos: number of videos N.
+        counts: (N,) occurrences of each video (`expected_occurrences`).
 
     Returns:
-        The third standardised moment of the N counts; 0 if all are equal.
+        The third standardised moment of the counts; 0 if all are equal.
     """
-    counts = torch.bincount(neighbours.reshape(-1), minlength=videos).double()
-    centred = counts - counts.mean()
+    centred = counts.double() - counts.double().mean()
     variance = centred.square().mean()
-    return float(centred.pow(3).mean() / variance.pow(1.5)) if variance > 0 else 0.0
+    return float(centred.pow(3).mean() / variance.pow(1.5)) if variance > 1e-18 else 0.0  # more than rounding

@@ -53,7 +53,7 @@ def qb_norm(similarity: Tensor, bank: Tensor, *, beta: float = 20.0, top_k: int 
         threshold: occurrences that make a hub.
 
     Returns:
-        (Q, C) fp32, comparable along rows only.
+        (Q, C), comparable along rows only, in the precision of the similarities (at least fp32).
 
     Raises:
         UserError: NaN.
@@ -71,7 +71,7 @@ def qb_norm(similarity: Tensor, bank: Tensor, *, beta: float = 20.0, top_k: int 
     hubs = torch.bincount(nearest.reshape(-1), minlength=bank.shape[1]) >= threshold
     active = hubs[similarity.argmax(1)]
     offset = torch.logsumexp(bank.double() * beta, 0) / beta
-    return torch.where(active[:, None], similarity.double() - offset, similarity.double()).float()
+    return torch.where(active[:, None], similarity.double() - offset, similarity.double()).to(similarity.dtype)
 
 
 def inverted_softmax(similarity: Tensor, *, beta: float = 20.0) -> Tensor:
@@ -84,16 +84,17 @@ def inverted_softmax(similarity: Tensor, *, beta: float = 20.0) -> Tensor:
         beta: inverse temperature.
 
     Returns:
-        (Q, C) fp32, comparable along rows only.
+        (Q, C), comparable along rows only, in the precision of the similarities (at least fp32).
 
     Raises:
         UserError: NaN.
         ValueError: ``beta`` is not positive.
     """
-    similarity = check_similarity(similarity).double()
+    similarity = check_similarity(similarity)
     if beta <= 0:
         raise ValueError(f"beta must be positive, not {beta}")
-    return (similarity - torch.logsumexp(similarity * beta, 0) / beta).float()
+    exact = similarity.double()
+    return (exact - torch.logsumexp(exact * beta, 0) / beta).to(similarity.dtype)
 
 
 def dual_softmax(similarity: Tensor, *, beta: float = 100.0) -> Tensor:
@@ -108,21 +109,23 @@ def dual_softmax(similarity: Tensor, *, beta: float = 100.0) -> Tensor:
         beta: inverse temperature; 100 is the logit scale of CLIP, by which the published code multiplies first.
 
     Returns:
-        (Q, C) fp32 with the published form's order within each row: products are told by their sign and logarithm.
+        (Q, C) with the published form's order within each row, in the precision of the similarities (at least fp32):
+        products are told by their sign and logarithm.
 
     Raises:
         UserError: NaN.
         ValueError: ``beta`` is not positive.
     """
-    similarity = check_similarity(similarity).double()
+    similarity = check_similarity(similarity)
     if beta <= 0:
         raise ValueError(f"beta must be positive, not {beta}")
     if not similarity.numel():
-        return similarity.float()
-    magnitude = similarity.abs().log() + torch.log_softmax(similarity * beta, 0)
-    nonzero = similarity != 0
+        return similarity
+    exact = similarity.double()
+    magnitude = exact.abs().log() + torch.log_softmax(exact * beta, 0)
+    nonzero = exact != 0
     least = magnitude[nonzero].min() if nonzero.any() else magnitude.new_zeros(())
-    return torch.where(nonzero, similarity.sign() * (magnitude - least + 1), 0.0).float()
+    return torch.where(nonzero, exact.sign() * (magnitude - least + 1), 0.0).to(similarity.dtype)
 
 
 @dataclass(frozen=True, slots=True)

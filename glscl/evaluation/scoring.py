@@ -22,9 +22,10 @@ from glscl.evaluation.metrics import (
     Ranks,
     check_similarity,
     check_text_to_video,
+    expected_occurrences,
     fold_captions,
-    hubness_skewness,
     rank_targets,
+    skewness,
 )
 
 Cache = dict[str, Tensor]
@@ -40,7 +41,7 @@ class Matches:
 
     Attributes:
         indices: (Q, k) int64.
-        scores: (Q, k) fp32.
+        scores: (Q, k) in the precision of the similarities.
     """
 
     indices: Tensor
@@ -58,6 +59,8 @@ class ScoringResult:
         video_to_text: one rank per captioned video of ``video_rows``.
         query_videos: (Q,) int64, the video that each rank of ``video_to_text`` belongs to.
         text_matches: best videos of each text of ``text_rows``.
+        occurrences: (N,) float64, how often each video is expected among the k best of ``text_rows``, ties broken at
+            random.
         video_matches: best texts of each video of ``video_rows`` (also the uncaptioned), if asked for.
     """
 
@@ -67,11 +70,12 @@ class ScoringResult:
     video_to_text: Ranks
     query_videos: Tensor
     text_matches: Matches
+    occurrences: Tensor
     video_matches: Matches | None
 
-    def hubness_skewness(self, videos: int) -> float:
-        """Skewness of the k-occurrence of ``videos`` videos among the texts' best matches."""
-        return hubness_skewness(self.text_matches.indices, videos)
+    def hubness_skewness(self) -> float:
+        """Skewness of the k-occurrence of the videos among the texts' best matches."""
+        return skewness(self.occurrences)
 
 
 def split_rows(total: int, part: int, parts: int) -> range:
@@ -136,7 +140,9 @@ def evaluate_scores(
         raise ValueError(f"text_block, video_block and k must be positive, not {text_block}, {video_block}, {k}")
 
     tiles = _Tiles(score, text, video)
-    text_ranks, text_matches = _rank_texts(tiles, text_to_video, text_rows, videos, text_block, video_block, k)
+    text_ranks, text_matches, occurrences = _rank_texts(
+        tiles, text_to_video, text_rows, videos, text_block, video_block, k
+    )
     captioned, group = text_to_video.unique(return_inverse=True)
     video_ranks, video_matches = _rank_videos(
         tiles, captioned, group, video_rows, text_block, video_block, k if match_videos else 0
@@ -150,6 +156,7 @@ def evaluate_scores(
         video_to_text=video_ranks,
         query_videos=captioned[(captioned >= video_rows.start) & (captioned < video_rows.stop)],
         text_matches=text_matches,
+        occurrences=occurrences,
         video_matches=video_matches if match_videos else None,
     )
 
@@ -169,7 +176,7 @@ def similarity_rows(
         video_block: videos scored at a time.
 
     Returns:
-        (len(rows), N) fp32 on the CPU.
+        (len(rows), N) on the CPU, in the precision that the score function gives (at least fp32).
 
     Raises:
         UserError: a similarity is NaN.
@@ -179,7 +186,9 @@ def similarity_rows(
     for block in _blocks(rows, text_block):
         own = slice(block.start - rows.start, block.stop - rows.start)
         for columns in _blocks(range(similarity.shape[1]), video_block):
-            similarity[own, columns.start : columns.stop] = tiles(block, columns)
+            tile = tiles(block, columns)
+            similarity = similarity.to(tile.dtype)  # of the first; the same for all others
+            similarity[own, columns.start : columns.stop] = tile
     return similarity
 
 
@@ -220,12 +229,13 @@ def merge(parts: Sequence[ScoringResult]) -> ScoringResult:
         video_to_text=Ranks.concatenate([part.video_to_text for part in by_video]),
         query_videos=torch.cat([part.query_videos for part in by_video]),
         text_matches=_concatenate([part.text_matches for part in by_text]),
+        occurrences=torch.stack([part.occurrences for part in parts]).sum(0),
         video_matches=_concatenate(matched) if matched else None,
     )
 
 
 class _Tiles:
-    """Scores one tile of the similarity matrix at a time, in fp32 and checked, and counts the calls."""
+    """Scores one tile of the similarity matrix at a time, checked, in the precision of its ranks; counts the calls."""
 
     def __init__(self, score: ScoreFunction, text: Cache, video: Cache) -> None:
         self.score, self.text, self.video = score, text, video
@@ -241,10 +251,11 @@ class _Tiles:
 
 def _rank_texts(
     tiles: _Tiles, text_to_video: Tensor, text_rows: range, videos: int, text_block: int, video_block: int, k: int
-) -> tuple[Ranks, Matches]:
-    """Blocks of texts, each against all videos: the row block (text_block, N) is held for its ranks."""
+) -> tuple[Ranks, Matches, Tensor]:
+    """Blocks of texts, each against all videos: the row block (text_block, N) is held for its ranks and occurrences."""
     ranks: list[Ranks] = []
     matches: list[Matches] = []
+    occurrences = torch.zeros(videos, dtype=torch.float64)
     for rows in _blocks(text_rows, text_block):
         row_block = torch.empty(0)
         best: Matches | None = None
@@ -255,8 +266,9 @@ def _rank_texts(
             row_block[:, columns.start : columns.stop] = similarity
             best = _update_matches(best, similarity, columns, k)
         ranks.append(rank_targets(row_block, text_to_video[rows.start : rows.stop].to(row_block.device)))
+        occurrences += expected_occurrences(row_block, k).cpu()
         matches.extend([_to_cpu(best)] if best else [])
-    return Ranks.concatenate(ranks), _concatenate(matches, min(k, videos))
+    return Ranks.concatenate(ranks), _concatenate(matches, min(k, videos)), occurrences
 
 
 def _rank_videos(

@@ -14,9 +14,9 @@ from rich.text import Text
 from glscl.data.repairs import describe_repairs
 from glscl.reporting.schema import Results, parse_results
 
-RESULT_COLUMNS = ("domain", "relation", "direction", "R@1", "R@5", "R@10", "MdR", "MnR", "queries", "videos")
+RESULT_COLUMNS = ("test set", "relation", "direction", "R@1", "R@5", "R@10", "MdR", "MnR", "queries", "videos")
 TEXT_COLUMNS = 3
-NORMALISED_COLUMNS = ("domain", "direction", "normalisation", "saw", "R@1", "R@5", "R@10")
+NORMALISED_COLUMNS = ("test set", "direction", "normalisation", "saw", "R@1", "R@5", "R@10")
 DIRECTIONS = {"text_to_video": "text to video", "video_to_text": "video to text"}
 
 
@@ -42,7 +42,7 @@ def start_panel(title: str, facts: Mapping[str, object], *, file: IO[str] | None
 
 
 def results_table(results: Mapping[str, Any] | Results, *, file: IO[str] | None = None) -> None:
-    """Print one row per test domain and direction, recalls in per cent; below it, which videos play only in part.
+    """Print one row per test set and direction, recalls in per cent; below it, which videos play only in part.
 
     Raises:
         UserError: ``results`` lack something.
@@ -53,11 +53,11 @@ def results_table(results: Mapping[str, Any] | Results, *, file: IO[str] | None 
         for direction, name in DIRECTIONS.items():
             metrics: dict[str, float] = getattr(test, direction)
             numbers = [f"{metrics[name]:.1f}" for name in RESULT_COLUMNS[TEXT_COLUMNS:-2]]
-            rows.append([test.domain, test.relation, name, *numbers, f"{int(metrics['queries'])}", test.share])
+            rows.append([test.name, test.relation, name, *numbers, f"{int(metrics['queries'])}", test.share])
     print_table(RESULT_COLUMNS, rows, text_columns=TEXT_COLUMNS, file=file)
     for test in tests:
         if test.repaired:
-            what = f"test set {test.domain}/{test.split}"
+            what = f"test set {test.name}"
             console(file).print(Text(describe_repairs(what, test.videos, test.repaired)))
 
 
@@ -72,7 +72,7 @@ def normalised_table(results: Mapping[str, Any] | Results, *, file: IO[str] | No
         for column in test.normalised:
             saw = column.saw.partition(":")[0]  # the whole sentence is in the report
             numbers = [f"{column.metrics[name]:.1f}" for name in NORMALISED_COLUMNS[4:]]
-            rows.append([test.domain, DIRECTIONS[column.direction], column.label, saw, *numbers])
+            rows.append([test.name, DIRECTIONS[column.direction], column.label, saw, *numbers])
     if rows:
         print_table(NORMALISED_COLUMNS, rows, text_columns=4, file=file)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from glscl.data.records import share
 from glscl.errors import UserError
@@ -110,10 +110,12 @@ class BadVideo(_Section):
 
 
 class Test(_Section):
-    """One test domain."""
+    """One test set."""
 
     __test__ = False  # not a test case, whatever pytest makes of the name
 
+    name: str
+    """Tells it from the others: ``domain/split``, which it also is in files that have no name yet, or longer."""
     domain: str
     split: str
     relation: Literal["in-domain", "cross-domain"]
@@ -147,6 +149,13 @@ class Test(_Section):
     def share(self) -> str:
         """``16 of 19``: its videos, wherever some are missing."""
         return share(self.videos, self.videos_of)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "name" not in values:
+            return values | {"name": f"{values.get('domain')}/{values.get('split')}"}
+        return values
 
 
 class Results(_Section):

@@ -93,6 +93,11 @@ class TestSet(_Section):
         """``16 of 19``: its videos, wherever some are missing."""
         return share(self.videos, self.videos_of)
 
+    @property
+    def title(self) -> str:
+        """Domain and split, for tables."""
+        return f"{self.name}/{self.split}"
+
 
 class Column(_Section):
     """R@1 after a normalisation that looked beyond the query at hand; means over seeds."""

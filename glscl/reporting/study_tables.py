@@ -18,8 +18,8 @@ from glscl.reporting.study_schema import ZERO_SHOT, Estimate, Result, StudyResul
 from glscl.storage import join, write_bytes
 
 RESULT_COLUMNS = (
-    "study", "label", "condition", "variant", "head", "group", "training", "test", "relation", "direction", "metric",
-    "estimate", "low", "high", "sd", "seeds", "scores", "note", "videos", "videos_of",
+    "study", "label", "condition", "variant", "head", "group", "training", "test", "split", "relation", "direction",
+    "metric", "estimate", "low", "high", "sd", "seeds", "scores", "note", "videos", "videos_of",
 )  # fmt: skip
 COMPARISON_COLUMNS = (
     "condition", "first", "second", "scope", "relation", "direction", "metric",
@@ -116,6 +116,7 @@ def _result_rows(study: StudyResults) -> Iterable[dict[str, Any]]:
             "group": variant.group if variant else None,
             "training": result.training,
             "test": result.test,
+            "split": test.split if test else None,
             "relation": result.relation,
             "seeds": result.text_to_video[MAIN_METRIC].seeds,
             "videos": test.videos if test else None,
@@ -169,7 +170,8 @@ def _matrix(study: StudyResults) -> str:
         rf"\cmidrule(lr){{{2 + index * len(study.tests)}-{1 + (index + 1) * len(study.tests)}}}"
         for index in range(len(trainings))
     ]
-    tests = [latex(test) for _, test in cells]
+    titles = {test.name: latex(test.title) for test in study.tests}
+    tests = [titles[test] for _, test in cells]
     lines = [
         " & ".join(["Trained on", *groups]) + r" \\",
         " ".join(rules),

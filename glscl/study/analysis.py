@@ -425,9 +425,9 @@ def _protocol(study: StudyConfig, cells: Sequence[Cell]) -> dict[str, str]:
         f"{len(study.seeds)} seeds per cell",
         "Videos trained on": ", ".join(f"{name} {count:,}" for name, count in videos.items()),
         "Checkpoint": f"{rule}; never chosen on a test set or on another domain",
-        "Ranks": "every caption is a query; ties share their mean rank; a video's best caption counts, video to text",
+        "Ranks": "every caption is a query; ties count by expectation; a video's best caption counts, video to text",
         "Intervals": f"95 %: paired bootstrap over queries ({study.resamples:,} resamples, captions of a video "
-        "together), seeds as a random effect; Holm's correction within the means and within the single cells",
+        "together), seeds as a random effect, Student's t; Holm's correction within means and within single cells",
         "Retention": "R@1 on a domain after training on another, over R@1 there after training there",
         "Lift": "R@1 minus that of the towers before any training",
     }

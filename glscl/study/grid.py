@@ -9,6 +9,7 @@ from typing import Any
 
 from glscl import storage
 from glscl.config import RunConfig, validate
+from glscl.data.apart import Named, check_held_out, check_not_trained
 from glscl.data.shards import open_shard_set
 from glscl.data.toy.sets import toy_set, toy_set_address
 from glscl.errors import UserError
@@ -29,6 +30,11 @@ class Sets:
     train: tuple[str, ...]
     validation: tuple[str, ...]
     test: str
+
+    @property
+    def uris(self) -> list[str]:
+        """All of them."""
+        return [*self.train, *self.validation, *([self.test] if self.test else [])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,27 +215,47 @@ def build_run(
     return config
 
 
-def check_sets(study: StudyConfig, sets: Mapping[str, Sets]) -> None:
+def check_sets(study: StudyConfig, sets: Mapping[str, Sets]) -> list[str]:
     """Open every shard set and every list of leaked videos, and see that no test set is trained or selected on.
+
+    Returns:
+        notes on sets that could not be compared.
 
     Raises:
         UserError: naming what is missing or shared.
     """
-    used: dict[str, str] = {}
-    for name, own in sets.items():
-        for uri in (*own.train, *own.validation):
-            used[open_shard_set(uri).manifest.fingerprint()] = f"{name}: {uri}"
-    for name, own in sets.items():
-        if own.test:
-            manifest = open_shard_set(own.test).manifest
-            if manifest.fingerprint() in used:
-                raise UserError(
-                    f"domains.{name}.test: {own.test} is also trained or selected on ({used[manifest.fingerprint()]})"
-                )
-            if manifest.domain != name:
-                raise UserError(
-                    f"domains.{name}.test: {own.test} says that its domain is {manifest.domain}; name the domain so in "
-                    f"the study, or build the shards with --domain {name}"
-                )
+    trained, held_out, tested = named_sets(sets)
+    for own in tested:
+        name = domain_of(own)
+        if own.manifest.domain != name:
+            raise UserError(
+                f"{own} says that its domain is {own.manifest.domain}; name the domain so in the study, or build the "
+                f"shards with --domain {name}"
+            )
+    notes = check_held_out(held_out, trained, tested)
+    known = {item.test for item in study.leave_out if item.train == item.test}
+    notes += check_not_trained(
+        [own for own in tested if own.manifest.domain not in known],
+        trained,
+        "test on other videos, or list these under leave_out",
+    )
     for item in study.leave_out:
         read_leakage_list(study.address(item.list))
+    return notes
+
+
+def named_sets(sets: Mapping[str, Sets]) -> tuple[list[Named], list[Named], list[Named]]:
+    """Training, held-out and test sets of all domains, opened.
+
+    Raises:
+        UserError: one is missing.
+    """
+    trained = [Named.open(f"domains.{name}.train", uri) for name, own in sets.items() for uri in own.train]
+    held_out = [Named.open(f"domains.{name}.validation", uri) for name, own in sets.items() for uri in own.validation]
+    tested = [Named.open(f"domains.{name}.test", own.test) for name, own in sets.items() if own.test]
+    return trained, held_out, tested
+
+
+def domain_of(named: Named) -> str:
+    """The domain of the configuration that names a set of `named_sets`."""
+    return named.key.removeprefix("domains.").rpartition(".")[0]

@@ -5,19 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from glscl import storage
-from glscl.study.grid import RESULT, Cell, cells, pretraining_run, shard_sets
+from glscl.data.shards import MANIFEST
+from glscl.study.families import check_families, describe_family
+from glscl.study.grid import RESULT, Cell, cells, check_sets, pretraining_run, shard_sets
 from glscl.study.options import StudyConfig
 from glscl.training.preflight import note_on_loss
 
 
 def plan(study: StudyConfig) -> tuple[list[Cell], int]:
-    """The cells, and how many are finished; makes and starts nothing.
+    """The cells, and how many are finished; makes and starts nothing. Shard sets are compared if all are there.
 
     Raises:
-        UserError: the configuration is wrong, or a finished cell is of another one.
+        UserError: the configuration is wrong, its comparisons can show nothing, or a set is tested and chosen on.
     """
     pretraining_run(study, make=False)
-    found = cells(study, shard_sets(study, make=False))
+    sets = shard_sets(study, make=False)
+    found = cells(study, sets)
+    check_families(study, sets)
+    if all(storage.exists(storage.join(uri, MANIFEST)) for own in sets.values() for uri in own.uris):
+        check_sets(study, sets)
     return found, sum(_is_finished(cell) for cell in found)
 
 
@@ -40,6 +46,7 @@ def describe(study: StudyConfig, found: list[Cell], finished: int) -> dict[str, 
         "workers": f"{training.most_workers} x {'GPU' if training.on_gpu else 'CPU'} per cell",
         "global batch": f"{training.global_batch} pairs",
         "comparisons": "; ".join(f"{a} with {b}" for a, b in study.pairs),
+        "family": describe_family(study),
         **({"note": "; ".join(notes)} if notes else {}),
     }
 

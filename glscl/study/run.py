@@ -20,6 +20,7 @@ from glscl.strict_yaml import dump_yaml
 from glscl.study.analysis import analyse, compact
 from glscl.study.cell import export_towers, read_result, remove_checkpoints, run_cell
 from glscl.study.examples import examples
+from glscl.study.families import check_families
 from glscl.study.grid import TOWERS, Cell, cells, check_sets, pretraining_run, shard_sets
 from glscl.study.measure import measure_costs
 from glscl.study.options import RunsConfig, StudyConfig
@@ -65,7 +66,9 @@ def prepare(study: StudyConfig) -> list[Cell]:
     """
     storage.write_bytes(storage.join(study.directory, CONFIG), _yaml(study).encode())
     sets = shard_sets(study, make=True)
-    check_sets(study, sets)
+    check_families(study, sets)
+    for note in check_sets(study, sets):
+        _say(note, study.kind)
     pretrain(study)
     found = cells(study, sets)
     seen: set[tuple[str, ...]] = set()

@@ -12,6 +12,7 @@ from torch import distributed
 from glscl.config import RunConfig
 from glscl.data.activity import Board
 from glscl.data.gallery import Gallery
+from glscl.data.names import distinct_names
 from glscl.data.quarantine import Quarantine
 from glscl.data.repairs import describe_repairs
 from glscl.data.shards import ShardSet, open_shard_set
@@ -57,8 +58,11 @@ class HeldOut:
         """
         metrics: dict[str, float] = {}
         problems = []
-        for uri in self.config.data.validation:
-            shard_set = open_shard_set(uri)
+        held_out = [open_shard_set(uri) for uri in self.config.data.validation]
+        domains = [shard_set.manifest.domain for shard_set in held_out]
+        for shard_set, name in zip(held_out, distinct_names(held_out), strict=True):
+            domain = shard_set.manifest.domain
+            label = domain if domains.count(domain) == 1 else name  # two sets of a domain must not overwrite each other
             parts = self._embed(model, shard_set)
             bad = [entry for part in parts for entry in part.quarantined]
             self.quarantine.take("validation", [shard_set], bad)
@@ -67,9 +71,9 @@ class HeldOut:
             else:
                 embeddings = concatenate(parts)
                 if self.rank == 0 and embeddings.repaired:
-                    what = f"held-out set {shard_set.manifest.domain}/{shard_set.manifest.split}"
+                    what = f"held-out set {name}"
                     print(describe_repairs(what, len(embeddings.positions), embeddings.repaired), flush=True)
-                metrics |= self._score(model, shard_set, embeddings)
+                metrics |= self._score(model, label, embeddings)
         if problems:
             raise RunStoppedError("; ".join(problems))
         recalls = [value for name, value in metrics.items() if name.endswith("text_to_video_R@1")]
@@ -87,14 +91,14 @@ class HeldOut:
         distributed.all_gather_object(parts, part)
         return parts
 
-    def _score(self, model: Any, shard_set: ShardSet, embeddings: Embeddings) -> dict[str, float]:
+    def _score(self, model: Any, label: str, embeddings: Embeddings) -> dict[str, float]:
         scores: list[Any] = [None] * self.world
         part = Part(self.rank, self.world)
         with torch.no_grad():
             result = score_part(partial(model, "score"), embeddings, self.config.evaluation, part, self.device)
         distributed.all_gather_object(scores, result)
         return {
-            f"validation/{shard_set.manifest.domain}/{direction}_R@{k}": float(values[f"R@{k}"])
+            f"validation/{label}/{direction}_R@{k}": float(values[f"R@{k}"])
             for direction, values in metrics_of(merge(scores)).items()
             for k in (1, 5, 10)
         }

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from glscl import storage
 from glscl.config import RunConfig
+from glscl.data.apart import Named, check_held_out
+from glscl.data.names import distinct_names
 from glscl.data.plan import StreamPlan
 from glscl.data.shards import ShardSet, open_shard_set
 from glscl.data.shared_memory import check_room, gallery_bytes, stream_bytes
@@ -54,7 +56,11 @@ def preflight(config: RunConfig, *, fetch: bool = True) -> Preflight:
     sizes = usable_sizes(config, plan)
     held_out = [open_shard_set(uri) for uri in config.data.validation]
     tests = [open_shard_set(uri) for uri in config.data.test]
-    _check_selection(held_out, tests)
+    notes = check_held_out(
+        [Named("data.validation", shard_set) for shard_set in held_out],
+        [Named("data.train", shard_set) for shard_set in shard_sets],
+        [Named("data.test", shard_set) for shard_set in tests],
+    )
     saved = _check_run_directory(config)
     # What takes seconds to import comes after what may be wrong without it.
     from glscl.evaluation.evaluate import check_options
@@ -82,8 +88,9 @@ def preflight(config: RunConfig, *, fetch: bool = True) -> Preflight:
         "run": config.run_directory + (" (continues)" if saved else ""),
         "train": _domains(shard_sets, plan),
         "augmentation": config.data.augment or "none",
-        "validation": ", ".join(_set(s) for s in held_out) or "none: last step is kept",
-        "test": ", ".join(_set(s) for s in tests) or "none",
+        "validation": _sets(held_out) or "none: last step is kept",
+        **({"unchecked": "; ".join(notes)} if notes else {}),
+        "test": _sets(tests) or "none",
         "model": f"{config.model.clip}, head {config.model.head}, frame context {config.model.frame_context}; "
         + ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in counts.items()),
         "weights": (config.model.pretrained or "random") + model.towers.activation,
@@ -136,30 +143,20 @@ def _list(sizes: tuple[int, ...]) -> str:
     return f"{', '.join(others)} or {last}" if others else last
 
 
-def _set(shard_set: ShardSet) -> str:
-    """Its name, and how many videos it has if some were left out when it was built."""
-    manifest = shard_set.manifest
-    left_out = f" ({manifest.share()} videos)" if manifest.rejected else ""
-    return f"{manifest.domain}/{manifest.split}{left_out}"
+def _sets(shard_sets: Sequence[ShardSet]) -> str:
+    """Their names, and how many videos there are of a set of which some were left out when it was built."""
+    return ", ".join(
+        name + (f" ({shard_set.manifest.share()} videos)" if shard_set.manifest.rejected else "")
+        for name, shard_set in zip(distinct_names(shard_sets), shard_sets, strict=True)
+    )
 
 
 def _domains(shard_sets: list[ShardSet], plan: StreamPlan) -> str:
     return ", ".join(
-        f"{s.manifest.domain}/{s.manifest.split} ({s.manifest.share()} videos, {s.manifest.pairs:,} pairs, "
+        f"{name} ({s.manifest.share()} videos, {s.manifest.pairs:,} pairs, "
         f"{streams / plan.virtual_streams:.0%} of each batch)"
-        for s, streams in zip(shard_sets, plan.streams_of_domain, strict=True)
+        for s, name, streams in zip(shard_sets, distinct_names(shard_sets), plan.streams_of_domain, strict=True)
     )
-
-
-def _check_selection(held_out: list[ShardSet], tests: list[ShardSet]) -> None:
-    """Selection on a test split is refused."""
-    tested = {shard_set.manifest.fingerprint(): shard_set.uri for shard_set in tests}
-    for shard_set in held_out:
-        if shard_set.manifest.fingerprint() in tested:
-            raise UserError(
-                f"data.validation: {shard_set.uri} is also in data.test; choose the checkpoint on a held-out part of "
-                f"the training domain"
-            )
 
 
 def _check_run_directory(config: RunConfig) -> bool:

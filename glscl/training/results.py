@@ -72,10 +72,7 @@ def _history(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def verdict_of(card: ModelCard, entries: list[dict[str, Any]], incomplete: Sequence[Mapping[str, Any]] = ()) -> str:
     """One line: text-to-video R@1 per test set, and the sets of which videos are missing."""
-    scores = [
-        f"{entry['domain']}/{entry['split']} ({entry['relation']}) R@1={entry['text_to_video']['R@1']:.1f}"
-        for entry in entries
-    ]
+    scores = [f"{entry['name']} ({entry['relation']}) R@1={entry['text_to_video']['R@1']:.1f}" for entry in entries]
     missing = f"; incomplete: {incomplete_in_words(incomplete)}" if incomplete else ""
     return f"run={card.run} step={card.step} " + (", ".join(scores) or "no test set") + missing
 

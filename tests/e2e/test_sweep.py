@@ -53,8 +53,8 @@ def test_killed_and_continued_without_repeating_an_ended_trial(glscl: Callable[.
     assert models == [results.best]
     assert states[results.best] == "finished"
     assert results.confirmation is not None
-    assert results.confirmation.seeds == [2]
-    assert len(list(folder.glob("confirmation/*/all/cell.json"))) == 2
+    assert results.confirmation.seeds == [2, 3]
+    assert len(list(folder.glob("confirmation/*/all/cell.json"))) == 4
     assert re.match(r"glscl: OK sweep=toy-sweep-small trials=5/5 best=[\d.]+ ", output.splitlines()[-1])
     assert "5 trials were scored at step 4: too few" in (folder / "report.html").read_text()
     rows = list(csv.DictReader((folder / "trials.csv").open()))

@@ -14,7 +14,10 @@ from glscl.errors import UserError
 from glscl.evaluation.metrics import (
     Ranks,
     RetrievalMetrics,
-    hubness_skewness,
+    check_similarity,
+    check_text_to_video,
+    expected_occurrences,
+    skewness,
     text_to_video_ranks,
     video_to_text_ranks,
 )
@@ -69,7 +72,10 @@ def test_metrics_match_brute_force(rank: Rank, case: tuple[torch.Tensor, torch.T
     ranks = rank(*case)
     mid = sorted(ranks.mid.tolist())
     n = len(mid)
-    expected = {f"R@{k}": 100 * sum(r <= k for r in mid) / n for k in (1, 5, 10, 50)}
+    spans = [range(a, b + 1) for a, b in zip(ranks.optimistic.tolist(), ranks.pessimistic.tolist(), strict=True)]
+    expected = {
+        f"R@{k}": 100 * sum(sum(r <= k for r in span) / len(span) for span in spans) / n for k in (1, 5, 10, 50)
+    }
     expected |= {"MdR": (mid[(n - 1) // 2] + mid[n // 2]) / 2, "MnR": math.fsum(mid) / n, "queries": n}
     expected["R@1_optimistic"] = 100 * sum(r == 1 for r in ranks.optimistic.tolist()) / n
     expected["R@1_pessimistic"] = 100 * sum(r == 1 for r in ranks.pessimistic.tolist()) / n
@@ -91,7 +97,7 @@ def test_constant_matrix_has_the_mean_rank_and_one_rank_per_query() -> None:
     for ranks in (text_to_video_ranks(similarity, owners), video_to_text_ranks(similarity, owners)):
         assert ranks.mid.tolist() == [25.5] * 50
         metrics = RetrievalMetrics.from_ranks(ranks)
-        assert (metrics.queries, metrics.median_rank, metrics.recall_at_1) == (50, 25.5, 0.0)
+        assert (metrics.queries, metrics.median_rank, metrics.recall_at_1) == (50, 25.5, pytest.approx(2.0))
         assert (metrics.recall_at_1_optimistic, metrics.recall_at_1_pessimistic) == (100.0, 0.0)
 
 
@@ -125,7 +131,78 @@ def test_no_queries_is_an_error() -> None:
         RetrievalMetrics.from_ranks(Ranks.concatenate([]))
 
 
-def test_hubness_skewness() -> None:
-    assert hubness_skewness(torch.arange(6).reshape(6, 1), 6) == 0.0
+def test_skewness() -> None:
+    assert skewness(torch.full((6,), 1 / 3)) == 0.0
     # One hub holds all 4 occurrences among 4 videos: counts (4, 0, 0, 0), skewness 2 / sqrt(3).
-    assert hubness_skewness(torch.zeros(4, 1, dtype=torch.int64), 4) == pytest.approx(2 / math.sqrt(3))
+    assert skewness(torch.tensor([4, 0, 0, 0])) == pytest.approx(2 / math.sqrt(3))
+    assert skewness(torch.tensor([0.0, 1e-6, 1e-6, 1e-6])) == pytest.approx(-2 / math.sqrt(3))
+
+
+def test_occurrences_share_the_last_place() -> None:
+    similarity = torch.tensor([[3.0, 2.0, 2.0, 1.0], [0.0, 0.0, 0.0, 0.0], [1.0, 2.0, 3.0, 4.0]])
+    assert expected_occurrences(similarity[:1], 2).tolist() == [1.0, 0.5, 0.5, 0.0]
+    assert expected_occurrences(similarity, 2).tolist() == [1.5, 1.0, 2.0, 1.5]
+    assert expected_occurrences(similarity, 4).tolist() == expected_occurrences(similarity, 9).tolist() == [3.0] * 4
+
+
+def _recalls(similarity: torch.Tensor, owners: torch.Tensor) -> list[dict[str, float]]:
+    both = text_to_video_ranks(similarity, owners), video_to_text_ranks(similarity, owners)
+    return [RetrievalMetrics.from_ranks(ranks).to_dict() for ranks in both]
+
+
+def test_recall_is_the_expectation_over_breaking_ties() -> None:
+    """Issue 11: one duplicated pair of 100 is found in half of the ways to break its tie, each of its two queries."""
+    pair = torch.eye(100)
+    pair[0, 1] = pair[1, 0] = 1.0
+    for metrics in _recalls(pair, torch.arange(100)):
+        assert metrics["R@1"] == 99.0
+        assert (metrics["R@1_pessimistic"], metrics["R@1_optimistic"], metrics["R@5"]) == (98.0, 100.0, 100.0)
+        assert (metrics["MnR"], metrics["MdR"]) == (1.01, 1.0)
+    for metrics in _recalls(torch.zeros(60, 60), torch.arange(60)):
+        recalls = [metrics[f"R@{k}"] for k in (1, 5, 10, 50)]
+        assert recalls == pytest.approx([100 * k / 60 for k in (1, 5, 10, 50)])
+        assert (metrics["MnR"], metrics["MdR"]) == (30.5, 30.5)
+
+
+def test_one_caption_of_several_videos_and_several_captions_of_one() -> None:
+    # Texts 0 and 1 say the same of videos 0 and 1; video 2 has two captions that say the same.
+    similarity = torch.tensor([[5.0, 5.0, 0.0], [5.0, 5.0, 0.0], [0.0, 0.0, 4.0], [0.0, 0.0, 4.0]])
+    forward, backward = _recalls(similarity, torch.tensor([0, 1, 2, 2]))
+    assert (forward["R@1"], forward["MnR"]) == (75.0, 1.25)
+    assert (backward["R@1"], backward["queries"]) == (
+        pytest.approx(200 / 3),
+        3,
+    )  # its captions do not tie with another's
+
+
+def test_a_right_answer_below_others_shares_what_is_left_of_the_places() -> None:
+    ranks = Ranks(torch.tensor([4, 4, 6, 5]), torch.tensor([6, 4, 9, 5]))
+    assert ranks.tied.tolist() == [3, 1, 4, 1]
+    assert ranks.found(5).tolist() == pytest.approx([2 / 3, 1, 0, 1])
+    assert ranks.found(3).tolist() == [0, 0, 0, 0]
+
+
+def test_float64_is_ranked_in_float64() -> None:
+    near = torch.tensor([[1.0, 1.0 - 1e-12], [1.0 - 1e-12, 1.0]], dtype=torch.float64)
+    assert [metrics["R@1"] for metrics in _recalls(near, torch.arange(2))] == [100.0, 100.0]
+    assert [metrics["R@1"] for metrics in _recalls(near.float(), torch.arange(2))] == [50.0, 50.0]
+    dtypes = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+    assert [check_similarity(near.to(dtype)).dtype for dtype in dtypes] == [torch.float64, *[torch.float32] * 3]
+
+
+def test_owners_are_returned_as_int64_and_may_be_none() -> None:
+    assert check_text_to_video(torch.tensor([1, 0], dtype=torch.int32), 2, 2).dtype == torch.int64
+    assert check_text_to_video(torch.zeros(0, dtype=torch.int64), 0, 0).shape == (0,)
+    with pytest.raises(ValueError, match=r"in \[0, 3\), not \[0, 3\]"):
+        check_text_to_video(torch.tensor([0, 3]), 2, 3)
+    with pytest.raises(ValueError, match=r"\(2,\) integers, not \(1,\) torch.int64"):
+        check_text_to_video(torch.tensor([0]), 2, 3)
+    with pytest.raises(ValueError, match=r"not \(2,\) torch.float32"):
+        check_text_to_video(torch.zeros(2), 2, 3)
+
+
+def test_blocks_of_ranks_join_in_their_order() -> None:
+    one, two = Ranks(torch.tensor([1]), torch.tensor([2])), Ranks(torch.tensor([3, 4]), torch.tensor([5, 6]))
+    joined = Ranks.concatenate([one, two])
+    assert (joined.optimistic.tolist(), joined.pessimistic.tolist(), len(joined)) == ([1, 3, 4], [2, 5, 6], 3)
+    assert Ranks.concatenate([]).pessimistic.dtype == torch.int64

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from glscl.errors import UserError
-from glscl.evaluation.metrics import text_to_video_ranks, video_to_text_ranks
+from glscl.evaluation.metrics import (
+    expected_occurrences,
+    rank_targets,
+    skewness,
+    text_to_video_ranks,
+    video_to_text_ranks,
+)
 from glscl.evaluation.scoring import (
     evaluate_scores,
     merge,
@@ -40,7 +46,7 @@ def score(text: dict[str, torch.Tensor], video: dict[str, torch.Tensor]) -> torc
 
 def assert_same(a: object, b: object) -> None:
     if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b)  # type: ignore[arg-type]
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)  # sums of shares; all else are whole numbers
     elif is_dataclass(a):
         for field in fields(a):
             assert_same(getattr(a, field.name), getattr(b, field.name))
@@ -58,6 +64,8 @@ def test_any_block_size_equals_the_whole_matrix(texts: int, videos: int, a: int,
     assert_same(result.video_to_text, video_to_text_ranks(whole, owners))
     assert result.query_videos.tolist() == sorted(set(owners.tolist()))
     assert result.text_matches.indices.shape == (texts, min(5, videos))
+    assert result.occurrences.tolist() == pytest.approx(expected_occurrences(whole, 5).tolist())
+    assert result.hubness_skewness() == pytest.approx(skewness(expected_occurrences(whole, 5)), abs=1e-9)
     by_text = whole.sort(dim=1, descending=True, stable=True)
     assert torch.equal(result.text_matches.indices, by_text.indices[:, :5])
     assert torch.equal(result.text_matches.scores, by_text.values[:, :5])
@@ -198,3 +206,79 @@ def test_what_does_not_fit_is_refused() -> None:
         evaluate_scores(score, text, video, owners, text_rows=range(2, 9))
     with pytest.raises(ValueError, match="must be positive"):
         evaluate_scores(score, text, video, owners, text_block=0)
+
+
+def test_scores_in_float64_are_ranked_and_kept_in_float64() -> None:
+    near = torch.tensor([[1.0, 1.0 - 1e-12], [1.0 - 1e-12, 1.0]], dtype=torch.float64)
+    index = {"row": torch.arange(2)}
+
+    def score(text: dict[str, torch.Tensor], video: dict[str, torch.Tensor]) -> torch.Tensor:
+        return near[text["row"]][:, video["row"]]
+
+    result = rank_matrix(near, torch.arange(2))
+    assert result.text_to_video.pessimistic.tolist() == result.video_to_text.pessimistic.tolist() == [1, 1]
+    assert result.text_matches.scores.dtype == torch.float64
+    assert torch.equal(similarity_rows(score, index, index, range(2), text_block=1, video_block=1), near)
+    assert similarity_rows(lambda t, v: score(t, v).half(), index, index, range(2)).dtype == torch.float32
+
+
+def test_ranks_know_their_texts_and_videos() -> None:
+    """Rows that start late, an uncaptioned video, and k larger than what there is."""
+    text, video, _ = caches(6, 5)
+    owners = torch.tensor([0, 0, 2, 3, 3, 4])  # nobody describes video 1
+    whole = score(text, video)
+    result = evaluate_scores(
+        score, text, video, owners, text_rows=range(2, 5), video_rows=range(1, 4), text_block=2, video_block=2, k=9,
+        match_videos=True,
+    )  # fmt: skip
+    assert (result.text_rows, result.video_rows) == (range(2, 5), range(1, 4))
+    assert_same(result.text_to_video, rank_targets(whole[2:5], owners[2:5]))
+    assert result.query_videos.tolist() == [2, 3]
+    every = video_to_text_ranks(whole, owners)
+    assert result.video_to_text.optimistic.tolist() == every.optimistic[1:3].tolist()
+    assert result.text_matches.indices.shape == (3, 5)
+    assert result.video_matches is not None
+    assert result.video_matches.indices.shape == (3, 6)
+    assert result.occurrences.tolist() == [3.0] * 5
+    without = evaluate_scores(score, text, video, owners, text_rows=range(0), video_rows=range(0))
+    assert (len(without.text_to_video), len(without.query_videos), without.video_matches) == (0, 0, None)
+    assert without.text_matches.indices.shape == (0, 5)
+
+
+def test_parts_that_do_not_belong_together_are_refused() -> None:
+    text, video, owners = caches(6, 5)
+    with pytest.raises(ValueError, match="at least one"):
+        merge([])
+    parts = [
+        evaluate_scores(
+            score,
+            text,
+            video,
+            owners,
+            text_rows=split_rows(6, n, 2),
+            video_rows=split_rows(5, n, 2),
+            match_videos=n > 0,
+        )
+        for n in range(2)
+    ]
+    with pytest.raises(ValueError, match="some parts kept"):
+        merge(parts)
+    whole = evaluate_scores(score, text, video, owners)
+    assert_same(merge([whole]), whole)
+
+
+@pytest.mark.parametrize("wrong", [{"text_block": 0}, {"video_block": 0}, {"k": 0}])
+def test_blocks_and_k_are_positive(wrong: dict[str, int]) -> None:
+    text, video, owners = caches(4, 4)
+    with pytest.raises(ValueError, match="must be positive"):
+        evaluate_scores(score, text, video, owners, **wrong)  # type: ignore[arg-type]
+    one = dict.fromkeys(wrong, 1)
+    assert len(evaluate_scores(score, text, video, owners, **one).text_to_video) == 4  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rows", [range(0, 4, 2), range(-1, 3), range(1, 5)])
+def test_rows_are_a_part_of_what_there_is(rows: range) -> None:
+    text, video, owners = caches(4, 4)
+    for name in ("text_rows", "video_rows"):
+        with pytest.raises(ValueError, match=f"{name} must be a contiguous part of range"):
+            evaluate_scores(score, text, video, owners, **{name: rows})  # type: ignore[arg-type]

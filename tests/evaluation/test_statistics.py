@@ -13,12 +13,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy import stats
+from scipy.special import stdtrit
 
 from glscl.evaluation.metrics import Ranks, RetrievalMetrics
 from glscl.evaluation.statistics import (
     METRICS,
     Interval,
     QueryBootstrap,
+    _Tail,
+    _variance,
     claim,
     holm,
     mean_difference,
@@ -192,8 +196,107 @@ def test_p_values_are_uniform_when_there_is_no_difference() -> None:
     p_values = np.array([interval.p_value for interval in found])
     for level in (0.05, 0.2, 0.5):
         assert abs((p_values <= level).mean() - level) < 0.035
-    agreement = [interval.excludes_null == (interval.p_value < 0.05) for interval in found if interval.p_value]
-    assert np.mean(agreement) > 0.99  # interval and p-value are of the same draws
+    assert all(interval.excludes_null == (interval.p_value < 0.05) for interval in found if interval.p_value)
+
+
+def test_p_value_and_interval_agree_for_differences_means_and_retention() -> None:
+    world, bootstrap = World(60, 3, 0.1, hits), QueryBootstrap(60, resamples=200)
+    found = []
+    for gap in np.linspace(0, 1.5, 40):
+        a, b = (bootstrap.system(values) for values in world.draw((gap - 0.5, -0.5)))
+        found += [bootstrap.difference(a, b), bootstrap.difference(b, a), mean_difference([("x", a, b)])]
+        found += [kept for pair in ((a, b), (b, a)) if (kept := bootstrap.retention(*pair))]
+    assert {interval.excludes_null for interval in found} == {True, False}
+    for interval in found:
+        assert interval.p_value is not None
+        assert interval.excludes_null == (interval.p_value < 0.05), interval
+        assert 0 < interval.p_value <= 1
+
+
+def test_no_family_claims_falsely_in_more_than_5_per_cent() -> None:
+    """Families of 30 comparisons of equal models whose seeds decide about half of the error."""
+    world, families, size = World(120, 3, 0.12, hits), 100, 30
+    bootstrap = QueryBootstrap(120, resamples=400)
+    false = 0
+    for _ in range(families):
+        tables = {}
+        for cell in range(size):
+            tables |= {(cell, n): (values, True) for n, values in enumerate(world.draw((-0.3, -0.3)))}
+        systems = bootstrap.systems(tables)
+        cells = {cell: bootstrap.difference(systems[cell, 0], systems[cell, 1]) for cell in range(size)}
+        adjusted = holm({cell: interval.p_value or 0.0 for cell, interval in cells.items()})
+        false += any(p <= 0.05 and cells[cell].excludes_null for cell, p in adjusted.items())
+    assert false / families <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / families)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.6, 0.9])
+def test_p_values_far_out_are_no_more_frequent_than_they_say(share: float) -> None:
+    """The normal model of three seeds each: what a family of hundreds needs. One df for both parts gave too many."""
+    random = np.random.default_rng(3)
+    seeds = share * random.chisquare(2, (40_000, 2)) / 4
+    estimates = np.abs(random.standard_normal(len(seeds)))
+    wrong = np.zeros(2)
+    levels = (0.01, 0.001)
+    for (first, second), estimate in zip(seeds, estimates, strict=True):
+        own = first + second
+        variance = own + 1 - share
+        penalty = (first**2 + second**2) / 2
+        degrees = variance**2 / ((1 - share) ** 2 / 999 + penalty * (variance / own) ** 0.75)
+        half = -stdtrit(degrees, 0.025) * math.sqrt(variance)
+        tail = _Tail(own / variance, own**2 / penalty, 1000)
+        wrong += [estimate > half * tail.reach(level) / tail.reach(0.05) for level in levels]
+    assert (wrong / len(seeds) <= np.array(levels) * 1.1).all(), wrong / len(seeds)
+
+
+def test_p_values_are_tails_of_students_t() -> None:
+    for groups, distance in ((2, 3.0), (30, 2.0), (1000, 7.0)):
+        half = float(stats.t.isf(0.025, groups - 1))
+        alone = _Tail(0.0, 0.0, groups)
+        assert alone.p_value(distance, half) == pytest.approx(2 * stats.t.sf(distance, groups - 1), rel=1e-6)
+        seeds = _Tail(1.0, 4.0, groups)
+        half = float(stats.t.isf(0.025, 4))
+        assert seeds.p_value(distance, half) == pytest.approx(2 * stats.t.sf(distance, 4), rel=1e-6)
+    mixed = _Tail(0.25, 3.0, 11)
+    for alpha in (0.5, 0.05, 1e-4, 1e-60):
+        expected = 0.25 * stats.t.isf(alpha / 2, 3) + 0.75 * stats.t.isf(alpha / 2, 10)
+        assert mixed.reach(alpha) == pytest.approx(expected, rel=1e-6)
+        assert mixed.p_value(expected, mixed.reach(0.05)) == pytest.approx(alpha, rel=1e-5)
+    assert mixed.p_value(0.0, 1.0) == mixed.p_value(0.0, 0.0) == 1.0
+    assert mixed.p_value(1.0, math.inf) == 1.0  # an interval without end on that side
+    assert mixed.p_value(1e40, 1e-3) == pytest.approx(1e-100, abs=1e-50)
+    assert mixed.p_value(1.0, 1.0) == pytest.approx(0.05)
+
+
+def test_p_value_of_what_never_varies_is_that_of_signs() -> None:
+    bootstrap = QueryBootstrap(8, resamples=50)
+    all_, none = bootstrap.system(np.full((3, 8), 100.0)), bootstrap.system(np.zeros((3, 8)))
+    certain = bootstrap.difference(all_, none)
+    assert (certain.estimate, certain.low, certain.high) == (100.0, 100.0, 100.0)
+    assert certain.p_value == 2**-7
+    assert certain.excludes_null
+    assert "no uncertainty" in certain.note
+
+
+def test_variance_of_a_sum_of_means() -> None:
+    """By hand: two systems, of two seeds and one, on three queries."""
+    one, two = np.array([[1.0, 2.0, 6.0], [3.0, 2.0, 4.0]]), np.array([[0.0, 1.0, 5.0]])
+    variance, sampled, degrees, tail = _variance([one, two])
+    between = np.var([3.0, 3.0], ddof=1) / 2
+    assert between == 0.0
+    assert sampled == pytest.approx(np.var([2.0, 3.0, 10.0], ddof=1) / 3)
+    residual = np.square(one - one.mean(0)).sum() / 2 / 6
+    assert variance == pytest.approx(sampled - residual)
+    assert (degrees, tail) == (2.0, _Tail(0.0, 0.0, 3))
+    three = one + np.array([[1.0], [-1.0]])
+    four = two + np.array([[-1.0], [0.0], [4.0]])
+    variance, sampled, degrees, tail = _variance([three, four])
+    first, second = np.var([4.0, 2.0], ddof=1) / 2, np.var([1.0, 2.0, 6.0], ddof=1) / 3
+    seeds, penalty = first + second, first**2 + second**2 / 2
+    rest = max(float(np.var([3.0, 4.0, 11.0], ddof=1)) / 3 - residual, 0.0)
+    assert variance == pytest.approx(seeds + rest)
+    assert tail.share == pytest.approx(seeds / variance)
+    assert tail.seed_degrees == pytest.approx(seeds**2 / penalty)
+    assert degrees == pytest.approx(variance**2 / (rest**2 / 2 + penalty * (variance / seeds) ** 0.75))
 
 
 def test_groups_are_resampled_whole() -> None:
@@ -319,14 +422,23 @@ def test_refuses_what_does_not_fit(make: Callable[[], Any], message: str) -> Non
 
 
 def test_means_of_values_are_the_metrics() -> None:
-    optimistic = torch.tensor([1, 1, 2, 5, 7, 10, 11, 60])
+    optimistic = torch.tensor([1, 1, 2, 5, 7, 10, 11, 60], dtype=torch.int32)
     ranks = Ranks(optimistic, optimistic + torch.tensor([0, 1, 0, 1, 0, 0, 0, 3]))
     metrics = RetrievalMetrics.from_ranks(ranks).to_dict()
     values = per_query(ranks)
     assert values.keys() == METRICS.keys()
     for name in ("R@1", "R@5", "R@10", "MnR"):
         assert values[name].mean() == pytest.approx(metrics[name])
-    assert values["MRR"].mean() == pytest.approx(100 * (1 / ranks.mid).mean().item())
+    pairs = zip(ranks.optimistic.tolist(), ranks.pessimistic.tolist(), strict=True)
+    reciprocal = [np.mean([100 / rank for rank in range(first, last + 1)]) for first, last in pairs]
+    assert values["MRR"] == pytest.approx(reciprocal)
+    assert values["R@1"].tolist() == [100, 50, 0, 0, 0, 0, 0, 0]
+    assert values["R@5"].tolist() == [100, 100, 100, 50, 0, 0, 0, 0]
+    assert values["R@10"].tolist() == [100, 100, 100, 100, 100, 100, 0, 0]
+    assert {name: (metric.unit, metric.higher_is_better) for name, metric in METRICS.items()} == {
+        **dict.fromkeys(("R@1", "R@5", "R@10", "MRR"), ("points", True)),
+        "MnR": ("ranks", False),
+    }
 
 
 def test_spread_over_seeds() -> None:

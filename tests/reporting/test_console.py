@@ -70,10 +70,10 @@ def test_results_table_is_aligned_in_a_pipe() -> None:
     out = io.StringIO()
     results_table(RESULTS, file=out)
     header, first, second = out.getvalue().splitlines()
-    names = ["domain", "relation", "direction", "R@1", "R@5", "R@10", "MdR", "MnR", "queries", "videos"]
+    names = ["test", "set", "relation", "direction", "R@1", "R@5", "R@10", "MdR", "MnR", "queries", "videos"]
     assert header.split() == names
-    assert first == "toy_clips  in-domain  text to video  63.5  91.0  96.5  1.0  2.2      200     200"
-    assert second == "toy_clips  in-domain  video to text   9.0  91.0  96.5  1.0  2.2      200     200"
+    assert first == "toy_clips/test  in-domain  text to video  63.5  91.0  96.5  1.0  2.2      200     200"
+    assert second == "toy_clips/test  in-domain  video to text   9.0  91.0  96.5  1.0  2.2      200     200"
     assert len(header) == len(first)
     out = io.StringIO()
     results_table(RESULTS | {"tests": [TEST | {"videos": 1_600, "quarantined": 300, "rejected": 100}]}, file=out)
@@ -94,8 +94,8 @@ def test_normalised_table() -> None:
     }
     normalised_table(RESULTS | {"tests": [TEST | {"normalised": [column]}]}, file=out)
     header, row = out.getvalue().splitlines()
-    assert header.split() == ["domain", "direction", "normalisation", "saw", "R@1", "R@5", "R@10"]
-    assert row == "toy_clips  video to text  QB-Norm        A query bank  70.0  91.0  96.5"
+    assert header.split() == ["test", "set", "direction", "normalisation", "saw", "R@1", "R@5", "R@10"]
+    assert row == "toy_clips/test  video to text  QB-Norm        A query bank  70.0  91.0  96.5"
     assert len(header) == len(row)
 
 
@@ -115,3 +115,10 @@ def test_terminal_gets_a_panel_and_colours(monkeypatch: pytest.MonkeyPatch) -> N
     assert "[red]glscl[/red]" in panel
     assert "toy_clips" in on_terminal(lambda file: results_table(RESULTS, file=file))
     assert "\x1b[1;32mOK\x1b[0m" in on_terminal(lambda file: verdict(True, "done", file=file))
+
+
+def test_two_test_sets_of_a_domain_are_told_apart() -> None:
+    out = io.StringIO()
+    names = ("msrvtt/test (test_1k_a)", "msrvtt/test (test_full)")
+    results_table(RESULTS | {"tests": [TEST | {"name": name} for name in names]}, file=out)
+    assert [line.partition("  ")[0] for line in out.getvalue().splitlines()[1:]] == [names[0]] * 2 + [names[1]] * 2

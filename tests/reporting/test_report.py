@@ -131,7 +131,7 @@ def test_page_parses_and_has_every_number(results: dict[str, Any]) -> None:
     protocol = ["a <b>run</b>", "63.7 %", "glscl-tiny", "1,234", "42", "0123456789ab", "glscl eval --run <x>"]
     protocol += ["1 June 2025, 12:30 UTC", "Post-processing none", "Captions / video 2.0", "≤ 8", "≤ 32"]
     protocol += ["Truncated texts 17", "Quarantined 4", "Split test", "Videos 250", "Texts 500"]
-    measured = ["63.7 63.2–64.2 91.3 96.4 99.9 1.5 7.2 500 0.40", "12.2 11.7–12.7 91.3 96.4", "toy_clips 1.23"]
+    measured = ["63.7 63.2–64.2 91.3 96.4 99.9 1.5 7.2 500 0.40", "12.2 11.7–12.7 91.3 96.4", "toy_clips/test 1.23"]
     oracles = [
         "two attributes: colour + motion 22.9",
         "one attribute: motion 6.7",
@@ -172,7 +172,7 @@ def test_with_and_without_leaked_videos(results: dict[str, Any]) -> None:
     note = (
         "3 of 4 listed videos left out, and their captions (6). 1 are no videos (<u>). 100 videos and 494 texts remain."
     )
-    assert f"toy_clips without leaked videos: {note} List: lists/<b>.txt" in text
+    assert f"toy_clips/test without leaked videos: {note} List: lists/<b>.txt" in text
     for test in results["tests"]:
         test["without_leaked"] = None
     assert "leaked" not in Page(render_report(results)).text
@@ -258,7 +258,7 @@ def test_published_figures(results: dict[str, Any], tmp_path: Path) -> None:
     write_report(results, str(tmp_path / "report.html"), published=str(table))
     text = Page((tmp_path / "report.html").read_text(encoding="utf-8")).text
     assert "Old <i> X 2020 · ViT-B/32 44.5 71.4 81.6 42.7 70.9 –" in text
-    assert "This run, msrvtt_1k_a 11.2" in text
+    assert "This run, msrvtt_1k_a/test 11.2" in text
     assert "Other" not in text
     table.write_text("method,dataset\n")
     with pytest.raises(UserError, match="no column backbone, direction"):

@@ -107,7 +107,7 @@ def test_matrix_has_a_map_per_variant_and_condition(conditions: Sequence[str]) -
     assert len(page.having("heat")) == len(VARIANTS) * len(conditions)
     framed = [a for tag, a in page.elements if tag == "td" and "in-domain" in (a.get("class") or "")]
     assert len(framed) == len(VARIANTS) * len(conditions) * len(TESTS)
-    assert "chance: toy_clips 0.50 %" in page.text
+    assert "chance: toy_clips/test 0.50 %" in page.text
     assert ("64_words_64_frames" in page.text) is (len(conditions) == 2)
 
 

@@ -44,7 +44,7 @@ def test_csv_reads_back(study: dict[str, Any], tmp_path: Path) -> None:
     value = first["text_to_video"]["R@1"]
     for field, key in (("estimate", "estimate"), ("low", "low"), ("high", "high"), ("sd", "deviation")):
         assert float(chosen[0][field]) == value[key]
-    assert (chosen[0]["seeds"], chosen[0]["relation"]) == ("3", first["relation"])
+    assert (chosen[0]["seeds"], chosen[0]["relation"], chosen[0]["split"]) == ("3", first["relation"], "test")
     assert {row["label"] for row in rows} == {study["label"]}
     metrics = {row["metric"] for row in rows}
     assert {"R@5", "R@10", "MRR", "MnR", "MdR", "hubness", "retention", "lift", "R@1 optimistic"} <= metrics

@@ -242,3 +242,26 @@ def test_sets_of_which_videos_are_missing_are_told_at_their_fewest() -> None:
         "; incomplete: test set toy_clips/test 38 of 40 videos, held-out set toy_clips/dev 39 of 40 videos"
     )
     assert [test.share for test in parse_study(results).tests] == [f"{VIDEOS} of {VIDEOS + 3}", str(VIDEOS)]
+
+
+def test_ties_count_by_their_expectation_in_cells_of_any_age() -> None:
+    """``cell.json`` has held both bounds of every rank from the first version on: recall follows from them."""
+    config = study()
+    found, done = finished(config, _hits())
+    for _, result in done:
+        for test in result["tests"]:
+            for direction, queries in (("text_to_video", VIDEOS * CAPTIONS), ("video_to_text", VIDEOS)):
+                ranks = test["per_query"][direction]
+                ranks["optimistic"], ranks["pessimistic"] = [1] * queries, [4] * (queries // 2) + [1] * (queries // 2)
+    results = analyse(config, found, [(cell, compact(json.loads(json.dumps(result)), {})) for cell, result in done])
+    for result in results["results"]:
+        for direction in ("text_to_video", "video_to_text"):
+            figures = {name: value["estimate"] for name, value in result[direction].items()}
+            expected = {"R@1": 62.5, "R@5": 100.0, "R@10": 100.0, "MnR": 1.75, "MRR": 50 + 50 * (25 / 12) / 4}
+            assert figures == pytest.approx(expected)
+
+
+def test_a_certain_difference_is_shown_in_every_cell_and_mean() -> None:
+    results = _analyse(hits=lambda cell, _: {"glscl": 0.9, "xpool": 0.2}.get(cell.variant, 0.1), union=True)
+    assert len(results["comparisons"]) == 2 * (2 + 6)
+    assert all(c["shown"] and c["estimate"] > 50 and c["adjusted_p"] < 0.01 for c in results["comparisons"])

@@ -139,6 +139,7 @@ def _entry(domain: str, recall: float) -> dict[str, Any]:
     ranks = rank_targets(torch.randn(10, 10, generator=torch.Generator().manual_seed(0)), torch.arange(10))
     direction = RetrievalMetrics.from_ranks(ranks).to_dict() | {"R@1": recall}
     return {
+        "name": f"{domain}/test",
         "domain": domain,
         "split": "test",
         "relation": "in-domain" if domain == "toy" else "cross-domain",

@@ -22,6 +22,7 @@ from glscl.errors import UserError
 from glscl.study.grid import Sets
 from tests.tune.fake import FIRST, STEPS, setup, sweep, trial
 from tune import sweep as module
+from tune.options import load_sweep, sweep_names
 from tune.sweep import check_held_out, places, plan, trials_csv, write_best
 from tune.trial import run_trial
 from tune.trials import Trial, from_ray, read_trials, write_trials
@@ -45,21 +46,29 @@ def test_trials_are_scored_on_held_out_parts_only(shards: Callable[[str, str], s
     config = sweep(domains={"dev": {"train": [train], "validation": [dev]}})
     check_held_out(config, {"dev": Sets((train,), (dev,), "")})
     for sets, words in (
-        (Sets((train,), (dev,), dev), "is also tested on"),
+        (Sets((train,), (dev,), dev), r"domains\.dev\.validation: .* is also in domains\.dev\.test"),
         (Sets((train,), (other,), ""), "is the test split other/test_1k_a"),
-        (Sets((dev,), (dev,), ""), "is also trained on"),
+        (Sets((dev,), (dev,), ""), r"is also in domains\.dev\.train"),
         (Sets((other,), (train,), ""), "name the domain so"),
     ):
         with pytest.raises(UserError, match=words):
             check_held_out(config, {"dev": sets})
 
 
-@pytest.mark.parametrize(
-    ("domain", "split", "refused"),
-    [("msvd", "test", True), ("msrvtt", "test_1k_a", True), ("activitynet", "val_1", True), ("msvd", "val", False)],
-)
-def test_which_splits_are_tests(domain: str, split: str, refused: bool) -> None:
-    assert module._is_test(domain, split) is refused
+def test_a_confirmation_that_can_show_nothing_is_refused(tmp_path: Path) -> None:
+    one = sweep(storage=str(tmp_path), confirm_seeds=1)
+    with pytest.raises(UserError, match=r"confirm_seeds: of one seed each .*2 at least"):
+        plan(one)
+    for seeds in (0, 2):
+        plan(sweep(storage=str(tmp_path), confirm_seeds=seeds))
+    (tmp_path / "fake").mkdir()
+    (tmp_path / "fake" / "sweep.json").write_text(json.dumps(module._identity(one)))
+    plan(one)  # begun before: goes on
+
+
+@pytest.mark.parametrize("name", sweep_names())
+def test_packaged_sweeps_can_show_their_winner(name: str, tmp_path: Path) -> None:
+    plan(load_sweep(name, storage=str(tmp_path)))
 
 
 def nodes(*cpus: int) -> list[dict[str, Any]]:
