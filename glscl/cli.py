@@ -141,18 +141,21 @@ def _train(words: list[str], program: str) -> str:
 
 def _run(config: Any, ready: Any) -> str:
     """Train, test, report; ``status.json`` follows what happens."""
+    from glscl.ownership import ANOTHER_NAME, owned
     from glscl.session import ray_session
     from glscl.training.launch import train
     from glscl.training.results import REPORT, status_on_failure, write_results, write_status
 
     where = config.run_directory
     storage.check_writable(where, "--storage")
-    write_status(where, state="running", verdict="")
-    # Also inside the session: to end a cluster takes seconds, and who sent a signal may not wait.
-    with status_on_failure(where), ray_session(), status_on_failure(where):
-        results = train(config, ready)
-        write_results(results, where)
-    write_status(where, state="finished", verdict=results["verdict"])
+    with owned(where, ANOTHER_NAME) as owner:
+        write_status(where, state="running", verdict="")
+        # Also inside the session: to end a cluster takes seconds, and who sent a signal may not wait.
+        with status_on_failure(owner.fence), ray_session(), status_on_failure(owner.fence):
+            results = train(config, ready, owner)
+            owner.fence.check()
+            write_results(results, where)
+        write_status(where, state="finished", verdict=results["verdict"])
     _print_results(results)
     return f"{results['verdict']} report={storage.join(where, REPORT)}"
 
@@ -227,6 +230,7 @@ def _evaluate(words: list[str], program: str) -> str:
 
     from glscl.evaluation.evaluate import check_tests
     from glscl.evaluation.options import EvaluationConfig
+    from glscl.ownership import owned
     from glscl.session import ray_session
     from glscl.training.launch import evaluate
     from glscl.training.results import REPORT, write_results
@@ -244,17 +248,19 @@ def _evaluate(words: list[str], program: str) -> str:
     tests = tuple(storage.resolve(uri) for uri in options.test)
     output = storage.resolve(options.output) if options.output else storage.join(run, "eval")
     storage.check_writable(output, "--output")
-    with ray_session():
-        results = evaluate(
-            run,
-            tests,
-            config,
-            workers=options.workers,
-            use_gpu=options.use_gpu,
-            loader_workers=options.loader_workers,
-            bank=options.bank,
-        )
-    write_results(results, output)
+    with owned(output, "choose another --output") as owner:
+        with ray_session():
+            results = evaluate(
+                run,
+                tests,
+                config,
+                workers=options.workers,
+                use_gpu=options.use_gpu,
+                loader_workers=options.loader_workers,
+                bank=options.bank,
+            )
+        owner.fence.check()
+        write_results(results, output)
     _print_results(results)
     return f"{results['verdict']} report={storage.join(output, REPORT)}"
 
@@ -284,6 +290,7 @@ def _study(words: list[str], program: str) -> str:
 
     options = parse_options(Study, words, program)
 
+    from glscl.ownership import ANOTHER_NAME, owned
     from glscl.reporting.console import start_panel
     from glscl.session import ray_session
     from glscl.study.options import load_study
@@ -295,10 +302,11 @@ def _study(words: list[str], program: str) -> str:
     start_panel(program, describe(study, cells, finished))
     if options.dry_run:
         return f"dry run: {len(cells)} cells, {finished} of them finished; nothing was started"
-    if not options.report_only:
-        with ray_session(quiet=True):
-            return run_study(study)
-    return report(study)
+    if options.report_only:
+        return report(study)
+    storage.check_writable(study.directory, "--storage")
+    with owned(study.directory, ANOTHER_NAME) as owner, ray_session(quiet=True):
+        return run_study(study, owner)
 
 
 def _sweep(words: list[str], program: str) -> str:
@@ -326,6 +334,7 @@ def _sweep(words: list[str], program: str) -> str:
 
     options = parse_options(Sweep, words, program)
 
+    from glscl.ownership import ANOTHER_NAME, owned
     from glscl.reporting.console import start_panel
     from glscl.session import ray_session
     from tune.options import load_sweep
@@ -337,11 +346,13 @@ def _sweep(words: list[str], program: str) -> str:
     start_panel(program, describe(sweep, default))
     if options.report_only:
         return report(sweep)
-    with ray_session(quiet=True, stops_runs=True):
-        if options.dry_run:
+    if options.dry_run:
+        with ray_session(quiet=True, stops_runs=True):
             at_once = places(sweep, default)
-            return f"dry run: {sweep.trials} trials, {at_once} at once on this cluster; none was started"
-        return run_sweep(sweep)
+        return f"dry run: {sweep.trials} trials, {at_once} at once on this cluster; none was started"
+    storage.check_writable(sweep.directory, "--storage")
+    with owned(sweep.directory, ANOTHER_NAME) as owner, ray_session(quiet=True, stops_runs=True):
+        return run_sweep(sweep, owner)
 
 
 def _shards_build(words: list[str], program: str) -> str:

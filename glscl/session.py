@@ -18,6 +18,7 @@ import psutil
 
 from glscl import stopping
 from glscl.errors import UserError
+from glscl.processes import start_of
 
 _PREFIX = "glscl-ray-"
 _OWNER = "owner.json"
@@ -147,7 +148,7 @@ def _descendants(process: Any) -> list[Any]:
 
 def _own(folder: str, **more: Any) -> None:
     """Mark a folder as this process's."""
-    owner = {"pid": os.getpid(), "started": psutil.Process().create_time(), **more}
+    owner = {"pid": os.getpid(), "start": start_of(os.getpid()), **more}
     Path(folder, _OWNER).write_text(json.dumps(owner), encoding="utf-8")
 
 
@@ -159,9 +160,9 @@ def _remove_left_folders(parent: str) -> None:
             old = time.time() - mark.stat().st_mtime > _KEEP_DAYS * 86400
         except (OSError, ValueError):
             continue  # being removed by another command, or being written
-        with suppress(psutil.NoSuchProcess):
-            if psutil.Process(owner["pid"]).create_time() == owner["started"]:
-                continue
+        running = start_of(owner["pid"])
+        if running is not None and owner.get("start", running) == running:  # earlier versions left no "start"
+            continue
         if old or not owner.get("failed"):
             _remove(str(mark.parent))
 
