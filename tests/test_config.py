@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from benchmarks.fuzz import mutate
 from glscl.config import RunConfig, keys, load_config, read_yaml, run_config, to_yaml, validate
 from glscl.errors import UserError
 from glscl.flags import parse_options
 from glscl.options import Options
+from stress.fuzz import mutate
 
 
 def parse(*words: str) -> RunConfig:

@@ -1,6 +1,6 @@
 """Does a run that is killed again and again end with the very weights of one that never was?
 
-    python benchmarks/soak.py --kills 60 --output soak.jsonl
+    python stress/soak.py --kills 60 --output soak.jsonl
 
 Starts a storage server (moto) behind the tests' fault proxy and a Ray cluster of two nodes (a head without CPUs and one
 node for the training workers), trains a tiny run once undisturbed, and then again and again while it kills, with
