@@ -39,6 +39,7 @@ PERIOD_S = 5.0
 LIMIT_S = 60.0
 """Seconds without a heartbeat after which an owner on another machine counts as gone."""
 LEAST_WATCH_S = 3 * PERIOD_S
+RELEASE_S = 10.0
 ANOTHER_NAME = "choose another --name"
 _POLL_S = 1.0
 
@@ -167,23 +168,30 @@ class Owner:
             except Exception as error:  # the storage is away: what has to be written there says so itself
                 if not failing:
                     print(
-                        f"{self.fence.directory}: no heartbeat can be written ({' '.join(str(error).split())[:200]}); "
-                        f"after {LIMIT_S:g} s another machine may take over",
+                        f"{self.fence.directory}: no heartbeat can be written ({_one_line(error)}); after "
+                        f"{LIMIT_S:g} s another machine may take over",
                         flush=True,
                     )
                 failing = True
-
-    def release(self) -> None:
-        """End the heartbeat, and let the next command have the directory."""
-        self._ended.set()
-        self._thread.join(PERIOD_S)
         try:
             self.fence.check()
             storage.write_bytes(self._where, Claim(**self._claim | {"released": True}).to_bytes())
-        except TakenOverError:
-            return
-        except Exception as error:  # the next command finds this process gone
-            print(f"{self._where}: not released ({' '.join(str(error).split())[:200]})", flush=True)
+        except TakenOverError as error:
+            self._lost = error
+        except Exception as error:
+            print(f"{self._where}: not released ({_one_line(error)})", flush=True)
+
+    def release(self) -> None:
+        """End the heartbeat, and let the next command have the directory.
+
+        Storage that is away is not waited for: the next command finds this process gone.
+        """
+        self._ended.set()
+        self._thread.join(RELEASE_S)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 @contextlib.contextmanager
