@@ -191,18 +191,21 @@ def _train(words: list[str], program: str) -> str:
 
 def _run(config: Any, ready: Any) -> str:
     """Train, test, report; ``status.json`` follows what happens."""
+    from glscl.ownership import ANOTHER_NAME, owned
     from glscl.session import ray_session
     from glscl.training.launch import train
     from glscl.training.results import REPORT, status_on_failure, write_results, write_status
 
     where = config.run_directory
     storage.check_writable(where, "--storage")
-    write_status(where, state="running", verdict="")
-    # Also inside the session: to end a cluster takes seconds, and who sent a signal may not wait.
-    with status_on_failure(where), ray_session(), status_on_failure(where):
-        results = train(config, ready)
-        write_results(results, where)
-    write_status(where, state="finished", verdict=results["verdict"])
+    with owned(where, ANOTHER_NAME) as owner:
+        write_status(where, state="running", verdict="")
+        # Also inside the session: to end a cluster takes seconds, and who sent a signal may not wait.
+        with status_on_failure(owner.fence), ray_session(), status_on_failure(owner.fence):
+            results = train(config, ready, owner)
+            owner.fence.check()
+            write_results(results, where)
+        write_status(where, state="finished", verdict=results["verdict"])
     _print_results(results)
     return f"{results['verdict']} report={storage.join(where, REPORT)}"
 
@@ -311,32 +314,28 @@ def _evaluate(words: list[str], program: str) -> str:
     tests = tuple(storage.resolve(uri) for uri in options.test)
     output = storage.resolve(options.output) if options.output else storage.join(run, "eval")
     storage.check_writable(output, "--output")
-    quarantine = Quarantine(output, options.max_bad_fraction, "--max-bad-fraction")
-    quarantine.write()  # nothing yet: what an earlier evaluation found there is forgotten
 
+    from glscl.ownership import owned
     from glscl.session import alive_nodes, ray_session
     from glscl.training.launch import evaluate
     from glscl.training.results import REPORT, write_results
 
-    with ray_session():
-        share = choose(
-            alive_nodes(),
-            workers=options.workers,
-            use_gpu=options.use_gpu,
-            cpus=options.cpus_per_worker,
-            loaders=options.loader_workers,
-            cpus_each=4,
-        )
-        print(f"actors: {share}", flush=True)
-        results = evaluate(
-            run,
-            tests,
-            config,
-            share,
-            bank=options.bank,
-            quarantine=quarantine,
-        )
-    write_results(results, output)
+    with owned(output, "choose another --output") as owner:
+        quarantine = Quarantine(output, options.max_bad_fraction, "--max-bad-fraction", fence=owner.fence)
+        quarantine.write()  # nothing yet: what an earlier evaluation found there is forgotten
+        with ray_session():
+            share = choose(
+                alive_nodes(),
+                workers=options.workers,
+                use_gpu=options.use_gpu,
+                cpus=options.cpus_per_worker,
+                loaders=options.loader_workers,
+                cpus_each=4,
+            )
+            print(f"actors: {share}", flush=True)
+            results = evaluate(run, tests, config, share, bank=options.bank, quarantine=quarantine)
+        owner.fence.check()
+        write_results(results, output)
     _print_results(results)
     return f"{results['verdict']} report={storage.join(output, REPORT)}"
 
@@ -381,17 +380,19 @@ def _study(words: list[str], program: str) -> str:
     start_panel(program, describe(study, cells, finished))
     if options.dry_run:
         return f"dry run: {len(cells)} cells, {finished} of them finished; nothing was started"
-    if not options.report_only:
-        check_given_sets(study)
-        storage.check_writable(study.directory, "--storage")
+    if options.report_only:
+        from glscl.study.run import report
 
+        return report(study)
+    check_given_sets(study)
+    storage.check_writable(study.directory, "--storage")
+
+    from glscl.ownership import ANOTHER_NAME, owned
     from glscl.session import ray_session
-    from glscl.study.run import report, run_study
+    from glscl.study.run import run_study
 
-    if not options.report_only:
-        with ray_session(quiet=True):
-            return run_study(study)
-    return report(study)
+    with owned(study.directory, ANOTHER_NAME) as owner, ray_session(quiet=True):
+        return run_study(study, owner)
 
 
 def _sweep(words: list[str], program: str) -> str:
@@ -436,16 +437,18 @@ def _sweep(words: list[str], program: str) -> str:
         check_given_sets(sweep)
         storage.check_writable(sweep.directory, "--storage")
 
+    from glscl.ownership import ANOTHER_NAME, owned
     from glscl.session import ray_session
     from tune.sweep import places, report, run_sweep
 
     if options.report_only:
         return report(sweep)
-    with ray_session(quiet=True):
-        if options.dry_run:
+    if options.dry_run:
+        with ray_session(quiet=True):
             at_once = places(sweep, default)
-            return f"dry run: {sweep.trials} trials, {at_once} at once on this cluster; none was started"
-        return run_sweep(sweep)
+        return f"dry run: {sweep.trials} trials, {at_once} at once on this cluster; none was started"
+    with owned(sweep.directory, ANOTHER_NAME) as owner, ray_session(quiet=True):
+        return run_sweep(sweep, owner)
 
 
 def _shards_build(words: list[str], program: str) -> str:

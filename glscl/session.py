@@ -29,6 +29,7 @@ from glscl.environment import (
     temporary_folder,
 )
 from glscl.errors import BrokenRunError, UserError, one_line
+from glscl.processes import start_of
 
 _PREFIX = "glscl-ray-"
 _OWNER = "owner.json"
@@ -221,7 +222,7 @@ def _descendants(process: Any) -> list[Any]:
 
 def _own(folder: str, **more: Any) -> None:
     """Mark a folder as this process's."""
-    owner = {"pid": os.getpid(), "started": psutil.Process().create_time(), **more}
+    owner = {"pid": os.getpid(), "start": start_of(os.getpid()), **more}
     Path(folder, _OWNER).write_text(json.dumps(owner), encoding="utf-8")
 
 
@@ -230,13 +231,12 @@ def _remove_left_folders(parent: str) -> None:
     for mark in Path(parent).glob(f"{_PREFIX}*/{_OWNER}"):
         try:
             owner = json.loads(mark.read_text(encoding="utf-8"))
-            pid, started = owner["pid"], owner["started"]
             old = time.time() - mark.stat().st_mtime > _KEEP_DAYS * 86400
+            running = start_of(owner["pid"])
         except (OSError, ValueError, KeyError, TypeError):
             continue  # being removed by another command, being written, or another version's
-        with suppress(psutil.NoSuchProcess):
-            if psutil.Process(pid).create_time() == started:
-                continue
+        if running is not None and owner.get("start", running) == running:  # earlier versions left no "start"
+            continue
         if old or not owner.get("failed"):
             _remove(str(mark.parent))
 

@@ -84,6 +84,7 @@ class FaultProxy:
         rate: share of requests that fail. May be changed while it runs.
         seed: of the choices.
         port: 0 takes a free one, and keeps it over `stop` and `start`.
+        host: address that it listens at.
 
     Attributes:
         requests: how many came.
@@ -93,7 +94,13 @@ class FaultProxy:
     """
 
     def __init__(
-        self, upstream: str, kinds: Sequence[str] = KINDS, rate: float = 0.2, seed: int = 0, port: int = 0
+        self,
+        upstream: str,
+        kinds: Sequence[str] = KINDS,
+        rate: float = 0.2,
+        seed: int = 0,
+        port: int = 0,
+        host: str = "127.0.0.1",
     ) -> None:
         if unknown := set(kinds) - set(KINDS):
             raise ValueError(f"unknown kinds of fault: {', '.join(sorted(unknown))}; known are {', '.join(KINDS)}")
@@ -105,13 +112,13 @@ class FaultProxy:
         self._random, self._lock = random.Random(seed), threading.Lock()
         self._lists: dict[str, list[Answer]] = {}
         self._forced: list[tuple[str, str]] = []
-        self._port = port
+        self._port, self._host = port, host
         self._server: ThreadingHTTPServer | None = None
 
     @property
     def url(self) -> str:
         """Where it listens."""
-        return f"http://127.0.0.1:{self._port}"
+        return f"http://{self._host}:{self._port}"
 
     def force(self, kind: str, times: int = 1, only: str = "") -> None:
         """Let the next ``times`` requests fail that this fault can befall, whatever the rate.
@@ -131,7 +138,7 @@ class FaultProxy:
 
     def start(self) -> FaultProxy:
         """Listen."""
-        self._server = _Server(("127.0.0.1", self._port), _Handler)
+        self._server = _Server((self._host, self._port), _Handler)
         self._server.proxy = self
         self._port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
@@ -316,13 +323,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--upstream", required=True, metavar="URL", help="the storage server")
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at")
     parser.add_argument("--fail", type=float, default=0.2, help="share of requests that fail")
     parser.add_argument("--kinds", default=",".join(KINDS), help="faults to choose from, separated by commas")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--store", choices=["", *STORES], default="", help="a store that knows no checksums")
     options = parser.parse_args()
     kinds = [kind for kind in options.kinds.split(",") if kind]
-    with FaultProxy(options.upstream, kinds, options.fail, options.seed, options.port) as proxy:
+    with FaultProxy(options.upstream, kinds, options.fail, options.seed, options.port, options.host) as proxy:
         proxy.store = options.store
         print(f"listening on {proxy.url}", flush=True)
         signal.pause()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,14 @@ from typing import Any
 import pytest
 import torch
 
+from glscl import storage
 from glscl.cli import main
 from glscl.config import load_config, run_config
 from glscl.data.shards import ShardSet
 from glscl.evaluation.saved import ModelCard, save_model
 from glscl.models import ModelConfig, Retriever
+from glscl.ownership import Claim
+from glscl.processes import machine, start_of
 
 Refuse = Callable[..., str]
 
@@ -435,6 +439,39 @@ def test_storage_that_cannot_be_written(refused: Refuse, train: Callable[..., li
     (tmp_path / "file").write_text("")
     message = refused(*train("--storage", tmp_path / "file"))
     assert re.search(r"file/r: cannot be written .*; change --storage", message)
+
+
+@pytest.mark.parametrize("command", ["train", "study", "sweep", "eval", "shards build"])
+def test_a_directory_that_another_command_writes(
+    command: str, refused: Refuse, train: Callable[..., list[str]], model: Path, shards: Path, tmp_path: Path
+) -> None:
+    """Before Ray is started, and with nothing changed there."""
+    where, annotated = tmp_path / "runs" / "r", tmp_path / "annotated"
+    annotated.mkdir()
+    (annotated / "train.jsonl").write_text('{"video_id": "v000", "captions": ["a"]}\n')
+    build = ["shards", "build", "--benchmark", "jsonl", "--annotations", annotated, "--split", "train"]
+    build += ["--videos", tmp_path / "videos" / "toy", "--output", where]
+    words = {
+        "train": train(),
+        "study": ["study", "--config", "toy", "--storage", where.parent, "--name", "r"],
+        "sweep": ["sweep", "--config", "toy_small", "--storage", where.parent, "--name", "r"],
+        "eval": ["eval", "--run", model, "--test", shards, "--output", where],
+        "shards build": build,
+    }[command]
+    knob = "--output" if command in ("eval", "shards build") else "--name"
+    with subprocess.Popen(["sleep", "600"]) as other:
+        try:
+            claim = Claim("token", "glscl train", "box", machine(), other.pid, start_of(other.pid) or "")
+            storage.write_bytes(str(where / "owner" / "00000001.json"), claim.to_bytes())
+            message = refused(*words)
+        finally:
+            other.kill()
+    assert re.fullmatch(
+        rf"{where} is in use: glscl train on host box, pid {other.pid}, last heartbeat \d+ s ago\. "
+        rf"Wait for its end, end it, or choose another {knob}",
+        message,
+    ), message
+    assert [path.name for path in where.rglob("*")] == ["owner", "00000001.json"]
 
 
 @pytest.mark.parametrize("kind", ["other", "torn"])

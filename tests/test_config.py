@@ -13,12 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from benchmarks.fuzz import mutate
 from glscl.config import RunConfig, keys, load_config, read_yaml, run_config, to_yaml, validate
 from glscl.errors import UserError
 from glscl.flags import parse_options
 from glscl.options import Options
 from glscl.strict_yaml import dump_yaml, load_yaml
+from stress.fuzz import mutate
 
 
 def parse(*words: str) -> RunConfig:

@@ -19,6 +19,7 @@ import ray._private.utils
 
 from glscl import session
 from glscl.errors import BrokenRunError, UserError
+from glscl.processes import start_of
 from glscl.session import check_resources, cluster_of_this_machine, ray_session, room_on, use_interface_of_node
 
 
@@ -60,12 +61,12 @@ def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def left(parent: Path, name: str, started: float = 1.0, days: float = 0.0, **more: bool) -> Path:
-    """A folder as a command leaves it; no process of this number began in 1970."""
+def left(parent: Path, name: str, start: str = "1", days: float = 0.0, **more: bool) -> Path:
+    """A folder as a command leaves it; no process of this number began as soon as the machine."""
     folder = parent / f"glscl-ray-{name}"
     folder.mkdir()
     mark = folder / "owner.json"
-    mark.write_text(json.dumps({"pid": os.getpid(), "started": started, **more}))
+    mark.write_text(json.dumps({"pid": os.getpid(), "start": start, **more}))
     os.utime(mark, (time.time() - days * 86400,) * 2)
     return folder
 
@@ -74,7 +75,7 @@ def test_what_killed_commands_left_goes_and_what_is_needed_stays(temporary: Path
     gone = [left(temporary, "killed"), left(temporary, "old", days=8, failed=True)]
     kept = [
         left(temporary, "failed", days=6, failed=True),
-        left(temporary, "running", started=psutil.Process().create_time(), days=8),
+        left(temporary, "running", start=start_of(os.getpid()) or "", days=8),
     ]
     (temporary / "ray" / "session_1").mkdir(parents=True)
     (temporary / "glscl-ray-starting").mkdir()

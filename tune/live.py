@@ -32,15 +32,22 @@ class Watch(Callback):
         setup: the sweep's.
         known: trials that ended before this start of the driver.
         keep: is given the sweep's trials whenever one has ended.
+        check: is called at each turn of Ray Tune, and raises where it has to end.
     """
 
-    def __init__(self, setup: Setup, known: Sequence[Trial], keep: Callable[[list[Trial]], None]) -> None:
+    def __init__(
+        self,
+        setup: Setup,
+        known: Sequence[Trial],
+        keep: Callable[[list[Trial]], None],
+        check: Callable[[], None],
+    ) -> None:
         self._setup = setup
         self._total = setup.sweep.trials
         self._known = {trial.name: trial for trial in known}
         self._reported: dict[str, dict[int, Score]] = {}
         self._ending: dict[str, str] = {}
-        self._keep = keep
+        self._keep, self._check = keep, check
         out = console()
         self._began = time.monotonic()
         self._live = Live(console=out, auto_refresh=False) if out.is_terminal else None
@@ -52,6 +59,7 @@ class Watch(Callback):
 
     def on_step_begin(self, iteration: int, trials: Sequence[Any], **info: Any) -> None:
         """Ray Tune goes on: with the trials that ended before, or it could not read its state and would begin anew."""
+        self._check()
         if lost := self._known.keys() - {trial.trial_id for trial in trials}:
             raise UserError(
                 f"{self._setup.sweep.directory}/{SEARCH}: Ray Tune cannot go on from its state there ({len(lost)} "

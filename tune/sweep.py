@@ -6,7 +6,6 @@ import os
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from glscl import storage
@@ -14,13 +13,14 @@ from glscl.config import RunConfig, to_yaml
 from glscl.data import apart
 from glscl.errors import UserError
 from glscl.evaluation.saved import FOLDER
+from glscl.ownership import Owner
 from glscl.session import alive_nodes, check_resources
 from glscl.study.cell import remove_checkpoints
 from glscl.study.grid import Sets, domain_of, named_sets, shard_sets
 from glscl.study.run import pretrain, room_for
 from glscl.training.machines import with_machines
 from glscl.training.preflight import preflight
-from glscl.training.results import write_status
+from glscl.training.results import status_on_failure, write_status
 from tune.analysis import analyse
 from tune.confirm import confirm, read_confirmation, train_on_all
 from tune.live import SEARCH, Watch
@@ -58,8 +58,12 @@ def places(sweep: SweepConfig, default: RunConfig) -> int:
     return min(found, max(1, sweep.concurrent or found))
 
 
-def run_sweep(sweep: SweepConfig) -> str:
+def run_sweep(sweep: SweepConfig, owner: Owner) -> str:
     """Do what is not finished, and write the report; Ray must be running. ``status.json`` follows what happens.
+
+    Args:
+        sweep: the sweep.
+        owner: of its directory.
 
     Returns:
         the verdict.
@@ -69,17 +73,14 @@ def run_sweep(sweep: SweepConfig) -> str:
     """
     default = plan(sweep)
     at_once = places(sweep, default)
-    storage.check_writable(sweep.directory, "--storage")
     write_status(sweep.directory, state="running", verdict="")
-    try:
+    with status_on_failure(owner.fence):
         setup = prepare(sweep)
-        best = search(setup, at_once)
-        write_best(setup, best)
-        confirm(setup, best.values)
+        best = search(setup, at_once, owner)
+        write_best(setup, best, owner)
+        confirm(setup, best.values, owner)
+        owner.fence.check()
         verdict = report(sweep)
-    except BaseException as error:
-        write_status(sweep.directory, state="failed", verdict=str(error) or type(error).__name__)
-        raise
     write_status(sweep.directory, state="finished", verdict=verdict)
     return verdict
 
@@ -120,12 +121,13 @@ def check_held_out(sweep: SweepConfig, sets: Mapping[str, Sets]) -> None:
             )
 
 
-def search(setup: Setup, at_once: int) -> Trial:
+def search(setup: Setup, at_once: int, owner: Owner) -> Trial:
     """Let Ray Tune try values until all trials have ended; goes on where an interruption has left it.
 
     Args:
         setup: from `prepare`.
         at_once: trials side by side.
+        owner: of the sweep's directory.
 
     Returns:
         the winner.
@@ -151,7 +153,12 @@ def search(setup: Setup, at_once: int) -> Trial:
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "5")
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
     ended = [trial for trial in known if trial.state in ("finished", "stopped")]
-    watch = Watch(setup, ended, partial(_keep, sweep))
+
+    def keep(trials: list[Trial], last: bool = False) -> None:
+        owner.fence.check()
+        _keep(sweep, trials, last)
+
+    watch = Watch(setup, ended, keep, owner.check)
     searcher, space = _searcher(sweep, at_once)
     path, filesystem = storage.ray_storage(sweep.directory)
 
@@ -182,7 +189,7 @@ def search(setup: Setup, at_once: int) -> Trial:
     if any(item.state == "running" for item in trials):
         raise KeyboardInterrupt  # Ray Tune ends its loop by itself then, and has saved where it was
     wait_for_resources(before)
-    _keep(sweep, trials, last=True)
+    keep(trials, last=True)
     best = best_of(trials)
     if best is None:
         reasons = "; ".join(dict.fromkeys(item.error for item in trials if item.error))
@@ -305,7 +312,7 @@ def wait_for_resources(before: Mapping[str, float]) -> None:
         time.sleep(0.5)
 
 
-def write_best(setup: Setup, best: Trial) -> None:
+def write_best(setup: Setup, best: Trial, owner: Owner) -> None:
     """The winner as a configuration file for `glscl train`, and its model."""
     sweep = setup.sweep
     assert best.last is not None
@@ -320,7 +327,7 @@ def write_best(setup: Setup, best: Trial) -> None:
     text = "".join(f"# {line}\n" for line in lines) + to_yaml(config)
     storage.write_bytes(storage.join(sweep.directory, BEST), text.encode())
     if sweep.objective == "leave_one_domain_out":
-        source = train_on_all(setup, best.values)
+        source = train_on_all(setup, best.values, owner)
     else:
         source = storage.join(trials_folder(sweep), best.name, ALL)
     for name in storage.list_names(storage.join(source, FOLDER)):

@@ -19,6 +19,7 @@ from glscl.data.quarantine import FILE, LISTED
 from glscl.data.records import Record
 from glscl.data.shards import MANIFEST, Manifest, ShardEntry, summary
 from glscl.errors import UserError
+from glscl.ownership import Fence
 from glscl.progress import Progress
 
 
@@ -64,6 +65,7 @@ def build_shards(
     overwrite: bool = False,
     workers: int | None = None,
     missing: Sequence[str] = (),
+    fence: Fence | None = None,
 ) -> Manifest:
     """Write a shard set with one Ray task per tar; the manifest comes last, so a half-written set is never readable.
 
@@ -83,6 +85,7 @@ def build_shards(
         overwrite: replace a set that is already there.
         workers: tars written at once; None uses every CPU of the cluster, 0 writes in this process without Ray.
         missing: videos known to have no file; listed in the manifest as rejected.
+        fence: of the command that owns the folder, looked at before each file of it is written.
 
     Raises:
         UserError: nothing to write, too many videos that cannot be used, or the folder already holds a set.
@@ -105,6 +108,7 @@ def build_shards(
             storage.join(output, f"shard-{index:06d}.tar"),
             origin.domain,
             encoding,
+            fence,
         )
         for index, chunk in enumerate(chunks)
     ]
@@ -134,6 +138,8 @@ def build_shards(
         repaired=dict(sorted((video, what) for *_, mended in written for video, what in mended.items())),
         video_ids=tuple(ids),
     )
+    if fence is not None:
+        fence.check()
     storage.write_json(storage.join(output, MANIFEST), manifest.model_dump(mode="json"))
     return manifest
 
@@ -151,7 +157,7 @@ def check_output(records: Sequence[Record], output: str, origin: Origin, overwri
     storage.check_writable(storage.resolve(output), "--output")
 
 
-_ShardJob = tuple[list[tuple[int, Record, str]], str, str, Encoding]
+_ShardJob = tuple[list[tuple[int, Record, str]], str, str, Encoding, Fence | None]
 _ShardResult = tuple[ShardEntry | None, dict[str, str], dict[str, str]]
 
 
@@ -224,7 +230,9 @@ def _video_file(path: str) -> bytes:
         raise VideoError(f"unreadable file ({type(error).__name__})") from None
 
 
-def _write_shard(items: list[tuple[int, Record, str]], uri: str, domain: str, encoding: Encoding) -> _ShardResult:
+def _write_shard(
+    items: list[tuple[int, Record, str]], uri: str, domain: str, encoding: Encoding, fence: Fence | None
+) -> _ShardResult:
     """Write one tar; returns its entry (None if no video was readable), the rejected and the repaired videos."""
     import webdataset  # with torch and what decodes, seconds to import
 
@@ -264,6 +272,8 @@ def _write_shard(items: list[tuple[int, Record, str]], uri: str, domain: str, en
             return None, rejected, repaired
         size = os.path.getsize(file.name)
         digest = _sha256(file.name)
+        if fence is not None:
+            fence.check()
         storage.upload(file.name, uri)
     name = uri.rsplit("/", 1)[1]
     return ShardEntry(name=name, samples=samples, pairs=pairs, bytes=size, sha256=digest), rejected, repaired

@@ -77,6 +77,7 @@ def index_shards(
             pairs=sum(tar.entry.pairs for tar in tars),
             shards=tuple(tar.entry for tar in tars),
             rejected=rejected,
+            video_ids=tuple(video_id for tar in tars for video_id in tar.video_ids),
         )
     except ValidationError as error:
         first = error.errors()[0]

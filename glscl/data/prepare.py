@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 
 from glscl.data.benchmarks import benchmark, read
 from glscl.data.build import Encoding, Origin, build_shards, check_output
 from glscl.data.locate import locate_videos, missing_report
 from glscl.data.shards import Manifest
 from glscl.errors import UserError
+from glscl.ownership import owned
 
 HELD_OUT = "-held-out"
 
@@ -89,7 +90,11 @@ def build_from_annotations(
     ]
     for target, origin, part in jobs:
         check_output(part, target, origin, overwrite)
-    with session():
+    with ExitStack() as stack:
+        fences = [stack.enter_context(owned(target, "choose another --output")).fence for target, _, _ in jobs]
+        for target, origin, part in jobs:  # again: another command may have written it meanwhile
+            check_output(part, target, origin, overwrite)
+        stack.enter_context(session())
         manifests = [
             build_shards(
                 part,
@@ -103,7 +108,8 @@ def build_from_annotations(
                 overwrite=overwrite,
                 workers=workers,
                 missing=missing if target == jobs[0][0] else (),  # of the whole split, so listed once
+                fence=fence,
             )
-            for target, origin, part in jobs
+            for (target, origin, part), fence in zip(jobs, fences, strict=True)
         ]
     return manifests, notes

@@ -11,6 +11,7 @@ from glscl import storage
 from glscl.data.records import share
 from glscl.data.shards import Sample, ShardSet
 from glscl.errors import UserError
+from glscl.ownership import Fence
 
 FILE = "quarantine.jsonl"
 Part = Literal["train", "validation", "test", "bank"]
@@ -67,10 +68,18 @@ class Quarantine:
         limit: share of a set's videos that may be unusable.
         knob: the option that holds the limit.
         entries: what is known from before.
+        fence: of the command that owns the folder, looked at before the file is written.
     """
 
-    def __init__(self, folder: str | None, limit: float, knob: str, entries: Iterable[Entry] = ()) -> None:
-        self.folder, self.limit, self.knob = folder, limit, knob
+    def __init__(
+        self,
+        folder: str | None,
+        limit: float,
+        knob: str,
+        entries: Iterable[Entry] = (),
+        fence: Fence | None = None,
+    ) -> None:
+        self.folder, self.limit, self.knob, self._fence = folder, limit, knob, fence
         self.entries: list[Entry] = []
         self._places: set[tuple[str, ...]] = set()
         for entry in entries:
@@ -125,6 +134,8 @@ class Quarantine:
     def write(self) -> None:
         """Write the file anew; it is not there while the list is empty."""
         assert self.folder is not None
+        if self._fence is not None:
+            self._fence.check()
         where = storage.join(self.folder, FILE)
         if self.entries:
             text = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in self.entries)

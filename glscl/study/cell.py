@@ -18,6 +18,7 @@ from glscl.errors import UserError
 from glscl.evaluation.evaluate import without_thumbnails
 from glscl.evaluation.saved import FOLDER, ModelCard, load_model, save_model
 from glscl.models.retriever import Retriever
+from glscl.ownership import ANOTHER_NAME, Owner, owned
 from glscl.reporting.study_schema import ZERO_SHOT
 from glscl.session import alive_nodes, check_resources
 from glscl.study.grid import RESULT, Cell
@@ -27,6 +28,9 @@ from glscl.training.machines import with_machines
 from glscl.training.preflight import CONFIG, preflight
 from glscl.training.results import status_on_failure, write_results, write_status
 from glscl.training.retention import INDEX, PREFIX, RAY_REGISTER
+
+PATIENCE_S = 90.0
+"""Seconds that a run's living owner is waited for: the processes of a study that was killed end a little later."""
 
 
 def read_result(cell: Cell) -> dict[str, Any] | None:
@@ -71,26 +75,31 @@ def run_cell(cell: Cell, keep_model: bool) -> dict[str, Any]:
         and ``seconds`` (wall-clock of the last attempt).
 
     Raises:
-        UserError: bad input.
+        UserError: bad input, or another command does this cell.
     """
     began = time.monotonic()
     found = read_result(cell)
     if found is not None:
         return found
-    done = _towers(cell.config) if cell.training == ZERO_SHOT else _trained(cell.config)
-    result = {
-        "config": cell.config.model_dump(mode="json"),
-        "tests": [entry | {"examples": []} for entry in without_thumbnails(done["tests"])],
-        "step": done["checkpoint_step"],
-        "validation": done["validation"],
-        "incomplete": done["incomplete"],
-        "seconds": round(time.monotonic() - began, 2),
-    }
-    storage.write_json(storage.join(cell.directory, RESULT), result)
-    # After the result: what is deleted now could only have served to do the cell again.
-    remove_checkpoints(cell.directory)
-    if not keep_model:
-        storage.tidy(storage.join(cell.directory, FOLDER))
+    with owned(cell.directory, ANOTHER_NAME, patience_s=PATIENCE_S) as owner:
+        found = read_result(cell)  # whoever was waited for may have done it
+        if found is not None:
+            return found
+        done = _towers(cell.config) if cell.training == ZERO_SHOT else _trained(cell.config, owner)
+        result = {
+            "config": cell.config.model_dump(mode="json"),
+            "tests": [entry | {"examples": []} for entry in without_thumbnails(done["tests"])],
+            "step": done["checkpoint_step"],
+            "validation": done["validation"],
+            "incomplete": done["incomplete"],
+            "seconds": round(time.monotonic() - began, 2),
+        }
+        owner.fence.check()
+        storage.write_json(storage.join(cell.directory, RESULT), result)
+        # After the result: what is deleted now could only have served to do the cell again.
+        remove_checkpoints(cell.directory)
+        if not keep_model:
+            storage.tidy(storage.join(cell.directory, FOLDER))
     return result
 
 
@@ -103,12 +112,13 @@ def remove_checkpoints(run_directory: str) -> None:
             storage.tidy(storage.join(run_directory, name), storage.remove)
 
 
-def _trained(config: RunConfig) -> dict[str, Any]:
+def _trained(config: RunConfig, owner: Owner) -> dict[str, Any]:
     """An ordinary run, in the cell's folder."""
     config = with_machines(config, alive_nodes, alone=False)
     write_status(config.run_directory, state="running", verdict="")
-    with status_on_failure(config.run_directory):
-        results = train(config, preflight(config), keep_ranks=True)
+    with status_on_failure(owner.fence):
+        results = train(config, preflight(config), owner, keep_ranks=True)
+        owner.fence.check()
         tests = [{key: value for key, value in test.items() if key != "per_query"} for test in results["tests"]]
         command = (
             f"{config.name}: one of the runs of a study or sweep"  # this process's own command line is a Ray worker's

@@ -12,13 +12,14 @@ from glscl.data.quarantine import incomplete_in_words
 from glscl.errors import UserError, one_line
 from glscl.evaluation.saved import CARD, FOLDER
 from glscl.hardware import Share
+from glscl.ownership import ANOTHER_NAME, Owner, owned
 from glscl.progress import time_left
 from glscl.reporting.study_report import write_study_report
 from glscl.reporting.study_tables import write_study_tables
 from glscl.session import alive_nodes, check_resources, room
 from glscl.strict_yaml import dump_yaml
 from glscl.study.analysis import analyse, compact
-from glscl.study.cell import export_towers, read_result, remove_checkpoints, run_cell
+from glscl.study.cell import PATIENCE_S, export_towers, read_result, remove_checkpoints, run_cell
 from glscl.study.examples import examples
 from glscl.study.families import check_families
 from glscl.study.grid import TOWERS, Cell, cells, check_sets, pretraining_run, shard_sets
@@ -40,8 +41,12 @@ _SAY_EVERY_S = 60.0
 _MOST_FAILURES = 5  # cells that may fail before no other is started
 
 
-def run_study(study: StudyConfig) -> str:
+def run_study(study: StudyConfig, owner: Owner) -> str:
     """Do what is not finished, and write the report; Ray must be running. ``status.json`` follows what happens.
+
+    Args:
+        study: the study.
+        owner: of its directory.
 
     Returns:
         the verdict.
@@ -49,10 +54,10 @@ def run_study(study: StudyConfig) -> str:
     Raises:
         UserError: bad input, or cells that failed.
     """
-    storage.check_writable(study.directory, "--storage")
     write_status(study.directory, state="running", verdict="")
-    with status_on_failure(study.directory):
-        run_cells(prepare(study), concurrent=study.concurrent, keep_models=study.keep_models)
+    with status_on_failure(owner.fence):
+        run_cells(prepare(study), owner, concurrent=study.concurrent, keep_models=study.keep_models)
+        owner.fence.check()
         verdict = report(study, costs=True)
     write_status(study.directory, state="finished", verdict=verdict)
     return verdict
@@ -101,14 +106,20 @@ def pretrain(study: RunsConfig) -> None:
     if not storage.exists(storage.join(config.run_directory, FOLDER, CARD)):
         began = time.monotonic()
         _say(f"pretraining the towers: {config.run_directory}", study.kind)
-        train(config, ready)
+        with owned(config.run_directory, ANOTHER_NAME, patience_s=PATIENCE_S) as owner:
+            train(config, ready, owner)
         _say(f"pretrained in {time.monotonic() - began:.0f} s", study.kind)
     export_towers(config.run_directory, towers)
     remove_checkpoints(config.run_directory)
 
 
 def run_cells(
-    found: Sequence[Cell], *, concurrent: int | None = None, keep_models: bool = False, kind: str = StudyConfig.kind
+    found: Sequence[Cell],
+    owner: Owner,
+    *,
+    concurrent: int | None = None,
+    keep_models: bool = False,
+    kind: str = StudyConfig.kind,
 ) -> None:
     """Do every cell that is not finished, as many at once as there is room for.
 
@@ -117,6 +128,7 @@ def run_cells(
 
     Args:
         found: the cells, finished ones among them.
+        owner: of the directory that they lie in; nothing is started once that has another.
         concurrent: most at once.
         keep_models: keep each cell's model.
         kind: what they are cells of; every line begins with it.
@@ -124,6 +136,7 @@ def run_cells(
     Raises:
         UserError: cells failed of bad input; names the first and says how to go on.
         RuntimeError: cells failed of something else.
+        TakenOverError: another command owns the directory now.
     """
     import ray
 
@@ -144,6 +157,7 @@ def run_cells(
     began = said = time.monotonic()
     failures: list[tuple[Cell, BaseException]] = []
     while pending or running:
+        owner.check()
         most = max(1, min(room_for(training), concurrent or len(found)))
         while pending and len(running) < most and len(failures) < _MOST_FAILURES:
             cell = pending.popleft()

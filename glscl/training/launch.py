@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Sequence
 from concurrent.futures import Future, wait
 from contextlib import redirect_stderr, redirect_stdout, suppress
+from dataclasses import asdict
 from typing import Any
 
 from glscl import stopping, storage
@@ -20,6 +21,7 @@ from glscl.evaluation.evaluate import evaluate_model
 from glscl.evaluation.options import EvaluationConfig
 from glscl.evaluation.saved import FOLDER, ModelCard, read_card, save_model
 from glscl.hardware import Share
+from glscl.ownership import Owner
 from glscl.session import check_resources, room
 from glscl.training.checkpoint import TAG, IncompleteCheckpointError, check_complete, local_copy
 from glscl.training.preflight import CONFIG, Preflight
@@ -32,12 +34,13 @@ from glscl.training.watchdog import Limits, RayHub, Watch, signal_name
 _POLL_S = 0.2
 
 
-def train(config: RunConfig, ready: Preflight, *, keep_ranks: bool = False) -> dict[str, Any]:
+def train(config: RunConfig, ready: Preflight, owner: Owner, *, keep_ranks: bool = False) -> dict[str, Any]:
     """Train (or continue) a run on the cluster, save its best model, and score it on ``data.test``.
 
     Args:
         config: resolved configuration.
         ready: from `preflight`.
+        owner: of the run directory.
         keep_ranks: see `evaluate_model`.
 
     Returns:
@@ -45,6 +48,7 @@ def train(config: RunConfig, ready: Preflight, *, keep_ranks: bool = False) -> d
 
     Raises:
         UserError: bad input that only the workers could see.
+        TakenOverError: another command owns the run directory now; nothing was written there since.
         BrokenRunError: a worker hung or died more often than ``training.max_failures``.
         Stopped: a signal came; the run was saved.
         ray.train.TrainingFailedError: the worker group failed more often than ``training.max_failures``.
@@ -53,9 +57,10 @@ def train(config: RunConfig, ready: Preflight, *, keep_ranks: bool = False) -> d
     fewest, most = ready.sizes[0], ready.sizes[-1]
     check_resources(fewest, training.cpus, training.on_gpu, training.wait_for_nodes_s, most)
     storage.write_json(storage.join(config.run_directory, CONFIG), config.model_dump(mode="json"))
-    retention = Retention(config.run_directory, config.checkpoint.keep)
+    retention = Retention(config.run_directory, config.checkpoint.keep, owner.fence)
     retention.take_over()
-    _fit(config, ready.sizes)
+    _fit(config, ready.sizes, owner)
+    owner.fence.check()
     card = _save_best(config, ready, retention)
     retention.close()
     quarantine = quarantine_of(config)
@@ -111,7 +116,7 @@ def score_tests(
     )
 
 
-def _fit(config: RunConfig, sizes: tuple[int, ...]) -> None:
+def _fit(config: RunConfig, sizes: tuple[int, ...], owner: Owner) -> None:
     from ray.exceptions import RayError
     from ray.train import FailureConfig, LoggingConfig, TrainingFailedError
     from ray.train import RunConfig as RayRunConfig
@@ -131,19 +136,23 @@ def _fit(config: RunConfig, sizes: tuple[int, ...]) -> None:
         training,
         sizes,
         timeout_s=later,
-        train_loop_config={"config": config.model_dump(mode="json"), "hub": hub.token},
+        train_loop_config={
+            "config": config.model_dump(mode="json"),
+            "hub": hub.token,
+            "fence": asdict(owner.fence),
+        },
         run_config=RayRunConfig(
             name=config.name,
             storage_path=path,
             storage_filesystem=filesystem,
             logging_config=LoggingConfig(log_level="WARNING"),
             failure_config=FailureConfig(max_failures=training.max_failures, controller_failure_limit=3),
-            callbacks=[Keeper(config.run_directory, config.checkpoint.keep)],
+            callbacks=[Keeper(config.run_directory, config.checkpoint.keep, owner.fence)],
         ),
     )
     watch = Watch(hub, limits)
     try:
-        result = _watched(trainer, watch)
+        result = _watched(trainer, watch, owner)
     except TrainingFailedError as error:
         raise _reason(error, watch) from error
     finally:
@@ -176,7 +185,7 @@ def _list_found(config: RunConfig, watch: Watch) -> None:
         print(f"{FILE} cannot be written ({type(error).__name__}: {error})", flush=True)
 
 
-def _watched(trainer: Any, watch: Watch) -> Any:
+def _watched(trainer: Any, watch: Watch, owner: Owner) -> Any:
     """Run ``trainer.fit()`` to its end, judging what the ranks note and handing on what signals ask for.
 
     In a thread of its own: this one has to be free for signals (and Ray Train handles Ctrl-C itself in a main thread,
@@ -196,6 +205,7 @@ def _watched(trainer: Any, watch: Watch) -> Any:
         threading.Thread(target=fit, name="glscl-fit", daemon=True).start()
         told, next_poll = False, 0.0
         while not wait([ended], timeout=_POLL_S).done:
+            owner.check()
             with suppress(ray.exceptions.RayError, OSError):  # Ray is away for a moment; if for good, fit() ends
                 if time.monotonic() >= next_poll:
                     next_poll = time.monotonic() + watch.period_s

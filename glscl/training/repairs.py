@@ -10,6 +10,7 @@ from torch import distributed
 
 from glscl import storage
 from glscl.data.repairs import Entry
+from glscl.ownership import Fence
 
 FILE = "repaired.jsonl"
 
@@ -21,9 +22,11 @@ class Repairs:
         run_directory: where rank 0 writes `FILE`; what is listed there already stays.
         rank: this rank.
         world: number of ranks.
+        fence: of the command that owns the run directory.
     """
 
-    def __init__(self, run_directory: str, rank: int, world: int) -> None:
+    def __init__(self, run_directory: str, rank: int, world: int, fence: Fence) -> None:
+        self._fence = fence
         self._uri = storage.join(run_directory, FILE)
         self._rank, self._world = rank, world
         self._new: list[Entry] = []
@@ -41,6 +44,7 @@ class Repairs:
         distributed.all_gather_object(gathered, self._new)
         self._new = []
         if self._rank == 0 and self._add(entry for entries in gathered for entry in entries):
+            self._fence.check()
             lines = (json.dumps(entry, ensure_ascii=False) + "\n" for entry in self._known.values())
             storage.write_bytes(self._uri, "".join(lines).encode())
         return len(self._known)

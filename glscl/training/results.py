@@ -14,6 +14,7 @@ from glscl import storage
 from glscl.data.quarantine import incomplete_in_words
 from glscl.evaluation.evaluate import without_thumbnails
 from glscl.evaluation.saved import ModelCard
+from glscl.ownership import Fence, TakenOverError
 from glscl.redaction import redact
 
 STATUS = "status.json"
@@ -96,14 +97,23 @@ def git_commit() -> str | None:
 
 
 @contextmanager
-def status_on_failure(run_directory: str) -> Iterator[None]:
-    """Let ``status.json`` say how this block ended, if it does not end well."""
+def status_on_failure(fence: Fence) -> Iterator[None]:
+    """Let ``status.json`` of an owned directory say how this block ended, if it does not end well.
+
+    Raises:
+        TakenOverError: instead of what the block raised, where the directory belongs to another command by now.
+    """
     try:
         yield
+    except TakenOverError:
+        raise
     except BaseException as error:
         state = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
         try:
-            write_status(run_directory, state=state, verdict=str(error) or type(error).__name__)
+            fence.check()
+            write_status(fence.directory, state=state, verdict=str(error) or type(error).__name__)
+        except TakenOverError as taken:
+            raise taken from error
         except Exception as second:  # the first error is the one to hear of
             print(f"{STATUS} cannot be written ({type(second).__name__}: {second})", file=sys.stderr, flush=True)
         raise

@@ -12,6 +12,7 @@ Rules:
 2. What is not complete is never merged into another attempt's and is removed when a newer one has been verified, or at
    the start or end of a command, unless it was complete once.
 3. What the storage will not delete stays behind, which is said; no run ends for it.
+4. Only the directory's owner (`glscl.ownership`) writes or deletes: that is looked up before each time.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from ray.train import Checkpoint, UserCallback
 
 from glscl import storage
 from glscl.errors import UserError
+from glscl.ownership import Fence
 from glscl.training.checkpoint import SELECTION_METRIC, IncompleteCheckpointError, TrainState, check_files
 
 INDEX = "checkpoints.json"
@@ -52,10 +54,12 @@ class Retention:
     Args:
         run_directory: path or URI.
         keep: how many of the best stay.
+        fence: of the command that writes and deletes here; a reader needs none.
     """
 
-    def __init__(self, run_directory: str, keep: int) -> None:
+    def __init__(self, run_directory: str, keep: int, fence: Fence | None = None) -> None:
         self.run_directory, self.keep = run_directory, keep
+        self._fence = fence
         self._verified: dict[str, TrainState] = {}
         self._staying: set[str] = set()
 
@@ -105,7 +109,9 @@ class Retention:
 
         Raises:
             UserError: there were checkpoints, and none is complete any more.
+            TakenOverError: the run directory belongs to another command, as for all that writes here.
         """
+        self._check_owner()
         self._forget_register()
         known = self.known()
         found, problems = self.complete()
@@ -138,6 +144,7 @@ class Retention:
             print(f"checkpoint {name} is incomplete after its upload ({error}): those before it stay", flush=True)
             return
         found, problems = self.complete()
+        self._check_owner()
         best = sorted(found, key=lambda item: item.score)[-self.keep :]
         kept = [item for item in found if item in best or item == newest or item.state.step > newest.state.step]
         going = [item.name for item in found if item not in kept]
@@ -149,6 +156,7 @@ class Retention:
     def close(self) -> None:
         """After a run has ended well: only what is kept stays."""
         found, _ = self.complete()
+        self._check_owner()
         if found:
             kept = {item.name for item in found}
             self._write(found, [])
@@ -167,6 +175,10 @@ class Retention:
         found, _ = self.complete()
         return sorted(found, key=lambda item: item.score, reverse=True)
 
+    def _check_owner(self) -> None:
+        if self._fence is not None:
+            self._fence.check()
+
     def _write(self, found: list[Found], damaged: list[str]) -> None:
         names = sorted([*(item.name for item in found), *damaged])
         storage.write_json(storage.join(self.run_directory, INDEX), {"complete": names})
@@ -178,10 +190,11 @@ class Keeper(UserCallback):  # type: ignore[misc]
     Args:
         run_directory: path or URI.
         keep: see `Retention`.
+        fence: see `Retention`.
     """
 
-    def __init__(self, run_directory: str, keep: int) -> None:
-        self._retention = Retention(run_directory, keep)
+    def __init__(self, run_directory: str, keep: int, fence: Fence | None = None) -> None:
+        self._retention = Retention(run_directory, keep, fence)
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
         """Every rank's files of a checkpoint have been uploaded."""

@@ -17,6 +17,7 @@ from tensorboardX.summary import scalar
 
 from glscl import storage
 from glscl.errors import UserError
+from glscl.ownership import Fence
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
@@ -31,10 +32,12 @@ class RunLog:
     Args:
         run_directory: path or URI.
         step: the step resumed from.
+        fence: of the driver that owns the run directory, looked at before anything there is replaced.
     """
 
-    def __init__(self, run_directory: str, step: int) -> None:
-        self._uri = run_directory
+    def __init__(self, run_directory: str, step: int, fence: Fence | None = None) -> None:
+        self._uri, self._fence = run_directory, fence
+        self._check_owner()
         # In the worker's own folder in Ray's session, with which it goes if the process is killed.
         remote = storage.is_remote(run_directory)
         self._scratch = tempfile.TemporaryDirectory(prefix="glscl-log-", dir=os.getcwd()) if remote else None
@@ -55,6 +58,10 @@ class RunLog:
         self._events.write_event(Event(step=step + 1, file_version="brain.Event:2"))
         self._events.write_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
 
+    def _check_owner(self) -> None:
+        if self._fence is not None:
+            self._fence.check()
+
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Add one row; numbers also become TensorBoard scalars.
 
@@ -72,6 +79,7 @@ class RunLog:
 
     def not_finite(self, report: dict[str, Any]) -> None:
         """Write down a step that went wrong, in a file of its own (see `not_finite_name`) and in the metrics."""
+        self._check_owner()
         name = not_finite_name(report["step"])
         storage.write_json(storage.join(self._uri, name), report)
         self.write(report["step"], {"not_finite": report["not_finite"], "pairs": name})
@@ -94,6 +102,7 @@ class RunLog:
     def _copy(self) -> None:
         if self._scratch is None:
             return
+        self._check_owner()
         for folder, _, names in os.walk(self._folder):
             for name in names:
                 path = os.path.join(folder, name)

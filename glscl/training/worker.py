@@ -29,6 +29,7 @@ from glscl.data.video import FrameSampling
 from glscl.errors import RunStoppedError, UserError
 from glscl.models.retriever import Retriever
 from glscl.models.tokenizer import tokenize
+from glscl.ownership import Fence
 from glscl.redaction import redacted_errors
 from glscl.training import checkpoint, universal
 from glscl.training.checkpoint import SELECTION_METRIC, IncompleteCheckpointError, TrainState
@@ -56,8 +57,8 @@ def train_worker(values: dict[str, Any]) -> dict[str, Any] | None:
     """Train from the latest complete checkpoint to the last step.
 
     Args:
-        values: ``config``, the resolved `RunConfig` as plain values, and ``hub``, the token under which driver and
-            ranks find each other.
+        values: ``config``, the resolved `RunConfig` as plain values, ``hub``, the token under which driver and
+            ranks find each other, and ``fence``, the driver's claim to the run directory.
 
     Returns:
         None at the end of training; else why it ended before. ``failed``: a reason that a restart would find again
@@ -66,12 +67,12 @@ def train_worker(values: dict[str, Any]) -> dict[str, Any] | None:
     """
     with redacted_errors():
         try:
-            return _train(RunConfig.model_validate(values["config"]), values["hub"])
+            return _train(RunConfig.model_validate(values["config"]), values["hub"], Fence(**values["fence"]))
         except RunStoppedError as error:
             return {"failed": str(error)}
 
 
-def _train(config: RunConfig, hub: str) -> dict[str, Any] | None:
+def _train(config: RunConfig, hub: str, fence: Fence) -> dict[str, Any] | None:
     logging.getLogger().setLevel(logging.WARNING)  # Ray announces every report at INFO
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
@@ -85,7 +86,7 @@ def _train(config: RunConfig, hub: str) -> dict[str, Any] | None:
     look = rank == 0 and os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") != "0"
     with ExitStack() as ends:
         reporter = ends.enter_context(Reporter(RayHub(hub), limits, attempt, rank, list(boards.values()), look))
-        return _loop(config, rank, world, device, attempt, boards, reporter, ends)
+        return _loop(config, rank, world, device, attempt, boards, reporter, fence, ends)
 
 
 def _loop(
@@ -96,6 +97,7 @@ def _loop(
     attempt: str,
     boards: dict[str, Board],
     reporter: Reporter,
+    fence: Fence,
     ends: ExitStack,
 ) -> dict[str, Any] | None:
     # Load
@@ -128,15 +130,15 @@ def _loop(
         augmentation=ClipAugmentation(config.data.augment, config.seed) if config.data.augment else None,
     )
     batches = stream.make_loader(pairs, config.data.loaders, config.data.prefetch)
-    log = RunLog(config.run_directory, state.step) if rank == 0 else None
+    log = RunLog(config.run_directory, state.step, fence) if rank == 0 else None
     if log is not None:
         ends.callback(log.close)
         share = share_in_words(config.training, sizes, world)
         print(f"global batch: {config.training.global_batch} pairs = {share}", flush=True)
     folder = config.run_directory if rank == 0 else None
-    quarantine = Quarantine(folder, config.data.max_bad_fraction, KNOB, state.quarantined)
+    quarantine = Quarantine(folder, config.data.max_bad_fraction, KNOB, state.quarantined, fence)
     state.quarantined = quarantine.entries
-    repairs = Repairs(config.run_directory, rank, world)
+    repairs = Repairs(config.run_directory, rank, world, fence)
     meter = Meter(horizon, config, world, quarantine, shard_sets)
     agreement = Agreement(device)
     fled: set[str] = set()  # nodes for whose loss a checkpoint was saved
@@ -191,7 +193,7 @@ def _loop(
             reporter.at("saving", state.step)
             if log is not None:
                 log.flush()  # first: a run that resumes from this checkpoint keeps the rows up to it
-            _save(engine, state, config.run_directory, rank, world, attempt, meter.seconds_left(state.step))
+            _save(engine, state, fence, rank, world, attempt, meter.seconds_left(state.step))
             last = checkpoint.directory_name(state.step, world, attempt)
         if wish >= STOP and state.step < horizon.total:
             return {"stopped": wish - STOP, "step": state.step, "checkpoint": last}
@@ -311,7 +313,7 @@ def _fetched(uri: str, rank: int, world: int) -> Iterator[tuple[str, str | None]
 
 
 def _save(
-    engine: Any, state: TrainState, run_directory: str, rank: int, world: int, attempt: str, seconds_left: float
+    engine: Any, state: TrainState, fence: Fence, rank: int, world: int, attempt: str, seconds_left: float
 ) -> None:
     """Write this rank's files and hand them to Ray Train, which uploads them while training goes on."""
     folder = tempfile.mkdtemp(prefix="checkpoint-", dir=os.getcwd())  # the worker's own folder in Ray's session
@@ -326,14 +328,15 @@ def _save(
         checkpoint=Checkpoint.from_directory(folder),
         checkpoint_dir_name=checkpoint.directory_name(state.step, world, attempt),
         checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
-        checkpoint_upload_fn=partial(_upload, ray.train.get_context().get_storage(), run_directory),
+        checkpoint_upload_fn=partial(_upload, ray.train.get_context().get_storage(), fence),
     )
 
 
-def _upload(place: Any, run_directory: str, local: Checkpoint, name: str) -> Checkpoint:
+def _upload(place: Any, fence: Fence, local: Checkpoint, name: str) -> Checkpoint:
     """What Ray Train calls in a thread of its own; its own way lists folders, and cannot say why it failed."""
     try:
-        checkpoint.upload(local.path, storage.join(run_directory, name))
+        fence.check()
+        checkpoint.upload(local.path, storage.join(fence.directory, name))
     except BaseException:
         shutil.rmtree(local.path, ignore_errors=True)
         raise

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.fuzz import annotations, mutate
 from glscl.data import benchmarks
 from glscl.data.benchmarks import msvd, read
 from glscl.errors import UserError
+from stress.fuzz import annotations, mutate
 
 FOLDERS = annotations()
 JSON_READERS = ("msrvtt", "activitynet", "didemo", "vatex")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import signal
@@ -108,13 +109,30 @@ class Hosts:
             family[0].send_signal(signal.SIGTERM)
         _end(family, wait_s=20)
 
-    def _family(self, number: int) -> list[psutil.Process]:
-        """A node's processes; none if it has ended by itself."""
-        node = self._nodes.pop(number)
+    def cut(self, host: int, *, off: bool) -> None:
+        """Take a host's cable out of the switch, or put it back."""
+        _ip("-n", f"{self._name}-switch", "link", "set", f"port{host}", "down" if off else "up")
+
+    def enter(self, host: int) -> None:
+        """Move this process, and all that it starts from now on, to a host's network. Before it has threads."""
+        with open(f"/var/run/netns/{self._name}-{host}", "rb") as file:
+            libc = ctypes.CDLL(None, use_errno=True)
+            assert libc.setns(file.fileno(), NETWORK) == 0, os.strerror(ctypes.get_errno())
+
+    def processes(self, number: int) -> list[psutil.Process]:
+        """A node's processes, itself first; none if it has ended by itself."""
+        node = self._nodes[number]
         try:
-            return [node, *node.children(recursive=True)]
+            return [node, *node.children(recursive=True)] if node.status() != psutil.STATUS_ZOMBIE else []
         except psutil.NoSuchProcess:
             return []
+
+    def _family(self, number: int) -> list[psutil.Process]:
+        """A node's processes; none if it has ended by itself."""
+        try:
+            return self.processes(number)
+        finally:
+            del self._nodes[number]
 
     def _connect(self) -> None:
         """Namespaces and cables: one for the switch, so that the machine's own network is left alone."""
@@ -136,6 +154,7 @@ class Hosts:
         self._stack.callback(_ip, "netns", "delete", name)  # interfaces go with it
 
 
+NETWORK = 0x40000000  # CLONE_NEWNET
 NAMED = 'hostname "$0" && exec "$@"'
 
 

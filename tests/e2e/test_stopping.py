@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -43,6 +44,13 @@ def test_a_frozen_worker_is_named_and_sigterm_saves(
     wait_for_checkpoint(f"{secret}/runs/stopped", command)
     rank = next(one for one in command.workers() if "RayTrainWorker" not in " ".join(one.parent().cmdline()))
     rank.send_signal(signal.SIGSTOP)
+    second = glscl(*words)  # while the first has a worker to wait for
+    assert second.process.wait(120) == 2
+    said = second.text().splitlines()[-1]
+    assert said.startswith(
+        f"glscl: FAILED {secret}/runs/stopped is in use: glscl train on host {socket.gethostname()}, "
+        f"pid {command.process.pid}, last heartbeat "
+    )
     command.wait_for("resumed step=")
     resumed = int(command.text().partition("resumed step=")[2].split()[0])
     said = next(line for line in command.text().splitlines() if line.startswith("watchdog: "))

@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 from open_clip import pretrained
 from safetensors.torch import save
 
-from benchmarks.fuzz import mutate
 from glscl import storage
 from glscl.data.video import FrameSampling
 from glscl.errors import UserError
 from glscl.evaluation.saved import ModelCard, _shapes, check_weights, load_model, read_card, save_model
 from glscl.models import ModelConfig, Retriever, head_names
 from glscl.models.tokenizer import tokenize
+from stress.fuzz import mutate
 
 
 def _clip(folder: Path) -> str:

@@ -19,6 +19,7 @@ from ray.tune.search import SearchGenerator
 from glscl.config import load_config
 from glscl.data.shards import ShardSet
 from glscl.errors import UserError
+from glscl.ownership import owned
 from glscl.study.grid import Sets
 from tests.tune.fake import FIRST, STEPS, setup, sweep, trial
 from tune import sweep as module
@@ -196,7 +197,8 @@ def test_the_winner_is_a_ready_configuration_and_a_model(tmp_path: Path) -> None
     model = Path(ready.sweep.directory) / "trials" / "good" / "all" / "model"
     model.mkdir(parents=True)
     (model / "card.json").write_text("{}")
-    write_best(ready, best)
+    with owned(ready.sweep.directory, "choose another --name") as owner:
+        write_best(ready, best, owner)
     path = Path(ready.sweep.directory) / "best.yaml"
     text = path.read_text()
     assert "# Winner of the sweep fake: trial good, mean of text_to_video_R@1 on held-out parts 8.00 at step 20" in text

@@ -4,7 +4,7 @@ Mutants of sound files (videos of several containers and codecs, shards, manifes
 model files) are fed to what reads them, in child processes, until enough bytes were fed. A child that dies or answers
 no more is named with its input, which is kept. Run it as
 
-    python benchmarks/fuzz.py --megabytes 10 --seed 0
+    python stress/fuzz.py --megabytes 10 --seed 0
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Does a training whose storage misbehaves end with the very weights of an undisturbed one?
 
-    python benchmarks/storage_faults.py
+    python stress/storage_faults.py
 
 Trains a tiny run (two workers, ZeRO 2, shards and run directory on a storage server of its own, moto) once undisturbed
 and once for each kind of fault, a fifth of all requests failing in that way, through the tests' proxy. Prints a table

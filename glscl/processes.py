@@ -1,0 +1,42 @@
+"""Processes of this machine, named so that neither a reused number nor a clock that jumps mixes two of them up."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import psutil
+
+
+def start_of(pid: int) -> str | None:
+    """When a process began, counted from the start of the machine; None if it is gone or only waits to be collected.
+
+    psutil's ``create_time`` moves when the wall clock is set; this does not.
+    """
+    try:
+        # after the last bracket, because a process may have brackets and spaces in its name
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        return None if fields[0] in "ZX" else fields[19]
+    except (FileNotFoundError, ProcessLookupError):
+        if os.path.isdir("/proc/self"):
+            return None
+    try:  # no /proc on this system
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else str(process.create_time())
+    except psutil.NoSuchProcess:
+        return None
+
+
+def machine() -> str:
+    """Names the place where a process number means one process: host, boot and process namespace (a container's)."""
+    parts = [socket.gethostname()]
+    for read in (
+        lambda: Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip(),
+        lambda: os.readlink("/proc/self/ns/pid"),
+    ):
+        try:
+            parts.append(read())
+        except OSError:  # not Linux: the host's name has to do
+            parts.append("")
+    return " ".join(parts)

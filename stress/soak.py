@@ -1,0 +1,178 @@
+"""Does a run that is disturbed again and again, in every way, end as one that never was?
+
+    python stress/soak.py --faults 150 --lanes 2 --output soak.jsonl
+
+Each lane makes four hosts with networks of their own (a head with the driver, two with one training worker each, one
+with the storage server), a disk that can be filled and a wall clock that can be set. It draws configurations at random
+(ZeRO stage, accumulation, numbers of workers, head, precision, storage, domains), trains each once undisturbed, and
+then again and again while it disturbs: see ``stress/faults.py`` for the kinds. Every run has to end with the
+undisturbed run's weights, bit by bit; where the number of workers changed on the way, with its losses
+(``stress/trainings.py`` says how near). Every resume has to start from the newest checkpoint that was complete at the
+moment of the fault, or a later one; no row of the log may be missing or doubled; none may stand still. Any of these
+failing ends the soak with exit status 1. Needs root, iproute2, a C compiler and the ``dev`` extra.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # hosts and proxy are the tests'
+
+from stress.faults import KINDS, Fault, disturb, possible, watch
+from stress.trainings import SAVE_EVERY, STEPS, Reference, Run, Setup, compare, refer, remove, write_inputs
+from stress.world import SoakError, World, world
+
+FAULTS_PER_RUN = 8
+RUNS_PER_SETUP = 2
+MOMENTS = ("upload", "steps")
+
+
+def lane(number: int, faults: int, seed: int, output: Path) -> None:
+    """Disturb runs until there were so many faults; one line of JSON for each, and for each run."""
+    chance = random.Random(f"{seed}/{number}")
+    with world(str(number)) as place, output.open("w", encoding="utf-8") as file:
+        write_inputs(place)
+        deck: list[str] = []
+        done = runs = 0
+        while done < faults:
+            setup = Setup.draw(chance)
+            began = time.monotonic()
+            reference = refer(place, setup, f"undisturbed-{number}-{runs:02d}")
+            print(f"lane {number}: {setup}: undisturbed in {time.monotonic() - began:.0f} s", flush=True)
+            for _ in range(RUNS_PER_SETUP):
+                if done < faults:
+                    found, how = disturbed(place, setup, reference, f"run-{number}-{runs:02d}", chance, deck, number)
+                    done, runs = done + len(found), runs + 1
+                    for fault in found:
+                        file.write(json.dumps(asdict(fault)) + "\n")
+                    file.write(json.dumps({"setup": str(setup), "ended": how}) + "\n")
+                    file.flush()
+
+
+def disturbed(
+    place: World, setup: Setup, reference: Reference, name: str, chance: random.Random, deck: list[str], number: int
+) -> tuple[list[Fault], str]:
+    """One run, disturbed until it is nearly at its end."""
+    run = Run(place, setup, name)
+    run.wait_for(lambda: bool(place.checkpoints(run.directory)[0]), "a checkpoint")
+    done: list[Fault] = []
+    while len(done) < FAULTS_PER_RUN and run.step() < STEPS - 3 * SAVE_EVERY and not run.ended():
+        said = len(run.text())
+        kind = draw(deck, run, chance)
+        group = [disturb(run, kind, chance.choice(MOMENTS), chance)]
+        if kind in ("driver", "worker") and chance.random() < 0.4:
+            second = chance.choice([k for k in ("worker", "driver", "storage", "clock") if possible(k, run)])
+            group.append(disturb(run, second, "start", chance))
+        watch(run, group, said)
+        for fault in group:
+            print(f"lane {number}: {fault}", flush=True)
+        done += group
+    run.finish()
+    place.set_clock(0)
+    place.mend_nodes()
+    how = compare(run, reference)
+    print(f"lane {number}: {name}: {len(done)} faults, {how}", flush=True)
+    remove(run)
+    return done, how
+
+
+def draw(deck: list[str], run: Run, chance: random.Random) -> str:
+    """The next kind that means something to this run."""
+    while True:
+        for kind in deck:
+            if possible(kind, run):
+                deck.remove(kind)
+                return kind
+        fresh = [kind for kind, (_, times) in KINDS.items() for _ in range(times)]
+        chance.shuffle(fresh)
+        deck += fresh
+
+
+def table(done: list[Fault]) -> str:
+    """What is committed: one row per kind of fault."""
+    lines = [
+        "| fault | times | in mid-upload | in mid-restart | restarted | steps done again: mean, most "
+        "| seconds until it went on: median, most |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for kind in (*KINDS, "all"):
+        rows = [fault for fault in done if kind in (fault.kind, "all")]
+        if not rows:
+            continue
+        lost = [fault.lost for fault in rows if fault.resumed is not None]
+        seconds = sorted(fault.seconds for fault in rows)
+        details = Counter(fault.detail for fault in rows if fault.detail and kind != "all")
+        words = ", ".join(f"{count} {detail}" for detail, count in sorted(details.items()))
+        cells: list[Any] = [
+            kind + (f" ({words})" if words else ""),
+            len(rows),
+            sum(fault.moment == "upload" for fault in rows),
+            sum(fault.moment == "start" for fault in rows),
+            len(lost),
+            f"{sum(lost) / len(lost):.1f}, {max(lost)}" if lost else "none",
+            f"{seconds[len(seconds) // 2]:.0f}, {seconds[-1]:.0f}",
+        ]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+def soak(options: argparse.Namespace) -> int:
+    """Run the lanes beside each other; returns the exit status."""
+    began = time.monotonic()
+    lanes = []
+    for number in range(options.lanes):
+        part = options.output.with_suffix(f".{number}{options.output.suffix}")
+        share = len(range(number, options.faults, options.lanes))
+        words = [sys.executable, __file__, "--lane", str(number), "--faults", str(share), "--seed", str(options.seed)]
+        lanes.append((subprocess.Popen([*words, "--output", str(part)], cwd=Path(__file__).parents[1]), part))
+    failed = [number for number, (process, _) in enumerate(lanes) if process.wait()]
+    rows = [json.loads(line) for _, part in lanes if part.exists() for line in part.read_text().splitlines()]
+    options.output.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    names = {field.name for field in fields(Fault)}
+    done = [Fault(**row) for row in rows if row.keys() == names]
+    ended = [row for row in rows if "ended" in row]
+    print(table(done))
+    bitwise = sum(row["ended"].startswith("weights") for row in ended)
+    print(f"{len(ended)} runs of {len({row['setup'] for row in ended})} configurations:")
+    for row in ended:
+        print(f"  {row['setup']}: {row['ended']}")
+    verdict = (
+        f"{len(done)} faults in {(time.monotonic() - began) / 60:.0f} minutes, {len(ended)} runs: {bitwise} with the"
+    )
+    verdict += (
+        f" undisturbed run's weights bit by bit, {len(ended) - bitwise} of another number of workers with its losses"
+    )
+    print(f"soak: {f'FAILED in lane {failed}' if failed else 'OK'} {verdict}")
+    return int(bool(failed))
+
+
+def main() -> int:
+    """Soak, and print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--faults", type=int, default=150)
+    parser.add_argument("--lanes", type=int, default=2, help="clusters beside each other")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=Path("soak.jsonl"), help="one line per fault and per run")
+    parser.add_argument("--lane", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.lane is None:
+        return soak(options)
+    try:
+        lane(options.lane, options.faults, options.seed, options.output)
+    except SoakError as error:
+        print(f"lane {options.lane}: FAILED {error}", flush=True)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
