@@ -172,3 +172,11 @@ def test_every_line_that_is_said(run: str, capsys: pytest.CaptureFixture[str]) -
         f"{run}: none of its checkpoints is complete ({second}: state.json: missing; {first}: state.json: missing); "
         f"delete the run directory to start again, or choose another --name"
     )
+
+
+def test_attempts_at_one_step_do_not_pile_up(run: str) -> None:
+    retention = Retention(run, keep=1)
+    names = [put(run, 2, attempt=attempt) for attempt in "abc"]
+    retention.register(names[2])
+    assert steps(run) == [2, 2], "the best and the newest"
+    assert names[2] in storage.list_names(run)

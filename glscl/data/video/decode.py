@@ -135,24 +135,30 @@ class PictureReader:
         """
         opened, packets = self._packets(first)
         context = opened.stream.codec_context
-        came_out = first or 0
+        came_out = itertools.count(first or 0)
         try:
-            for number, packet in itertools.chain(packets, [(-1, None)]):
-                if packet is not None:
-                    if packet.size == 0:  # the same picture again; to a decoder, the end
-                        continue
-                    slot = self._index.slot_of.get(number)
-                    if wanted is not None:
-                        context.skip_frame = "DEFAULT" if slot is None or slot in wanted else "NONREF"
-                    packet.pts = number  # comes out again with the picture
-                for frame in self._decoded(context, packet):
-                    self._budget.picture(frame.width, frame.height)  # each its own: it may change in mid-stream
-                    slot = came_out if self._index.in_output_order else self._index.slot_of.get(frame.pts)
-                    came_out += 1
-                    if slot is not None and slot < len(self._index.times) and not frame.is_corrupt:
-                        yield slot, frame, opened.display
+            for frame in self._frames(context, packets, wanted):
+                self._budget.picture(frame.width, frame.height)  # each its own: it may change in mid-stream
+                slot = next(came_out) if self._index.in_output_order else self._index.slot_of.get(frame.pts)
+                if slot is not None and slot < len(self._index.times) and not frame.is_corrupt:
+                    yield slot, frame, opened.display
         finally:
             context.skip_frame = "DEFAULT"
+
+    def _frames(self, context: Any, packets: Iterator[tuple[int, Any]], wanted: set[int] | None) -> Iterator[Any]:
+        """Decode packets; the number of each comes out with its picture as ``pts``."""
+        for number, packet in packets:
+            if packet.size == 0:  # the same picture again; to a decoder, the end
+                continue
+            if number in self._index.restarts:  # nothing before it is what it refers to
+                yield from self._decoded(context, None)
+                context.flush_buffers()
+            if wanted is not None:
+                slot = self._index.slot_of.get(number)
+                context.skip_frame = "DEFAULT" if slot is None or slot in wanted else "NONREF"
+            packet.pts = number
+            yield from self._decoded(context, packet)
+        yield from self._decoded(context, None)
 
     def nothing(self) -> str:
         """Return the reason to refuse a video of which no picture decodes."""

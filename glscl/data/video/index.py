@@ -40,6 +40,7 @@ class Index:
         time_base: seconds of a tick.
         duration: seconds from second 0 to the end of the last picture.
         seekable: timestamps are unique, so that the container can find a packet by its own.
+        restarts: packets at which a part of a joined stream begins between two keyframes.
         in_output_order: the file does not say when pictures are shown; they are, in the order that they come out.
     """
 
@@ -51,6 +52,7 @@ class Index:
     duration: float
     seekable: bool
     in_output_order: bool
+    restarts: frozenset[int] = frozenset()
 
     @cached_property
     def slot_of(self) -> dict[int, int]:
@@ -166,6 +168,7 @@ def _build(packets: list[_Packet], container: Any, time_base: Fraction, in_outpu
         duration=max(float(end * time_base), 1e-3),
         seekable=len(parts) == 1 and len(set(pts_of_slots)) == len(slots) and not in_output_order,
         in_output_order=in_output_order,
+        restarts=frozenset(part[0][0].number for _, part in parts[1:] if not part[0][0].keyframe),
     )
 
 
