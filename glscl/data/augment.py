@@ -9,12 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
+if TYPE_CHECKING:  # options are read without torch, which takes a second to import
+    from torch import Tensor
 
 FILL = (128, 128, 128)
 _SECTION = re.compile(r"(m|n|p|mstd|mmax|inc)(\d+(?:\.\d+)?)")
@@ -68,6 +66,10 @@ class ClipAugmentation:
 
         A function of seed, epoch and the pair's name alone. The process's random generators are neither read nor moved.
         """
+        import numpy as np
+        import torch
+        from PIL import Image
+
         key = f"{self.seed}/{epoch}/{pair}"
 
         def augment(picture: Tensor) -> Tensor:
@@ -84,6 +86,8 @@ class ClipAugmentation:
 @cache
 def _operations(text: str) -> tuple[list[Any], int, random.Random]:
     """timm's operations, how many are applied, and the generator that they draw from."""
+    from PIL import Image
+
     timm, generator = _private_timm()
     transform = timm.rand_augment_transform(text, {"img_mean": FILL, "interpolation": Image.Resampling.BICUBIC})
     return transform.ops, transform.num_layers, generator

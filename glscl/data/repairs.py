@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from glscl.data.shards import Sample
-from glscl.data.video import Clip
+
+if TYPE_CHECKING:
+    from glscl.data.video import Clip  # with what decodes, seconds to import
 
 LISTED = 3
 Entry = dict[str, str]

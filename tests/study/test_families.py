@@ -23,7 +23,7 @@ from glscl.evaluation.statistics import (
 from glscl.study.families import check_families, describe_family, family_size
 from glscl.study.grid import Sets, shard_sets
 from glscl.study.options import StudyConfig, load_study, study_names
-from glscl.study.run import plan
+from glscl.study.plan import plan
 from tests.study.fake import study
 
 

@@ -23,6 +23,7 @@ from glscl.ownership import owned
 from glscl.study.grid import Sets
 from tests.tune.fake import FIRST, STEPS, setup, sweep, trial
 from tune import sweep as module
+from tune.plan import identity
 from tune.options import load_sweep, sweep_names
 from tune.sweep import check_held_out, places, plan, trials_csv, write_best
 from tune.trial import run_trial
@@ -63,7 +64,7 @@ def test_a_confirmation_that_can_show_nothing_is_refused(tmp_path: Path) -> None
     for seeds in (0, 2):
         plan(sweep(storage=str(tmp_path), confirm_seeds=seeds))
     (tmp_path / "fake").mkdir()
-    (tmp_path / "fake" / "sweep.json").write_text(json.dumps(module._identity(one)))
+    (tmp_path / "fake" / "sweep.json").write_text(json.dumps(identity(one)))
     plan(one)  # begun before: goes on
 
 

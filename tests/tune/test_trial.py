@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from glscl.errors import UserError
+from glscl.study import cell as cell_module
 from glscl.study.grid import Cell
 from tests.tune.fake import FIRST, STEPS, setup
-from tune import trial as module
 from tune.objective import Score, across, history, runs, trials_folder
 from tune.trial import Setup, read_trial, run_trial
 
@@ -46,7 +46,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
             if fail:
                 raise UserError(fail)
 
-        monkeypatch.setattr(module, "run_cell", run_cell)
+        monkeypatch.setattr(cell_module, "run_cell", run_cell)
         return done
 
     return make
