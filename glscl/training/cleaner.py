@@ -38,6 +38,10 @@ class Cleaner(PlacementGroupCleaner):  # type: ignore[misc]
         with patch.object(placement_group_cleaner, "is_actor_alive", is_actor_alive):
             super()._monitor_loop()
 
+    def _exit(self) -> None:
+        ray._private.state.state.disconnect()  # its threads must not outlive what the process takes down
+        super()._exit()
+
 
 class CleanerCallback(PlacementGroupCleanerCallback):  # type: ignore[misc]
     """Starts a `Cleaner` with the controller."""

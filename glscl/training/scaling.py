@@ -22,6 +22,7 @@ they change.
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import time
 from collections import Counter
@@ -42,6 +43,8 @@ from ray.train.v2._internal.execution.scaling_policy import (
     ElasticScalingPolicy,
     NoopDecision,
     ScalingDecision,
+    autoscaling_coordinator_client,
+    elastic,
 )
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2.api import data_parallel_trainer
@@ -59,6 +62,8 @@ REPEAT_S = 30.0
 """Seconds between two lines that say what a run waits for."""
 SHARED_WAIT_S = 240.0
 """Least seconds that a run waits for room which is there and in use."""
+PATIENCE_S = 30.0
+"""Seconds that Ray's coordinator of requests for nodes is given to answer."""
 PAUSE_S = 1.0
 """Seconds until a decision that was put off is asked for again."""
 
@@ -91,6 +96,17 @@ def _answers(node: Mapping[str, Any]) -> bool:
     except OSError:
         return False
     return True
+
+
+def _one_line_only(record: logging.LogRecord) -> bool:
+    record.exc_info = None
+    return True
+
+
+# Ray prints a traceback, and says that it means nothing, where its coordinator takes more than five seconds to answer.
+for _module in (autoscaling_coordinator_client, elastic):
+    _module.AUTOSCALING_REQUESTS_GET_TIMEOUT_S = PATIENCE_S
+    logging.getLogger(_module.__name__).addFilter(_one_line_only)
 
 
 class NodesPolicy(ElasticScalingPolicy):  # type: ignore[misc]  # Ray's packages are not typed

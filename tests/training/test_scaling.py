@@ -282,3 +282,24 @@ def test_what_gives_room_back_asks_its_own_cluster(monkeypatch: pytest.MonkeyPat
     assert next(states, None) is None
     monkeypatch.setattr("ray._private.state.actors", lambda _: {})
     assert not cleaner.is_actor_alive("forgotten", 1), "the head forgets actors that have been gone for long"
+
+
+def test_a_coordinator_that_is_slow_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = scaling.autoscaling_coordinator_client
+    limits: list[float] = []
+
+    def get(reference: Any, timeout: float) -> None:
+        limits.append(timeout)
+        raise ray.exceptions.GetTimeoutError("Get timed out")
+
+    monkeypatch.setattr(ray, "get", get)
+    coordinator = SimpleNamespace(request_resources=SimpleNamespace(remote=lambda **_: None))
+    sender = client.TrainAutoscalingCoordinatorClient("run")
+    sender.__dict__["_autoscaling_coordinator"] = coordinator
+    sender.send_resource_request(ScalingConfig(num_workers=1), 1)
+    assert limits == [scaling.PATIENCE_S]
+    (record,) = [record for record in caplog.records if record.name == client.__name__]
+    assert "safe to ignore" in record.getMessage()
+    assert record.exc_info is None
