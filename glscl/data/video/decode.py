@@ -97,6 +97,7 @@ class PictureReader:
         self._unread: Iterator[tuple[int, Any]] = iter(())
         self._position = 0
         self._stack = ExitStack()
+        self._whole_only = True
         self.problem = ""
         """What FFmpeg said of the last packet that it could not decode."""
 
@@ -117,14 +118,34 @@ class PictureReader:
             if first is not None:
                 found |= self._read_exactly(first, wanted, size)
         for first, wanted in self._groups(set(slots) - set(found)):
-            found |= self._read_nearest(first, wanted, size)
+            nearest = self._read_nearest(first, wanted, size)
+            if nearest is None and self._settle_for_damaged():
+                return self.read(slots, size)
+            if nearest is None:
+                raise VideoError(self.nothing())
+            found |= nearest
         return found
 
     def first(self) -> tuple[Any, Display]:
         """Return the first picture that decodes, and what brings it to display form."""
-        for _, frame, display in self.pictures(None):
+        for _, frame, display in self.in_order():
             return frame, display
         raise VideoError(self.nothing())
+
+    def in_order(self) -> Iterator[tuple[int, Any, Display]]:
+        """Decode all pictures, each as of `pictures`, later than the one before."""
+        before = -1
+        for slot, frame, display in self.pictures(None):
+            if slot > before:  # else out of order: no player shows it
+                before = slot
+                yield slot, frame, display
+        if before < 0 and self._settle_for_damaged():
+            yield from self.in_order()
+
+    def _settle_for_damaged(self) -> bool:
+        """Take damaged pictures, too, where none is whole; false if they are taken already."""
+        settled, self._whole_only = self._whole_only, False
+        return settled
 
     def pictures(self, first: int | None, wanted: set[int] | None = None) -> Iterator[tuple[int, Any, Display]]:
         """Decode from a keyframe on, and give each whole picture with its slot and what brings it to display form.
@@ -140,7 +161,7 @@ class PictureReader:
             for frame in self._frames(context, packets, wanted):
                 self._budget.picture(frame.width, frame.height)  # each its own: it may change in mid-stream
                 slot = next(came_out) if self._index.in_output_order else self._index.slot_of.get(frame.pts)
-                if slot is not None and slot < len(self._index.times) and not frame.is_corrupt:
+                if slot is not None and slot < len(self._index.times) and not (self._whole_only and frame.is_corrupt):
                     yield slot, frame, opened.display
         finally:
             context.skip_frame = "DEFAULT"
@@ -186,17 +207,17 @@ class PictureReader:
                 break
         return found
 
-    def _read_nearest(self, first: int | None, wanted: list[int], size: int) -> dict[int, tuple[int, Tensor]]:
-        """Decode the nearest picture to each slot, from ever further back until there is one before."""
+    def _read_nearest(self, first: int | None, wanted: list[int], size: int) -> dict[int, tuple[int, Tensor]] | None:
+        """Decode the nearest picture to each slot, from ever further back until one is before it; None if none is."""
         back = 1
-        while (found := self._scan(first, wanted, size)) is None:
-            position = bisect.bisect_left(self._index.keyframes, first or 0) - back
+        while (found := self._scan(first, wanted, size)) is None and first is not None:
+            position = bisect.bisect_left(self._index.keyframes, first) - back
             first = self._index.keyframes[position] if position >= 0 else None
             back *= 2
         return found
 
     def _scan(self, first: int | None, wanted: list[int], size: int) -> dict[int, tuple[int, Tensor]] | None:
-        """Decode on from a keyframe until each slot has its nearest picture; None if a nearer may be further back."""
+        """Decode on from a keyframe until each slot has its nearest picture; None if it may be further back."""
         found: dict[int, tuple[int, Tensor]] = {}
         pending = list(wanted)
         before: _Picture | None = None
@@ -214,9 +235,7 @@ class PictureReader:
                 return found
             before = after
         if before is None:
-            if first is not None:
-                return None
-            raise VideoError(self.nothing())
+            return None
         return found | {slot: (before.slot, before.square(size)) for slot in pending}
 
     def _groups(self, slots: Iterable[int]) -> list[tuple[int | None, list[int]]]:

@@ -99,9 +99,10 @@ class Display:
     def form(self, frame: Any) -> Form:
         """Return how a decoded picture is displayed."""
         size = frame.width, frame.height
+        of_codec = Fraction(self._context.sample_aspect_ratio or 1)
         if size == (self._context.width, self._context.height):  # else a late one of the size before
-            self._of_size[size] = Fraction(self._context.sample_aspect_ratio or 1)
-        pixel = self._of_container or self._of_size.get(size, Fraction(1))
+            self._of_size[size] = of_codec
+        pixel = self._of_container or self._of_size.get(size, of_codec)
         side_data = frame.side_data.get(Type.DISPLAYMATRIX)
         turn = Turn.of_matrix(struct.unpack("=9i", bytes(side_data))) if side_data is not None else Turn()
         form = Form(*size, pixel, turn)

@@ -61,9 +61,7 @@ def make_copy(data: bytes, short_side: int, rate: float, max_seconds: float = li
             writer = _Writer(out, rate, index.duration)
             before = -1
             replaced = 0
-            for slot, frame, display in reader.pictures(None):
-                if slot <= before:
-                    continue  # out of order: no player shows it
+            for slot, frame, display in reader.in_order():
                 replaced += slot - before - 1
                 seconds = index.seconds(index.first_nearer(before, slot)) if before >= 0 else 0.0
                 before = slot
