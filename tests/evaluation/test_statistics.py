@@ -499,3 +499,21 @@ def test_claims_heed_the_correction_and_single_trainings() -> None:
     assert "of one training" in claim(replace(difference, seeds=(1, 3)), "a", "b", "R@1")
     assert "of one training" not in claim(replace(difference, seeds=(3, 0)), "a", "zero-shot", "R@1")
     assert claim(replace(difference, seeds=(0, 0)), "a", "b", "R@1").endswith("nothing is trained.")
+
+
+def test_a_mean_over_test_sets_of_other_levels_has_their_errors_and_not_their_distance() -> None:
+    random = np.random.default_rng(5)
+    one, two = QueryBootstrap(200, resamples=300, seed=1), QueryBootstrap(400, resamples=300, seed=2)
+    high, low = 90 + random.standard_normal(200), 10 + random.standard_normal(400)
+    found = mean_difference(
+        [("a", one.system(high), one.system(np.zeros(200))), ("b", two.system(low), two.system(np.zeros(400)))]
+    )
+    assert found.estimate == pytest.approx((high.mean() + low.mean()) / 2)
+    expected = math.sqrt(high.var(ddof=1) / 200 + low.var(ddof=1) / 400) / 2
+    assert found.standard_error == pytest.approx(expected, rel=0.02)
+    assert (found.queries, found.seeds) == (600, (1, 1))
+
+
+def test_small_numbers_are_written_with_four_decimals_at_most() -> None:
+    assert "+0.0004 points (95 % interval +0.0002 to +1.0000)" in claim(interval(0.0004, 0.0002, 1.0), "a", "b", "R@1")
+    assert "0 points (95 % interval −1.0000 to 0)" in claim(interval(4e-6, -1.0, 1e-6), "a", "b", "R@1")
