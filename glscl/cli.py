@@ -581,7 +581,8 @@ def _shards_verify(words: list[str], program: str) -> str:
     for problem in problems:
         print(problem)
     if problems:
-        raise UserError(f"{uri}: {len(problems)} problems; build or copy the shards named above again")
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        raise UserError(f"{uri}: {count}, first {problems[0]}; build, copy or index the shards named above again")
     return f"{uri}: every shard is as the manifest says"
 
 
