@@ -230,7 +230,7 @@ def disturb(run: Run, kind: str, moment: str, chance: random.Random) -> Fault:
     if moment == "upload":
         deadline = time.monotonic() + 20
         while not world.checkpoints(run.directory)[1] and run.process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.02)
+            time.sleep(0.1)
     else:
         time.sleep(chance.uniform(2.0, 15.0) if moment == "start" else chance.uniform(0.0, 2.0))
     complete, partial = world.checkpoints(run.directory)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -128,7 +129,8 @@ def table(done: list[Fault]) -> str:
 def soak(options: argparse.Namespace) -> int:
     """Run the lanes beside each other; returns the exit status."""
     began = time.monotonic()
-    lanes = []
+    lanes: list[tuple[subprocess.Popen[bytes], Path]] = []
+    signal.signal(signal.SIGTERM, lambda *_: [process.terminate() for process, _ in lanes])
     for number in range(options.lanes):
         part = options.output.with_suffix(f".{number}{options.output.suffix}")
         share = len(range(number, options.faults, options.lanes))
@@ -166,6 +168,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.lane is None:
         return soak(options)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what was started and mounted ends too
     try:
         lane(options.lane, options.faults, options.seed, options.output)
     except SoakError as error:

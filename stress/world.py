@@ -200,7 +200,7 @@ def world(name: str) -> Iterator[World]:
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(disk)], check=True)
     try:
-        with Hosts(4) as hosts:
+        with Hosts(4, dashboard=True) as hosts:
             place = World(scratch, hosts)
             try:
                 yield place

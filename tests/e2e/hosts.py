@@ -27,11 +27,12 @@ class Hosts:
     Args:
         count: network namespaces to make, each with an interface of its own on one switch; 0 leaves everything on the
             machine's loopback. They need root and iproute2.
+        dashboard: start one on the head. Ray Train needs it to give back what a killed driver held.
     """
 
-    def __init__(self, count: int = 0) -> None:
+    def __init__(self, count: int = 0, *, dashboard: bool = False) -> None:
         self._folder = tempfile.mkdtemp(prefix="glscl-ray-")  # short: sockets lie in it
-        self._count = count
+        self._count, self._dashboard = count, dashboard
         self._stack = ExitStack()
         self._nodes: dict[int, psutil.Process] = {}
         self._gcs = _free_port() if not count else 6379
@@ -77,7 +78,12 @@ class Hosts:
         words = ["ray", "start", "--block", f"--num-cpus={cpus}", "--object-store-memory=100000000"]
         words += [f"--node-ip-address={self.address(host)}"]
         if number == 0:
-            words += ["--head", f"--port={self._gcs}", "--include-dashboard=false", f"--temp-dir={self._folder}/ray"]
+            words += [
+                "--head",
+                f"--port={self._gcs}",
+                f"--include-dashboard={self._dashboard}",
+                f"--temp-dir={self._folder}/ray",
+            ]
             words += [f"--ray-client-server-port={_free_port()}", "--disable-usage-stats"]
         else:
             words += [f"--address={self.environment['RAY_ADDRESS']}"]
