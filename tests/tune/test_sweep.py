@@ -23,8 +23,8 @@ from glscl.ownership import owned
 from glscl.study.grid import Sets
 from tests.tune.fake import FIRST, STEPS, setup, sweep, trial
 from tune import sweep as module
-from tune.plan import identity
 from tune.options import load_sweep, sweep_names
+from tune.plan import identity
 from tune.sweep import check_held_out, places, plan, trials_csv, write_best
 from tune.trial import run_trial
 from tune.trials import Trial, from_ray, read_trials, write_trials

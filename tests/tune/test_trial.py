@@ -101,7 +101,7 @@ def test_what_an_interruption_left_is_reported_first(tmp_path: Path, monkeypatch
         both = {"toy_clips": 1.0, "toy_stories": 2.0}
         log(config.run_directory, {FIRST: both, STEPS: both})
 
-    monkeypatch.setattr(module, "run_cell", go_on)
+    monkeypatch.setattr(cell_module, "run_cell", go_on)
     seen: list[int] = []
     run_trial(ready, "one", VALUES, lambda row: seen.append(row["step"]))
     assert seen == [FIRST, STEPS]
