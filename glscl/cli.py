@@ -177,8 +177,11 @@ def _train(words: list[str], program: str) -> str:
     from glscl.nodes import cluster_nodes
     from glscl.reporting.console import start_panel
     from glscl.training.machines import with_machines
-    from glscl.training.preflight import preflight
+    from glscl.training.preflight import as_begun, preflight
 
+    config, notes = as_begun(config)
+    for note in notes:
+        print(note, flush=True)
     config = with_machines(config, cluster_nodes)
     ready = preflight(config, fetch=not dry)
     if dry:

@@ -124,10 +124,17 @@ def identity(sweep: SweepConfig) -> dict[str, Any]:
 
 
 def _differing(saved: Any, current: Any, prefix: str = "") -> list[str]:
-    """``key: saved -> current`` for every key whose value differs."""
+    """``key: saved -> current`` for every key whose value differs; null is as good as not there."""
     if not isinstance(saved, dict) or not isinstance(current, dict):
-        return [] if saved == current else [f"{prefix}: {saved} -> {current}"]
+        return [] if _said(saved) == _said(current) else [f"{prefix}: {saved} -> {current}"]
     found = []
     for key in sorted(saved.keys() | current.keys()):
         found += _differing(saved.get(key), current.get(key), f"{prefix}.{key}" if prefix else key)
     return found
+
+
+def _said(value: Any) -> Any:
+    """A value without the keys that say null, which presets gain when options come to be."""
+    if not isinstance(value, dict):
+        return value
+    return {key: own for key, inner in value.items() if (own := _said(inner)) is not None} or None

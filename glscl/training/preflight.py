@@ -16,6 +16,7 @@ from glscl.data.video import FrameSampling
 from glscl.errors import UserError
 from glscl.losses import applicable_terms
 from glscl.losses.inter_consistency import InterConsistencyOptions, note_on_batch
+from glscl.options import Options
 from glscl.session import on_this_machine
 from glscl.training.checkpoint import differing_keys
 from glscl.training.horizon import Horizon, make_plan
@@ -157,6 +158,36 @@ def _domains(shard_sets: list[ShardSet], plan: StreamPlan) -> str:
         f"{streams / plan.virtual_streams:.0%} of each batch)"
         for s, name, streams in zip(shard_sets, distinct_names(shard_sets), plan.streams_of_domain, strict=True)
     )
+
+
+def as_begun(config: RunConfig) -> tuple[RunConfig, list[str]]:
+    """The configuration with which a run goes on, where options have come to be since it began.
+
+    A preset may set an option that an older run directory does not know: the run keeps that option's default, which is
+    what was done before there was one.
+
+    Returns:
+        the configuration, and a line for each option that was left at its default.
+    """
+    where = storage.join(config.run_directory, CONFIG)
+    saved = storage.read_json(where) if storage.exists(where) else {}
+    notes: list[str] = []
+    sections: dict[str, Options] = {}
+    for name in RunConfig.model_fields:
+        section = getattr(config, name)
+        known = saved.get(name) if isinstance(saved, dict) else None
+        if not isinstance(section, Options) or not isinstance(known, dict):
+            continue
+        begun = {key: field.get_default() for key, field in type(section).model_fields.items() if key not in known}
+        changed = {key: value for key, value in begun.items() if getattr(section, key) != value}
+        for key, value in changed.items():
+            notes.append(
+                f"{name}.{key} stays {value}, with which {config.run_directory} began; another --name trains with "
+                f"{getattr(section, key)}"
+            )
+        if changed:
+            sections[name] = section.model_copy(update=changed)
+    return config.model_copy(update=sections), notes
 
 
 def _check_run_directory(config: RunConfig) -> bool:

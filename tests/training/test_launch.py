@@ -20,7 +20,7 @@ from glscl.errors import UserError
 from glscl.evaluation.metrics import RetrievalMetrics, rank_targets
 from glscl.evaluation.saved import ModelCard
 from glscl.models import ModelConfig
-from glscl.training.preflight import CONFIG, preflight
+from glscl.training.preflight import CONFIG, as_begun, preflight
 from glscl.training.results import results_of, verdict_of, write_results
 
 
@@ -107,6 +107,30 @@ def test_preflight_knows_a_run_that_continues(
     changes = ["--training.log-every", "3", "--training.num-workers", "2"]
     free = run_config(words("--data.train", shards.uri, *changes), "glscl train").resolved()
     assert preflight(free).facts["run"].endswith("/runs/r (continues)")
+
+
+def test_a_run_from_before_an_option_goes_on_without_it(
+    words: Callable[..., list[str]], make_shards: Callable[..., ShardSet], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Presets have gained `data.augment`: runs that began without it would be refused as other ones."""
+    shards = make_shards(captions=[2] * 16, per_shard=4)
+    given = words("--data.train", shards.uri, "--data.augment", "rand-m7-n4-mstd0.5-inc1", "--seed", "5")
+    config = run_config(given, "glscl train").resolved()
+    assert as_begun(config) == (config, []), "a new run"
+    path = Path(config.run_directory, CONFIG)
+    path.parent.mkdir(parents=True)
+    saved = config.model_dump(mode="json")
+    path.write_text(json.dumps(saved))
+    assert as_begun(config) == (config, []), "a run that knows it"
+    del saved["data"]["augment"]
+    path.write_text(json.dumps(saved))
+    begun, (note,) = as_begun(config)
+    assert begun == config.model_copy(update={"data": config.data.model_copy(update={"augment": None})})
+    assert note.startswith("data.augment stays None, with which ")
+    assert main(["train", *given, "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert note in out
+    assert "(continues)" in out
 
 
 def test_shared_memory_that_is_too_small_is_told_before_anything_starts(

@@ -121,6 +121,11 @@ def test_another_sweep_under_the_same_name_is_refused(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "sweep.json").write_text(json.dumps(module.identity(config)))
     plan(sweep(storage=str(tmp_path), concurrent=1, confirm_seeds=5))
+    since = sweep(storage=str(tmp_path), run={"training": {"max_steps": STEPS}, "data": {"augment": None}})
+    before = sweep(storage=str(tmp_path), run={"training": {"max_steps": STEPS}})
+    (folder / "sweep.json").write_text(json.dumps(module.identity(before)))
+    plan(since)  # a packaged sweep has gained a key that says null
+    (folder / "sweep.json").write_text(json.dumps(module.identity(config)))
     with pytest.raises(UserError, match=r"another configuration: objective: mean -> worst; trials: 4 -> 5"):
         plan(sweep(storage=str(tmp_path), trials=5, objective="worst"))
 
