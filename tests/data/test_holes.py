@@ -22,7 +22,8 @@ from glscl.data.repairs import describe_repairs
 from glscl.data.shards import ShardSet, describe
 from glscl.data.stream import Batch, PairStream
 from glscl.data.video import FrameSampling, VideoError, limits, load_clip, load_frames, make_copy
-from glscl.data.video.budget import words
+from glscl.data.video.budget import Budget, words
+from glscl.data.video.index import read_index
 from glscl.training.repairs import FILE, Repairs
 from tests.data.drawn import both, close, draw, level, levels, ramp
 from tests.data.test_stream import SAMPLING, plan_of, tokenize
@@ -155,6 +156,10 @@ def test_recordings_that_begin_between_two_keyframes(how: dict[str, Any]) -> Non
     found = both(joined, 40)
     assert close(found[:11], [200] * 11)
     assert found[12:14] == [first] * 2, "no picture of the one recording refers to one of the other"
+    with av.open(io.BytesIO(joined)) as container:
+        assert read_index(container, Budget(9)).restarts == {10}
+    with av.open(io.BytesIO(data)) as container:
+        assert read_index(container, Budget(9)).restarts == set()
 
 
 def test_empty_chunks_say_the_same_again() -> None:
