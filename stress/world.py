@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -54,6 +55,7 @@ class World:
             "AWS_SECRET_ACCESS_KEY": "test",
             "AWS_DEFAULT_REGION": "us-east-1",
             "OMP_NUM_THREADS": "1",
+            "RAY_worker_niceness": "0",  # else whatever else the machine does comes first
             "LD_PRELOAD": str(library),
             "GLSCL_CLOCK": str(self._clock),
         }
@@ -199,6 +201,7 @@ def world(name: str) -> Iterator[World]:
     disk = scratch / "disk"
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(disk)], check=True)
+    kept = True
     try:
         with Hosts(4, dashboard=True) as hosts:
             place = World(scratch, hosts)
@@ -209,6 +212,8 @@ def world(name: str) -> Iterator[World]:
     except BaseException:
         print(f"logs of all runs are in {scratch}", flush=True)
         raise
+    else:
+        kept = False
     finally:
         deadline = time.monotonic() + 30
         while subprocess.run(["umount", str(disk)], check=False, capture_output=True).returncode:
@@ -216,3 +221,5 @@ def world(name: str) -> Iterator[World]:
                 subprocess.run(["umount", "--lazy", str(disk)], check=True)
                 break
             time.sleep(0.5)
+        if not kept:
+            shutil.rmtree(scratch)
