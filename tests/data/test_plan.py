@@ -143,7 +143,7 @@ def test_a_small_domain_goes_round_more_often() -> None:
 
 def test_one_caption_per_video() -> None:
     p = plan(manifest("a", [(6, 60), (10, 10)]), captions="one")
-    assert p.pairs_per_epoch == 16
+    assert (p.captions, p.pairs_per_epoch) == ("one", 16)
     assert p.steps_per_epoch == 2
     drawn: Counter[int] = Counter()
     for epoch in range(200):
@@ -190,7 +190,7 @@ def test_what_is_refused(changes: dict[str, Any], message: str) -> None:
 
 
 def test_domains_that_are_refused() -> None:
-    with pytest.raises(UserError, match=r"data\.train is empty"):
+    with pytest.raises(UserError, match=r"^data\.train is empty"):
         plan()
     a, b = manifest("a", [(100, 100)]), manifest("b", [(3, 3)])
     with pytest.raises(UserError, match=r"domain 'b' would get less than one of 4 virtual streams: raise data\.virt"):
@@ -209,6 +209,8 @@ def test_worlds_that_are_refused() -> None:
         p.check_world(2, 2)
     with pytest.raises(UserError, match="too few shards: 3 for 4 workers x 1 loader"):
         p.check_world(4, 0)
+    with pytest.raises(UserError, match=r"data\.virtual_streams \(4\) is not a multiple"):
+        p.owned(0, 3, 0, 1)
 
 
 def test_the_captions_drawn_are_part_of_the_format() -> None:
