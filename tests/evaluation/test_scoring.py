@@ -282,3 +282,28 @@ def test_rows_are_a_part_of_what_there_is(rows: range) -> None:
     for name in ("text_rows", "video_rows"):
         with pytest.raises(ValueError, match=f"{name} must be a contiguous part of range"):
             evaluate_scores(score, text, video, owners, **{name: rows})  # type: ignore[arg-type]
+
+
+def test_surplus_calls_are_of_the_first_tile() -> None:
+    text, video, owners = caches(10, 5)
+    shapes: list[tuple[int, int]] = []
+
+    def counted(text: dict[str, torch.Tensor], video: dict[str, torch.Tensor]) -> torch.Tensor:
+        shapes.append((len(text["t"]), len(video["v"])))
+        return score(text, video)
+
+    assert score_calls(range(10), range(5), 10, 5, 4, 2) == 3 * 3 + 3 * 3
+    evaluate_scores(counted, text, video, owners, text_block=4, video_block=2, min_calls=21)
+    assert len(shapes) == 21
+    assert shapes[18:] == [(4, 2)] * 3
+    shapes.clear()
+    evaluate_scores(counted, text, video, owners, text_block=99, video_block=99, min_calls=3)
+    assert shapes == [(10, 5)] * 3
+
+
+def test_no_rows_have_the_shape_of_none() -> None:
+    text, video, owners = caches(6, 5)
+    assert similarity_rows(score, text, video, range(0)).shape == (0, 5)
+    nothing = evaluate_scores(score, text, video, owners, text_rows=range(0), k=3)
+    assert nothing.text_matches.scores.shape == nothing.text_matches.indices.shape == (0, 3)
+    assert nothing.occurrences.tolist() == [0.0] * 5

@@ -11,7 +11,7 @@ import pytest
 
 from glscl.errors import UserError
 from glscl.reporting.study_schema import UNION, ZERO_SHOT, parse_study
-from glscl.study.analysis import analyse, compact
+from glscl.study.analysis import DIRECTIONS, _panels, analyse, compact
 from glscl.study.examples import _queries
 from glscl.study.grid import Cell
 from tests.study.fake import CAPTIONS, VIDEOS, Hits, entry, finished, study
@@ -265,3 +265,37 @@ def test_a_certain_difference_is_shown_in_every_cell_and_mean() -> None:
     results = _analyse(hits=lambda cell, _: {"glscl": 0.9, "xpool": 0.2}.get(cell.variant, 0.1), union=True)
     assert len(results["comparisons"]) == 2 * (2 + 6)
     assert all(c["shown"] and c["estimate"] > 50 and c["adjusted_p"] < 0.01 for c in results["comparisons"])
+
+
+def test_means_stay_within_what_a_metric_can_be() -> None:
+    results = _analyse(hits=lambda cell, domain: 0.99 if domain == "toy_clips" else 0.01)["results"]
+    figures = [(r["test"], r["text_to_video"]) for r in results]
+    for _, own in figures:
+        assert 0 <= own["R@1"]["low"] <= own["R@1"]["high"] <= 100
+        assert own["MnR"]["low"] >= 1
+        assert own["MRR"]["high"] <= 100
+    cut = [own for _, own in figures if own["R@1"]["estimate"] < 100 == own["R@1"]["high"]]
+    assert any((own["MnR"]["low"], own["MRR"]["high"]) == (1, 100) for own in cut)
+    assert any(own["R@1"]["low"] == 0 < own["R@1"]["estimate"] for _, own in figures)
+
+
+def test_shown_needs_both_the_interval_and_the_correction() -> None:
+    found = [c for better in (0.04, 0.06, 0.08, 0.1, 0.15) for c in _analyse(better=better)["comparisons"]]
+    for c in found:
+        assert c["shown"] == ((c["low"] > 0 or c["high"] < 0) and c["adjusted_p"] <= 0.05)
+        assert c["shown"] == ("is better" in c["sentence"] or "is worse" in c["sentence"])
+    assert any(c["p_value"] < 0.05 < c["adjusted_p"] for c in found)
+    assert {c["shown"] for c in found} == {True, False}
+
+
+def test_every_test_set_and_direction_is_resampled_for_itself() -> None:
+    config = study()
+    _, done = finished(config, _hits())
+    panels = _panels(config, [(cell, result) for cell, result in done if cell.condition == "short"])
+    owners = [panel.bootstraps[direction] for panel in panels.values() for direction in DIRECTIONS]
+    assert sorted(owner.seed for owner in owners) == [0, 1, 2, 3]
+    assert {owner.resamples for owner in owners} == {200}
+    assert [(owner.queries, owner.groups) for owner in owners] == [
+        (80, 40),
+        (40, 40),
+    ] * 2  # captions of a video together
