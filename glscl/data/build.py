@@ -122,7 +122,7 @@ def build_shards(
         pairs=sum(entry.pairs for entry in shards),
         shards=shards,
         rejected=dict(sorted(rejected.items())),
-        video_ids=tuple(ids),
+        video_ids=tuple(name.encode("utf-8", "replace").decode() for name in ids),  # as in the tars
     )
     storage.write_json(storage.join(output, MANIFEST), manifest.model_dump(mode="json"))
     return manifest
