@@ -118,7 +118,7 @@ def _video_ids(uri: str, _: str) -> frozenset[str] | None:
     """For a study, which asks again for every training."""
     shard_set = open_shard_set(uri)
     manifest = shard_set.manifest
-    if manifest.video_ids:
+    if len(manifest.video_ids) == manifest.videos:
         return frozenset(manifest.video_ids)
     if storage.is_remote(uri) or manifest.videos > MOST_READ:
         return None

@@ -136,7 +136,7 @@ def build_shards(
         shards=shards,
         rejected=dict(sorted(rejected.items())),
         repaired=dict(sorted((video, what) for *_, mended in written for video, what in mended.items())),
-        video_ids=tuple(ids),
+        video_ids=tuple(name.encode("utf-8", "replace").decode() for name in ids),  # as in the tars
     )
     if fence is not None:
         fence.check()

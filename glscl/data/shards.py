@@ -187,10 +187,6 @@ def read_manifest(uri: str) -> ShardSet:
     ):
         if sum(parts) != total or any(part < 1 for part in parts):
             raise UserError(f"{where}: the shards' {what} do not add up to {total}; build the shards again")
-    if len(manifest.video_ids) not in (0, manifest.videos):
-        raise UserError(
-            f"{where}: {len(manifest.video_ids)} video_ids of {manifest.videos} videos; build the shards again"
-        )
     if not manifest.pairs:
         raise UserError(f"{where}: domain '{manifest.domain}' split '{manifest.split}' is empty")
     return ShardSet(uri, manifest)

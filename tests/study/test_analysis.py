@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,9 @@ import pytest
 
 from glscl.errors import UserError
 from glscl.reporting.study_schema import UNION, ZERO_SHOT, parse_study
-from glscl.study.analysis import DIRECTIONS, _panels, analyse, compact
+from glscl.study.analysis import DIRECTIONS, _panels, _protocol, _tally, analyse, compact
 from glscl.study.examples import _queries
-from glscl.study.grid import Cell
+from glscl.study.grid import Cell, cells, shard_sets
 from tests.study.fake import CAPTIONS, VIDEOS, Hits, entry, finished, study
 
 
@@ -299,3 +300,53 @@ def test_every_test_set_and_direction_is_resampled_for_itself() -> None:
         (80, 40),
         (40, 40),
     ] * 2  # captions of a video together
+
+
+def test_tally_counts_what_is_shown_which_way() -> None:
+    def told(*rows: tuple[bool, float]) -> str:
+        return _tally([{"shown": shown, "estimate": estimate} for shown, estimate in rows])
+
+    assert told((True, 0.5), (True, -0.5), (True, 0.7), (False, 3.0)) == (
+        "of 4 comparisons, 2 shown better, 1 shown worse, 1 with no difference shown"
+    )
+    assert told((True, -0.5)) == "of 1 comparison, 0 shown better, 1 shown worse, 0 with no difference shown"
+    assert told((False, 9.0)) == "no difference shown in 1 comparison"
+    assert told((False, 9.0), (False, -9.0)) == "no difference shown in any of 2 comparisons"
+
+
+def test_chance_and_counts_of_a_test_set() -> None:
+    first, second = _analyse()["tests"]
+    assert (first["name"], second["name"]) == ("toy_clips", "toy_stories")
+    expected = {
+        "name": "toy_clips", "split": "test", "videos": VIDEOS, "texts": VIDEOS * CAPTIONS, "chance": 2.5,
+        "truncated": {"short": 3}, "quarantined": 0,
+    }  # fmt: skip
+    assert first == first | expected
+
+
+def test_protocol_says_what_was_equal_and_what_was_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = SimpleNamespace(manifest=SimpleNamespace(videos=1234))
+    monkeypatch.setattr("glscl.study.analysis.open_shard_set", lambda uri: manifest)
+    same = study()
+    protocol = _protocol(same, cells(same, shard_sets(same, make=False)))
+    assert protocol["Frame context"].endswith(", the same for all heads")
+    assert protocol["Training"].startswith("5 epochs, global batch ")
+    assert protocol["Training"].endswith(", 3 seeds per cell")
+    assert protocol["Videos trained on"] == "toy_clips 1,234, toy_stories 1,234"
+    assert protocol["Checkpoint"].startswith("last step; ")
+    assert protocol["Lengths"] == "short: 16 words, 2 frames, in training and in testing"
+    domains: dict[str, Any] = {
+        name: {"toy": {"train": 8, "dev": 4, "test": 40}} for name in ("toy_clips", "toy_stories")
+    }
+    domains["toy_clips"]["run"] = {"training": {"max_steps": 7}}
+    variants = dict(same.model_dump()["variants"])
+    variants["xpool"]["run"]["model"]["frame_context"] = "none"
+    other = study(
+        domains=domains, variants=variants, run={"model": {"clip": "glscl-tiny", "frame_context": "transformer"}}
+    )
+    protocol = _protocol(other, cells(other, shard_sets(other, make=False)))
+    assert protocol["Frame context"] == "as each variant's settings say"
+    assert protocol["Training"].startswith("steps as each domain's settings say, ")
+    assert protocol["Checkpoint"].startswith("best held-out R@1 of the training domain; ")
+    steps = study(run={"model": {"clip": "glscl-tiny"}, "training": {"max_steps": 9}})
+    assert _protocol(steps, cells(steps, shard_sets(steps, make=False)))["Training"].startswith("9 steps, ")
