@@ -18,6 +18,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from glscl import exclusive, ownership, storage
+from glscl.data.quarantine import Quarantine
 from glscl.errors import StorageError, UserError
 from glscl.ownership import Claim, Fence, TakenOverError, owned
 from glscl.processes import machine, start_of
@@ -272,7 +273,7 @@ def test_who_was_taken_over_notices_and_changes_nothing(directory: str) -> None:
             retention.close,
             owner.fence.check,
             lambda: RunLog(directory, 0, owner.fence),
-            lambda: log.quarantine([{"video": "v"}]),
+            Quarantine(directory, 0.0, "knob", fence=owner.fence).write,
             lambda: log.not_finite({"step": 1}),
             *([log.flush, log.close] if storage.is_remote(directory) else []),
         ]

@@ -137,7 +137,7 @@ def test_a_node_that_starts_slowly_is_waited_for_while_it_lives(monkeypatch: pyt
 def test_folders_of_other_versions_are_left_alone(temporary: Path) -> None:
     folder = temporary / "glscl-ray-other"
     folder.mkdir()
-    (folder / "owner.json").write_text('{"pid": 1, "start": "149165"}')
+    (folder / "owner.json").write_text('{"owner": 1}')
     session._remove_left_folders(str(temporary))
     assert folder.exists()
 

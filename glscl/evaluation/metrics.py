@@ -244,7 +244,7 @@ def expected_occurrences(similarity: Tensor, k: int) -> Tensor:
     last = similarity.topk(k, 1).values[:, -1:]
     above, level = similarity > last, similarity == last
     share = (k - above.sum(1, keepdim=True)) / level.sum(1, keepdim=True).double()
-    return torch.where(above, 1.0, level * share).sum(0)
+    return above.sum(0).double() + share[:, 0] @ level.double()  # one double copy of the block at a time
 
 
 def skewness(counts: Tensor) -> float:

@@ -281,7 +281,7 @@ def test_local_storage_that_cannot_be_written(
     def refuse(*_: object, **__: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(tempfile, "mkstemp", refuse)
+    monkeypatch.setattr("builtins.open", refuse)
     found(check_storage(str(tmp_path)), "fail", says, knob)
 
 

@@ -455,12 +455,12 @@ def test_a_bad_video_is_decoded_once(make_shards: MakeShards, monkeypatch: pytes
     shards = make_shards(captions=[2] * 4, per_shard=4, bad={1: b"torn"})
     bad = 0
 
-    def counting(data: bytes, *rest: Any) -> Tensor:
+    def counting(data: bytes, *rest: Any) -> Clip:
         nonlocal bad
         bad += data == b"torn"
-        return load_frames(data, *rest)
+        return load_clip(data, *rest)
 
-    monkeypatch.setattr(module, "load_frames", counting)
+    monkeypatch.setattr(module, "load_clip", counting)
     list(islice(loader([shards], plan_of([shards], global_batch=8, virtual_streams=1), 0, 1, 0, 0), 3))
     assert bad == 1
 

@@ -127,8 +127,8 @@ def _peak(name: str, items: int, block: int, whole: bool = False) -> int:
 def test_memory_follows_the_block_and_not_the_matrix(name: str) -> None:
     items, block = 48, 12
     small, large = _peak(name, items, block), _peak(name, 4 * items, block)
-    # A row block of similarities, its copy and two comparisons; ranks and best matches of every query.
-    rows, queries = (4 + 4 + 1 + 1) * block, 2 * (8 + 8) + 2 * (8 + 4) + 2 * 8
+    # A row block of similarities, two comparisons and one of them in double; ranks, best matches and occurrences.
+    rows, queries = (4 + 1 + 1 + 8) * block, 2 * (8 + 8) + 2 * (8 + 4) + 2 * 8 + 2 * 8
     assert large - small <= 0.05 * small + (rows + queries) * 3 * items
     assert _peak(name, items, 2 * block) > 1.2 * small
     assert _peak(name, 4 * items, block, whole=True) > 2 * large  # what it is held against

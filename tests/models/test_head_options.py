@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from glscl.models.heads import Features, Head, build_head, head_class, head_names, scoring
-from glscl.models.retriever import HeadsConfig
+from glscl.models.options import HeadsConfig
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "glscl": {"tau": 3.0, "local_weight": 0.5, "queries": 8, "layers": 3, "attention_heads": 8, "feedforward": None}

@@ -11,7 +11,7 @@ from glscl.errors import UserError
 from glscl.models.heads import Features, Head, build_head, head_class, head_names, scoring
 from glscl.models.heads.glscl import GLSCL, GLSCLOptions
 from glscl.models.heads.mean_pool import MeanPool
-from glscl.models.retriever import HeadsConfig
+from glscl.models.options import HeadsConfig
 from glscl.models.towers import Towers
 
 WIDTH = 16
