@@ -83,6 +83,10 @@ def gradient_norm(engine: Any) -> float | None:
 
 def backward(engine: Any, loss: Tensor, *, last: bool) -> None:
     """Accumulate a piece's gradients, unscaled; reduce them over the ranks with the last piece."""
+    if engine.zero_optimization_stage() == 3 and engine.optimizer.micro_step_id == 0:
+        # The first piece replaces, in DeepSpeed's buffer, the gradients of what it touches, and the others are added:
+        # what it does not touch, which is both towers, would keep its gradient of the step before.
+        engine.optimizer.grad_partitions_flat_buffer.zero_()
     engine.set_gradient_accumulation_boundary(last)
     engine.backward(loss, scale_wrt_gas=False)
 
