@@ -101,6 +101,10 @@ def gradient_norm(engine: Any) -> float | None:
 
 def backward(engine: Any, loss: Tensor, *, last: bool) -> None:
     """Accumulate a piece's gradients, unscaled; reduce them over the ranks with the last piece."""
+    if engine.zero_optimization_stage() == 3 and engine.optimizer.micro_step_id == 0:
+        # The first piece replaces, in DeepSpeed's buffer, the gradients of what it touches, and the others are added:
+        # what it does not touch, which is both towers, would keep its gradient of the step before.
+        engine.optimizer.grad_partitions_flat_buffer.zero_()
     engine.set_gradient_accumulation_boundary(last)
     if last and engine.zero_optimization_stage() == 1 and engine.gradient_accumulation_steps() > 1:
         # Where communication overlaps, this stage reduces what gets a gradient from the last piece and leaves the rest,
