@@ -114,7 +114,7 @@ def make_video() -> Callable[..., bytes]:
 def make_shards(tmp_path: Path, make_video: Callable[..., bytes]) -> Callable[..., ShardSet]:
     """Build a shard set of domain ``name`` under ``root``: one video per number of ``captions``, named v000, v001 ...
 
-    ``bad`` replaces the bytes of some videos, ``texts`` the captions.
+    ``ids`` replaces the v, ``bad`` replaces the bytes of some videos, ``texts`` the captions.
     """
 
     def make(
@@ -126,8 +126,9 @@ def make_shards(tmp_path: Path, make_video: Callable[..., bytes]) -> Callable[..
         root: str | None = None,
         encoding: Encoding | None = None,
         workers: int = 0,
+        ids: str = "v",
     ) -> ShardSet:
-        files = {f"v{n:03d}": str(tmp_path / "videos" / name / f"v{n:03d}.mp4") for n in range(len(captions))}
+        files = {f"{ids}{n:03d}": str(tmp_path / "videos" / name / f"{ids}{n:03d}.mp4") for n in range(len(captions))}
         for n, path in enumerate(files.values()):
             storage.write_bytes(path, bad[n] if bad and n in bad else make_video(seed=n))
         records = [

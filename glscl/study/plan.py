@@ -11,6 +11,8 @@ from glscl.study.grid import RESULT, Cell, cells, check_sets, pretraining_run, s
 from glscl.study.options import StudyConfig
 from glscl.training.preflight import note_on_loss
 
+CONFIG = "study.yaml"
+
 
 def plan(study: StudyConfig) -> tuple[list[Cell], int]:
     """The cells, and how many are finished; makes and starts nothing. Shard sets are compared if all are there.
@@ -21,7 +23,8 @@ def plan(study: StudyConfig) -> tuple[list[Cell], int]:
     pretraining_run(study, make=False)
     sets = shard_sets(study, make=False)
     found = cells(study, sets)
-    check_families(study, sets)
+    if not storage.exists(storage.join(study.directory, CONFIG)):  # studies begun before this was refused go on
+        check_families(study, sets)
     if all(storage.exists(storage.join(uri, MANIFEST)) for own in sets.values() for uri in own.uris):
         check_sets(study, sets)
     return found, sum(_is_finished(cell) for cell in found)

@@ -25,13 +25,13 @@ from glscl.study.families import check_families
 from glscl.study.grid import TOWERS, Cell, cells, check_sets, pretraining_run, shard_sets
 from glscl.study.measure import measure_costs
 from glscl.study.options import RunsConfig, StudyConfig
+from glscl.study.plan import CONFIG
 from glscl.training.launch import train
 from glscl.training.machines import with_machines
 from glscl.training.options import TrainingConfig
 from glscl.training.preflight import preflight
 from glscl.training.results import status_on_failure, write_status
 
-CONFIG = "study.yaml"
 RESULTS = "study.json"
 REPORT = "report.html"
 TABLES = "tables"
@@ -69,9 +69,11 @@ def prepare(study: StudyConfig) -> list[Cell]:
     Raises:
         UserError: naming what is wrong, where, and the knob.
     """
-    storage.write_bytes(storage.join(study.directory, CONFIG), _yaml(study).encode())
+    begun = storage.exists(storage.join(study.directory, CONFIG))
     sets = shard_sets(study, make=True)
-    check_families(study, sets)
+    if not begun:
+        check_families(study, sets)
+    storage.write_bytes(storage.join(study.directory, CONFIG), _yaml(study).encode())
     for note in check_sets(study, sets):
         _say(note, study.kind)
     pretrain(study)

@@ -159,10 +159,8 @@ RUN: dict[str, Any] = {
 def sent(make_shards: Callable[..., ShardSet], tmp_path: Path) -> Path:
     """A folder with shards of two domains, to be sent along with a job."""
     for domain in ("one", "two"):
-        for split in ("train", "test"):
-            make_shards(
-                domain, captions=[1] * (8 if split == "train" else 6), per_shard=2, root=str(tmp_path / "sent" / split)
-            )
+        for split, videos in (("train", 8), ("test", 6)):
+            make_shards(domain, captions=[1] * videos, per_shard=2, root=str(tmp_path / "sent" / split), ids=split)
     return tmp_path / "sent"
 
 

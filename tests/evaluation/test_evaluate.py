@@ -233,7 +233,7 @@ def test_eval_command(run: str, sets: list[ShardSet], capsys: pytest.CaptureFixt
     status = main([*words, "--max-bad-fraction", "0.1"])
     out = capsys.readouterr().out
     assert status == 0, out
-    assert re.search(r"^toy +in-domain .* 11 of 12$", out, re.M)
+    assert re.search(r"^toy/train +in-domain .* 11 of 12$", out, re.M)
     assert re.search(r"^other +cross-domain .* 9$", out, re.M)
     results = json.loads(Path(run, "eval", "results.json").read_text())
     assert results["quarantine"] == read_quarantine(f"{run}/eval") == [listed]
@@ -293,7 +293,7 @@ def test_eval_command_with_everything(
     assert {column["name"] for column in test["normalised"]} == set(NORMALISATIONS)
     assert "A query bank: 6 training videos of toy and other" in " ".join(c["saw"] for c in test["normalised"])
     assert test["without_leaked"]["videos"] == test["videos"] - 1
-    assert len(re.findall(r"^toy +video to text +QB-Norm \(β = 20, k = 1\) +A query bank +\d", out, re.M)) == 1
+    assert len(re.findall(r"^toy/train +video to text +QB-Norm \(β = 20, k = 1\) +A query bank +\d", out, re.M)) == 1
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Normalised scores" in page
     assert "toy without leaked videos: 1 of 1 listed videos left out" in page

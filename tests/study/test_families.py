@@ -23,7 +23,7 @@ from glscl.evaluation.statistics import (
 from glscl.study.families import check_families, describe_family, family_size
 from glscl.study.grid import Sets, shard_sets
 from glscl.study.options import StudyConfig, load_study, study_names
-from glscl.study.plan import plan
+from glscl.study.plan import CONFIG, plan
 from tests.study.fake import study
 
 
@@ -130,3 +130,13 @@ def test_packaged_studies_show_a_certain_large_difference(name: str) -> None:
     assert all(adjusted[n] <= 1 - LEVEL and cell.excludes_null for n, cell in enumerate(cells)), adjusted
     mean = mean_difference([(str(n), *pair) for n, pair in enumerate(pairs[:2])])
     assert holm({n: mean.p_value or 0.0 if n == 0 else 1.0 for n in range(len(config.pairs) * 2)})[0] <= 1 - LEVEL
+
+
+def test_a_study_that_was_begun_goes_on(tmp_path: Path) -> None:
+    few = {"toy_clips": {"toy": {"train": 8, "test": 7}}, "toy_stories": {"toy": {"train": 8, "test": 8}}}
+    weak = study(domains=few, storage=str(tmp_path))
+    with pytest.raises(UserError, match="7 videos"):
+        plan(weak)
+    Path(weak.directory).mkdir()
+    Path(weak.directory, CONFIG).write_text("")
+    plan(weak)
