@@ -234,7 +234,7 @@ def test_eval_command(run: str, sets: list[ShardSet], capsys: pytest.CaptureFixt
     out = capsys.readouterr().out
     assert status == 0, out
     assert re.search(r"^toy/train +in-domain .* 11 of 12$", out, re.M)
-    assert re.search(r"^other +cross-domain .* 9$", out, re.M)
+    assert re.search(r"^other/train +cross-domain .* 9$", out, re.M)
     results = json.loads(Path(run, "eval", "results.json").read_text())
     assert results["quarantine"] == read_quarantine(f"{run}/eval") == [listed]
     (missing,) = results["incomplete"]
@@ -296,7 +296,7 @@ def test_eval_command_with_everything(
     assert len(re.findall(r"^toy/train +video to text +QB-Norm \(β = 20, k = 1\) +A query bank +\d", out, re.M)) == 1
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Normalised scores" in page
-    assert "toy without leaked videos: 1 of 1 listed videos left out" in page
+    assert "toy/train without leaked videos: 1 of 1 listed videos left out" in page
 
 
 def test_more_actors_than_the_cluster_has(run: str, sets: list[ShardSet], capsys: pytest.CaptureFixture[str]) -> None:
