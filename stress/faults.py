@@ -268,8 +268,8 @@ def watch(run: Run, faults: Sequence[Fault], since: int) -> None:
 
     def went_on() -> bool:
         run.world.mend_nodes()
-        from_where = run.text().rfind("resumed step=", since)
-        return bool(run.steps(max(from_where, healed if from_where < healed else 0)))
+        last = max((at for at, _ in run.resumes(since)), default=0)
+        return bool(run.steps(max(last, healed)))
 
     run.wait_for(went_on, "a step")
     found = _resumed(run, since)
@@ -283,4 +283,4 @@ def watch(run: Run, faults: Sequence[Fault], since: int) -> None:
 
 
 def _resumed(run: Run, since: int) -> list[int]:
-    return [int(step) for step in re.findall(r"resumed step=(\d+)", run.text()[since:])]
+    return [step for _, step in run.resumes(since)]

@@ -154,9 +154,24 @@ class Run:
         """Everything that its drivers have said."""
         return "".join(log.read_text(encoding="utf-8", errors="replace") for log in self.logs)
 
+    def _events(self, word: str, since: int) -> list[tuple[int, int]]:
+        """Position and step of what workers have said for the first time after ``since`` characters.
+
+        All nodes' logs lie in one folder here, and every node's monitor sends all of it: a node that is started anew
+        repeats what was said before.
+        """
+        first: dict[tuple[str, str], int] = {}
+        for found in re.finditer(rf"pid=(\d+)[^)\n]*\) {word}step=(\d+)[ /]", self.text()):
+            first.setdefault((found[1], found[2]), found.start())
+        return [(at, int(step)) for (_, step), at in first.items() if at >= since]
+
     def steps(self, since: int = 0) -> list[int]:
-        """Steps that it has said it has done, after ``since`` characters."""
-        return [int(number) for number in re.findall(r"step=(\d+)/", self.text()[since:])]
+        """Steps that it has done."""
+        return [step for _, step in self._events("", since)]
+
+    def resumes(self, since: int = 0) -> list[tuple[int, int]]:
+        """Where it said that it went on, and from which step."""
+        return self._events("resumed ", since)
 
     def step(self) -> int:
         """The last of them."""

@@ -55,6 +55,7 @@ class World:
             "AWS_SECRET_ACCESS_KEY": "test",
             "AWS_DEFAULT_REGION": "us-east-1",
             "OMP_NUM_THREADS": "1",
+            "RAY_DEDUP_LOGS": "0",
             "RAY_worker_niceness": "0",  # else whatever else the machine does comes first
             "LD_PRELOAD": str(library),
             "GLSCL_CLOCK": str(self._clock),
