@@ -25,8 +25,11 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -243,9 +246,11 @@ class Runner:
             path.write_text(source, encoding="utf-8")
 
     def close(self) -> None:
-        """End the process."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
+        """End the process, and the tests that it is running."""
+        family = [*psutil.Process(self._process.pid).children(recursive=True), self._process]
+        for process in family:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         self._process.wait()
 
 
@@ -300,10 +305,10 @@ def main() -> int:
     print(f"{len(mutants)} mutants, {len(left)} to try", flush=True)
     with tempfile.TemporaryDirectory(prefix="mutants-") as scratch, arguments.output.open("a") as output:
         runners = [Runner(Path(scratch), number) for number in range(arguments.runners)]
-        for tests in sorted({tests_of(mutant.path) for mutant in left}):
-            if not runners[0].passes(tests):
-                raise SystemExit(f"these tests fail without any change: {' '.join(tests)}")
-        with ThreadPoolExecutor(len(runners)) as pool:
+        try:
+            for tests in sorted({tests for mutant in left for tests in tests_of(mutant.path)}):
+                if not runners[0].passes((tests,)):
+                    raise SystemExit(f"{tests} fails without any change")
 
             def work(runner: Runner) -> None:
                 while left:
@@ -315,9 +320,11 @@ def main() -> int:
                     print(json.dumps(record), file=output, flush=True)
                     print("SURVIVED" if record["survived"] else "killed  ", mutant.name, flush=True)
 
+            pool = ThreadPoolExecutor(len(runners))  # not in a with block: an end by signal would wait for the threads
             list(pool.map(work, runners))
-        for runner in runners:
-            runner.close()
+        finally:
+            for runner in runners:
+                runner.close()
     alive = [mutant for mutant in mutants if survived[mutant.name]]
     for mutant in sorted(alive, key=lambda mutant: (mutant.path, mutant.line)):
         print(f"survived: {mutant.path}:{mutant.line}\n    {mutant.old}\n    {mutant.new}")
