@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from glscl import storage
-from glscl.errors import BrokenRunError, Stopped, UserError, did_you_mean
+from glscl.errors import BrokenRunError, Stopped, UserError, did_you_mean, full_disk
 from glscl.redaction import redacted_output
 from glscl.stopping import ends_by_signal
 
@@ -71,6 +71,9 @@ def _run_command(words: list[str]) -> int:
     except SystemExit as leaving:  # --help
         return int(leaving.code or 0)
     except Exception as error:
+        if full := full_disk(error, "a disk"):
+            _verdict(False, str(full))
+            return 2
         traceback.print_exc()
         _verdict(False, f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
         return 1

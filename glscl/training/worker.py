@@ -25,7 +25,7 @@ from glscl.data.activity import Board
 from glscl.data.gallery import Gallery
 from glscl.data.shards import ShardSet, open_shard_set
 from glscl.data.video import FrameSampling
-from glscl.errors import RunStoppedError, UserError
+from glscl.errors import RunStoppedError, UserError, full_disk
 from glscl.evaluation.embed import concatenate, embed
 from glscl.evaluation.retrieval import Part, metrics_of, score_part
 from glscl.evaluation.scoring import merge, split_rows
@@ -69,6 +69,8 @@ def train_worker(values: dict[str, Any]) -> dict[str, Any] | None:
             return _train(RunConfig.model_validate(values["config"]), values["hub"], Fence(**values["fence"]))
         except RunStoppedError as error:
             return {"failed": str(error)}
+        except OSError as error:
+            raise full_disk(error, values["config"]["storage"]) or error from error
 
 
 def _train(config: RunConfig, hub: str, fence: Fence) -> dict[str, Any] | None:
