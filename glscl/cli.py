@@ -16,7 +16,7 @@ from typing import Any
 
 from glscl import storage
 from glscl.environment import check_environment, check_working_folder
-from glscl.errors import BrokenRunError, Stopped, UserError, did_you_mean
+from glscl.errors import BrokenRunError, Stopped, UserError, did_you_mean, full_disk
 from glscl.hardware import Auto, choose
 from glscl.redaction import OutputClosedError, redacted_output
 from glscl.stopping import ends_by_signal
@@ -103,6 +103,9 @@ def _run_command(words: list[str]) -> int:
     except OutputClosedError:
         raise
     except Exception as error:
+        if full := full_disk(error, "a disk"):
+            _verdict(False, str(full))
+            return 2
         traceback.print_exc()
         _verdict(False, f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
         return 1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 import signal
 import unicodedata
 from collections.abc import Iterable
@@ -62,6 +64,23 @@ class Stopped(KeyboardInterrupt):
 
     def __str__(self) -> str:
         return self.text
+
+
+def full_disk(error: BaseException | None, where: str) -> UserError | None:
+    """What to tell the user, if the reason for an error is a disk that takes no more; else None.
+
+    Args:
+        error: any, with what caused it.
+        where: what is said to be full if the error names no file.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return UserError(
+                f"{error.filename or where}: {os.strerror(error.errno)}: free space there, then start the same command "
+                f"again; what was complete still is"
+            )
+        error = error.__cause__ or getattr(error, "cause", None)
+    return None
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

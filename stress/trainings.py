@@ -15,7 +15,7 @@ from pathlib import Path
 
 from stress.world import BUCKET, HEAD, SoakError, World
 
-STEPS = 150
+STEPS = 200
 SAVE_EVERY = 5
 STILL_S = 300.0
 """Longest time without a new step: a lost node takes Ray half a minute, another command's room four."""

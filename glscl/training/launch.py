@@ -16,7 +16,7 @@ from glscl import stopping, storage
 from glscl.config import RunConfig
 from glscl.data.quarantine import FILE, KNOB, Part, Quarantine, incomplete, read_quarantine
 from glscl.data.shards import open_shard_set, read_manifest
-from glscl.errors import BrokenRunError, Stopped, UserError
+from glscl.errors import BrokenRunError, Stopped, UserError, full_disk
 from glscl.evaluation.evaluate import evaluate_model
 from glscl.evaluation.options import EvaluationConfig
 from glscl.evaluation.saved import FOLDER, ModelCard, read_card, save_model
@@ -154,7 +154,7 @@ def _fit(config: RunConfig, sizes: tuple[int, ...], owner: Owner) -> None:
     try:
         result = _watched(trainer, watch, owner)
     except TrainingFailedError as error:
-        raise _reason(error, watch) from error
+        raise _reason(error, watch, config.storage) from error
     finally:
         with suppress(RayError):  # the cluster may be what has failed
             _list_found(config, watch)
@@ -223,7 +223,7 @@ def _watched(trainer: Any, watch: Watch, owner: Owner) -> Any:
     return result
 
 
-def _reason(error: Any, watch: Watch) -> BaseException:
+def _reason(error: Any, watch: Watch, storage_of_run: str) -> BaseException:
     """Why the worker group failed for good, in a line where it is known."""
     from glscl.training.scaling import IN_USE, is_in_use
 
@@ -233,6 +233,8 @@ def _reason(error: Any, watch: Watch) -> BaseException:
     causes = [*failures.values(), getattr(error, "controller_failure", None)]
     if reason := cause_in(causes, (UserError, BrokenRunError)):
         return type(reason)(str(reason))
+    if full := next(filter(None, (full_disk(cause, storage_of_run) for cause in causes)), None):
+        return full
     if is_in_use(error):
         return UserError(f"{IN_USE}: wait for its end, lower training.num_workers or raise training.wait_for_nodes_s")
     for rank, failed in failures.items():

@@ -26,7 +26,7 @@ from glscl.data.augment import ClipAugmentation
 from glscl.data.quarantine import KNOB, Quarantine, UnusableSetError, with_sets
 from glscl.data.shards import ShardSet, open_shard_set
 from glscl.data.video import FrameSampling
-from glscl.errors import RunStoppedError, UserError
+from glscl.errors import RunStoppedError, UserError, full_disk
 from glscl.models.retriever import Retriever
 from glscl.models.tokenizer import tokenize
 from glscl.ownership import Fence
@@ -70,6 +70,8 @@ def train_worker(values: dict[str, Any]) -> dict[str, Any] | None:
             return _train(RunConfig.model_validate(values["config"]), values["hub"], Fence(**values["fence"]))
         except RunStoppedError as error:
             return {"failed": str(error)}
+        except OSError as error:
+            raise full_disk(error, values["config"]["storage"]) or error from error
 
 
 def _train(config: RunConfig, hub: str, fence: Fence) -> dict[str, Any] | None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ from glscl.config import run_config
 from glscl.data import shared_memory
 from glscl.data.quarantine import read_quarantine
 from glscl.data.shards import ShardSet
-from glscl.errors import UserError
+from glscl.errors import UserError, full_disk
 from glscl.evaluation.metrics import RetrievalMetrics, rank_targets
 from glscl.evaluation.saved import ModelCard
 from glscl.models import ModelConfig
@@ -306,3 +308,34 @@ def test_a_dry_run_fetches_nothing(words: Callable[..., list[str]], make_shards:
     more = ["--data.train", train, "--model.clip", "RN50", "--model.pretrained", "openai"]
     config = run_config(words(*more), "glscl train").resolved()
     assert preflight(config, fetch=False).facts["weights"] == "openai"
+
+
+@pytest.mark.parametrize("where", ["controller", "worker"])
+def test_a_full_disk_is_one_line_whoever_meets_it(where: str) -> None:
+    """Ray Train's controller writes files of its own, and rank 0 its log: neither says what a user can do."""
+    from glscl.training.launch import _reason
+
+    full = OSError(errno.ENOSPC, "No space left on device", "/runs/r/metrics.jsonl")
+    error = SimpleNamespace(
+        worker_failures={0: full} if where == "worker" else {},
+        controller_failure=full if where == "controller" else None,
+    )
+    reason = _reason(error, SimpleNamespace(failure=lambda: None, last_heard=lambda rank: None), "/runs")
+    assert isinstance(reason, UserError)
+    assert str(reason).startswith("/runs/r/metrics.jsonl: No space left on device: free space there")
+    assert full_disk(ValueError("other"), "/runs") is None
+    assert full_disk(OSError(errno.EACCES, "denied"), "/runs") is None
+
+
+def test_a_full_disk_ends_a_worker_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray Train would start the workers again and again on what a user has to mend."""
+    from glscl.training import worker
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(worker, "_train", refuse)
+    monkeypatch.setattr(worker.RunConfig, "model_validate", lambda values: values)
+    values = {"config": {"storage": "/runs"}, "hub": "", "fence": {"directory": "/runs/r", "number": 1, "token": ""}}
+    with pytest.raises(UserError, match="/runs: No space left on device: free space there"):
+        worker.train_worker(values)
