@@ -215,8 +215,8 @@ def world(name: str) -> Iterator[World]:
                 yield place
             finally:
                 place.stop()
-    except BaseException:
-        print(f"logs of all runs are in {scratch}", flush=True)
+    except BaseException as error:
+        print(f"{type(error).__name__}: logs of all runs are in {scratch}", flush=True)
         raise
     else:
         kept = False
