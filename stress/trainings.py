@@ -136,7 +136,7 @@ class Run:
     def open(self, log: Path, host: int = HEAD) -> subprocess.Popen[bytes]:
         """Start a driver."""
         with log.open("ab") as file:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 self.command(host),
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -144,6 +144,8 @@ class Run:
                 cwd=self.world.scratch,
                 start_new_session=True,
             )
+        self.world.drivers.append(process)
+        return process
 
     def start(self, host: int = HEAD) -> None:
         """Start it, or start it again with the very same command."""

@@ -42,6 +42,7 @@ class World:
     def __init__(self, scratch: Path, hosts: Hosts) -> None:
         self.scratch, self.hosts = scratch, hosts
         self.disk = scratch / "disk"
+        self.drivers: list[subprocess.Popen[bytes]] = []
         self._clock = scratch / "clock"
         self.set_clock(0)
         library = scratch / "clock.so"
@@ -103,6 +104,10 @@ class World:
 
     def stop(self) -> None:
         """End what is not the hosts'."""
+        for driver in self.drivers:
+            if driver.poll() is None:
+                driver.kill()
+                driver.wait()
         self.kill_proxy()
         self._server.stop()
 
@@ -210,8 +215,8 @@ def world(name: str) -> Iterator[World]:
                 yield place
             finally:
                 place.stop()
-    except BaseException:
-        print(f"logs of all runs are in {scratch}", flush=True)
+    except BaseException as error:
+        print(f"{type(error).__name__}: logs of all runs are in {scratch}", flush=True)
         raise
     else:
         kept = False
