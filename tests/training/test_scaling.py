@@ -148,7 +148,7 @@ def test_room_that_another_run_uses_is_waited_for(
     assert f"something else uses it; waiting up to {least_s:g} s" in capsys.readouterr().out
     clock.now = 100.0 + least_s
     assert losses.make_decision(in_use) == FailureDecision.RAISE
-    said = launch._reason(in_use, SimpleNamespace(failure=lambda: None))  # type: ignore[arg-type]
+    said = launch._reason(in_use, SimpleNamespace(failure=lambda: None), "/runs")  # type: ignore[arg-type]
     assert isinstance(said, UserError)
     assert "something else uses it: wait for its end, lower training.num_workers or raise" in str(said)
     assert losses.make_decision(WorkerGroupError("rank 0", {0: RayActorError()})) == FailureDecision.RAISE
