@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 from cluster.dashboard import connect, demands_token
 from cluster.nodes import NodeReport
-from glscl import storage
 from glscl.data.shards import open_shard_set
 from glscl.errors import StorageError, UserError
+from glscl.system import storage
 
 State = Literal["ok", "warn", "fail"]
 GIB = 1 << 30
@@ -240,7 +240,7 @@ def _explain(error: BaseException, step: str) -> tuple[str, str]:
         PartialCredentialsError,
     )
 
-    from glscl.s3_errors import advice
+    from glscl.system.s3_errors import advice
 
     chain = list(_chain(error))
     codes = [

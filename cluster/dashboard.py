@@ -6,8 +6,8 @@ import os
 from typing import Any
 from urllib.parse import urlsplit
 
-from glscl.environment import TOKEN_KNOB
 from glscl.errors import UserError
+from glscl.system.environment import TOKEN_KNOB
 
 DEFAULT = "http://127.0.0.1:8265"
 VARIABLE = "RAY_API_SERVER_ADDRESS"

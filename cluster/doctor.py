@@ -26,11 +26,11 @@ from cluster.checks import (
 from cluster.dashboard import dashboard_address
 from cluster.nodes import ANSWER_S, RING_S, NodeReport, clock_offset, gather, start_nodes, versions
 from cluster.submit import Ending, Submit, submit
-from glscl import storage
-from glscl.environment import TOKEN_KNOB
 from glscl.options import Options
 from glscl.reporting.console import print_table
-from glscl.session import check_resources, ray_session
+from glscl.system import storage
+from glscl.system.environment import TOKEN_KNOB
+from glscl.system.session import check_resources, ray_session
 from glscl.training.options import Workers, fewest, most
 
 STORAGE_S = 30.0

@@ -6,8 +6,8 @@ from typing import Any
 
 import yaml
 
-from glscl import storage
 from glscl.errors import UserError
+from glscl.system import storage
 
 
 def validate_launcher(path: str) -> dict[str, Any]:

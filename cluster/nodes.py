@@ -15,7 +15,7 @@ from importlib import metadata
 from typing import Any
 
 import glscl
-from glscl.session import use_interface_of_node
+from glscl.system.session import use_interface_of_node
 
 PACKAGES = ("ray", "torch", "deepspeed")
 ANSWER_S = 90.0

@@ -17,11 +17,11 @@ from pydantic import Field
 from tyro.conf import Positional
 
 from cluster.dashboard import connect, dashboard_address
-from glscl import storage
 from glscl.errors import UserError
 from glscl.options import Options
-from glscl.redaction import has_secret
 from glscl.reporting.console import print_table
+from glscl.system import storage
+from glscl.system.redaction import has_secret
 
 VERDICT = re.compile(r"glscl: (OK|FAILED) (.*)")
 LOST_S = 60.0

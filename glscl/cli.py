@@ -14,12 +14,12 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from glscl import storage
-from glscl.environment import check_environment, check_working_folder
 from glscl.errors import BrokenRunError, Stopped, UserError, did_you_mean, full_disk
-from glscl.hardware import Auto, choose
-from glscl.redaction import OutputClosedError, redacted_output
-from glscl.stopping import ends_by_signal
+from glscl.system import storage
+from glscl.system.environment import check_environment, check_working_folder
+from glscl.system.hardware import Auto, choose
+from glscl.system.redaction import OutputClosedError, redacted_output
+from glscl.system.stopping import ends_by_signal
 
 USAGE = """usage: glscl COMMAND [options]
 
@@ -160,9 +160,9 @@ def _verdict(ok: bool, text: str) -> None:
 def _train(words: list[str], program: str) -> str:
     from glscl.data.options import DataConfig
     from glscl.evaluation.options import EvaluationConfig
-    from glscl.flags import check_spelling
     from glscl.options import Options
-    from glscl.packaged import split_config
+    from glscl.options.flags import check_spelling
+    from glscl.options.packaged import split_config
     from glscl.training.options import CheckpointConfig, TrainingConfig
 
     sections: dict[str, type[Options]] = {"data": DataConfig, "training": TrainingConfig}
@@ -173,14 +173,14 @@ def _train(words: list[str], program: str) -> str:
     if not (dry or {"-h", "--help"} & set(words)):
         check_environment()
 
-    from glscl.config import run_config, to_yaml
+    from glscl.training.config import run_config, to_yaml
 
     config = run_config([word for word in words if word != "--dry-run"], program, ABOUT_TRAIN).resolved()
 
-    from glscl.nodes import cluster_nodes
     from glscl.reporting.console import start_panel
-    from glscl.training.machines import with_machines
-    from glscl.training.preflight import as_begun, preflight
+    from glscl.system.nodes import cluster_nodes
+    from glscl.training.driver.machines import with_machines
+    from glscl.training.driver.preflight import as_begun, preflight
 
     config, notes = as_begun(config)
     for note in notes:
@@ -197,10 +197,10 @@ def _train(words: list[str], program: str) -> str:
 
 def _run(config: Any, ready: Any) -> str:
     """Train, test, report; ``status.json`` follows what happens."""
-    from glscl.ownership import ANOTHER_NAME, owned
-    from glscl.session import ray_session
-    from glscl.training.launch import train
-    from glscl.training.results import REPORT, status_on_failure, write_results, write_status
+    from glscl.system.ownership import ANOTHER_NAME, owned
+    from glscl.system.session import ray_session
+    from glscl.training.driver.launch import train
+    from glscl.training.driver.outputs import REPORT, status_on_failure, write_results, write_status
 
     where = config.run_directory
     storage.check_writable(where, "--storage")
@@ -255,8 +255,8 @@ def _print_oracles(results: dict[str, Any]) -> None:
 def _evaluate(words: list[str], program: str) -> str:
     from pydantic import Field
 
-    from glscl.flags import parse_options
     from glscl.options import Options
+    from glscl.options.flags import parse_options
 
     class Eval(Options):
         """Score a finished run on any shard sets, in and across domains."""
@@ -321,10 +321,10 @@ def _evaluate(words: list[str], program: str) -> str:
     output = storage.resolve(options.output) if options.output else storage.join(run, "eval")
     storage.check_writable(output, "--output")
 
-    from glscl.ownership import owned
-    from glscl.session import alive_nodes, ray_session
-    from glscl.training.launch import evaluate
-    from glscl.training.results import REPORT, write_results
+    from glscl.system.ownership import owned
+    from glscl.system.session import alive_nodes, ray_session
+    from glscl.training.driver.launch import evaluate
+    from glscl.training.driver.outputs import REPORT, write_results
 
     with owned(output, "choose another --output") as owner:
         quarantine = Quarantine(output, options.max_bad_fraction, "--max-bad-fraction", fence=owner.fence)
@@ -347,8 +347,8 @@ def _evaluate(words: list[str], program: str) -> str:
 
 
 def _study(words: list[str], program: str) -> str:
-    from glscl.flags import parse_options
     from glscl.options import Options
+    from glscl.options.flags import parse_options
 
     class Study(Options):
         """Train every head on every domain, test each on every domain, and say what the differences are worth.
@@ -393,17 +393,17 @@ def _study(words: list[str], program: str) -> str:
     check_given_sets(study)
     storage.check_writable(study.directory, "--storage")
 
-    from glscl.ownership import ANOTHER_NAME, owned
-    from glscl.session import ray_session
     from glscl.study.run import run_study
+    from glscl.system.ownership import ANOTHER_NAME, owned
+    from glscl.system.session import ray_session
 
     with owned(study.directory, ANOTHER_NAME) as owner, ray_session(quiet=True):
         return run_study(study, owner)
 
 
 def _sweep(words: list[str], program: str) -> str:
-    from glscl.flags import parse_options
     from glscl.options import Options
+    from glscl.options.flags import parse_options
 
     class Sweep(Options):
         """Search over any keys of a run's configuration, scored across domains on held-out parts.
@@ -443,8 +443,8 @@ def _sweep(words: list[str], program: str) -> str:
         check_given_sets(sweep)
         storage.check_writable(sweep.directory, "--storage")
 
-    from glscl.ownership import ANOTHER_NAME, owned
-    from glscl.session import ray_session
+    from glscl.system.ownership import ANOTHER_NAME, owned
+    from glscl.system.session import ray_session
     from tune.sweep import places, report, run_sweep
 
     if options.report_only:
@@ -464,10 +464,10 @@ def _shards_build(words: list[str], program: str) -> str:
     from glscl.data.build import Encoding
     from glscl.data.prepare import build_from_annotations
     from glscl.data.shards import describe
-    from glscl.flags import parse_options
     from glscl.options import Options
+    from glscl.options.flags import parse_options
     from glscl.reporting.console import start_panel
-    from glscl.session import ray_session
+    from glscl.system.session import ray_session
 
     class Build(Options):
         """Turn official annotation files and video files into WebDataset shards with a manifest."""
@@ -541,8 +541,8 @@ def _shards_index(words: list[str], program: str) -> str:
 
     from glscl.data.foreign import index_shards
     from glscl.data.shards import describe
-    from glscl.flags import parse_options
     from glscl.options import Options
+    from glscl.options.flags import parse_options
     from glscl.reporting.console import start_panel
 
     class Index(Options):
@@ -617,8 +617,8 @@ def _toy(words: list[str], program: str) -> str:
     from pydantic import Field
 
     from glscl.data.toy import toy_names, write_toy
-    from glscl.flags import parse_options
     from glscl.options import Options
+    from glscl.options.flags import parse_options
 
     class Toy(Options):
         """Write a toy domain: h264 videos and annotations.jsonl, ready for `glscl shards build --benchmark jsonl`."""
@@ -644,7 +644,7 @@ def _toy(words: list[str], program: str) -> str:
 
 
 def _presets(words: list[str], program: str) -> str:
-    from glscl.packaged import preset_names, preset_text
+    from glscl.options.packaged import preset_names, preset_text
     from glscl.study.options import study_names, study_text
     from tune.options import sweep_names, sweep_text
 
@@ -670,8 +670,8 @@ def _presets(words: list[str], program: str) -> str:
 def _quickstart(words: list[str], program: str) -> str:
     from pydantic import Field
 
-    from glscl.flags import parse_options
     from glscl.options import Options
+    from glscl.options.flags import parse_options
 
     class Quickstart(Options):
         """Make two toy domains, train GLSCL on one with two workers, test it on both."""
@@ -687,9 +687,9 @@ def _quickstart(words: list[str], program: str) -> str:
 
     from glscl.quickstart import quickstart_config
     from glscl.reporting.console import start_panel
-    from glscl.session import alive_nodes, ray_session
-    from glscl.training.machines import with_machines
-    from glscl.training.preflight import preflight
+    from glscl.system.session import alive_nodes, ray_session
+    from glscl.training.driver.machines import with_machines
+    from glscl.training.driver.preflight import preflight
 
     with ray_session():
         config = with_machines(quickstart_config(options.storage, options.name), alive_nodes)
@@ -700,7 +700,7 @@ def _quickstart(words: list[str], program: str) -> str:
 
 def _submit(words: list[str], program: str) -> str:
     from cluster.submit import Submit, submit
-    from glscl.flags import parse_options
+    from glscl.options.flags import parse_options
 
     at = words.index("--") if "--" in words else len(words)
     job = words[at + 1 :]
@@ -715,14 +715,14 @@ def _submit(words: list[str], program: str) -> str:
 
 def _jobs_status(words: list[str], program: str) -> str:
     from cluster.submit import JobsStatus, status
-    from glscl.flags import parse_options
+    from glscl.options.flags import parse_options
 
     return status(parse_options(JobsStatus, words, program))
 
 
 def _jobs_logs(words: list[str], program: str) -> str:
     from cluster.submit import Jobs, logs
-    from glscl.flags import parse_options
+    from glscl.options.flags import parse_options
 
     about = "Follow a job from its first line to its end; the last line and the exit status are the job's."
     return _ended(logs(parse_options(Jobs, words, program, about=about)))
@@ -730,14 +730,14 @@ def _jobs_logs(words: list[str], program: str) -> str:
 
 def _jobs_stop(words: list[str], program: str) -> str:
     from cluster.submit import Jobs, stop
-    from glscl.flags import parse_options
+    from glscl.options.flags import parse_options
 
     return stop(parse_options(Jobs, words, program, about="End a job, and wait until it has ended."))
 
 
 def _doctor(words: list[str], program: str) -> str:
     from cluster.doctor import Doctor, doctor
-    from glscl.flags import parse_options
+    from glscl.options.flags import parse_options
 
     return _ended(doctor(parse_options(Doctor, words, program), words))
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from glscl.config import RunConfig, load_config
 from glscl.data.toy.sets import toy_set
+from glscl.training.config import RunConfig, load_config
 
 SETS = (
     ("toy_clips", "train", 1600),

@@ -161,13 +161,13 @@ def targets(folder: Path) -> dict[str, tuple[list[bytes], Callable[[bytes], obje
     """By name: sound files, and what reads them."""
     from safetensors.torch import save
 
-    from glscl.config import read_yaml, validate
     from glscl.data.benchmarks import read
     from glscl.data.shards import Shard, open_shard_set
     from glscl.data.video import FrameSampling, load_frames, reencode
     from glscl.evaluation.leakage import read_leakage_list
     from glscl.evaluation.saved import ModelCard, _shapes, read_card
     from glscl.models.retriever import ModelConfig
+    from glscl.training.config import read_yaml, validate
 
     clips = [video(*kind) for kind in VIDEOS]
     sampling = FrameSampling(4, 10.0, 32, max_seconds=20)

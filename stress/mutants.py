@@ -55,8 +55,11 @@ TESTS: dict[str, tuple[str, ...]] = {
     ),
     "glscl/training/global_batch.py": ("tests/training/test_world_size.py", "tests/training/test_zero_stages.py"),
     "glscl/training/collectives.py": ("tests/training/test_collectives.py", "tests/training/test_world_size.py"),
-    "glscl/training/checkpoint.py": ("tests/training/test_checkpoint_files.py", "tests/training/test_checkpoint.py"),
-    "glscl/training/retention.py": ("tests/training/test_retention.py", "tests/training/test_checkpoint.py"),
+    "glscl/training/checkpoint/format.py": (
+        "tests/training/test_checkpoint_files.py",
+        "tests/training/test_checkpoint.py",
+    ),
+    "glscl/training/checkpoint/retention.py": ("tests/training/test_retention.py", "tests/training/test_checkpoint.py"),
     "glscl/data/plan.py": ("tests/data/test_plan.py", "tests/data/test_stream.py"),
     "glscl/data/stream.py": (
         "tests/data/test_stream.py",
@@ -71,9 +74,9 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/data/test_hostile_video.py",
     ),
     "glscl/evaluation/metrics.py": ("tests/evaluation/test_metrics.py", "tests/evaluation/test_scoring.py"),
-    "glscl/evaluation/statistics.py": ("tests/evaluation/test_statistics.py",),
+    "glscl/study/statistics.py": ("tests/study/test_statistics.py",),
     "glscl/evaluation/scoring.py": ("tests/evaluation/test_scoring.py", "tests/evaluation/test_retrieval.py"),
-    "glscl/study/analysis.py": ("tests/study/test_analysis.py", "tests/reporting/test_study_report.py"),
+    "glscl/study/analysis.py": ("tests/study/test_analysis.py", "tests/study/test_report.py"),
 }
 """Modules that are changed, and the tests that have to notice, quick ones first."""
 

@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 from moto.server import ThreadedMotoServer
 
-from glscl import storage
 from glscl.data.build import Encoding, Origin, build_shards
 from glscl.data.records import Record
 from glscl.data.shards import ShardSet, open_shard_set
-from glscl.s3 import S3
+from glscl.system import storage
+from glscl.system.s3 import S3
 from tests.fault_proxy import FaultProxy
 
 

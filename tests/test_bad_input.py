@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 import torch
 
-from glscl import storage
 from glscl.cli import main
-from glscl.config import load_config, run_config
 from glscl.data.shards import ShardSet
 from glscl.evaluation.saved import ModelCard, save_model
 from glscl.models import ModelConfig, Retriever
-from glscl.ownership import Claim
-from glscl.processes import machine, start_of
+from glscl.system import storage
+from glscl.system.ownership import Claim
+from glscl.system.processes import machine, start_of
+from glscl.training.config import load_config, run_config
 
 Refuse = Callable[..., str]
 

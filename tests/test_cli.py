@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from glscl.cli import main
-from glscl.config import keys, load_config
 from glscl.data.shards import ShardSet
-from glscl.packaged import preset_names, preset_text
+from glscl.options.packaged import preset_names, preset_text
 from glscl.study.options import study_names, study_text
+from glscl.training.config import keys, load_config
 from tune.options import sweep_names, sweep_text
 
 COMMANDS = (

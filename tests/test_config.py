@@ -13,11 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from glscl.config import RunConfig, keys, load_config, read_yaml, run_config, to_yaml, validate
 from glscl.errors import UserError
-from glscl.flags import parse_options
 from glscl.options import Options
-from glscl.strict_yaml import dump_yaml, load_yaml
+from glscl.options.flags import parse_options
+from glscl.options.strict_yaml import dump_yaml, load_yaml
+from glscl.training.config import RunConfig, keys, load_config, read_yaml, run_config, to_yaml, validate
 from stress.fuzz import mutate
 
 

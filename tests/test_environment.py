@@ -15,10 +15,10 @@ from typing import Any
 import grpc
 import pytest
 
-from glscl import environment, storage
 from glscl.cli import main
-from glscl.environment import check_cluster, check_environment, check_s3, check_temporary_folder, named_cluster
 from glscl.errors import UserError
+from glscl.system import environment, storage
+from glscl.system.environment import check_cluster, check_environment, check_s3, check_temporary_folder, named_cluster
 
 TOKEN = "token-of-a-test-and-long-enough"
 

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from glscl.config import RunConfig, run_config, to_yaml, validate
 from glscl.data.shards import ShardSet
 from glscl.errors import UserError
-from glscl.hardware import Share, choose
-from glscl.training.checkpoint import differing_keys
-from glscl.training.horizon import make_plan
-from glscl.training.machines import with_machines
-from glscl.training.preflight import preflight
-from glscl.training.sizes import usable_sizes
+from glscl.system.hardware import Share, choose
+from glscl.training.checkpoint.format import differing_keys
+from glscl.training.config import RunConfig, run_config, to_yaml, validate
+from glscl.training.driver.machines import with_machines
+from glscl.training.driver.preflight import preflight
+from glscl.training.schedule import make_plan
+from glscl.training.world_sizes import usable_sizes
 
 LAPTOP = [{"CPU": 2.0}]
 SERVER = [{"CPU": 16.0, "GPU": 1.0}]

@@ -9,7 +9,7 @@ import boto3
 import pyarrow.fs
 import pytest
 
-from glscl import storage
+from glscl.system import storage
 
 NAMES = (
     "runs [v2]",

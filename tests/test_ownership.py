@@ -17,14 +17,14 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from glscl import exclusive, ownership, storage
 from glscl.data.quarantine import Quarantine
 from glscl.errors import StorageError, UserError
-from glscl.ownership import Claim, Fence, TakenOverError, owned
-from glscl.processes import machine, start_of
-from glscl.s3 import S3
-from glscl.training.results import STATUS, status_on_failure, write_status
-from glscl.training.retention import INDEX, Retention
+from glscl.system import exclusive, ownership, storage
+from glscl.system.ownership import Claim, Fence, TakenOverError, owned
+from glscl.system.processes import machine, start_of
+from glscl.system.s3 import S3
+from glscl.training.checkpoint.retention import INDEX, Retention
+from glscl.training.driver.outputs import STATUS, status_on_failure, write_status
 from glscl.training.run_log import METRICS, RunLog
 
 ADVICE = "choose another --name"

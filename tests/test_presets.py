@@ -11,7 +11,6 @@ import open_clip
 import pytest
 
 from glscl.cli import main
-from glscl.config import keys, load_config, run_config, to_yaml, validate
 from glscl.data.benchmarks import benchmark, read
 from glscl.data.plan import StreamPlan
 from glscl.data.shards import Manifest, ShardEntry
@@ -19,8 +18,9 @@ from glscl.data.toy import toy_capacity
 from glscl.errors import UserError
 from glscl.losses import applicable_terms
 from glscl.models.retriever import Retriever
-from glscl.packaged import preset_names, preset_text
-from glscl.training.preflight import note_on_loss
+from glscl.options.packaged import preset_names, preset_text
+from glscl.training.config import keys, load_config, run_config, to_yaml, validate
+from glscl.training.driver.preflight import note_on_loss
 
 PUBLISHED = ("activitynet", "didemo", "lsmdc", "msrvtt", "msvd", "vatex")
 CPU = ("quickstart", "tiny")

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from glscl import progress
-from glscl.progress import Progress, time_left
+from glscl.system import progress
+from glscl.system.progress import Progress, time_left
 
 
 def test_lines_come_late_and_seldom(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from glscl import storage
 from glscl.cli import main
 from glscl.errors import UserError
-from glscl.redaction import HIDDEN, redact, redacted_errors, redacted_output
-from glscl.training.results import write_status
+from glscl.system import storage
+from glscl.system.redaction import HIDDEN, redact, redacted_errors, redacted_output
+from glscl.training.driver.outputs import write_status
 
 SECRET = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
 

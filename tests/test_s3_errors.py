@@ -12,10 +12,10 @@ from botocore.exceptions import (
     UnauthorizedSSOTokenError,
 )
 
-from glscl import s3, s3_errors, storage
 from glscl.errors import StorageError
-from glscl.s3 import S3
-from glscl.s3_errors import DAMAGED_TRIES, REQUEST_CHECKSUMS, RESPONSE_CHECKSUMS, advice, may_pass
+from glscl.system import s3, s3_errors, storage
+from glscl.system.s3 import S3
+from glscl.system.s3_errors import DAMAGED_TRIES, REQUEST_CHECKSUMS, RESPONSE_CHECKSUMS, advice, may_pass
 from tests.fault_proxy import STORES, FaultProxy
 
 BOTH = f"{REQUEST_CHECKSUMS}=when_required and {RESPONSE_CHECKSUMS}=when_required"

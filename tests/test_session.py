@@ -17,10 +17,10 @@ import psutil
 import pytest
 import ray._private.utils
 
-from glscl import session
 from glscl.errors import BrokenRunError, UserError
-from glscl.processes import start_of
-from glscl.session import check_resources, cluster_of_this_machine, ray_session, room_on, use_interface_of_node
+from glscl.system import session
+from glscl.system.processes import start_of
+from glscl.system.session import check_resources, cluster_of_this_machine, ray_session, room_on, use_interface_of_node
 
 
 @pytest.fixture

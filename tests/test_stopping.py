@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from glscl.errors import Stopped
-from glscl.stopping import deferred, ends_by_signal, take_back
+from glscl.system.stopping import deferred, ends_by_signal, take_back
 
 
 def test_a_signal_ends_a_command_with_its_name() -> None:

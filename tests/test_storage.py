@@ -13,10 +13,10 @@ import pyarrow.fs
 import pytest
 from botocore.exceptions import ClientError
 
-from glscl import s3, storage
 from glscl.cli import main
 from glscl.errors import StorageError, UserError
-from glscl.s3 import S3
+from glscl.system import s3, storage
+from glscl.system.s3 import S3
 from tests.fault_proxy import KINDS, FaultProxy
 
 

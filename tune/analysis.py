@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from glscl import storage
 from glscl.data.quarantine import fewest_of, incomplete_in_words
 from glscl.study.analysis import machine
 from glscl.study.grid import RESULT
-from glscl.training.results import git_commit
+from glscl.system import storage
+from glscl.training.driver.outputs import git_commit
 from tune.objective import folds, run_on, trials_folder
 from tune.options import SweepConfig
 from tune.space import Space, value_at
@@ -30,7 +30,7 @@ LEVEL = 0.95
 def analyse(
     setup: Setup, trials: Sequence[Trial], confirmation: Mapping[str, Any] | None, best_file: str
 ) -> dict[str, Any]:
-    """Everything of `glscl.reporting.sweep_schema.SweepResults`.
+    """Everything of `tune.results.SweepResults`.
 
     Args:
         setup: the sweep's.

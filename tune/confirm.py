@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from glscl import storage
-from glscl.ownership import Owner
 from glscl.study.grid import Cell
 from glscl.study.run import run_cells
+from glscl.system import storage
+from glscl.system.ownership import Owner
 from tune.objective import ALL, cells, history, run_on, runs
 from tune.options import SweepConfig
 from tune.trial import Setup

@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from glscl.errors import UserError
-from glscl.progress import time_left
 from glscl.reporting.console import console
+from glscl.system.progress import time_left
 from tune.objective import Score
 from tune.trial import Setup
 from tune.trials import Trial, best_of, from_ray

@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from glscl import storage
-from glscl.config import RunConfig
 from glscl.models.heads.base import build_head
 from glscl.study.grid import Cell, Sets, build_run, pretrained_towers
 from glscl.study.options import Values
+from glscl.system import storage
+from glscl.training.config import RunConfig
 from glscl.training.run_log import read_metrics
 from tune.options import SweepConfig
 from tune.space import nested

@@ -8,9 +8,9 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from glscl import storage
-from glscl.packaged import yaml_names
+from glscl.options.packaged import yaml_names
 from glscl.study.options import RunsConfig, Values, load_runs, merge, packaged_text
+from glscl.system import storage
 from tune.space import Draw, Space, ready_made
 
 Objective = Literal["mean", "worst", "leave_one_domain_out"]
@@ -140,7 +140,7 @@ def sweep_text(name: str) -> str:
 def load_sweep(source: str, **changes: Any) -> SweepConfig:
     """Read a sweep; see `load_runs`. Its ``run`` is then the whole run: `base` with what differs."""
     sweep = load_runs(SweepConfig, source, sweep_text, changes)
-    from glscl.config import load_config
+    from glscl.training.config import load_config
 
     base = load_config(sweep.base).model_dump(exclude_unset=True) if sweep.base else {}
     for key in ("name", "storage", "seed"):

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from glscl import storage
-from glscl.config import RunConfig
 from glscl.data.shards import MANIFEST, open_shard_set
 from glscl.errors import UserError
 from glscl.study.grid import Sets, pretraining_run, shard_sets
-from glscl.training.horizon import Horizon, make_plan
-from glscl.training.preflight import note_on_loss
+from glscl.system import storage
+from glscl.training.config import RunConfig
+from glscl.training.driver.preflight import note_on_loss
+from glscl.training.schedule import Horizon, make_plan
 from tune.objective import folds, run_on, runs, trials_folder
 from tune.options import SweepConfig
 from tune.space import check_space

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, model_validator
 
 from glscl.errors import UserError, did_you_mean
-from glscl.flags import nearest_key
 from glscl.options import Options
-from glscl.packaged import yaml_names
+from glscl.options.flags import nearest_key
+from glscl.options.packaged import yaml_names
 from glscl.study.options import Values, merge
 
 if TYPE_CHECKING:  # brings torch, which the name of a sweep need not wait for
-    from glscl.config import RunConfig
+    from glscl.training.config import RunConfig
 
 _SPACES = resources.files("tune") / "spaces"
 
@@ -155,7 +155,7 @@ def ready_made(name: str) -> tuple[str, Space]:
     if name not in space_names():
         raise UserError(f"spaces: no space '{name}'{did_you_mean(name, space_names())}; packaged: {space_names()}")
     text = (_SPACES / f"{name}.yaml").read_text(encoding="utf-8")
-    from glscl.config import read_yaml
+    from glscl.training.config import read_yaml
 
     found = _ReadyMade.model_validate(read_yaml(f"space {name}", text))
     return found.head, found.space
@@ -191,7 +191,7 @@ def check_space(space: Space, base: RunConfig) -> None:
     """
     if not space:
         raise UserError("space: nothing to search; name keys under space, or a ready-made one under spaces")
-    from glscl.config import keys, validate
+    from glscl.training.config import keys, validate
 
     known = set(keys())
     for key in space:

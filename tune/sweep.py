@@ -8,19 +8,19 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from glscl import storage
-from glscl.config import RunConfig, to_yaml
 from glscl.data import apart
 from glscl.errors import UserError
 from glscl.evaluation.saved import FOLDER
-from glscl.ownership import Owner
-from glscl.session import alive_nodes, check_resources
 from glscl.study.cell import remove_checkpoints
 from glscl.study.grid import Sets, domain_of, named_sets, shard_sets
 from glscl.study.run import pretrain, room_for
-from glscl.training.machines import with_machines
-from glscl.training.preflight import preflight
-from glscl.training.results import status_on_failure, write_status
+from glscl.system import storage
+from glscl.system.ownership import Owner
+from glscl.system.session import alive_nodes, check_resources
+from glscl.training.config import RunConfig, to_yaml
+from glscl.training.driver.machines import with_machines
+from glscl.training.driver.outputs import status_on_failure, write_status
+from glscl.training.driver.preflight import preflight
 from tune.analysis import analyse
 from tune.confirm import confirm, read_confirmation, train_on_all
 from tune.live import SEARCH, Watch
@@ -359,7 +359,7 @@ def report(sweep: SweepConfig) -> str:
     results = analyse(setup, trials, read_confirmation(sweep), _text(sweep, BEST))
     storage.write_json(storage.join(sweep.directory, RESULTS), results)
     storage.write_bytes(storage.join(sweep.directory, TRIALS_CSV), trials_csv(sweep, trials).encode())
-    from glscl.reporting.sweep_report import write_sweep_report
+    from tune.report import write_sweep_report
 
     write_sweep_report(results, storage.join(sweep.directory, REPORT))
     for sentence in results["claims"]:

@@ -9,9 +9,9 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
-from glscl import storage
 from glscl.errors import UserError, one_line
 from glscl.study.grid import Sets
+from glscl.system import storage
 from tune.objective import Score, cells, folds, history, multiply_adds, runs, trials_folder
 from tune.options import SweepConfig
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from glscl import storage
+from glscl.system import storage
 from tune.objective import Score, history, runs, trials_folder
 from tune.options import SweepConfig
 from tune.trial import Setup, read_trial

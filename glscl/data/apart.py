@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 
-from glscl import storage
 from glscl.data.shards import Manifest, Shard, ShardSet, open_shard_set
 from glscl.errors import UserError
+from glscl.system import storage
 
 SHOWN = 3
 """Shared ids that an error names."""

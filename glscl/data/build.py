@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from glscl import storage
 from glscl.data.limits import MAX_BYTES, MAX_ENCODE_S, VideoError
 from glscl.data.quarantine import FILE, LISTED
 from glscl.data.records import Record
 from glscl.data.shards import MANIFEST, Manifest, ShardEntry, summary
 from glscl.errors import UserError
-from glscl.ownership import Fence
-from glscl.progress import Progress
+from glscl.system import storage
+from glscl.system.ownership import Fence
+from glscl.system.progress import Progress
 
 
 @dataclass(frozen=True, slots=True)

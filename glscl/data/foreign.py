@@ -12,12 +12,12 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
-from glscl import storage
 from glscl.data.quarantine import LISTED
 from glscl.data.records import composed
 from glscl.data.shards import FOREIGN, MANIFEST, Manifest, ShardEntry, local_file
 from glscl.data.tars import TarIndex, index_foreign
 from glscl.errors import UserError
+from glscl.system import storage
 
 VERSION = 1
 _THREADS = 4

@@ -6,10 +6,10 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
-from glscl import storage
 from glscl.data.benchmarks.base import listing
 from glscl.data.records import composed
 from glscl.errors import UserError
+from glscl.system import storage
 
 # Preferred first where one video is there twice. "null" is no joke: Flickr gave DiDeMo such a name.
 VIDEO_EXTENSIONS = (

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from glscl.data.augment import check_augmentation
-from glscl.hardware import Auto
 from glscl.options import Options
+from glscl.system.hardware import Auto
 
 
 class DataConfig(Options):
@@ -54,5 +54,5 @@ class DataConfig(Options):
 
     @property
     def loaders(self) -> int:
-        """Decoding processes of each worker; 2 for an `auto` that `glscl.training.machines` has not replaced."""
+        """Decoding processes of each worker; 2 for an `auto` that `glscl.training.driver.machines` has not replaced."""
         return 2 if self.loader_workers == "auto" else self.loader_workers

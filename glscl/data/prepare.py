@@ -11,7 +11,7 @@ from glscl.data.build import Encoding, Origin, build_shards, check_output
 from glscl.data.locate import locate_videos, missing_report
 from glscl.data.shards import Manifest
 from glscl.errors import UserError
-from glscl.ownership import owned
+from glscl.system.ownership import owned
 
 HELD_OUT = "-held-out"
 

@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from glscl import storage
 from glscl.data.records import share
 from glscl.data.shards import Sample, ShardSet
 from glscl.errors import UserError
-from glscl.ownership import Fence
+from glscl.system import storage
+from glscl.system.ownership import Fence
 
 FILE = "quarantine.jsonl"
 Part = Literal["train", "validation", "test", "bank"]

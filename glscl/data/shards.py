@@ -23,7 +23,6 @@ from typing import IO, Annotated
 
 from pydantic import AfterValidator, Field, ValidationError
 
-from glscl import storage
 from glscl.data.limits import MAX_BYTES, VideoError
 from glscl.data.records import share
 from glscl.data.tars import MANIFEST as MANIFEST
@@ -31,7 +30,8 @@ from glscl.data.tars import Sample as Sample
 from glscl.data.tars import index_foreign, index_own
 from glscl.errors import UserError, printable
 from glscl.options import Options
-from glscl.progress import Progress
+from glscl.system import storage
+from glscl.system.progress import Progress
 
 FORMAT = 1
 FOREIGN = "webdataset"

@@ -25,7 +25,7 @@ from glscl.evaluation.saved import ModelCard, check_weights, load_model, read_ca
 from glscl.evaluation.scoring import ScoringResult, merge, rank_matrix, split_rows
 from glscl.models.heads.base import Features
 from glscl.models.tokenizer import tokenize
-from glscl.progress import Progress
+from glscl.system.progress import Progress
 
 POLL_S = 1.0
 """Seconds between two looks at how far the actors have come."""

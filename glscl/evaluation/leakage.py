@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from glscl import storage
 from glscl.data.records import composed
 from glscl.errors import UserError, did_you_mean
 from glscl.evaluation.embed import Embeddings
+from glscl.system import storage
 
 _COLUMNS = ("video_id", "video", "id")
 _SUFFIXES = (".mp4", ".webm", ".mkv", ".avi", ".mov")

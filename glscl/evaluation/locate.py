@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from glscl import storage
 from glscl.errors import UserError
+from glscl.system import storage
 
 FOLDER = "model"
 CARD = "model.json"

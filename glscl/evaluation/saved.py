@@ -12,7 +12,6 @@ from pydantic import Field, ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from glscl import storage
 from glscl.data.limits import MAX_DECODE_S
 from glscl.data.video import FrameSampling
 from glscl.errors import UserError
@@ -21,6 +20,7 @@ from glscl.evaluation.locate import FOLDER as FOLDER
 from glscl.evaluation.locate import find_model
 from glscl.models.options import ModelConfig
 from glscl.options import Options
+from glscl.system import storage
 
 if TYPE_CHECKING:
     from glscl.models.retriever import Retriever

@@ -27,8 +27,8 @@ from open_clip.transformer import QuickGELU
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from glscl import storage
 from glscl.errors import UserError
+from glscl.system import storage
 
 SIDECAR = "open_clip_config.json"
 """What Hugging Face repositories of open_clip keep beside their weights: the architecture and the colours."""

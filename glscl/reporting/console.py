@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from glscl.data.repairs import describe_repairs
-from glscl.reporting.schema import Results, parse_results
+from glscl.evaluation.results import Results, parse_results
 
 RESULT_COLUMNS = ("test set", "relation", "direction", "R@1", "R@5", "R@10", "MdR", "MnR", "queries", "videos")
 TEXT_COLUMNS = 3

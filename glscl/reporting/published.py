@@ -5,13 +5,18 @@ from __future__ import annotations
 import csv
 import io
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from glscl.errors import UserError
-from glscl.storage import read_bytes
+from glscl.system.storage import read_bytes
 
 COLUMNS = ("method", "backbone", "dataset", "direction", "recall_at_1", "recall_at_5", "recall_at_10")
 RECALLS = COLUMNS[4:]
 NAMES = ("method", "venue", "backbone", "note", "source", "dataset")
+
+
+PACKAGED = str(Path(__file__).parent / "published_results.csv")
+"""Figures of the papers; each row names its source."""
 
 
 @dataclass(frozen=True)

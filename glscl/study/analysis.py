@@ -18,7 +18,10 @@ from glscl.data.quarantine import fewest_of, incomplete_in_words
 from glscl.data.shards import open_shard_set
 from glscl.errors import UserError
 from glscl.evaluation.metrics import Ranks
-from glscl.evaluation.statistics import (
+from glscl.study.grid import Cell
+from glscl.study.options import StudyConfig
+from glscl.study.results import UNION, ZERO_SHOT
+from glscl.study.statistics import (
     LEVEL,
     METRICS,
     Interval,
@@ -30,10 +33,7 @@ from glscl.evaluation.statistics import (
     over_seeds,
     per_query,
 )
-from glscl.reporting.study_schema import UNION, ZERO_SHOT
-from glscl.study.grid import Cell
-from glscl.study.options import StudyConfig
-from glscl.training.results import git_commit
+from glscl.training.driver.outputs import git_commit
 
 MAIN = "R@1"
 DIRECTIONS = ("text_to_video", "video_to_text")
@@ -62,7 +62,7 @@ class Panel:
 
 
 def analyse(study: StudyConfig, cells: Sequence[Cell], finished: Finished) -> dict[str, Any]:
-    """Everything of `glscl.reporting.study_schema.StudyResults` that follows from the cells' results.
+    """Everything of `glscl.study.results.StudyResults` that follows from the cells' results.
 
     While it is unfinished, the seeds that are: see `_comparable`.
 

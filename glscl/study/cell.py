@@ -11,23 +11,23 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from glscl import storage
-from glscl.config import RunConfig
 from glscl.data.shards import open_shard_set
 from glscl.errors import UserError
 from glscl.evaluation.evaluate import without_thumbnails
 from glscl.evaluation.saved import FOLDER, ModelCard, load_model, save_model
 from glscl.models.retriever import Retriever
-from glscl.ownership import ANOTHER_NAME, Owner, owned
-from glscl.reporting.study_schema import ZERO_SHOT
-from glscl.session import alive_nodes, check_resources
 from glscl.study.grid import RESULT, Cell
-from glscl.training.checkpoint import differing_keys
-from glscl.training.launch import incomplete_sets, quarantine_of, score_tests, train
-from glscl.training.machines import with_machines
-from glscl.training.preflight import CONFIG, preflight
-from glscl.training.results import status_on_failure, write_results, write_status
-from glscl.training.retention import INDEX, PREFIX, RAY_REGISTER
+from glscl.study.results import ZERO_SHOT
+from glscl.system import storage
+from glscl.system.ownership import ANOTHER_NAME, Owner, owned
+from glscl.system.session import alive_nodes, check_resources
+from glscl.training.checkpoint.format import differing_keys
+from glscl.training.checkpoint.retention import INDEX, PREFIX, RAY_REGISTER
+from glscl.training.config import RunConfig
+from glscl.training.driver.launch import incomplete_sets, quarantine_of, score_tests, train
+from glscl.training.driver.machines import with_machines
+from glscl.training.driver.outputs import status_on_failure, write_results, write_status
+from glscl.training.driver.preflight import CONFIG, preflight
 
 PATIENCE_S = 90.0
 """Seconds that a run's living owner is waited for: the processes of a study that was killed end a little later."""

@@ -11,9 +11,9 @@ from glscl.data.shards import open_shard_set
 from glscl.evaluation.embed import strip
 from glscl.models.tokenizer import tokenize
 from glscl.models.towers import frame_size_of
-from glscl.reporting.study_schema import ZERO_SHOT
 from glscl.study.grid import Cell
 from glscl.study.options import StudyConfig
+from glscl.study.results import ZERO_SHOT
 from glscl.training.worker import sampling_of
 
 LOST = 5
@@ -25,7 +25,7 @@ Finished = Sequence[tuple[Cell, Mapping[str, Any]]]
 
 
 def examples(study: StudyConfig, finished: Finished) -> list[dict[str, Any]]:
-    """Up to ``study.examples`` queries, as `glscl.reporting.study_schema.Example` has them.
+    """Up to ``study.examples`` queries, as `glscl.study.results.Example` has them.
 
     They are of the first seed, across domains before in-domain, the comparisons in turn, each variant as finder and as
     loser. Pictures are decoded from the test shards.

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 
 from scipy import stats
 
-from glscl import storage
 from glscl.data.shards import MANIFEST, open_shard_set
 from glscl.errors import UserError
-from glscl.evaluation.statistics import LEVEL, enough_queries, enough_resamples, seed_errors
 from glscl.study.grid import Sets
 from glscl.study.options import StudyConfig
+from glscl.study.statistics import LEVEL, enough_queries, enough_resamples, seed_errors
+from glscl.system import storage
 
 MOST_ERRORS = 100.0
 """A difference of all 100 points is this many standard errors where two seeds' trainings are a point apart."""

@@ -7,15 +7,15 @@ from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
-from glscl import storage
-from glscl.config import RunConfig, validate
 from glscl.data.apart import Named, check_held_out, check_not_trained
 from glscl.data.shards import open_shard_set
 from glscl.data.toy.sets import toy_set, toy_set_address
 from glscl.errors import UserError
 from glscl.evaluation.leakage import read_leakage_list
-from glscl.reporting.study_schema import UNION, ZERO_SHOT
 from glscl.study.options import Domain, RunsConfig, StudyConfig, Values, merge
+from glscl.study.results import UNION, ZERO_SHOT
+from glscl.system import storage
+from glscl.training.config import RunConfig, validate
 
 CELLS = "cells"
 RESULT = "cell.json"

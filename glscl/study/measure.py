@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
-from glscl.config import RunConfig
 from glscl.evaluation.cost import head_cost, paper_counts
 from glscl.models.towers import Towers
-from glscl.session import alive_nodes
 from glscl.study.analysis import machine
 from glscl.study.grid import Cell
 from glscl.study.options import StudyConfig
-from glscl.training.machines import with_machines
+from glscl.system.session import alive_nodes
+from glscl.training.config import RunConfig
+from glscl.training.driver.machines import with_machines
 
 
 def measure_costs(study: StudyConfig, cells: Sequence[Cell]) -> dict[str, Any]:

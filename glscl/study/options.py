@@ -11,12 +11,12 @@ from typing import Any, ClassVar, Self, TypeVar
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from glscl import storage
 from glscl.errors import UserError, did_you_mean
-from glscl.flags import first_mistake
 from glscl.options import Options
-from glscl.packaged import is_file, yaml_names
-from glscl.reporting.study_schema import UNION, ZERO_SHOT, Group
+from glscl.options.flags import first_mistake
+from glscl.options.packaged import is_file, yaml_names
+from glscl.study.results import UNION, ZERO_SHOT, Group
+from glscl.system import storage
 
 _STUDIES = resources.files("glscl") / "presets" / "studies"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\Z")
@@ -295,7 +295,7 @@ def load_runs(
         UserError: missing file, bad YAML, unknown key or bad value, with the key's full name.
     """
     text = None if is_file(source) else text_of(source)
-    from glscl.config import read_yaml  # brings torch, which a misspelt name need not wait for
+    from glscl.training.config import read_yaml  # brings torch, which a misspelt name need not wait for
 
     where = source if text is None else f"{model.kind} {source}"
     values = read_yaml(source, text)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from glscl import storage
 from glscl.data.shards import MANIFEST
 from glscl.study.families import check_families, describe_family
 from glscl.study.grid import RESULT, Cell, cells, check_sets, pretraining_run, shard_sets
 from glscl.study.options import StudyConfig
-from glscl.training.preflight import note_on_loss
+from glscl.system import storage
+from glscl.training.driver.preflight import note_on_loss
 
 CONFIG = "study.yaml"
 

@@ -7,17 +7,10 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from glscl import storage
 from glscl.data.quarantine import incomplete_in_words
 from glscl.errors import UserError, one_line
 from glscl.evaluation.saved import CARD, FOLDER
-from glscl.hardware import Share
-from glscl.ownership import ANOTHER_NAME, Owner, owned
-from glscl.progress import time_left
-from glscl.reporting.study_report import write_study_report
-from glscl.reporting.study_tables import write_study_tables
-from glscl.session import alive_nodes, check_resources, room
-from glscl.strict_yaml import dump_yaml
+from glscl.options.strict_yaml import dump_yaml
 from glscl.study.analysis import analyse, compact
 from glscl.study.cell import PATIENCE_S, export_towers, read_result, remove_checkpoints, run_cell
 from glscl.study.examples import examples
@@ -26,11 +19,18 @@ from glscl.study.grid import TOWERS, Cell, cells, check_sets, pretraining_run, s
 from glscl.study.measure import measure_costs
 from glscl.study.options import RunsConfig, StudyConfig
 from glscl.study.plan import CONFIG
-from glscl.training.launch import train
-from glscl.training.machines import with_machines
+from glscl.study.report import write_study_report
+from glscl.study.tables import write_study_tables
+from glscl.system import storage
+from glscl.system.hardware import Share
+from glscl.system.ownership import ANOTHER_NAME, Owner, owned
+from glscl.system.progress import time_left
+from glscl.system.session import alive_nodes, check_resources, room
+from glscl.training.driver.launch import train
+from glscl.training.driver.machines import with_machines
+from glscl.training.driver.outputs import status_on_failure, write_status
+from glscl.training.driver.preflight import preflight
 from glscl.training.options import TrainingConfig
-from glscl.training.preflight import preflight
-from glscl.training.results import status_on_failure, write_status
 
 RESULTS = "study.json"
 REPORT = "report.html"
@@ -223,7 +223,7 @@ def _say(text: str, kind: str) -> None:
 
 
 def _scores(result: Mapping[str, Any]) -> str:
-    from glscl.training.checkpoint import SELECTION_METRIC
+    from glscl.training.checkpoint.format import SELECTION_METRIC
 
     tests = ", ".join(f"{test['domain']} R@1={test['text_to_video']['R@1']:.1f}" for test in result["tests"])
     scores = tests or f"held-out R@1={result['validation'][SELECTION_METRIC]:.1f}"

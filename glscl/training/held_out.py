@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import distributed
 
-from glscl.config import RunConfig
 from glscl.data.activity import Board
 from glscl.data.gallery import Gallery
 from glscl.data.names import distinct_names
@@ -22,8 +21,9 @@ from glscl.evaluation.embed import Embeddings, concatenate, embed
 from glscl.evaluation.retrieval import Part, metrics_of, score_part
 from glscl.evaluation.scoring import merge, split_rows
 from glscl.models.tokenizer import tokenize
-from glscl.training.checkpoint import SELECTION_METRIC
-from glscl.training.watchdog import Reporter
+from glscl.training.checkpoint.format import SELECTION_METRIC
+from glscl.training.config import RunConfig
+from glscl.training.health.watchdog import Reporter
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from glscl.hardware import Auto
 from glscl.options import Options
+from glscl.system.hardware import Auto
 
 
 def _workers(value: Any) -> Any:
@@ -89,7 +89,7 @@ class TrainingConfig(Options):
 
     @property
     def on_gpu(self) -> bool:
-        """Whether workers have GPUs; false for an `auto` that `glscl.training.machines` has not replaced."""
+        """Whether workers have GPUs; false for an `auto` that `glscl.training.driver.machines` has not replaced."""
         return self.use_gpu is True
 
     @property

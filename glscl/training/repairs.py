@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import distributed
 
-from glscl import storage
 from glscl.data.repairs import Entry
-from glscl.ownership import Fence
+from glscl.system import storage
+from glscl.system.ownership import Fence
 
 FILE = "repaired.jsonl"
 

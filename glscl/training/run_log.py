@@ -15,9 +15,9 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
-from glscl import storage
 from glscl.errors import UserError
-from glscl.ownership import Fence
+from glscl.system import storage
+from glscl.system.ownership import Fence
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"

@@ -18,8 +18,6 @@ import torch
 from ray.train import Checkpoint, CheckpointUploadMode
 from torch import distributed
 
-from glscl import storage
-from glscl.config import RunConfig
 from glscl.data import stream
 from glscl.data.activity import Board
 from glscl.data.augment import ClipAugmentation
@@ -29,22 +27,25 @@ from glscl.data.video import FrameSampling
 from glscl.errors import RunStoppedError, UserError, full_disk
 from glscl.models.retriever import Retriever
 from glscl.models.tokenizer import tokenize
-from glscl.ownership import Fence
-from glscl.redaction import redacted_errors
-from glscl.training import checkpoint, universal
-from glscl.training.checkpoint import SELECTION_METRIC, IncompleteCheckpointError, TrainState
+from glscl.system import storage
+from glscl.system.ownership import Fence
+from glscl.system.redaction import redacted_errors
+from glscl.training.checkpoint import format as checkpoint
+from glscl.training.checkpoint import resharding
+from glscl.training.checkpoint.format import SELECTION_METRIC, IncompleteCheckpointError, TrainState
+from glscl.training.checkpoint.retention import ANOTHER, Retention
+from glscl.training.config import RunConfig
+from glscl.training.driver.elastic import SECONDS_LEFT
+from glscl.training.driver.preflight import check_shared_memory
 from glscl.training.engine import backward, build_engine, evaluation_model, set_learning_rates
 from glscl.training.global_batch import Batch, backward_global_batch
+from glscl.training.health.watchdog import LOOK, STOP, Agreement, Limits, RayHub, Reporter
 from glscl.training.held_out import HeldOut
-from glscl.training.horizon import Horizon, make_plan
-from glscl.training.meter import Meter, NonFiniteError
-from glscl.training.preflight import check_shared_memory
 from glscl.training.repairs import Repairs
-from glscl.training.retention import ANOTHER, Retention
 from glscl.training.run_log import RunLog, not_finite_name
-from glscl.training.scaling import SECONDS_LEFT
-from glscl.training.sizes import parts_of, share_in_words, usable_sizes
-from glscl.training.watchdog import LOOK, STOP, Agreement, Limits, RayHub, Reporter
+from glscl.training.schedule import Horizon, make_plan
+from glscl.training.step_metrics import Meter, NonFiniteError
+from glscl.training.world_sizes import parts_of, share_in_words, usable_sizes
 
 
 def sampling_of(config: RunConfig, frame_size: int) -> FrameSampling:
@@ -263,10 +264,10 @@ def _resume(engine: Any, config: RunConfig, shard_sets: list[ShardSet], rank: in
             saved = checkpoint.read_state(folder)
             checkpoint.check_resumable(saved, values, manifests)
             context = ray.train.get_context()
-            if universal.needed(saved, world):
+            if resharding.needed(saved, world):
                 node, leads = context.get_node_rank(), context.get_local_rank() == 0
-                with universal.converted(folder, name, saved, rank, node, leads=leads) as whole:
-                    universal.load(engine, whole)
+                with resharding.converted(folder, name, saved, rank, node, leads=leads) as whole:
+                    resharding.load(engine, whole)
                 checkpoint.restore_generators(folder, saved, rank)
             else:
                 checkpoint.restore(engine, folder, saved, rank)

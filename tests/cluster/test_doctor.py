@@ -38,11 +38,11 @@ from cluster.checks import (
     storage_problem,
 )
 from cluster.nodes import NodeReport, Space
-from glscl import storage
 from glscl.cli import main
 from glscl.data.shards import ShardSet
 from glscl.errors import UserError
-from glscl.s3 import S3
+from glscl.system import storage
+from glscl.system.s3 import S3
 from tests.fault_proxy import FaultProxy
 
 from .conftest import TOKEN, SetToken

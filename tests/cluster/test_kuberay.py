@@ -15,8 +15,8 @@ import ray
 import yaml
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
-from glscl.config import run_config
-from glscl.training.sizes import usable_sizes
+from glscl.training.config import run_config
+from glscl.training.world_sizes import usable_sizes
 
 ROOT = Path(__file__).resolve().parents[2]
 KUBERAY = ROOT / "cluster" / "kuberay"

@@ -13,8 +13,8 @@ import ray
 import yaml
 
 from cluster.launcher import validate_launcher
-from glscl.config import run_config
 from glscl.errors import UserError
+from glscl.training.config import run_config
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHER = ROOT / "ray_config.yaml"

@@ -16,13 +16,13 @@ from PIL import Image
 from torch import Tensor
 
 import glscl.data.augment as module
-from glscl.config import RunConfig, validate
 from glscl.data.augment import ClipAugmentation, check_augmentation
 from glscl.data.gallery import Gallery
 from glscl.data.shards import ShardSet
 from glscl.data.stream import Batch, PairStream, make_loader
 from glscl.data.video import FrameSampling, load_frames
 from glscl.errors import UserError
+from glscl.training.config import RunConfig, validate
 from tests.data.test_stream import SAMPLING, plan_of, same, tokenize
 
 MakeShards = Callable[..., ShardSet]

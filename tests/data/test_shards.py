@@ -19,13 +19,13 @@ import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glscl import storage
 from glscl.data.build import Encoding, Origin, build_shards
 from glscl.data.limits import VideoError
 from glscl.data.quarantine import read_quarantine
 from glscl.data.records import Record
 from glscl.data.shards import Manifest, Shard, ShardSet, describe, open_shard_set, verify_shards
 from glscl.errors import UserError
+from glscl.system import storage
 
 MakeShards = Callable[..., ShardSet]
 ORIGIN = Origin("own", "train", "jsonl", 3, ("own/train.jsonl",))

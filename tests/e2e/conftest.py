@@ -22,7 +22,7 @@ import pytest
 
 from glscl.data.build import Encoding
 from glscl.data.prepare import build_from_annotations
-from glscl.training.retention import Retention
+from glscl.training.checkpoint.retention import Retention
 
 LOCAL = {"RAY_ADDRESS": "local"}
 """A cluster of the command's own."""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from glscl.session import PATIENCE
+from glscl.system.session import PATIENCE
 
 TOKEN = "token-of-the-end-to-end-test"
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from glscl import storage
+from glscl.system import storage
 from tests.e2e.conftest import wait_for_checkpoint
 from tests.e2e.hosts import Hosts
 

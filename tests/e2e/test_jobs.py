@@ -24,7 +24,7 @@ import pytest
 import yaml
 
 from glscl.data.shards import ShardSet
-from glscl.session import PATIENCE
+from glscl.system.session import PATIENCE
 
 pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).resolve().parents[2]

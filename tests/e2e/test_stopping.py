@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import s3fs
 
-from glscl import storage
+from glscl.system import storage
 from tests.e2e.conftest import wait_for_checkpoint
 
 pytestmark = pytest.mark.e2e

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from glscl.reporting.study_schema import parse_study
+from glscl.study.results import parse_study
 
 pytestmark = pytest.mark.e2e
 

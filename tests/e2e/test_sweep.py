@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from glscl.evaluation.saved import read_card
-from glscl.reporting.sweep_schema import parse_sweep
+from tune.results import parse_sweep
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 

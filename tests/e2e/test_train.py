@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from glscl import storage
-from glscl.training.retention import Retention
+from glscl.system import storage
+from glscl.training.checkpoint.retention import Retention
 from tests.e2e.conftest import wait_for_checkpoint
 from tests.fault_proxy import KINDS, FaultProxy
 

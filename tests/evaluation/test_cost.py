@@ -15,7 +15,7 @@ from glscl.evaluation.scoring import evaluate_scores
 from glscl.models.heads import Features, Head, build_head, head_class, head_names
 from glscl.models.heads.xclip import XCLIP
 from glscl.options import Options
-from glscl.reporting import study_schema
+from glscl.study import results
 
 WIDTH = 16
 PAGE = Path(__file__).parents[2] / "docs" / "heads.md"
@@ -50,10 +50,10 @@ def test_every_head_makes_the_multiply_adds_that_it_says(name: str, lengths: tup
 
 def test_the_study_takes_a_cost_as_it_is() -> None:
     cost = asdict(_cost("xclip"))
-    assert study_schema.Cost(condition="32/12", variant="xclip", **cost).length_tied == ["words", "frames"]
-    assert set(study_schema.Cost.model_fields) - set(cost) == {"condition", "variant"}
+    assert results.Cost(condition="32/12", variant="xclip", **cost).length_tied == ["words", "frames"]
+    assert set(results.Cost.model_fields) - set(cost) == {"condition", "variant"}
     for count in paper_counts():
-        assert asdict(count) == study_schema.PaperCount(**asdict(count)).model_dump()
+        assert asdict(count) == results.PaperCount(**asdict(count)).model_dump()
 
 
 def test_bytes_are_those_of_the_caches() -> None:

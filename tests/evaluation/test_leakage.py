@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from glscl import storage
 from glscl.errors import UserError
 from glscl.evaluation.embed import Embeddings
 from glscl.evaluation.leakage import leakage_lists, leave_out, read_leakage_list
 from glscl.evaluation.metrics import text_to_video_ranks
+from glscl.system import storage
 
 torch.set_num_threads(1)
 

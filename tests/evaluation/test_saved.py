@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from open_clip import pretrained
 from safetensors.torch import save
 
-from glscl import storage
 from glscl.data.video import FrameSampling
 from glscl.errors import UserError
 from glscl.evaluation.saved import ModelCard, _shapes, check_weights, load_model, read_card, save_model
 from glscl.models import ModelConfig, Retriever, head_names
 from glscl.models.tokenizer import tokenize
+from glscl.system import storage
 from stress.fuzz import mutate
 
 

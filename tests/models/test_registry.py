@@ -79,7 +79,7 @@ def test_a_broken_plug_in_is_named(tmp_path: Path) -> None:
 
 TRAIN_THE_DOCUMENTED_HEAD = """
 import torch
-from glscl.config import run_config
+from glscl.training.config import run_config
 from glscl.evaluation.cost import head_cost
 from glscl.models import Retriever, tokenize
 from glscl.training.global_batch import Batch, backward_global_batch
@@ -154,7 +154,7 @@ def small(options: SmallOptions, inputs: LossInputs):
 def test_a_loss_term_of_another_distribution_is_a_term(tmp_path: Path) -> None:
     code = """
 import torch
-from glscl.config import run_config
+from glscl.training.config import run_config
 from glscl.losses import LossInputs, compute_losses
 config = run_config(["--loss.small.weight", "0.5"], "glscl train").loss
 eye = torch.eye(2, dtype=torch.bool)

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from glscl.errors import UserError
-from glscl.reporting.study_schema import UNION, ZERO_SHOT, parse_study
 from glscl.study.analysis import DIRECTIONS, _panels, _protocol, _tally, analyse, compact
 from glscl.study.examples import _queries
 from glscl.study.grid import Cell, cells, shard_sets
+from glscl.study.results import UNION, ZERO_SHOT, parse_study
 from tests.study.fake import CAPTIONS, VIDEOS, Hits, entry, finished, study
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from glscl import storage
 from glscl.data.shards import ShardSet
 from glscl.errors import UserError
 from glscl.evaluation.saved import ModelCard, save_model
@@ -18,6 +17,7 @@ from glscl.models.retriever import ModelConfig, Retriever
 from glscl.study import run
 from glscl.study.cell import export_towers, read_result, remove_checkpoints, run_cell
 from glscl.study.grid import RESULT, Cell, Sets, cells
+from glscl.system import storage
 from glscl.training.options import TrainingConfig
 from tests.study.fake import study
 

@@ -11,7 +11,11 @@ import pytest
 
 from glscl.data.shards import ShardSet
 from glscl.errors import UserError
-from glscl.evaluation.statistics import (
+from glscl.study.families import check_families, describe_family, family_size
+from glscl.study.grid import Sets, shard_sets
+from glscl.study.options import StudyConfig, load_study, study_names
+from glscl.study.plan import CONFIG, plan
+from glscl.study.statistics import (
     LEVEL,
     QueryBootstrap,
     enough_queries,
@@ -20,10 +24,6 @@ from glscl.evaluation.statistics import (
     mean_difference,
     seed_errors,
 )
-from glscl.study.families import check_families, describe_family, family_size
-from glscl.study.grid import Sets, shard_sets
-from glscl.study.options import StudyConfig, load_study, study_names
-from glscl.study.plan import CONFIG, plan
 from tests.study.fake import study
 
 

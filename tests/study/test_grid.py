@@ -10,9 +10,9 @@ import pytest
 
 from glscl.data.shards import ShardSet
 from glscl.errors import UserError
-from glscl.reporting.study_schema import UNION
 from glscl.study.grid import Cell, Sets, cells, check_sets, shard_sets
 from glscl.study.plan import describe, notes_on_losses
+from glscl.study.results import UNION
 from tests.study.fake import study
 
 

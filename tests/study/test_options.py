@@ -13,9 +13,9 @@ from glscl.cli import main
 from glscl.errors import UserError
 from glscl.losses import applicable_terms
 from glscl.models.retriever import Retriever
-from glscl.reporting.study_schema import ZERO_SHOT
 from glscl.study.grid import cells, pretraining_run, shard_sets
 from glscl.study.options import load_study, merge, study_names, study_text
+from glscl.study.results import ZERO_SHOT
 
 
 @pytest.mark.parametrize("name", ["benchmarks", "toy", "toy_small"])

@@ -10,7 +10,7 @@ import pytest
 
 os.environ["DS_ACCELERATOR"] = "cpu"  # DeepSpeed looks for one when it is imported
 multiprocessing.set_forkserver_preload(  # imports once, for all processes; the last two are what DeepSpeed adds later
-    ["glscl.training.launch", "deepspeed", "torch.utils.cpp_extension", "torch._dynamo"]
+    ["glscl.training.driver.launch", "deepspeed", "torch.utils.cpp_extension", "torch._dynamo"]
 )
 
 

@@ -22,8 +22,6 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from safetensors.torch import save_file
 
-from glscl import storage
-from glscl.config import RunConfig
 from glscl.data.plan import StreamPlan
 from glscl.data.shards import ShardSet
 from glscl.data.stream import PairStream, make_loader
@@ -33,13 +31,15 @@ from glscl.evaluation.saved import ModelCard, load_model, save_model
 from glscl.losses import LossConfig
 from glscl.models import ModelConfig, Retriever
 from glscl.models.tokenizer import tokenize
-from glscl.training import checkpoint
-from glscl.training.checkpoint import IncompleteCheckpointError, TrainState
+from glscl.system import storage
+from glscl.training.checkpoint import format as checkpoint
+from glscl.training.checkpoint.format import IncompleteCheckpointError, TrainState
+from glscl.training.checkpoint.retention import ANOTHER, INDEX, RAY_REGISTER, Keeper, Retention
+from glscl.training.config import RunConfig
+from glscl.training.driver.launch import whole_weights
 from glscl.training.engine import backward, build_engine, set_learning_rates
 from glscl.training.global_batch import Batch, backward_global_batch
-from glscl.training.launch import whole_weights
 from glscl.training.options import TrainingConfig
-from glscl.training.retention import ANOTHER, INDEX, RAY_REGISTER, Keeper, Retention
 from tests.fault_proxy import FaultProxy
 
 WORLD = 2

@@ -13,10 +13,10 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from glscl import storage
 from glscl.errors import UserError
-from glscl.training import checkpoint
-from glscl.training.checkpoint import IncompleteCheckpointError, TrainState
+from glscl.system import storage
+from glscl.training.checkpoint import format as checkpoint
+from glscl.training.checkpoint.format import IncompleteCheckpointError, TrainState
 from tests.training.test_checkpoint import flip, put
 
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import distributed
 
-from glscl.config import RunConfig
 from glscl.data.activity import Board
 from glscl.data.quarantine import Quarantine, read_quarantine
 from glscl.data.shards import ShardSet
 from glscl.data.video import FrameSampling
 from glscl.errors import RunStoppedError
 from glscl.models import Retriever
+from glscl.training.config import RunConfig
 from glscl.training.held_out import HeldOut
 
 

@@ -15,8 +15,8 @@ import torch.multiprocessing as mp
 
 from glscl.losses import LossConfig
 from glscl.models import ModelConfig, Retriever
-from glscl.training import checkpoint
-from glscl.training.checkpoint import TrainState
+from glscl.training.checkpoint import format as checkpoint
+from glscl.training.checkpoint.format import TrainState
 from glscl.training.engine import backward, build_engine, set_learning_rates
 from glscl.training.global_batch import Batch, backward_global_batch
 from glscl.training.options import TrainingConfig

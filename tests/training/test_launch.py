@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from glscl.cli import main
-from glscl.config import run_config
 from glscl.data import shared_memory
 from glscl.data.quarantine import read_quarantine
 from glscl.data.shards import ShardSet
@@ -22,8 +21,9 @@ from glscl.errors import UserError, full_disk
 from glscl.evaluation.metrics import RetrievalMetrics, rank_targets
 from glscl.evaluation.saved import ModelCard
 from glscl.models import ModelConfig
-from glscl.training.preflight import CONFIG, as_begun, preflight
-from glscl.training.results import results_of, verdict_of, write_results
+from glscl.training.config import run_config
+from glscl.training.driver.outputs import results_of, verdict_of, write_results
+from glscl.training.driver.preflight import CONFIG, as_begun, preflight
 
 
 @pytest.fixture
@@ -313,7 +313,7 @@ def test_a_dry_run_fetches_nothing(words: Callable[..., list[str]], make_shards:
 @pytest.mark.parametrize("where", ["controller", "worker"])
 def test_a_full_disk_is_one_line_whoever_meets_it(where: str) -> None:
     """Ray Train's controller writes files of its own, and rank 0 its log: neither says what a user can do."""
-    from glscl.training.launch import _reason
+    from glscl.training.driver.launch import _reason
 
     full = OSError(errno.ENOSPC, "No space left on device", "/runs/r/metrics.jsonl")
     error = SimpleNamespace(

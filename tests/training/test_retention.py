@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from glscl import storage
 from glscl.errors import BrokenRunError, RunStoppedError, UserError
-from glscl.training.retention import INDEX, RAY_REGISTER, Keeper, Retention, cause_in
+from glscl.system import storage
+from glscl.training.checkpoint.retention import INDEX, RAY_REGISTER, Keeper, Retention, cause_in
 from tests.fault_proxy import FaultProxy
 from tests.training.test_checkpoint import put, steps
 

@@ -8,8 +8,8 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
-from glscl import storage
 from glscl.errors import UserError
+from glscl.system import storage
 from glscl.training.run_log import METRICS, TENSORBOARD, RunLog, read_metrics
 
 

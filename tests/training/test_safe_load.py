@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from glscl.errors import RunStoppedError
-from glscl.training.safe_load import SWITCH, safe_loading
+from glscl.training.checkpoint.safe_load import SWITCH, safe_loading
 
 
 class Evil:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from glscl.data.activity import Board
-from glscl.training.watchdog import LOOK, STOP, Limits, Note, Reporter, Watch, judge
+from glscl.training.health.watchdog import LOOK, STOP, Limits, Note, Reporter, Watch, judge
 
 LIMITS = Limits(stall_s=30.0, hang_s=60.0)
 
@@ -148,7 +148,7 @@ def test_a_rank_that_waits_for_a_batch_says_whose() -> None:
 
 def test_one_rank_asks_for_preemptions_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("glscl.training.watchdog.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("glscl.training.health.watchdog.time.monotonic", lambda: now[0])
     asks, other = (Reporter(Store(), LIMITS, "a", rank, [], look=rank == 0) for rank in (0, 1))
     assert (asks.wish(), other.wish()) == (0, 0)
     now[0] = 6.0

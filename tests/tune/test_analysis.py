@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from glscl import storage
-from glscl.reporting.sweep_report import render_sweep
-from glscl.reporting.sweep_schema import parse_sweep
+from glscl.system import storage
 from tests.reporting.html_page import HOSTILE, Page
 from tests.tune.fake import FIRST, STEPS, many, setup, sweep, trial
 from tune import analysis
 from tune.analysis import analyse, confirmed_of, importance, pareto, trade_offs
+from tune.report import render_sweep
+from tune.results import parse_sweep
 from tune.trial import run_directories
 from tune.trials import Trial, best_of
 

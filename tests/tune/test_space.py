@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from glscl.config import RunConfig, validate
 from glscl.errors import UserError
+from glscl.training.config import RunConfig, validate
 from tune.space import Draw, check_space, nested, ready_made, space_names
 
 

@@ -16,11 +16,11 @@ import yaml
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import SearchGenerator
 
-from glscl.config import load_config
 from glscl.data.shards import ShardSet
 from glscl.errors import UserError
-from glscl.ownership import owned
 from glscl.study.grid import Sets
+from glscl.system.ownership import owned
+from glscl.training.config import load_config
 from tests.tune.fake import FIRST, STEPS, setup, sweep, trial
 from tune import sweep as module
 from tune.options import load_sweep, sweep_names

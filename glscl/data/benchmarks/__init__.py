@@ -9,10 +9,10 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from glscl import storage
 from glscl.data.benchmarks.base import FLAG, READERS, Benchmark, ReadResult, register
 from glscl.data.records import id_problem
 from glscl.errors import UserError, did_you_mean
+from glscl.system import storage
 
 __all__ = ["Benchmark", "ReadResult", "benchmark", "benchmark_names", "read", "register"]
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from glscl import storage
 from glscl.data import strict_json
 from glscl.data.records import MOST_SECONDS, Record
 from glscl.errors import UserError
+from glscl.system import storage
 
 T = TypeVar("T")
 FLAG = "--annotations"

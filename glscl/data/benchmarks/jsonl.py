@@ -12,7 +12,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from glscl import storage
 from glscl.data.benchmarks.base import (
     FLAG,
     Annotations,
@@ -28,6 +27,7 @@ from glscl.data.benchmarks.base import (
 )
 from glscl.data.records import Record
 from glscl.errors import UserError, did_you_mean
+from glscl.system import storage
 
 VERSION = 1
 FIELDS = ("video_id", "video", "caption", "captions", "start", "end", "duration", "attributes")

@@ -25,7 +25,7 @@ from av.video.reformatter import VideoReformatter
 
 from glscl.data.records import Record
 from glscl.data.toy.domains import FPS, domain_spec, toy_records
-from glscl.progress import Progress
+from glscl.system.progress import Progress
 
 SIDE = 64  # pixels
 KEYFRAME_EVERY = 8  # frames

@@ -6,12 +6,12 @@ import os
 import tempfile
 from contextlib import ExitStack
 
-from glscl import storage
 from glscl.data.build import Encoding
 from glscl.data.prepare import build_from_annotations
 from glscl.data.shards import MANIFEST, open_shard_set
 from glscl.data.toy.render import write_toy
-from glscl.ownership import owned
+from glscl.system import storage
+from glscl.system.ownership import owned
 
 SEED = 0
 PATIENCE_S = 3600.0

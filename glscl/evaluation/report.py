@@ -1,0 +1,122 @@
+"""The HTML report: one file, nothing loaded from elsewhere, for a screen of any width, light or dark, and for paper.
+
+``results`` follows :mod:`glscl.evaluation.results`. Captions and identifiers are other people's text: the template
+escapes all of it, pictures may only be ``data:`` URIs, and the page's content security policy forbids everything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from glscl import __version__
+from glscl.evaluation.results import Example, Results, Test, WithoutLeaked, parse_results
+from glscl.reporting.charts import BOTTOM, HEIGHT, LEFT, RIGHT, WIDTH, training_charts
+from glscl.reporting.formats import number, when
+from glscl.reporting.page import environment, thumbnails
+from glscl.reporting.published import PublishedRow, for_domain, read_published
+from glscl.system.storage import write_bytes
+
+RECALL_LEVELS = (1, 5, 10)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A horizontal bar: value and chance level in per cent."""
+
+    label: str
+    value: float
+    chance: float | None = None
+    kind: str = ""
+
+
+def write_report(results: Mapping[str, Any] | Results, output_uri: str, *, published: str | None = None) -> None:
+    """Write the report of an evaluation.
+
+    Args:
+        results: see :mod:`glscl.evaluation.results`.
+        output_uri: the HTML file, local or ``s3://``.
+        published: CSV of published figures (:func:`glscl.reporting.published.read_published`), shown for those test
+            domains that it knows.
+
+    Raises:
+        UserError: ``results`` or the CSV lack something.
+    """
+    rows = read_published(published) if published else []
+    write_bytes(output_uri, render_report(results, rows).encode())
+
+
+def render_report(results: Mapping[str, Any] | Results, published: Sequence[PublishedRow] = ()) -> str:
+    """Return the page as :func:`write_report` writes it.
+
+    Raises:
+        UserError: ``results`` lack something, or a thumbnail is no picture.
+    """
+    parsed = parse_results(results)
+    template = environment("glscl.evaluation", number=number, thumbnails=thumbnails, when=when).get_template(
+        "report.html.j2"
+    )
+    return template.render(
+        results=parsed,
+        version=__version__,
+        directions=(("text_to_video", "Text to video", "T→V"), ("video_to_text", "Video to text", "V→T")),
+        recall_bars=recall_bars,
+        chance=chance,
+        bounds=bounds,
+        oracle_bars=oracle_bars,
+        attribute_rows=attribute_rows,
+        in_top=in_top,
+        charts=training_charts(parsed.history),
+        frame={"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "bottom": BOTTOM},
+        published=[(test, rows) for test in parsed.tests if (rows := for_domain(list(published), test.domain))],
+    )
+
+
+def chance(test: Test | WithoutLeaked, direction: str, k: int) -> float:
+    """R@k in per cent of a random order: k out of the candidates of that direction.
+
+    The candidates are all videos for a text, and all captioned videos (as many as there are queries) for a video.
+    """
+    candidates = test.videos if direction == "text_to_video" else int(test.video_to_text["queries"])
+    return min(100.0, 100.0 * k / max(candidates, 1))
+
+
+def bounds(metrics: Mapping[str, float]) -> str:
+    """The R@1 that any way of breaking ties could give, or nothing if all give the same."""
+    low, high = number(metrics["R@1_pessimistic"]), number(metrics["R@1_optimistic"])
+    return f"{low}–{high}" if low != high else ""
+
+
+def recall_bars(test: Test, direction: str) -> list[Bar]:
+    """R@1, R@5 and R@10 of one direction."""
+    metrics: dict[str, float] = getattr(test, direction)
+    return [Bar(f"R@{k}", metrics[f"R@{k}"], chance(test, direction, k), direction) for k in RECALL_LEVELS]
+
+
+def oracle_bars(test: Test) -> list[Bar]:
+    """The model's text-to-video R@1 beside the best oracles and chance."""
+    bars = [Bar("this model", test.text_to_video["R@1"], kind="text_to_video")]
+    if test.oracles:
+        for kind, scores in (("two attributes", test.oracles.pair), ("one attribute", test.oracles.single)):
+            if scores:
+                name = max(scores, key=lambda attribute: scores[attribute])
+                bars.append(Bar(f"{kind}: {name.replace('+', ' + ')}", scores[name]))
+    return [*bars, Bar("chance", chance(test, "text_to_video", 1))]
+
+
+def attribute_rows(test: Test) -> list[tuple[str, float | None, float | None, float | None, float | None]]:
+    """``(attribute, accuracy, accuracy if it were ignored, chance, R@1 of its oracle)`` of every attribute known."""
+    accuracy = test.attribute_accuracy or {}
+    single = test.oracles.single if test.oracles else {}
+    rows = []
+    for name in dict.fromkeys([*accuracy, *single]):
+        known = accuracy.get(name)
+        numbers = (known.accuracy, known.ignoring, known.chance) if known else (None, None, None)
+        rows.append((name, *numbers, single.get(name)))
+    return rows
+
+
+def in_top(example: Example) -> bool:
+    """True if the right video is among the results shown."""
+    return any(match.correct for match in example.results)

@@ -1,0 +1,5 @@
+"""Options: validated sections of a configuration, and how they are read from YAML and from a command line."""
+
+from glscl.options.base import MAX_LAYERS, MAX_SIZE, Options
+
+__all__ = ["MAX_LAYERS", "MAX_SIZE", "Options"]

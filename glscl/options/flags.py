@@ -1,0 +1,191 @@
+"""Command-line options from a typed section: one line for whatever is wrong, with the nearest name there is.
+
+Apart from `glscl.training.config`, so that commands that train nothing need not wait for torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from difflib import SequenceMatcher
+from functools import partial
+from typing import Any, Literal, TypeVar, cast, get_args
+
+import tyro
+from pydantic import BaseModel, ValidationError
+
+from glscl.errors import UserError
+from glscl.options import Options
+
+LONGEST_VALUE = 80
+"""Characters of a wrong value that a message repeats."""
+LEAST_LIKENESS = 0.6
+"""Below it, a known key is no suggestion for an unknown one (0: nothing in common, 1: the same)."""
+
+SURE_LIKENESS = 0.9
+"""From it on, a known key is meant whatever other keys there are."""
+
+SectionType = TypeVar("SectionType", bound=Options)
+
+
+def parse_options(
+    kind: type[SectionType], arguments: Sequence[str], program: str, default: Any = None, about: str | None = None
+) -> SectionType:
+    """Parse ``--a.b value`` options with tyro; ``--help`` prints every key and leaves.
+
+    Args:
+        kind: class of the result.
+        arguments: command-line words.
+        program: what the help calls the command.
+        default: values where no option is given; None takes the class's own.
+        about: what the help says first; None is the class's docstring.
+
+    Raises:
+        UserError: unknown option, or a value of the wrong type.
+    """
+    cli = partial(tyro.cli, kind, prog=program, description=about, **({} if default is None else {"default": default}))
+    if "--help" in arguments or "-h" in arguments:
+        return cast(SectionType, cli(args=["--help"]))
+    known = {name.replace("_", "-") for name in keys_of(kind)}
+    for argument in arguments:
+        match = re.match(r"^--([A-Za-z][\w.-]*)", argument)
+        name = match.group(1).replace("_", "-") if match else ""
+        if match and name not in known and not _is_no_flag(name, known):
+            raise UserError(
+                f"unknown option '--{match.group(1)}'{nearest_key(f'--{name}', [f'--{option}' for option in known])}"
+            )
+    arguments = _spelt_out(arguments, kind)
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
+            return cast(SectionType, cli(args=list(arguments)))
+    except SystemExit as leaving:
+        raise UserError(f"bad option: {_one_line(printed.getvalue(), leaving, kind)}") from None
+    except ValidationError as error:  # tyro lets those of the outermost section through
+        raise UserError(f"bad option: {first_mistake(error, kind)}") from None
+
+
+def _spelt_out(arguments: Sequence[str], kind: type[BaseModel]) -> list[str]:
+    """With a value after every switch that is on, off or "auto": tyro takes no bare ``--a.b`` for these."""
+    switches = {
+        name.replace("_", "-")
+        for name, annotation in _annotations(kind)
+        if bool in get_args(annotation) and len(get_args(annotation)) > 1
+    }
+    words: list[str] = []
+    for at, word in enumerate(arguments):
+        name = word[2:].replace("_", "-") if word.startswith("--") else ""
+        head, _, last = name.rpartition(".")
+        positive = ".".join(filter(None, [head, last.removeprefix("no-")]))
+        following = arguments[at + 1].lower() if at + 1 < len(arguments) else "--"
+        if name in switches and following in ("true", "false"):
+            words.append(word)
+        elif name in switches and following.startswith("--"):
+            words += [word, "True"]
+        elif last.startswith("no-") and positive in switches:
+            words += [f"--{positive}", "False"]
+        elif words and words[-1][2:].replace("_", "-") in switches and word.lower() in ("true", "false"):
+            words.append(word.capitalize())
+        else:
+            words.append(word)
+    return words
+
+
+def check_spelling(arguments: Iterable[str], sections: Mapping[str, type[Options]]) -> None:
+    """Refuse an option that is nearly a key of these sections, before the whole configuration is imported.
+
+    What is less clear is left to `parse_options`, which knows all keys.
+
+    Raises:
+        UserError: naming the key that is meant.
+    """
+    known = {f"{name}.{key}".replace("_", "-") for name, kind in sections.items() for key in keys_of(kind)}
+    for argument in arguments:
+        match = re.match(r"^--([A-Za-z][\w-]*)\.([\w.-]*)", argument)
+        name = f"{match.group(1)}.{match.group(2)}".replace("_", "-") if match else ""
+        if match and match.group(1) in sections and name not in known and not _is_no_flag(name, known):
+            meant = nearest_key(f"--{name}", [f"--{option}" for option in known], least=SURE_LIKENESS)
+            if meant:
+                raise UserError(f"unknown option '--{match.group(1)}.{match.group(2)}'{meant}")
+
+
+def _one_line(printed: str, leaving: SystemExit, kind: type[BaseModel]) -> str:
+    """What tyro complains about, without its box, its rules and the help that it repeats."""
+    words = " ".join(re.sub(r"[│╭╮╰╯|+]", " ", printed).split())
+    blocks = [block.strip() for block in re.split(r"[-─]{4,}", words) if block.strip()]
+    text = blocks[1] if len(blocks) > 1 else words
+    cause = leaving.__context__
+    while cause is not None and not isinstance(cause, ValidationError):
+        cause = cause.__context__
+    if cause is not None:
+        section = re.match(r"Error parsing ([\w.-]+):", text)
+        prefix = section.group(1).replace("-", "_") if section else ""
+        return first_mistake(cause, kind, "" if prefix == kind.__name__ else prefix)
+    if re.match(r"Unrecognized options:.* (true|false)\b", text, re.IGNORECASE):
+        text += " (switches take no value: write --a.b or --a.no-b)"
+    text = re.sub(
+        r"no type matching (.+?) could be instantiated from (\[.*?\])\. Got errors:.*", r"expected \1, got \2", text
+    )
+    return text.removeprefix("Error parsing ")
+
+
+def _is_no_flag(name: str, known: set[str]) -> bool:
+    """True for the negative form of a boolean, ``--a.no-b``."""
+    head, _, last = name.rpartition(".")
+    return last.startswith("no-") and ".".join(filter(None, [head, last[3:]])) in known
+
+
+def first_mistake(error: ValidationError, kind: type[BaseModel], prefix: str = "") -> str:
+    """What is wrong first, by its full key, in one line; ``prefix`` is the key of the section that was validated."""
+    several = {name for name, annotation in _annotations(kind) if Literal["auto"] in get_args(annotation)}
+
+    def key_of(place: Mapping[str, Any]) -> str:
+        """Without what pydantic adds for each of several types that a value may have."""
+        words = [*filter(None, [prefix]), *map(str, place["loc"])]
+        shorter = ".".join(words[:-1])
+        return shorter if shorter in several else ".".join(words)
+
+    mistakes = {key_of(each): each for each in reversed(error.errors())}
+    first = error.errors()[0]
+    key = key_of(first)
+    if first["type"] == "extra_forbidden":
+        return f"unknown key '{key}'{nearest_key(key, keys_of(kind))}"
+    try:
+        given = repr(first["input"])
+    except ValueError:  # of thousands of digits: Python does not print it
+        given = "an enormous integer"
+    more = f" ({len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
+    return f"{key} = {given if len(given) <= LONGEST_VALUE else given[:LONGEST_VALUE] + '...'}: {first['msg']}{more}"
+
+
+def nearest_key(name: str, known: Iterable[str], least: float = LEAST_LIKENESS) -> str:
+    """Return ``", did you mean 'a.b'?"`` for the closest dotted key, or an empty string.
+
+    The last word counts as much as the whole, so that ``tau`` finds ``model.heads.glscl.tau``.
+    """
+
+    def likeness(key: str) -> float:
+        given, other = name.lstrip("-"), key.lstrip("-")
+        whole = SequenceMatcher(None, given, other).ratio()
+        return (whole + SequenceMatcher(None, given.rpartition(".")[2], other.rpartition(".")[2]).ratio()) / 2
+
+    best = max(known, key=likeness, default="")
+    return f", did you mean '{best}'?" if best and likeness(best) >= least else ""
+
+
+def keys_of(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every configuration key, dotted."""
+    for name, _ in _annotations(model, prefix):
+        yield name
+
+
+def _annotations(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every configuration key with its type."""
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from _annotations(kind, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", kind

@@ -1,0 +1,298 @@
+"""A study as tables for other programs and for papers: CSV with everything, LaTeX (booktabs) with the main figures.
+
+An empty CSV field is a figure that there is none of. The LaTeX tables need ``\\usepackage{booktabs}``; each carries the
+study's label in its caption, so that nobody takes its figures for another benchmark's.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from glscl.study.charts import si
+from glscl.study.report import DIRECTIONS, MAIN_METRIC, interval, p_value, signed
+from glscl.study.results import ZERO_SHOT, Estimate, Result, StudyResults, parse_study
+from glscl.system.storage import join, write_bytes
+
+RESULT_COLUMNS = (
+    "study", "label", "condition", "variant", "head", "group", "training", "test", "split", "relation", "direction",
+    "metric", "estimate", "low", "high", "sd", "seeds", "scores", "note", "videos", "videos_of",
+)  # fmt: skip
+COMPARISON_COLUMNS = (
+    "condition", "first", "second", "scope", "relation", "direction", "metric",
+    "estimate", "low", "high", "p_value", "adjusted_p", "shown", "sentence",
+)  # fmt: skip
+COST_COLUMNS = (
+    "condition", "variant", "parameters", "length_tied", "text_bytes", "video_bytes", "declared", "implemented",
+    "counted", "measured_texts", "measured_videos", "seconds", "peak_bytes", "machine",
+)  # fmt: skip
+
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "_": r"\_",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "→": r"$\rightarrow$",
+    "−": "$-$",
+    "×": r"$\times$",
+    "±": r"$\pm$",
+    "≤": r"$\leq$",
+    "≥": r"$\geq$",
+    "∞": r"$\infty$",
+    "–": "--",
+}
+
+
+def write_study_tables(results: Mapping[str, Any] | StudyResults, folder_uri: str) -> None:
+    """Write ``results.csv``, ``comparisons.csv``, ``costs.csv``, ``matrix.tex``, ``differences.tex``, ``costs.tex``.
+
+    Args:
+        results: see :mod:`glscl.study.results`.
+        folder_uri: local or ``s3://``.
+
+    Raises:
+        UserError: ``results`` lack something.
+    """
+    study = parse_study(results)
+    files = {
+        "results.csv": _csv(RESULT_COLUMNS, _result_rows(study)),
+        "comparisons.csv": _csv(COMPARISON_COLUMNS, (row.model_dump() for row in study.comparisons)),
+        "costs.csv": _csv(
+            COST_COLUMNS,
+            (
+                {**cost.model_dump(), "length_tied": "; ".join(cost.length_tied), "machine": study.cost_machine}
+                for cost in study.costs
+            ),
+        ),
+        "matrix.tex": _matrix(study),
+        "differences.tex": _differences(study),
+        "costs.tex": _costs(study),
+    }
+    for name, text in files.items():
+        write_bytes(join(folder_uri, name), text.encode())
+
+
+def latex(text: str) -> str:
+    """Escape what LaTeX would read as a command."""
+    return "".join(LATEX.get(character, character) for character in " ".join(text.split()))
+
+
+def _csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({name: "" if _is_nothing(row.get(name)) else row[name] for name in columns})
+    return out.getvalue()
+
+
+def _is_nothing(value: object) -> bool:
+    return value is None or (isinstance(value, float) and not math.isfinite(value))
+
+
+def _result_rows(study: StudyResults) -> Iterable[dict[str, Any]]:
+    """One row per result, direction and metric, the normalised ones and those without leaked videos included."""
+    variants = {variant.name: variant for variant in study.variants}
+    tests = {test.name: test for test in study.tests}
+    for result in study.results:
+        variant, test = variants.get(result.variant), tests.get(result.test)
+        common = {
+            "study": study.name,
+            "label": study.label,
+            "condition": result.condition,
+            "variant": result.variant,
+            "head": variant.head if variant else None,
+            "group": variant.group if variant else None,
+            "training": result.training,
+            "test": result.test,
+            "split": test.split if test else None,
+            "relation": result.relation,
+            "seeds": result.text_to_video[MAIN_METRIC].seeds,
+            "videos": test.videos if test else None,
+            "videos_of": test.videos_of if test else None,
+        }
+
+        def plain(
+            direction: str, metric: str, value: float, scores: str = "raw", note: str = "", *, common: Any = common
+        ) -> dict[str, Any]:
+            fields = {"direction": direction, "metric": metric, "estimate": value, "scores": scores, "note": note}
+            return {**common, **fields}
+
+        def bounded(direction: str, metric: str, value: Estimate, *, common: Any = common) -> dict[str, Any]:
+            fields = {"low": value.low, "high": value.high, "sd": value.deviation, "seeds": value.seeds}
+            return {**plain(direction, metric, value.estimate, note=value.note, common=common), **fields}
+
+        for direction, metrics in (
+            ("text_to_video", result.text_to_video),
+            ("video_to_text", result.video_to_text),
+        ):
+            for metric, value in metrics.items():
+                yield bounded(direction, metric, value)
+        for side, rank in result.median_rank.items():
+            yield plain(side, "MdR", rank)
+        for side, (pessimistic, optimistic) in result.ties.items():
+            yield plain(side, "R@1 pessimistic", pessimistic)
+            yield plain(side, "R@1 optimistic", optimistic)
+        yield bounded("text_to_video", "hubness", result.hubness)
+        for name, relative in (("retention", result.retention), ("lift", result.lift)):
+            if relative:
+                yield bounded("text_to_video", name, relative)
+        for column in result.columns:
+            for k in (1, 5, 10):
+                recall = getattr(column, f"recall_at_{k}")
+                yield plain(column.direction, f"R@{k}", recall, column.label, column.saw)
+        if result.without_leaked:
+            for direction, _ in DIRECTIONS:
+                recall = getattr(result.without_leaked, direction)
+                yield plain(direction, "R@1", recall, "without leaked videos", result.without_leaked.note)
+
+
+def _matrix(study: StudyResults) -> str:
+    """R@1 of every variant after every training on every test set.
+
+    The zero-shot towers are a row: they have no training, so their figures stand under each.
+    """
+    trainings = [training.name for training in study.trainings if training.name != ZERO_SHOT]
+    cells = [(training, test.name) for training in trainings for test in study.tests]
+    groups = [rf"\multicolumn{{{len(study.tests)}}}{{c}}{{{latex(name)}}}" for name in trainings]
+    rules = [
+        rf"\cmidrule(lr){{{2 + index * len(study.tests)}-{1 + (index + 1) * len(study.tests)}}}"
+        for index in range(len(trainings))
+    ]
+    titles = {test.name: latex(test.title) for test in study.tests}
+    tests = [titles[test] for _, test in cells]
+    lines = [
+        " & ".join(["Trained on", *groups]) + r" \\",
+        " ".join(rules),
+        " & ".join(["Tested on", *tests]) + r" \\",
+    ]
+    for condition in study.conditions:
+        found = {(r.variant, r.training, r.test): r for r in study.results if r.condition == condition}
+        untrained = {r.test: r for r in found.values() if r.training == ZERO_SHOT}
+        rows: list[tuple[str, list[Result | None]]] = []
+        if untrained:
+            rows.append((ZERO_SHOT, [untrained.get(test) for _, test in cells]))
+        rows += [
+            (variant.name, [found.get((variant.name, *cell)) for cell in cells])
+            for variant in study.variants
+            if variant.name != ZERO_SHOT
+        ]
+        best = [
+            max((_recall(row[column]) for _, row in rows if row[column]), default=-math.inf)
+            for column in range(len(cells))
+        ]
+        lines += _condition_rule(study, condition, len(cells) + 1)
+        lines += [
+            " & ".join([latex(name), *(_matrix_cell(cell, top) for cell, top in zip(row, best, strict=True))]) + r" \\"
+            for name, row in rows
+        ]
+    caption = (
+        "Text-to-video R@1 in per cent, mean over seeds $\\pm$ sample standard deviation. "
+        "Bold: the best of a column; italic: in-domain."
+    )
+    if missing := [f"{test.name} {test.share} videos" for test in study.tests if test.videos < test.videos_of]:
+        caption += latex(f" Incomplete: {', '.join(missing)}.")
+    return _table(study, "matrix", "l" + "c" * len(cells), lines, caption)
+
+
+def _recall(result: Result | None) -> float:
+    return result.text_to_video[MAIN_METRIC].estimate if result else -math.inf
+
+
+def _matrix_cell(result: Result | None, best: float) -> str:
+    if result is None or not math.isfinite(_recall(result)):
+        return "--"
+    value = result.text_to_video[MAIN_METRIC]
+    text = f"{value.estimate:.1f}"
+    if text == f"{best:.1f}":  # what looks equal is marked alike
+        text = rf"\textbf{{{text}}}"
+    if result.relation == "in-domain":
+        text = rf"\textit{{{text}}}"
+    return text if value.deviation is None else rf"{text} {{\scriptsize$\pm${value.deviation:.1f}}}"
+
+
+def _differences(study: StudyResults) -> str:
+    lines = [r"Scope & Difference & Points & 95\,\% interval & adjusted $p$ \\"]
+    for condition in study.conditions:
+        for direction, words in DIRECTIONS:
+            rows = [row for row in study.comparisons if (row.condition, row.direction) == (condition, direction)]
+            if not rows:
+                continue
+            title = words if len(study.conditions) == 1 else f"{condition}, {words.lower()}"
+            lines += [r"\midrule", rf"\multicolumn{{5}}{{l}}{{{latex(title)}}} \\"]
+            for row in rows:
+                metric = "" if row.metric == MAIN_METRIC else f" ({row.metric})"
+                points = signed(row.estimate)
+                fields = [
+                    latex(row.scope.replace("->", "→")),
+                    latex(f"{row.first} − {row.second}{metric}"),
+                    rf"\textbf{{{latex(points)}}}" if row.shown else latex(points),
+                    latex(interval(row)),
+                    latex(p_value(row.adjusted_p).removeprefix("= ")),
+                ]
+                lines.append(" & ".join(fields) + r" \\")
+    caption = (
+        "Paired differences of R@1 in points. Bold: shown, that is, the interval excludes 0 and the $p$-value after "
+        "Holm's correction is below 0.05."
+    )
+    return _table(study, "differences", "llrrr", lines, caption)
+
+
+def _costs(study: StudyResults) -> str:
+    lines = [r"Head & declared & implemented & counted & parameters & latency (ms) & peak (MiB) & tied to \\"]
+    for condition in study.conditions:
+        rows = [cost for cost in study.costs if cost.condition == condition]
+        if not rows:
+            continue
+        lines += _condition_rule(study, condition, 8)
+        for cost in rows:
+            fields = [
+                latex(cost.variant),
+                *(si(value) for value in (cost.declared, cost.implemented, cost.counted, cost.parameters)),
+                f"{1e3 * cost.seconds:.1f}",
+                f"{cost.peak_bytes / 2**20:.1f}",
+                latex(", ".join(cost.length_tied)) or "--",
+            ]
+            lines.append(" & ".join(fields) + r" \\")
+    sizes = sorted({(cost.measured_texts, cost.measured_videos) for cost in study.costs})
+    measured = ", ".join(rf"{texts:,} $\times$ {videos:,}" for texts, videos in sizes)
+    machine = f" on {latex(study.cost_machine)}" if study.cost_machine else ""
+    caption = (
+        "Cost of a head. Multiply-adds per pair of a text and a video: declared (as its authors' code spends them), "
+        "implemented, and counted."
+        + (f" Latency and peak memory to score {measured} texts and videos{machine}, features cached." if sizes else "")
+    )
+    return _table(study, "costs", "lrrrrrrl", lines, caption)
+
+
+def _condition_rule(study: StudyResults, condition: str, columns: int) -> list[str]:
+    """A rule, and the condition's name where there are several."""
+    if len(study.conditions) == 1:
+        return [r"\midrule"]
+    return [r"\midrule", rf"\multicolumn{{{columns}}}{{l}}{{{latex(condition)}}} \\"]
+
+
+def _table(study: StudyResults, name: str, columns: str, lines: Sequence[str], caption: str) -> str:
+    finished = study.finished_cells == study.cells
+    state = "" if finished else f" Unfinished: {study.finished_cells} of {study.cells} cells."
+    head = [
+        f"% {' '.join(study.name.split())}, {study.created}, commit {study.git_commit or 'unknown'}; needs booktabs",
+        r"\begin{table}",
+        r"\centering\small",
+        rf"\caption{{{latex(study.label)}. {caption}{state}}}",
+        rf"\label{{tab:study-{name}}}",
+        rf"\begin{{tabular}}{{{columns}}}",
+        r"\toprule",
+    ]
+    return "\n".join([*head, *lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])

@@ -1,0 +1,1 @@
+"""Storage, sessions, signals: what every part stands on, and nothing of retrieval."""

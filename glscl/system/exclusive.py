@@ -1,0 +1,154 @@
+"""Files that exactly one of many processes creates, on a disk or on S3: what ownership is made of.
+
+Locally that is ``O_EXCL``. On S3 it is a conditional write (``If-None-Match: *``), which AWS has had since 2024. A
+store that refuses the condition, or ignores it, is found out: there the file is written, left for `SETTLE_S` seconds,
+and belongs to whom it names then.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+
+from botocore.exceptions import ClientError
+
+from glscl.errors import StorageError
+from glscl.system import storage
+
+SETTLE_S = 3.0
+"""Seconds in which two writers of one object, on a store without conditional writes, have both written."""
+
+_TAKEN = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
+_NO_CONDITIONS = {"NotImplemented", "501", "InvalidArgument", "InvalidRequest", "400", "MethodNotAllowed", "405"}
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A file as it was found.
+
+    Attributes:
+        data: its content.
+        stamp: differs after every `renew`.
+    """
+
+    data: bytes
+    stamp: tuple[bytes, int]
+
+
+def create(uri: str, data: bytes) -> bool:
+    """Write a file that must not be there; of all who try at once, one succeeds.
+
+    Args:
+        uri: path or URI.
+        data: content, different for every process.
+
+    Returns:
+        whether this call created it.
+
+    Raises:
+        StorageError: the store does not take it for another reason.
+        OSError: nor does the disk.
+    """
+    if not storage.is_remote(uri):
+        return _create_locally(storage.resolve(uri), data)
+    created = _put_if_absent(uri, data)
+    if created is False:
+        return _holds(uri, data)  # by an attempt whose answer was lost
+    if created and _put_if_absent(uri, data) is False:
+        return True
+    # The store has no conditions, or would have let this call replace anybody's file.
+    if created is None and read(uri) is not None:
+        return False
+    storage.write_bytes(uri, data)
+    time.sleep(SETTLE_S)
+    return _holds(uri, data)
+
+
+def _holds(uri: str, data: bytes) -> bool:
+    found = read(uri)
+    return found is not None and found.data == data
+
+
+def _create_locally(path: str, data: bytes) -> bool:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    try:
+        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    except FileExistsError:
+        return False
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        os.unlink(path)
+        raise
+    return True
+
+
+def _put_if_absent(uri: str, data: bytes) -> bool | None:
+    """Whether the object was created; None if the store knows no conditions."""
+    fs, path = storage.filesystem(uri)
+    try:
+        fs.pipe_file(path, data, mode="create")
+    except (StorageError, OSError) as error:
+        code = _code(error)
+        if code in _TAKEN:
+            return False
+        if code in _NO_CONDITIONS:
+            return None
+        raise
+    return True
+
+
+def _code(error: BaseException | None) -> str:
+    """The store's own word for why it refused."""
+    while error is not None:
+        if isinstance(error, ClientError):
+            return str(error.response.get("Error", {}).get("Code", ""))
+        error = error.__cause__
+    return ""
+
+
+def read(uri: str) -> Seen | None:
+    """The file, or None if it is not there (asked for by its name, never by a listing)."""
+    if storage.is_remote(uri):
+        fs, path = storage.filesystem(uri)
+        try:
+            data: bytes = fs.cat_file(path)
+        except FileNotFoundError:
+            return None
+        return Seen(data, (data, 0))
+    try:
+        with open(storage.resolve(uri), "rb") as file:
+            return Seen(data := file.read(), (data, os.fstat(file.fileno()).st_mtime_ns))
+    except FileNotFoundError:
+        return None
+
+
+def renew(uri: str, data: bytes) -> None:
+    """Let the file's `Seen.stamp` change: on S3 by new content, on a disk without needing room there.
+
+    Raises:
+        FileNotFoundError: it is not there (S3 cannot tell).
+    """
+    if storage.is_remote(uri):
+        storage.write_bytes(uri, data)
+    else:
+        os.utime(storage.resolve(uri))
+
+
+def age_s(uri: str) -> float:
+    """Seconds since a file was written or renewed, by the clock of where it lies: those of two hosts may differ."""
+    if storage.is_remote(uri):
+        fs, path = storage.filesystem(uri)
+        bucket, _, key = path.partition("/")
+        answer = fs.call_s3("head_object", Bucket=bucket, Key=key)
+        now = answer["ResponseMetadata"].get("HTTPHeaders", {}).get("date")
+        return (parsedate_to_datetime(now) - answer["LastModified"]).total_seconds() if now else 0.0
+    path = storage.resolve(uri)
+    with tempfile.TemporaryFile(dir=os.path.dirname(path)) as probe:
+        return os.fstat(probe.fileno()).st_mtime - os.stat(path).st_mtime

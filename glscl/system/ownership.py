@@ -1,0 +1,301 @@
+"""One command at a time writes into a directory: its owner, known by a heartbeat.
+
+Rules:
+
+1. A claim is a file ``owner/NNNNNNNN.json``, which `exclusive.create` gives to one process only. The highest number is
+   the owner. Claims are never deleted: a number that was used once is never free again.
+2. The owner renews its claim every `PERIOD_S` seconds, from a thread, and marks it as released at its end.
+3. Who comes second is refused while the owner lives. On the owner's own machine that is asked of the process table; a
+   process number that another process has got since counts as gone. From another machine it is watched: an owner whose
+   claim changes is alive, one whose claim has not changed for `LIMIT_S` seconds is gone. An age that the storage tells
+   shortens the wait, but never below three heartbeats, because clocks jump.
+4. An owner that was taken over (it was frozen, or cut off) finds a higher number than its own. It looks with every
+   heartbeat, and `Fence.check` looks before anything is deleted, replaced or registered, in whatever process that
+   happens. Only a process that is frozen between that look and the write behind it is not held up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from glscl.errors import UserError
+from glscl.system import exclusive, storage
+from glscl.system.exclusive import Seen
+from glscl.system.processes import machine, start_of
+
+FOLDER = "owner"
+PERIOD_S = 5.0
+LIMIT_S = 60.0
+"""Seconds without a heartbeat after which an owner on another machine counts as gone."""
+LEAST_WATCH_S = 3 * PERIOD_S
+RELEASE_S = 10.0
+ANOTHER_NAME = "choose another --name"
+_POLL_S = 1.0
+
+
+class TakenOverError(UserError):
+    """Another command owns the directory now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a claim's file says.
+
+    Attributes:
+        token: of this claim only.
+        command: in words.
+        host: for people.
+        machine: where ``pid`` means a process (`processes.machine`).
+        pid: of the owner.
+        started: `processes.start_of` it.
+        beat: heartbeats so far, where they are counted in the file.
+        released: the owner has ended in order.
+    """
+
+    token: str
+    command: str
+    host: str
+    machine: str
+    pid: int
+    started: str
+    beat: int = 0
+    released: bool = False
+
+    @classmethod
+    def of_this_process(cls) -> Claim:
+        """A new claim of this process."""
+        pid = os.getpid()
+        return cls(uuid.uuid4().hex, _command(), socket.gethostname(), machine(), pid, start_of(pid) or "")
+
+    @classmethod
+    def parse(cls, data: bytes) -> Claim | None:
+        """None for a file that is not whole, because it is being written."""
+        try:
+            return cls(**json.loads(data))
+        except (ValueError, TypeError):
+            return None
+
+    def to_bytes(self) -> bytes:
+        """As JSON."""
+        return (json.dumps(asdict(self), indent=1) + "\n").encode()
+
+    def is_running(self) -> bool:
+        """Whether the process is there; meant for claims of this machine."""
+        return start_of(self.pid) == self.started
+
+    def __str__(self) -> str:
+        return f"{self.command} on host {self.host}, pid {self.pid}"
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """Says whether a claim still holds, in any process of its command.
+
+    Attributes:
+        directory: path or URI that is owned.
+        number: of the claim.
+        token: of the claim.
+    """
+
+    directory: str
+    number: int
+    token: str
+
+    def check(self) -> None:
+        """Ask the storage.
+
+        Raises:
+            TakenOverError: the directory belongs to another command.
+        """
+        newer = exclusive.read(_address(self.directory, self.number + 1))
+        mine = exclusive.read(_address(self.directory, self.number)) if newer is None else None
+        claim = Claim.parse((newer or mine or Seen(b"", (b"", 0))).data)
+        if mine is not None and claim is not None and claim.token == self.token:
+            return
+        whom = f"was taken over by {claim}" if claim else "is no longer this command's (its owner/ folder is gone)"
+        raise TakenOverError(
+            f"{self.directory} {whom}, while this command was not heard of; this command ends and changes nothing there"
+        )
+
+
+class Owner:
+    """An owned directory, with the thread that renews its claim.
+
+    Attributes:
+        fence: to hand to other processes.
+    """
+
+    def __init__(self, fence: Fence, claim: Claim) -> None:
+        self.fence = fence
+        self._claim = asdict(claim)
+        self._where = _address(fence.directory, fence.number)
+        self._lost: TakenOverError | None = None
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="glscl-owner", daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raise what the last heartbeat found; costs nothing.
+
+        Raises:
+            TakenOverError: the directory belongs to another command.
+        """
+        if self._lost is not None:
+            raise self._lost
+
+    def _renew(self) -> None:
+        beat, failing = 0, False
+        while not self._ended.wait(PERIOD_S):
+            beat += 1
+            try:
+                self.fence.check()
+                exclusive.renew(self._where, Claim(**self._claim | {"beat": beat}).to_bytes())
+                failing = False
+            except TakenOverError as error:
+                self._lost = error
+                return
+            except Exception as error:  # the storage is away: what has to be written there says so itself
+                if not failing:
+                    print(
+                        f"{self.fence.directory}: no heartbeat can be written ({_one_line(error)}); after "
+                        f"{LIMIT_S:g} s another machine may take over",
+                        flush=True,
+                    )
+                failing = True
+        try:
+            self.fence.check()
+            storage.write_bytes(self._where, Claim(**self._claim | {"released": True}).to_bytes())
+        except TakenOverError as error:
+            self._lost = error
+        except Exception as error:
+            print(f"{self._where}: not released ({_one_line(error)})", flush=True)
+
+    def release(self) -> None:
+        """End the heartbeat, and let the next command have the directory.
+
+        Storage that is away is not waited for: the next command finds this process gone.
+        """
+        self._ended.set()
+        self._thread.join(RELEASE_S)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+@contextlib.contextmanager
+def owned(directory: str, advice: str, *, patience_s: float = 0.0) -> Iterator[Owner]:
+    """Own a directory in this block.
+
+    Args:
+        directory: path or URI; made if it is not there.
+        advice: what else one can do than wait for the owner or end it, as in "choose another --name".
+        patience_s: how long a living owner is waited for, because it is expected to end.
+
+    Raises:
+        UserError: another command owns it.
+    """
+    directory = storage.resolve(directory)
+    owner = _claim(directory, advice, patience_s)
+    try:
+        yield owner
+    finally:
+        owner.release()
+
+
+def _command() -> str:
+    """What this process does, in a few words without options: these may hold secrets."""
+    program = os.path.basename(sys.argv[0])
+    if program == "default_worker.py":  # Ray's
+        return "a run of a study or sweep"
+    words = list(itertools.takewhile(lambda word: not word.startswith("-"), sys.argv[1:3]))
+    return " ".join(["glscl" if program == "__main__.py" else program, *words])
+
+
+def _claim(directory: str, advice: str, patience_s: float) -> Owner:
+    mine = Claim.of_this_process()
+    deadline = time.monotonic() + patience_s
+    watch = _Watch(directory)
+    while True:
+        number = _newest(directory)
+        if number and (reason := watch.holds(number)):
+            if time.monotonic() >= deadline:
+                raise UserError(f"{directory} is in use: {reason}. Wait for its end, end it, or {advice}")
+            watch.say(f"waiting for its owner to end: {reason}")
+            time.sleep(_POLL_S)
+            continue
+        if exclusive.create(_address(directory, number + 1), mine.to_bytes()):
+            if exclusive.read(_address(directory, number + 2)) is None:
+                return Owner(Fence(directory, number + 1, mine.token), mine)
+            storage.remove(_address(directory, number + 1))  # of a listing out of date
+
+
+class _Watch:
+    """Finds out whether an owner lives."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        self._said: set[str] = set()
+
+    def say(self, text: str) -> None:
+        """Print it once."""
+        if text.partition(",")[0] not in self._said:
+            self._said.add(text.partition(",")[0])
+            print(f"{self._directory}: {text}", flush=True)
+
+    def holds(self, number: int) -> str:
+        """Who owns the directory by this claim and how long ago it was heard of; empty if it is free to take."""
+        where = _address(self._directory, number)
+        began = time.monotonic()
+        first: Seen | None = None
+        needed = LIMIT_S
+        while True:
+            now = time.monotonic()  # before the look: this process too may be frozen
+            seen = exclusive.read(where)
+            if seen is None:
+                return ""  # the directory was deleted
+            claim = Claim.parse(seen.data)
+            if claim is not None and claim.released:
+                return ""
+            who = claim or "a command that has just begun"
+            if claim is not None and claim.machine == machine():
+                if claim.is_running():
+                    return self._reason(who, where)
+                self.say(f"taken over from {who}, whose process is gone")
+                return ""
+            if first is None:
+                first, needed = seen, max(LIMIT_S - max(0.0, exclusive.age_s(where)), LEAST_WATCH_S)
+                self.say(f"owned by {who}; up to {needed:.0f} s for a sign of life from there")
+            elif seen.stamp != first.stamp:
+                return self._reason(who, where)
+            elif now - began >= needed:
+                self.say(f"taken over from {who}, which was not heard of for {LIMIT_S:g} s")
+                return ""
+            time.sleep(_POLL_S)
+
+    def _reason(self, who: Any, where: str) -> str:
+        return f"{who}, last heartbeat {max(0.0, exclusive.age_s(where)):.0f} s ago"
+
+
+def _newest(directory: str) -> int:
+    """The highest claim's number, 0 if there is none; a listing out of date hides none."""
+    names = (name.removesuffix(".json") for name in storage.list_names(storage.join(directory, FOLDER)))
+    number = max((int(name) for name in names if name.isdecimal()), default=0)
+    while exclusive.read(_address(directory, number + 1)) is not None:
+        number += 1
+    return number
+
+
+def _address(directory: str, number: int) -> str:
+    return storage.join(directory, FOLDER, f"{number:08d}.json")

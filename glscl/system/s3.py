@@ -1,0 +1,203 @@
+"""S3 with one policy of retries, whoever asks: `glscl.system.storage`, Ray Train, DataLoader processes.
+
+What may pass (server errors, slow-down, resets, time-outs, answers cut short) is tried again with exponential back-off
+and full jitter until ``GLSCL_STORAGE_DEADLINE_S``. What will not pass (no permission, no such bucket, bad signature, a
+request that the store does not know) is said at once, with the knob (`glscl.system.s3_errors`). Either ends in a
+`StorageError`. What is not there is a FileNotFoundError, as on a disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import time
+from typing import Any
+
+import s3fs
+from botocore.exceptions import BotoCoreError, ClientError
+from fsspec.asyn import sync_wrapper
+
+from glscl.errors import StorageError, UserError
+from glscl.system.s3_errors import advice, checksum_advice, code_of, may_pass, words
+from glscl.system.storage import first_answer_due
+
+DEADLINE = "GLSCL_STORAGE_DEADLINE_S"
+"""Environment variable: seconds for which one request is tried again."""
+DEFAULT_DEADLINE_S = 300.0
+FIRST_CONTACT_S = 5.0
+"""Seconds that a command gives an endpoint that has not answered it yet."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 20.0
+PART_BYTES = 8 << 20
+DELETIONS = 16
+"""Objects that are deleted at once."""
+SAY_EVERY_S = 30.0
+"""Seconds between two lines about a request that is still being tried."""
+
+_logger = logging.getLogger(__name__)
+_jitter = random.SystemRandom()  # no part of anybody's seed
+
+
+class Body:
+    """An answer's body, read and measured."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    async def read(self) -> bytes:
+        """All of it."""
+        return self._data
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class S3(s3fs.S3FileSystem):  # type: ignore[misc]
+    """s3fs with the policy of this module, applied where every one of its requests passes.
+
+    A name is a key and nothing else: s3fs would take ``*``, ``?`` and ``[`` for patterns, which may match what other
+    people have, and ``?versionId=`` for a version.
+    """
+
+    retries = 1  # s3fs's own, which know neither a deadline nor a server error
+
+    async def _call_s3(self, method: str, *arguments: Any, **options: Any) -> Any:
+        began = said = time.monotonic()
+        attempt = 0
+        while True:
+            try:
+                answer = await self._once(method, *arguments, **options)
+            except Exception as error:
+                cause = error.__cause__ if isinstance(error.__cause__, ClientError) else error
+                if isinstance(cause, ClientError):
+                    first_answer_due.clear()
+                if method == "complete_multipart_upload" and attempt and code_of(cause) == "NoSuchUpload":
+                    # An earlier attempt went through, and its answer was lost.
+                    return await self._call_s3("head_object", Bucket=options["Bucket"], Key=options["Key"])
+                if isinstance(error, FileNotFoundError) and code_of(cause) != "NoSuchBucket":
+                    raise
+                where, what = _uri(options), method.replace("_", " ")
+                if method == "abort_multipart_upload":  # tidying up after a failure that is being reported
+                    _logger.warning(f"{where}: parts of an unfinished upload stay behind ({words(cause)})")
+                    return {}
+                attempt += 1
+                if not may_pass(cause, attempt):
+                    if isinstance(cause, ClientError | BotoCoreError):
+                        raise StorageError(f"{where}: {what}: {words(cause)}; {advice(cause, method)}") from error
+                    raise
+                now = time.monotonic()
+                left = began + _patience() - now
+                if left <= 0:
+                    raise StorageError(
+                        f"{where}: {what} failed for {now - began:.0f} s, {attempt} times; the last time: "
+                        f"{words(cause)}; {checksum_advice(cause, method) or _patience_advice()}"
+                    ) from error
+                if now - said > SAY_EVERY_S:
+                    said = now
+                    _logger.warning(f"{where}: {what} has failed for {now - began:.0f} s ({words(cause)}); trying on")
+                await asyncio.sleep(min(left, _jitter.uniform(0, min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**attempt))))
+            else:
+                first_answer_due.clear()
+                return answer
+
+    async def _once(self, method: str, *arguments: Any, **options: Any) -> Any:
+        answer = await super()._call_s3(method, *arguments, **options)
+        if method == "get_object":  # the body is part of what is tried again
+            body = answer["Body"]
+            try:
+                data = await body.read()
+            finally:
+                body.close()
+            if len(data) != answer["ContentLength"]:
+                raise ConnectionError(f"{len(data)} of {answer['ContentLength']} bytes arrived")
+            answer["Body"] = Body(data)
+        return answer
+
+    call_s3 = sync_wrapper(_call_s3)
+
+    def split_path(self, path: str) -> tuple[str, str, None]:
+        """Bucket and key, as they stand, and no version."""
+        bare = self._strip_protocol(path).lstrip("/")
+        if "/" not in bare:
+            return bare, "", None
+        bucket, key = self._find_bucket_key(bare)
+        return bucket, key + path[len(path.rstrip("/")) :], None
+
+    async def _expand_path(
+        self, path: Any, recursive: bool = False, maxdepth: int | None = None, assume_literal: bool = True
+    ) -> Any:
+        return await super()._expand_path(path, recursive, maxdepth, assume_literal=True)
+
+    async def _lsdir(
+        self,
+        path: str,
+        refresh: bool = False,
+        max_items: int | None = None,
+        delimiter: str = "/",
+        prefix: str = "",
+        versions: bool = False,
+    ) -> list[dict[str, Any]]:
+        """s3fs's own would leave out a key's first slashes, and list another folder."""
+        bucket, key, _ = self.split_path(path)
+        below = f"{key}/" if key else ""
+        entries = [entry async for entry in self._iterdir(bucket, max_items, delimiter, below + prefix)]
+        return sorted(entries, key=lambda entry: str(entry["name"]))
+
+    async def _rm(self, path: str | list[str], recursive: bool = False, **options: Any) -> None:
+        """Delete the object of this very name or, recursively, everything under it.
+
+        One request each: many stores refuse to delete several at once where AWS's client sends no Content-MD5.
+        """
+        for one in [path] if isinstance(path, str) else path:
+            bucket, key, _ = self.split_path(one)
+            if not key:
+                raise ValueError(f"s3://{bucket}: a whole bucket is not deleted")
+            names = [one]
+            if recursive:
+                names = [entry["name"] for entry in await self._lsdir(one.rstrip("/"), delimiter="")]
+                if not names:
+                    raise FileNotFoundError(one)
+            for first in range(0, len(names), DELETIONS):
+                await asyncio.gather(*map(self._delete, names[first : first + DELETIONS]))
+
+    async def _delete(self, path: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            await self._rm_file(path)
+
+    async def _mkdir(self, path: str, *arguments: Any, **options: Any) -> None:
+        if not self.split_path(path)[1]:
+            await super()._mkdir(path, *arguments, **options)
+        # S3 has no folders. s3fs would look for the bucket, and make one where it may not look.
+
+    async def _get_file(self, rpath: str, lpath: str, **options: Any) -> None:
+        """In parts, so that one of them is what is tried again and held in memory."""
+        if os.path.isdir(lpath):
+            return
+        bucket, key, version = self.split_path(rpath)
+        info = await self._info(rpath)
+        if info["type"] != "file":
+            raise FileNotFoundError(rpath)
+        await self._download_file_part_concurrent(bucket, key, lpath, info["size"], PART_BYTES, version_id=version)
+
+
+def _patience() -> float:
+    if first_answer_due.is_set():
+        return FIRST_CONTACT_S
+    text = os.environ.get(DEADLINE, "")
+    try:
+        return float(text) if text else DEFAULT_DEADLINE_S
+    except ValueError:
+        raise UserError(f"{DEADLINE}={text}: not a number of seconds") from None
+
+
+def _patience_advice() -> str:
+    if first_answer_due.is_set():
+        return "check AWS_ENDPOINT_URL and the network"
+    return f"{DEADLINE} ({_patience():g}) says for how long one request is tried"
+
+
+def _uri(options: dict[str, Any]) -> str:
+    parts = [options.get("Bucket"), options.get("Key") or options.get("Prefix")]
+    return "s3://" + "/".join(str(part) for part in parts if part).rstrip("/")

@@ -1,0 +1,354 @@
+"""The Ray cluster that a command uses."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import psutil
+
+from glscl.errors import BrokenRunError, UserError, one_line
+from glscl.system import stopping
+from glscl.system.environment import (
+    can_keep_token,
+    check_cluster,
+    check_environment,
+    named_cluster,
+    ray_token,
+    temporary_folder,
+)
+from glscl.system.processes import start_of
+
+_PREFIX = "glscl-ray-"
+_OWNER = "owner.json"
+_END_S = 15.0
+_KEEP_DAYS = 7
+_STARTS = 2
+_START_S = 300.0
+PATIENCE = {
+    "RAY_agent_register_timeout_ms": "300000",
+    "RAY_gcs_server_port_wait_time_s": "300",
+    "RAY_raylet_start_wait_time_s": "300",
+    "RAY_worker_register_timeout_seconds": "300",
+    "RAY_py_gcs_connect_timeout_s": "120",
+}
+"""Ray's time limits of a start, which a busy machine needs longer than Ray allows."""
+
+
+@contextmanager
+def ray_session(quiet: bool = False) -> Iterator[None]:
+    """Use the cluster that ``RAY_ADDRESS`` or ``ray start`` offers, else a local one that ends with this block.
+
+    Args:
+        quiet: leave what tasks and workers print in Ray's log files: many runs at once would talk all together.
+
+    Raises:
+        UserError: see `glscl.system.environment.check_environment`.
+        BrokenRunError: a local cluster does not start.
+    """
+    # Ray polls workers for reports at this interval; the default of 2 s would be felt in short runs.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", "1800")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # it repeats every line of the workers
+    if not sys.stdout.isatty():
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    check_environment()
+    named = named_cluster()
+    address = cluster_of_this_machine() if named in (None, "auto") else named
+    if address is None and named == "auto":
+        raise UserError("RAY_ADDRESS=auto: no Ray cluster runs on this machine; start one, or unset RAY_ADDRESS")
+    if address in (None, "local"):
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody reclaims this machine
+        with _own_cluster(quiet):
+            yield
+        return
+    ray.init(address=address, logging_level="error", log_to_driver=not quiet)
+    stopping.take_back()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def on_this_machine() -> bool:
+    """Whether `ray_session` is sure to start a local cluster, so that everything runs on this machine."""
+    import ray
+    from ray._private.utils import read_ray_address
+
+    named = os.environ.get("RAY_ADDRESS")
+    return not ray.is_initialized() and (named == "local" or not (named or read_ray_address()))
+
+
+@contextmanager
+def _own_cluster(quiet: bool) -> Iterator[None]:
+    """A local cluster that leaves neither processes nor files behind, but its logs where something went wrong."""
+    parent = temporary_folder()
+    _remove_left_folders(parent)
+    folder = tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
+    _own(folder)
+    before = _children()
+    failed = False
+    try:
+        with _temporary_files_in(os.path.join(folder, "tmp")):
+            _start_ray(folder, quiet)
+            stopping.take_back()
+            yield
+    except (UserError, KeyboardInterrupt):
+        raise
+    except BaseException:
+        failed = True
+        raise
+    finally:
+        _end(before)
+        if failed:
+            _remove(os.path.join(folder, "tmp"))
+            _own(folder, failed=True)
+            print(f"Ray's logs of this command: {folder} (removed after {_KEEP_DAYS} days)", flush=True)
+        else:
+            _remove(folder)
+
+
+def _start_ray(folder: str, quiet: bool) -> None:
+    """Start a local cluster, however busy the machine is.
+
+    Ray gives up on parts of itself after times that a machine under load needs. Those that can be set are set; one
+    that cannot is half a minute for its node to appear. A start that has failed is tried again.
+
+    Raises:
+        BrokenRunError: it has failed several times.
+    """
+    import ray
+    from ray._private import services
+
+    for variable, value in PATIENCE.items():
+        os.environ.setdefault(variable, value)
+    if os.environ.get("RAY_AUTH_MODE", "token") == "token" and not (ray_token() or can_keep_token()):
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # Ray would write one into the home folder
+    before = _children()
+    for left in range(_STARTS - 1, -1, -1):
+        try:
+            with patch.object(services, "get_node", partial(_wait_for_node, services.get_node)):
+                ray.init(
+                    address="local",
+                    include_dashboard=True,
+                    logging_level="error",
+                    log_to_driver=not quiet,
+                    _temp_dir=folder,
+                )
+            return
+        except Exception as error:  # Ray has no type for it
+            reason = one_line(error)
+            _end(before)
+            if not left:
+                raise BrokenRunError(f"Ray does not start on this machine, tried {_STARTS} times: {reason}") from error
+            print(f"Ray has not started ({reason}); trying again", flush=True)
+
+
+def _wait_for_node(get_node: Callable[[str, str], Any], address: str, node: str) -> Any:
+    """Ray's details of the node that is starting, however long that takes while its process is there."""
+    deadline = time.monotonic() + _START_S
+    while True:
+        try:
+            return get_node(address, node)
+        except RuntimeError:
+            runs = any(child.name() == "raylet" for child in psutil.Process().children())
+            if not runs or time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+
+
+def _children() -> set[int]:
+    return {child.pid for child in psutil.Process().children()}
+
+
+def _end(before: Collection[int]) -> None:
+    """Shut Ray down, and end what this process has started since."""
+    import ray
+
+    started = [
+        process
+        for child in psutil.Process().children()
+        if child.pid not in before
+        for process in [child, *_descendants(child)]
+    ]
+    ray.shutdown()
+    _, alive = psutil.wait_procs(started, timeout=_END_S)
+    for process in alive:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+@contextmanager
+def _temporary_files_in(folder: str) -> Iterator[None]:
+    """Let this process, and those that it starts in this block, put their temporary files there.
+
+    Ray's processes are ended by force, and this one may be.
+    """
+    os.makedirs(folder)
+    variable, default = os.environ.get("TMPDIR"), tempfile.tempdir
+    os.environ["TMPDIR"] = tempfile.tempdir = folder
+    try:
+        yield
+    finally:
+        tempfile.tempdir = default
+        del os.environ["TMPDIR"]
+        if variable is not None:
+            os.environ["TMPDIR"] = variable
+
+
+def _descendants(process: Any) -> list[Any]:
+    try:
+        return process.children(recursive=True)  # type: ignore[no-any-return]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _own(folder: str, **more: Any) -> None:
+    """Mark a folder as this process's."""
+    owner = {"pid": os.getpid(), "start": start_of(os.getpid()), **more}
+    Path(folder, _OWNER).write_text(json.dumps(owner), encoding="utf-8")
+
+
+def _remove_left_folders(parent: str) -> None:
+    """Delete what commands that were killed have left, and the logs of failed ones that are old."""
+    for mark in Path(parent).glob(f"{_PREFIX}*/{_OWNER}"):
+        try:
+            owner = json.loads(mark.read_text(encoding="utf-8"))
+            old = time.time() - mark.stat().st_mtime > _KEEP_DAYS * 86400
+            running = start_of(owner["pid"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # being removed by another command, being written, or another version's
+        if running is not None and owner.get("start", running) == running:  # earlier versions left no "start"
+            continue
+        if old or not owner.get("failed"):
+            _remove(str(mark.parent))
+
+
+def _remove(folder: str) -> None:
+    deadline = time.monotonic() + _END_S
+    while os.path.isdir(folder):
+        try:
+            shutil.rmtree(folder)
+        except OSError as error:  # a process that is just ending wrote another file
+            if time.monotonic() > deadline:
+                print(f"cannot remove {folder}, where the Ray cluster of a command was ({error})", flush=True)
+                return
+            time.sleep(0.1)
+
+
+def cluster_of_this_machine(say: bool = True) -> str | None:
+    """Address of what ``ray start`` has left running here; None if it is gone (Ray itself would wait for minutes)."""
+    from ray._private.utils import read_ray_address
+
+    address = read_ray_address()
+    if not address:
+        return None
+    if _answers(address):
+        check_cluster(str(address), f"the Ray cluster of this machine, {address}")
+        return str(address)
+    if say:
+        print(f"the Ray cluster at {address} is gone; starting a local one", flush=True)
+    return None
+
+
+def _answers(address: str) -> bool:
+    """Whether somebody listens at ``host:port`` (other forms of address are left to Ray)."""
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdigit():
+        return True
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+def alive_nodes() -> list[Mapping[str, float]]:
+    """Resources of the nodes there are."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def room(cpus_per_worker: float, use_gpu: bool) -> int:
+    """Workers that the nodes there are can hold, counted node by node: a worker is never split over two."""
+    return room_on(alive_nodes(), cpus_per_worker, use_gpu)
+
+
+def room_on(nodes: Iterable[Mapping[str, float]], cpus_per_worker: float, use_gpu: bool) -> int:
+    """Workers that nodes of these resources hold."""
+    workers = 0
+    for node in nodes:
+        fits = int(node.get("CPU", 0.0) / cpus_per_worker + 1e-9)  # 0.3 / 0.1 is a little less than 3
+        workers += min(fits, int(node.get("GPU", 0.0))) if use_gpu else fits
+    return workers
+
+
+def check_resources(
+    workers: int, cpus_per_worker: float, use_gpu: bool, wait_s: float = 0.0, most: int | None = None
+) -> None:
+    """Refuse what the cluster does not have (Ray would wait for ever), after giving an autoscaler time to bring it.
+
+    Args:
+        workers: that have to be there (of a range, the fewest).
+        cpus_per_worker: CPUs of each, on one node.
+        use_gpu: each has a GPU.
+        wait_s: seconds that the cluster is given.
+        most: of a range, what an autoscaler is asked for meanwhile.
+
+    Raises:
+        UserError: naming the knob.
+    """
+    deadline = time.monotonic() + wait_s
+    if wait_s and room(cpus_per_worker, use_gpu) < workers:
+        from glscl.system.nodes import NodeRequest
+
+        bundle = {"CPU": max(1, round(cpus_per_worker))} | ({"GPU": 1} if use_gpu else {})
+        with NodeRequest([bundle] * (most or workers)) as request:  # the placement group keeps the nodes afterwards
+            while room(cpus_per_worker, use_gpu) < workers and time.monotonic() < deadline:
+                request.renew()
+                time.sleep(1.0)
+    if room(cpus_per_worker, use_gpu) < workers:
+        raise UserError(lacking(workers, cpus_per_worker, use_gpu, alive_nodes()))
+
+
+def lacking(workers: int, cpus_per_worker: float, use_gpu: bool, nodes: Collection[Mapping[str, float]]) -> str:
+    """What so many workers need that nodes of these resources have not, and the knobs."""
+    there = {kind: sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU")}
+    wanted = {"CPU": workers * cpus_per_worker} | ({"GPU": float(workers)} if use_gpu else {})
+    short = [f"{n:g} {kind} (there: {there[kind]:g})" for kind, n in wanted.items() if n > there[kind]]
+    need = " and ".join(short) or (
+        f"{cpus_per_worker:g} CPU {'and a GPU ' if use_gpu else ''}each on one node (there is room for "
+        f"{room_on(nodes, cpus_per_worker, use_gpu)})"
+    )
+    return (
+        f"{workers} workers need {need}: lower training.num_workers or training.cpus_per_worker, set training.use_gpu "
+        f"to false, or raise training.wait_for_nodes_s where the cluster can grow"
+    )
+
+
+def use_interface_of_node() -> None:
+    """Have gloo use the interface of this node's address in the cluster, unless ``GLOO_SOCKET_IFNAME`` says which."""
+    import ray
+
+    address = ray.util.get_node_ip_address()
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(one.address == address for one in addresses):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)

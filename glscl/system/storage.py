@@ -1,0 +1,265 @@
+"""One address layer: every path the project takes is a local path or an ``s3://`` URI.
+
+Credentials and endpoints come from the standard variables (``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``,
+``AWS_ENDPOINT_URL``, ``AWS_PROFILE``, instance roles ...): nothing of the kind is ever part of a configuration.
+
+S3 is spoken to through `glscl.system.s3.S3` only, which has the one policy of retries. A listing of an S3-compatible
+store may be out of date: nothing is decided by what it lacks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from typing import IO, Any
+
+import fsspec
+
+from glscl.errors import StorageError, UserError
+from glscl.system.environment import check_s3
+
+S3_OPTIONS: dict[str, Any] = {
+    "use_listings_cache": False,  # other processes (Ray tasks, other workers) write what this one lists
+    "max_concurrency": 4,  # parts of a file held in memory at once: 50 MB each on the way up
+    "config_kwargs": {"retries": {"total_max_attempts": 1}, "connect_timeout": 5, "read_timeout": 60},
+}
+first_answer_due = threading.Event()
+"""Set by a command that starts, cleared by the first answer of an endpoint: before it, an endpoint that cannot be
+reached is a typing error, not an outage."""
+
+
+def is_remote(uri: str) -> bool:
+    """True for ``s3://...``."""
+    return "://" in uri and not uri.startswith("file://")
+
+
+def resolve(uri: str) -> str:
+    """Return an absolute local path or the URI itself (Ray workers run in another directory than the driver)."""
+    if is_remote(uri):
+        scheme = uri.split("://", 1)[0]
+        if scheme != "s3":
+            raise UserError(f"{uri}: '{scheme}://' is not supported; use a local path or s3://bucket/key")
+        if "@" in uri.split("/")[2]:
+            raise UserError(
+                f"s3://...@{uri.split('@', 1)[1]}: credentials do not belong in an address, where logs and reports "
+                f"would repeat them; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+            )
+        return uri.rstrip("/")
+    return os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))
+
+
+def filesystem(uri: str) -> tuple[Any, str]:
+    """Return ``(fsspec filesystem, path on it)``."""
+    uri = resolve(uri)
+    if is_remote(uri):
+        check_s3()
+        from glscl.system.s3 import S3  # takes a second to import
+
+        return S3(**S3_OPTIONS), uri.removeprefix("s3://")
+    return fsspec.filesystem("file"), uri
+
+
+def ray_storage(uri: str) -> tuple[str, Any | None]:
+    """Return ``(storage_path, storage_filesystem)`` as Ray Train and Tune want them."""
+    if not is_remote(uri):
+        return resolve(uri), None
+    import pyarrow.fs
+
+    fs, path = filesystem(uri)
+    return path, pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs))
+
+
+def join(uri: str, *parts: str) -> str:
+    """Append path components to a path or URI."""
+    return "/".join([uri.rstrip("/"), *parts])
+
+
+def exists(uri: str) -> bool:
+    """True if a file or folder is there."""
+    fs, path = filesystem(uri)
+    return bool(fs.exists(path))
+
+
+def open_read(uri: str) -> IO[bytes]:
+    """Open for reading, with read-ahead for remote files."""
+    fs, path = filesystem(uri)
+    if is_remote(uri):
+        return fs.open(path, "rb", block_size=8 << 20, cache_type="readahead")  # type: ignore[no-any-return]
+    return fs.open(path, "rb")  # type: ignore[no-any-return]
+
+
+def size(uri: str) -> int:
+    """Bytes of a file."""
+    fs, path = filesystem(uri)
+    return int(fs.size(path) or 0)
+
+
+def read_bytes(uri: str) -> bytes:
+    """Read a whole file."""
+    fs, path = filesystem(uri)
+    return fs.cat_file(path)  # type: ignore[no-any-return]
+
+
+def read_json(uri: str) -> Any:
+    """Read and parse a JSON file.
+
+    Raises:
+        UserError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(read_bytes(uri))
+    except FileNotFoundError:
+        raise UserError(f"{uri}: no such file") from None
+    except (ValueError, RecursionError) as error:  # ValueError also covers integers of thousands of digits
+        raise UserError(f"{uri}: not valid JSON ({error})") from None
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Write a whole file; readers see the old file or the new one, never half of it."""
+    fs, path = filesystem(uri)
+    if is_remote(uri):
+        fs.pipe_file(path, data)  # one PUT, or parts that appear when the last is there: atomic per object
+        return
+    with _whole_or_not_at_all(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def _whole_or_not_at_all(path: str) -> Iterator[IO[bytes]]:
+    """A file that takes its name when it is written and on the disk."""
+    folder = os.path.dirname(path)
+    os.makedirs(folder, exist_ok=True)
+    temporary = os.path.join(folder, f".{os.path.basename(path)}.{uuid.uuid4().hex}")
+    try:
+        with open(temporary, "xb") as file:  # not mkstemp: its files are the owner's alone, whatever the umask
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
+def write_json(uri: str, value: Any) -> None:
+    """Write ``value`` as indented JSON."""
+    write_bytes(uri, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def check_writable(folder: str, knob: str) -> None:
+    """Write and remove a small file.
+
+    Args:
+        folder: path or URI; made if it is not there.
+        knob: the option that chose it.
+
+    Raises:
+        UserError: it cannot be written. Where nothing may be deleted, the file stays, which is said.
+    """
+    probe = join(folder, f".glscl-{uuid.uuid4().hex}")
+    try:
+        write_bytes(probe, b"")
+    except Exception as error:  # file systems and S3 clients have no exception in common
+        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        raise UserError(f"{folder}: cannot be written ({reason}); change {knob}") from error
+    tidy(probe, remove)
+
+
+def upload(local_path: str, uri: str) -> None:
+    """Copy a local file to a path or URI; it is there whole or not at all."""
+    fs, path = filesystem(uri)
+    if is_remote(uri):
+        fs.put_file(local_path, path)
+        return
+    with open(local_path, "rb") as source, _whole_or_not_at_all(path) as target:
+        shutil.copyfileobj(source, target, 8 << 20)
+
+
+def download(uri: str, local_path: str) -> None:
+    """Copy a file at a path or URI to a local file; it is there whole or not at all."""
+    fs, path = filesystem(uri)
+    try:
+        fs.get_file(path, local_path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(local_path)
+        raise
+
+
+def wrong_sizes(folder: str, expected: Mapping[str, int]) -> dict[str, int | None]:
+    """Compare the sizes of files with what is expected: one listing, and a closer look at what it contradicts.
+
+    Args:
+        folder: path or URI.
+        expected: bytes by name, relative to the folder.
+
+    Returns:
+        bytes, or None for a file that is not there, of those that differ; in the order of ``expected``.
+    """
+    fs, root = filesystem(folder)
+    listed = {path: info["size"] for path, info in fs.find(root, detail=True).items()}
+    wrong: dict[str, int | None] = {}
+    for name, size in expected.items():
+        path = join(root, name)
+        if listed.get(path) == size:
+            continue
+        try:
+            found = fs.info(path)
+        except FileNotFoundError:
+            wrong[name] = None
+            continue
+        if found["type"] != "file":
+            wrong[name] = None
+        elif found["size"] != size:
+            wrong[name] = found["size"]
+    return wrong
+
+
+def remove(uri: str) -> None:
+    """Delete one file; it is no error if it is not there."""
+    fs, path = filesystem(uri)
+    with contextlib.suppress(FileNotFoundError):
+        fs.rm_file(path)
+
+
+def remove_folder(uri: str) -> None:
+    """Delete a folder or prefix and everything under it; it is no error if it is not there."""
+    fs, path = filesystem(uri)
+    with contextlib.suppress(FileNotFoundError):
+        fs.rm(path, recursive=True)
+
+
+def tidy(uri: str, delete: Callable[[str], None] = remove_folder) -> bool:
+    """Delete what nobody needs any longer, or say that it stays behind: no run ends for that.
+
+    Args:
+        uri: folder or prefix; a file, if ``delete`` is `remove`.
+        delete: which of the two.
+
+    Returns:
+        whether it is gone.
+    """
+    try:
+        delete(uri)
+    except (StorageError, OSError) as error:
+        reason = str(error) if isinstance(error, StorageError) else f"{type(error).__name__}: {error}"
+        print(f"{uri} stays behind, because it cannot be removed ({' '.join(reason.split())})", flush=True)
+        return False
+    return True
+
+
+def list_names(uri: str) -> list[str]:
+    """Sorted names directly under a folder; empty if it is not there."""
+    fs, path = filesystem(uri)
+    fs.invalidate_cache(path)
+    try:
+        entries = {entry.rstrip("/") for entry in fs.ls(path, detail=False)}
+    except FileNotFoundError:
+        return []
+    return sorted(os.path.basename(entry) for entry in entries - {path})  # a console's empty object is the folder's own

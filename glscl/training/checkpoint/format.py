@@ -1,0 +1,346 @@
+"""Checkpoints: sharded, checked, complete or not offered.
+
+Resume rules:
+
+1. The same run name continues from the run directory's newest complete checkpoint; where there never was one it starts
+   at step 0. Where there were and none is complete any more, it is refused.
+2. A checkpoint is complete when the file list of every rank that saved it is there and every listed file has its size
+   and SHA-256. One that is not is named in the log and passed over for the one before (`retention` has the rules of
+   what is kept).
+3. The same number of workers resumes bit-identically on CPU in fp32: parameters, optimiser state, random number
+   generators and the stream's position are those of the moment of saving.
+4. Another number of workers resumes with the same parameters, optimiser state and pairs, so with the same losses to
+   rounding (`universal` cuts the sharded state of ZeRO 1 to 3 anew). The ranks' generators, which no longer have one
+   counterpart each, start from `seed_generators` of seed, step and rank: dropout draws other masks than it would have.
+5. A configuration that changes the model, the loss, the data or the optimisation is refused with the differing keys;
+   what only changes logging, evaluation, retention or the machines is free to differ (`FREE_KEYS`).
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any
+
+import torch
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import distributed
+
+from glscl.errors import UserError
+from glscl.options import Options
+from glscl.system import storage
+from glscl.training.checkpoint.safe_load import safe_loading
+
+SELECTION_METRIC = "validation_R@1"
+STATE = "state.json"
+TAG = "deepspeed"
+_LIST_PREFIX = "files-"
+_TORCH_CANNOT_WRITE = ("inline_container.cc", "PytorchStreamWriter", "iostream error")  # it has no type for that
+
+FREE_KEYS = (
+    "name",
+    "storage",
+    "data.validation",
+    "data.test",
+    "data.loader_workers",
+    "data.prefetch",
+    "data.decoder",
+    "data.cache_dir",
+    "data.max_decode_s",
+    "data.max_bad_fraction",
+    "data.stall_timeout_s",
+    "model.grad_checkpointing",
+    "model.trust_pickle",
+    "training.num_workers",
+    "training.use_gpu",
+    "training.cpus_per_worker",
+    "training.wait_for_nodes_s",
+    "training.restart_cost_s",
+    "training.log_every",
+    "training.max_failures",
+    "training.hang_timeout_s",
+    "training.accumulate",
+    "checkpoint",
+    "evaluation",
+)
+"""Configuration keys (or sections) in which a resumed run may differ from the run that saved."""
+
+
+@dataclass(slots=True)
+class TrainState:
+    """What a checkpoint says beside the tensors.
+
+    Attributes:
+        step: steps done; the next batch of the stream is this one.
+        world_size: ranks that saved it.
+        zero_stage: how the optimiser state is sharded.
+        config: the run configuration.
+        manifests: fingerprints of the training shard sets.
+        quarantined: videos found unusable so far.
+        metrics: held-out metrics at this step, where it was scored.
+    """
+
+    step: int
+    world_size: int
+    zero_stage: int
+    config: dict[str, Any]
+    manifests: list[str]
+    quarantined: list[dict[str, str]] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+class IncompleteCheckpointError(Exception):
+    """The files do not match the lists that their writers left."""
+
+
+def save(engine: Any, folder: str, state: TrainState, rank: int) -> None:
+    """Write this rank's part of a checkpoint into its own folder (collective: every rank calls it)."""
+    engine.save_checkpoint(folder, tag=TAG)
+    generators = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        generators["cuda"] = torch.cuda.get_rng_state()
+    save_file(generators, os.path.join(folder, f"generators-{rank:05d}.safetensors"))
+    if rank == 0:
+        Path(folder, STATE).write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
+    files = {}
+    for path in sorted(Path(folder).rglob("*")):
+        if path.is_file():
+            files[str(path.relative_to(folder))] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    Path(folder, _list_name(rank)).write_text(json.dumps(files, indent=1), encoding="utf-8")
+
+
+def _plain(name: str) -> str:
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        raise ValueError("leaves the checkpoint's folder")
+    return name
+
+
+class _File(Options):
+    bytes: int = Field(ge=0)
+    sha256: str
+
+
+_STATE = TypeAdapter(TrainState)
+_LIST = TypeAdapter(dict[Annotated[str, AfterValidator(_plain)], _File])
+
+
+def _read(uri: str, name: str, kind: TypeAdapter[Any]) -> Any:
+    try:
+        return kind.validate_json(storage.read_bytes(storage.join(uri, name)), strict=True)
+    except FileNotFoundError:
+        raise IncompleteCheckpointError(f"{name}: missing") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise IncompleteCheckpointError(f"{name}: unreadable ({where + ': ' if where else ''}{first['msg']})") from None
+
+
+def _read_lists(uri: str) -> tuple[TrainState, list[dict[str, _File]]]:
+    """What a checkpoint says of itself, and the files of each rank."""
+    state = read_state(uri)
+    return state, [_read(uri, _list_name(rank), _LIST) for rank in range(state.world_size)]
+
+
+def read_state(folder: str) -> TrainState:
+    """Read what a checkpoint says of itself.
+
+    Raises:
+        IncompleteCheckpointError: no readable state file.
+    """
+    state: TrainState = _read(folder, STATE, _STATE)
+    return state
+
+
+def check_files(uri: str) -> TrainState:
+    """Look whether every file that a checkpoint's lists name is there, with its size; reads the lists only.
+
+    Args:
+        uri: folder or prefix.
+
+    Raises:
+        IncompleteCheckpointError: naming the file.
+    """
+    state, lists = _read_lists(uri)
+    expected = {name: entry.bytes for files in lists for name, entry in files.items()}
+    for name, found in storage.wrong_sizes(uri, expected).items():
+        said = "missing" if found is None else f"{found} bytes where {expected[name]} were saved"
+        raise IncompleteCheckpointError(f"{name}: {said}")
+    return state
+
+
+def check_complete(folder: str, part: int = 0, parts: int = 1) -> TrainState:
+    """Compare a checkpoint's files with the lists of the ranks that wrote them.
+
+    Args:
+        folder: local folder with every rank's files.
+        part: which of the parts is read and hashed here, where several processes share the work: the files of every
+            ``parts``-th rank from this one on. Sizes are compared for all.
+        parts: in how many parts.
+
+    Raises:
+        IncompleteCheckpointError: naming the file.
+    """
+    state = check_files(folder)
+    _, lists = _read_lists(folder)
+    for files in lists[part::parts]:
+        for name, entry in files.items():
+            if _sha256(Path(folder, name)) != entry.sha256:
+                raise IncompleteCheckpointError(f"{name}: checksum differs")
+    return state
+
+
+@contextmanager
+def local_copy(uri: str, scratch: str | None = None) -> Iterator[str]:
+    """A checkpoint's files in a local folder: where they are, or fetched by the names that its lists give.
+
+    Args:
+        uri: folder or prefix.
+        scratch: where to make the folder for what is fetched, or for a link; it goes with the end of the block.
+
+    Raises:
+        IncompleteCheckpointError: naming the file that is not there.
+    """
+    if not storage.is_remote(uri):
+        if glob.escape(uri) == uri:
+            yield uri
+            return
+        with tempfile.TemporaryDirectory(prefix="checkpoint-", dir=scratch) as folder:
+            link = Path(folder, "files")  # DeepSpeed takes paths for patterns
+            link.symlink_to(uri)
+            yield str(link)
+        return
+    state, lists = _read_lists(uri)
+    names = [STATE, *map(_list_name, range(state.world_size)), *(name for files in lists for name in files)]
+    with tempfile.TemporaryDirectory(prefix="checkpoint-", dir=scratch) as folder:
+
+        def fetch(name: str) -> None:
+            target = Path(folder, name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                storage.download(storage.join(uri, name), str(target))
+            except FileNotFoundError:
+                raise IncompleteCheckpointError(f"{name}: missing") from None
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(fetch, dict.fromkeys(names)))
+        yield folder
+
+
+def upload(folder: str, uri: str) -> None:
+    """Copy one rank's files to storage, its list last.
+
+    Raises:
+        UserError: the disk there is full.
+    """
+    paths = [path for path in Path(folder).rglob("*") if path.is_file()]
+    for path in sorted(paths, key=lambda path: path.name.startswith(_LIST_PREFIX)):
+        try:
+            storage.upload(str(path), storage.join(uri, path.relative_to(folder).as_posix()))
+        except OSError as error:
+            raise UserError(
+                f"{uri}: the checkpoint could not be written ({_reason(error)}): free space there or lower "
+                f"checkpoint.keep, then start the same run again; the checkpoints before it are intact"
+            ) from error
+
+
+@contextmanager
+def explained(folder: str) -> Iterator[None]:
+    """Say what a disk that takes no more means, where a checkpoint is first written."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in _TORCH_CANNOT_WRITE):
+            raise
+        raise UserError(
+            f"{folder}: a checkpoint could not be written ({_reason(error)}; "
+            f"{shutil.disk_usage(os.path.dirname(folder)).free / 1e6:.0f} MB are free): free space there, or let Ray's "
+            f"session lie on another disk (ray start --temp-dir, or RAY_TMPDIR), then start the same run again"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error).splitlines()[0][:200]
+
+
+def restore(engine: Any, folder: str, state: TrainState, rank: int) -> None:
+    """Load a complete checkpoint into an engine of the same world size, or of any under ZeRO 0 (collective)."""
+    with safe_loading(folder):
+        path, _ = engine.load_checkpoint(folder, tag=TAG)
+    if path is None:
+        raise IncompleteCheckpointError(f"{folder}: DeepSpeed found nothing to load")
+    restore_generators(folder, state, rank)
+
+
+def restore_generators(folder: str, state: TrainState, rank: int) -> None:
+    """Let this rank's random numbers go on where they stood, or start anew in a group of another size."""
+    if state.world_size != distributed.get_world_size():
+        seed_generators(state.config["seed"], state.step, rank)
+        return
+    generators = load_file(os.path.join(folder, f"generators-{rank:05d}.safetensors"))
+    torch.set_rng_state(generators["cpu"])
+    if "cuda" in generators and torch.cuda.is_available():
+        torch.cuda.set_rng_state(generators["cuda"])
+
+
+def seed_generators(seed: int, step: int, rank: int) -> None:
+    """Start this rank's generators from a number that no other rank or step of the run has."""
+    torch.manual_seed(seed * 1_000_003 + step * 65_537 + rank)
+
+
+def check_resumable(state: TrainState, config: dict[str, Any], manifests: Sequence[str]) -> None:
+    """Apply resume rule 5.
+
+    Raises:
+        UserError: with every differing key.
+    """
+    different = differing_keys(state.config, config)
+    if different:
+        raise UserError(
+            f"the run directory holds a run of another configuration: {'; '.join(different)}. "
+            f"Choose another --name, or restore these values"
+        )
+    if list(manifests) != state.manifests:
+        raise UserError(
+            "data.train: the shards differ from those that the run directory's checkpoint was trained on; "
+            "choose another --name, or restore the shards"
+        )
+
+
+def differing_keys(saved: dict[str, Any], current: dict[str, Any], prefix: str = "") -> list[str]:
+    """``key: saved -> current`` for every key outside `FREE_KEYS` whose value differs."""
+    found = []
+    for key in sorted(saved.keys() | current.keys()):
+        name = prefix + key
+        if name in FREE_KEYS:
+            continue
+        before, after = saved.get(key), current.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += differing_keys(before, after, name + ".")
+        elif before != after:
+            found.append(f"{name}: {before} -> {after}")
+    return found
+
+
+def directory_name(step: int, world_size: int, attempt: str) -> str:
+    """A name no other attempt uses: Ray merges files of equally named checkpoints."""
+    return f"step_{step:08d}-w{world_size}-{attempt}"
+
+
+def _list_name(rank: int) -> str:
+    return f"{_LIST_PREFIX}{rank:05d}.json"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,149 @@
+"""The run configuration: one typed tree from which YAML, flags, help, defaults and checks follow.
+
+Precedence: defaults, then the YAML file or preset, then ``--a.b value`` flags.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError
+
+from glscl.data.options import DataConfig
+from glscl.errors import UserError
+from glscl.evaluation.options import EvaluationConfig
+from glscl.losses import LossConfig
+from glscl.models.options import ModelConfig
+from glscl.options import Options
+from glscl.options.flags import first_mistake, keys_of, parse_options
+from glscl.options.packaged import is_file, preset_text, split_config
+from glscl.options.strict_yaml import dump_yaml, load_yaml
+from glscl.system import storage
+from glscl.training.options import CheckpointConfig, TrainingConfig
+
+
+class RunConfig(Options):
+    """Everything that a training run depends on."""
+
+    name: str = Field(default="", pattern=r"^[A-Za-z0-9._-]*$")
+    """Name of the run; the same name continues from its latest complete checkpoint. Empty makes one from the time."""
+    storage: str = "runs"
+    """Folder or s3:// prefix in which the run directory is made."""
+    seed: int = Field(default=42, ge=0, lt=1 << 32)
+    """Of initial weights, the order of the stream and dropout."""
+    data: DataConfig = Field(default_factory=DataConfig)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    loss: LossConfig = Field(default_factory=LossConfig)
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+
+    @property
+    def run_directory(self) -> str:
+        """Absolute path or URI of the run directory."""
+        return storage.join(storage.resolve(self.storage), self.name)
+
+    def resolved(self) -> RunConfig:
+        """The same run with absolute addresses and a name: Ray workers run in another directory than the driver."""
+        data = self.data.model_copy(
+            update={
+                part: tuple(storage.resolve(uri) for uri in getattr(self.data, part))
+                for part in ("train", "validation", "test")
+            }
+            | {"cache_dir": storage.resolve(self.data.cache_dir) if self.data.cache_dir else None}
+        )
+        name = self.name or datetime.now().strftime("%Y%m%d-%H%M%S")
+        pretrained = self.model.pretrained
+        if pretrained and not storage.is_remote(pretrained) and Path(pretrained).expanduser().exists():
+            pretrained = storage.resolve(pretrained)
+        clip = storage.resolve(self.model.clip) if self.model.clip.endswith(".json") else self.model.clip
+        model = self.model.model_copy(update={"pretrained": pretrained, "clip": clip})
+        update = {"data": data, "name": name, "model": model, "storage": storage.resolve(self.storage)}
+        return self.model_copy(update=update)
+
+
+def load_config(source: str | None) -> RunConfig:
+    """Read a YAML file (local or ``s3://``) or a preset by name; None gives the defaults.
+
+    Raises:
+        UserError: missing file, bad YAML, unknown key or bad value, with the key's full name.
+    """
+    if source is None:
+        return RunConfig()
+    if is_file(source):
+        where, values = source, read_yaml(source)
+    else:
+        where, values = f"preset {source}", read_yaml(f"preset {source}", preset_text(source))
+    return validate(values, where)
+
+
+def read_yaml(where: str, text: str | None = None) -> dict[str, Any]:
+    """A YAML file's sections.
+
+    Args:
+        where: the file, local or ``s3://``; what messages call it.
+        text: its text, if it is known already.
+
+    Raises:
+        UserError: no such file, not UTF-8, not YAML, a key given twice, or no mapping.
+    """
+    if text is None:
+        try:
+            text = storage.read_bytes(where).decode("utf-8")
+        except FileNotFoundError:
+            raise UserError(f"{where}: no such file (--config)") from None
+        except UnicodeDecodeError as error:
+            raise UserError(f"{where}: not UTF-8 ({error})") from None
+    try:
+        values = load_yaml(text) or {}
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: integers of thousands of digits
+        raise UserError(f"{where}: not YAML ({error})") from None
+    except RecursionError:
+        raise UserError(f"{where}: nested too deeply for a configuration") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: expected a mapping of sections, got {type(values).__name__}")
+    return values
+
+
+def validate(values: dict[str, Any], where: str) -> RunConfig:
+    """Check a tree of plain values.
+
+    Raises:
+        UserError: the first thing that is wrong, by its full key.
+    """
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{where}: {first_mistake(error, RunConfig)}") from None
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def keys(model: type[BaseModel] = RunConfig) -> Iterator[str]:
+    """Every configuration key, dotted."""
+    return keys_of(model)
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The effective configuration as YAML that `load_config` reads back."""
+    return dump_yaml(config.model_dump(mode="json"))
+
+
+def run_config(arguments: Sequence[str], program: str, about: str | None = None) -> RunConfig:
+    """``--config FILE_OR_PRESET`` plus flags to a configuration.
+
+    Args:
+        arguments: command-line words.
+        program: what the help calls the command.
+        about: what the help says first.
+
+    Raises:
+        UserError: see `load_config` and `parse_options`.
+    """
+    source, rest = split_config(arguments)
+    parsed = parse_options(RunConfig, rest, program, load_config(source), about)
+    return validate(parsed.model_dump(), "options")

@@ -1,0 +1,1 @@
+"""What runs in the driver's process: checks before the start, the worker group, outputs."""

@@ -1,0 +1,151 @@
+"""The results of a sweep, as ``results.json`` holds them and the page shows them. Scores are in per cent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from glscl.evaluation.results import Incomplete, parse
+
+Value = bool | int | float | str | None
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class Parameter(_Section):
+    """A searched key."""
+
+    key: str
+    default: Value
+    log: bool
+    choices: list[str] | None
+    """None for numbers."""
+    low: float | None
+    high: float | None
+    words: str
+    """How values were drawn."""
+
+
+class ScoredStep(_Section):
+    """A trial's score at a step."""
+
+    step: int
+    objective: float
+    domains: dict[str, float]
+
+
+class SweepTrial(_Section):
+    """One set of values that was tried."""
+
+    name: str
+    state: Literal["running", "finished", "stopped", "failed"]
+    values: dict[str, Value]
+    history: list[ScoredStep]
+    cost: int | None
+    seconds: float | None
+    error: str
+
+
+class ImportanceShare(_Section):
+    """Share of the objective's variance that a key explains, with the 5th and 95th percentile of the resamples."""
+
+    key: str
+    estimate: float
+    low: float
+    high: float
+
+
+class Importance(_Section):
+    """fANOVA over the scores at the first scoring; no parameters where trials are too few."""
+
+    trials: int
+    step: int
+    resamples: int
+    parameters: list[ImportanceShare]
+
+
+class TradeOff(_Section):
+    """The finished trial that serves a domain best, and its distance from the best on each other one."""
+
+    domain: str
+    trial: str
+    values: dict[str, Value]
+    scores: dict[str, float]
+    losses: dict[str, float]
+
+
+class Budget(_Section):
+    """Steps of all trainings of the trials that have ended."""
+
+    ended: int
+    stopped: int
+    failed: int
+    trained: int
+    full: int
+    """Without early stopping."""
+
+
+class Difference(_Section):
+    """Winner minus default, paired by seed; ``name`` is ``objective`` or a domain."""
+
+    name: str
+    winner: list[float]
+    default: list[float]
+    estimate: float
+    low: float | None
+    """None for one seed."""
+    high: float | None
+
+
+class Confirmation(_Section):
+    """The winner and the default configuration, trained with seeds that the search did not use."""
+
+    seeds: list[int]
+    differences: list[Difference]
+
+
+class SweepResults(_Section):
+    """Everything that the page shows."""
+
+    name: str
+    label: str
+    verdict: str
+    created: str
+    git_commit: str | None
+    command: str
+    machine: str
+    objective: str
+    metric: str
+    searcher: str
+    scheduler: str
+    seed: int
+    planned: int
+    steps: int
+    first: int
+    trainings: int
+    domains: list[str]
+    parameters: list[Parameter]
+    trials: list[SweepTrial]
+    best: str | None
+    best_file: str
+    importance: Importance
+    trade_offs: list[TradeOff]
+    budget: Budget
+    pareto: list[str]
+    confirmation: Confirmation | None
+    claims: list[str]
+    incomplete: list[Incomplete] = []
+    """Sets of which videos are missing in some trial, at its fewest."""
+
+
+def parse_sweep(results: Mapping[str, Any] | SweepResults) -> SweepResults:
+    """Check the structure of ``results``.
+
+    Raises:
+        UserError: a key is missing or of another type; names the first one.
+    """
+    return parse(SweepResults, results, "sweep", "glscl sweep")
