@@ -18,6 +18,7 @@ from glscl.data.shards import FOREIGN, MANIFEST, Manifest, ShardEntry, local_fil
 from glscl.data.tars import TarIndex, index_foreign
 from glscl.errors import UserError
 from glscl.system import storage
+from glscl.system.progress import Progress
 
 VERSION = 1
 _THREADS = 4
@@ -60,8 +61,14 @@ def index_shards(
     if not names:
         raise UserError(f"{uri}: no folder with *.tar files directly in it; name the folder of the tars")
     storage.check_writable(uri, "the folder of the tars, or its permissions")
-    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
-        tars = list(pool.map(lambda name: _index(storage.join(uri, name), name), names))
+    tars = []
+    with (
+        Progress(f"reading {uri}", len(names), "tars") as progress,
+        ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool,
+    ):
+        for tar in pool.map(lambda name: _index(storage.join(uri, name), name), names):
+            tars.append(tar)
+            progress.advance()
     rejected = {f"{tar.entry.name}/{key}": reason for tar in tars for key, reason in tar.rejected.items()}
     samples = sum(tar.entry.samples for tar in tars)
     _check_rejected(uri, rejected, samples + len(rejected), max_bad_fraction)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from glscl.cli import main
 from glscl.data.foreign import index_shards
 from glscl.data.shards import Shard, ShardSet, open_shard_set, verify_shards
 from glscl.errors import UserError
+from glscl.system import progress
 
 Members = Mapping[str, bytes | str]
 
@@ -68,6 +70,16 @@ def video2dataset(path: Path, videos: list[bytes]) -> str:
         (path / f"{shard:05d}.parquet").write_bytes(b"PAR1")
         (path / f"{shard:05d}_stats.json").write_text("{}")
     return str(path)
+
+
+def test_long_reading_says_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "QUIET_S", 0.0)
+    monkeypatch.setattr(progress, "EVERY_S", 0.0)
+    where = folder(tmp_path / "set", {f"{n}.tar": {"a.mp4": b"video", "a.txt": "a caption"} for n in range(3)})
+    index_shards(where)
+    assert re.findall(r"reading \S+: (\d of 3) tars, about \d+ s left", capsys.readouterr().out) == ["1 of 3", "2 of 3"]
 
 
 def test_video2dataset(tmp_path: Path, make_video: Callable[..., bytes], capsys: pytest.CaptureFixture[str]) -> None:
