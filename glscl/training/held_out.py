@@ -23,7 +23,7 @@ from glscl.evaluation.scoring import merge, split_rows
 from glscl.models.tokenizer import tokenize
 from glscl.training.checkpoint.format import SELECTION_METRIC
 from glscl.training.config import RunConfig
-from glscl.training.health.watchdog import Reporter
+from glscl.training.health.watchdog import HeartbeatSender
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class HeldOut:
     device: torch.device
     board: Board
     quarantine: Quarantine
-    reporter: Reporter
+    reporter: HeartbeatSender
 
     def score(self, model: Any) -> dict[str, float]:
         """Held-out metrics, the same dictionary on every rank (collective).

@@ -16,7 +16,7 @@ from glscl.errors import RunStoppedError
 from glscl.training.checkpoint.format import TrainState
 from glscl.training.config import RunConfig
 from glscl.training.engine import gradient_norm
-from glscl.training.schedule import Horizon
+from glscl.training.schedule import RunLength
 
 
 class NonFiniteError(RunStoppedError):
@@ -31,7 +31,7 @@ class NonFiniteError(RunStoppedError):
         self.report = report
 
 
-class Meter:
+class StepMetrics:
     """What the log line says: losses, speed, waiting for data, quarantine.
 
     Args:
@@ -43,7 +43,7 @@ class Meter:
     """
 
     def __init__(
-        self, horizon: Horizon, config: RunConfig, world: int, quarantine: Quarantine, shard_sets: Sequence[ShardSet]
+        self, horizon: RunLength, config: RunConfig, world: int, quarantine: Quarantine, shard_sets: Sequence[ShardSet]
     ) -> None:
         self._quarantine, self._shard_sets = quarantine, shard_sets
         self._horizon = horizon

@@ -39,13 +39,13 @@ from glscl.training.driver.elastic import SECONDS_LEFT
 from glscl.training.driver.preflight import check_shared_memory
 from glscl.training.engine import backward, build_engine, evaluation_model, set_learning_rates
 from glscl.training.global_batch import Batch, backward_global_batch
-from glscl.training.health.watchdog import LOOK, STOP, Agreement, Limits, RayHub, Reporter
+from glscl.training.health.watchdog import LOOK, STOP, Agreement, HeartbeatSender, Limits, RayStore
 from glscl.training.held_out import HeldOut
 from glscl.training.repairs import Repairs
 from glscl.training.run_log import RunLog, not_finite_name
-from glscl.training.schedule import Horizon, make_plan
-from glscl.training.step_metrics import Meter, NonFiniteError
-from glscl.training.world_sizes import parts_of, share_in_words, usable_sizes
+from glscl.training.schedule import RunLength, make_plan
+from glscl.training.step_metrics import NonFiniteError, StepMetrics
+from glscl.training.world_sizes import accumulation_steps, describe_batch, usable_world_sizes
 
 
 def sampling_of(config: RunConfig, frame_size: int) -> FrameSampling:
@@ -88,7 +88,9 @@ def _train(config: RunConfig, hub: str, fence: Fence) -> dict[str, Any] | None:
     boards = {part: Board(config.data.loaders) for part in ("train", "evaluation")}
     look = rank == 0 and os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") != "0"
     with ExitStack() as ends:
-        reporter = ends.enter_context(Reporter(RayHub(hub), limits, attempt, rank, list(boards.values()), look))
+        reporter = ends.enter_context(
+            HeartbeatSender(RayStore(hub), limits, attempt, rank, list(boards.values()), look)
+        )
         return _loop(config, rank, world, device, attempt, boards, reporter, fence, ends)
 
 
@@ -99,7 +101,7 @@ def _loop(
     device: torch.device,
     attempt: str,
     boards: dict[str, Board],
-    reporter: Reporter,
+    reporter: HeartbeatSender,
     fence: Fence,
     ends: ExitStack,
 ) -> dict[str, Any] | None:
@@ -113,10 +115,10 @@ def _loop(
     scored = max((open_shard_set(uri).manifest.videos for uri in config.data.validation), default=0)
     # Before the first collective, so before any worker of this machine has filled some of it.
     check_shared_memory(config, sampling, scored, world, ray.train.get_context().get_local_world_size())
-    sizes = usable_sizes(config, plan)
-    training = config.training.model_copy(update={"accumulate": parts_of(config.training, sizes, world)})
+    sizes = usable_world_sizes(config, plan)
+    training = config.training.model_copy(update={"accumulate": accumulation_steps(config.training, sizes, world)})
     engine = build_engine(model, training, device, world)
-    horizon = Horizon.of(config, plan)
+    horizon = RunLength.of(config, plan)
     checkpoint.seed_generators(config.seed, 0, rank)  # dropout differs between ranks
     state = _resume(engine, config, shard_sets, rank, world)
     words = partial(tokenize, max_words=config.model.max_words)
@@ -136,13 +138,13 @@ def _loop(
     log = RunLog(config.run_directory, state.step, fence) if rank == 0 else None
     if log is not None:
         ends.callback(log.close)
-        share = share_in_words(config.training, sizes, world)
+        share = describe_batch(config.training, sizes, world)
         print(f"global batch: {config.training.global_batch} pairs = {share}", flush=True)
     folder = config.run_directory if rank == 0 else None
     quarantine = Quarantine(folder, config.data.max_bad_fraction, KNOB, state.quarantined, fence)
     state.quarantined = quarantine.entries
     repairs = Repairs(config.run_directory, rank, world, fence)
-    meter = Meter(horizon, config, world, quarantine, shard_sets)
+    meter = StepMetrics(horizon, config, world, quarantine, shard_sets)
     agreement = Agreement(device)
     fled: set[str] = set()  # nodes for whose loss a checkpoint was saved
     last = max(Retention(config.run_directory, config.checkpoint.keep).known(), default="none")
@@ -203,7 +205,7 @@ def _loop(
     return None
 
 
-def _next(meter: Meter, batches: Iterator[stream.Batch], reporter: Reporter) -> stream.Batch:
+def _next(meter: StepMetrics, batches: Iterator[stream.Batch], reporter: HeartbeatSender) -> stream.Batch:
     """The next batch; the driver hears of videos that cannot be used before anything else can happen."""
     try:
         batch = meter.wait_for(batches)

@@ -8,10 +8,10 @@ from glscl.training.config import RunConfig
 from glscl.training.options import TrainingConfig
 
 
-def usable_sizes(config: RunConfig, plan: StreamPlan | None) -> tuple[int, ...]:
+def usable_world_sizes(config: RunConfig, plan: StreamPlan | None) -> tuple[int, ...]:
     """The numbers of workers that ``training.num_workers`` allows and the run can have, rising.
 
-    The most of them has to suit ``training.accumulate``; fewer take more parts, see `parts_of`.
+    The most of them has to suit ``training.accumulate``; fewer take more parts, see `accumulation_steps`.
 
     Args:
         config: of the run.
@@ -44,14 +44,14 @@ def usable_sizes(config: RunConfig, plan: StreamPlan | None) -> tuple[int, ...]:
     return tuple(reversed(sizes))
 
 
-def parts_of(training: TrainingConfig, sizes: tuple[int, ...], workers: int) -> int:
+def accumulation_steps(training: TrainingConfig, sizes: tuple[int, ...], workers: int) -> int:
     """Parts in which each of so many workers encodes its share.
 
     As few as keep a part no larger than it is with the most workers: a run that shrinks must not outgrow its memory.
 
     Args:
         training: of the run.
-        sizes: from `usable_sizes`.
+        sizes: from `usable_world_sizes`.
         workers: one of them.
     """
     largest = training.global_batch // (sizes[-1] * training.accumulate)
@@ -59,9 +59,9 @@ def parts_of(training: TrainingConfig, sizes: tuple[int, ...], workers: int) -> 
     return next(parts for parts in range(1, share + 1) if share % parts == 0 and share // parts <= largest)
 
 
-def share_in_words(training: TrainingConfig, sizes: tuple[int, ...], workers: int) -> str:
+def describe_batch(training: TrainingConfig, sizes: tuple[int, ...], workers: int) -> str:
     """The global batch with so many workers: how many workers x parts x pairs."""
-    parts = parts_of(training, sizes, workers)
+    parts = accumulation_steps(training, sizes, workers)
     return f"{workers} workers x {parts} parts x {training.global_batch // workers // parts}"
 
 

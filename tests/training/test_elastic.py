@@ -24,7 +24,7 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from glscl.errors import UserError
 from glscl.training.driver import cleaner, elastic, launch
-from glscl.training.driver.elastic import SECONDS_LEFT, LossPolicy, NodesPolicy, Trainer
+from glscl.training.driver.elastic import SECONDS_LEFT, ElasticPolicy, NodeFailurePolicy, Trainer
 from glscl.training.options import TrainingConfig
 
 Nodes = dict[str, dict[str, float]]
@@ -40,9 +40,9 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Nodes:
     return there
 
 
-def policy(nodes: Nodes, sizes: tuple[int, ...], reserved: Nodes | None = None, **training: Any) -> NodesPolicy:
+def policy(nodes: Nodes, sizes: tuple[int, ...], reserved: Nodes | None = None, **training: Any) -> ElasticPolicy:
     options = TrainingConfig(num_workers=sizes[0] if len(sizes) == 1 else (sizes[0], sizes[-1]), **training)
-    made = NodesPolicy(ScalingConfig(num_workers=(sizes[0], sizes[-1])), options, sizes)
+    made = ElasticPolicy(ScalingConfig(num_workers=(sizes[0], sizes[-1])), options, sizes)
     # The coordinator is Ray's actor, which asks for and shares out nodes.
     made._maybe_send_resource_request = lambda: None
     made._get_reserved_resources = lambda: nodes if reserved is None else reserved
@@ -124,7 +124,7 @@ def test_growth_has_to_pay_and_a_working_group_never_shrinks(nodes: Nodes) -> No
 
 
 def test_the_loss_of_a_node_is_not_a_failure_of_the_run(nodes: Nodes, capsys: pytest.CaptureFixture[str]) -> None:
-    losses = LossPolicy(FailureConfig(max_failures=1), 0)
+    losses = NodeFailurePolicy(FailureConfig(max_failures=1), 0)
     failure = WorkerGroupError("rank 0", {0: RayActorError()})
     del nodes["b"]
     assert losses.make_decision(failure) == FailureDecision.RETRY
@@ -141,7 +141,7 @@ def test_room_that_another_run_uses_is_waited_for(
 ) -> None:
     clock = SimpleNamespace(now=100.0)
     monkeypatch.setattr(elastic.time, "monotonic", lambda: clock.now)
-    losses = LossPolicy(FailureConfig(max_failures=0, controller_failure_limit=0), wait_s)
+    losses = NodeFailurePolicy(FailureConfig(max_failures=0, controller_failure_limit=0), wait_s)
     in_use = ControllerError(WorkerGroupStartupTimeoutError(2))
     for clock.now in (100.0, 160.0, 99.0 + least_s):
         assert losses.make_decision(in_use) == FailureDecision.RETRY
@@ -187,10 +187,10 @@ def test_ray_is_given_these_policies(nodes: Nodes, monkeypatch: pytest.MonkeyPat
     trainer = Trainer(print, training, (2, 4, 8), timeout_s=1800, train_loop_config={})
     trainer.fit()
     assert not ray.is_initialized()
-    assert isinstance(given["scaling_policy"], NodesPolicy)
+    assert isinstance(given["scaling_policy"], ElasticPolicy)
     assert given["scaling_policy"].scaling_config.num_workers == (2, 8)
     assert given["scaling_policy"].scaling_config.resources_per_worker == {"CPU": 2}
-    assert isinstance(given["failure_policy"], LossPolicy)
+    assert isinstance(given["failure_policy"], NodeFailurePolicy)
     assert given["controller"] is elastic.Controller
     assert data_parallel_trainer.TrainController is TrainController
     assert trainer.backend_config.backend_cls is elastic._Backend

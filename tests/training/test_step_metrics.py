@@ -16,8 +16,8 @@ from glscl.data.quarantine import Quarantine
 from glscl.data.stream import Batch
 from glscl.training.checkpoint.format import TrainState
 from glscl.training.config import RunConfig
-from glscl.training.schedule import Horizon
-from glscl.training.step_metrics import Meter, NonFiniteError
+from glscl.training.schedule import RunLength
+from glscl.training.step_metrics import NonFiniteError, StepMetrics
 
 
 @pytest.fixture(autouse=True)
@@ -28,8 +28,10 @@ def alone(tmp_path: Path) -> Iterator[None]:
 
 
 @pytest.fixture
-def meter() -> Meter:
-    return Meter(Horizon(10, 100, 10, 10), RunConfig(name="r"), 1, Quarantine(None, 0.5, "data.max_bad_fraction"), [])
+def meter() -> StepMetrics:
+    return StepMetrics(
+        RunLength(10, 100, 10, 10), RunConfig(name="r"), 1, Quarantine(None, 0.5, "data.max_bad_fraction"), []
+    )
 
 
 def batch(*names: str) -> Batch:
@@ -37,7 +39,7 @@ def batch(*names: str) -> Batch:
     return Batch(nothing, nothing, nothing, nothing, list(names))
 
 
-def row(meter: Meter, step: int, norm: float | None = 1.0, parameter: float = 0.5) -> dict[str, float]:
+def row(meter: StepMetrics, step: int, norm: float | None = 1.0, parameter: float = 0.5) -> dict[str, float]:
     module = torch.nn.ParameterList([torch.tensor([0.1, parameter])])
     engine: Any = SimpleNamespace(module=module, get_global_grad_norm=lambda: norm)
     return meter.row(engine, 1.0, TrainState(step, 1, 0, {}, []))
@@ -47,7 +49,7 @@ def losses(contrastive: float, total: float) -> dict[str, torch.Tensor]:
     return {"contrastive": torch.tensor(contrastive), "total": torch.tensor(total)}
 
 
-def test_the_first_step_that_went_wrong_between_two_rows(meter: Meter) -> None:
+def test_the_first_step_that_went_wrong_between_two_rows(meter: StepMetrics) -> None:
     meter.count(1, batch("toy/a#0"), losses(1.0, 1.0), 1.0)
     assert row(meter, 1)["loss"] == 1.0
     meter.count(2, batch("toy/b#0"), losses(1.0, 1.0), torch.tensor(1.0))
@@ -59,7 +61,7 @@ def test_the_first_step_that_went_wrong_between_two_rows(meter: Meter) -> None:
     assert error.value.report == {"step": 3, "not_finite": wrong, "pairs": ["toy/c#0", "toy/d#1"]}
 
 
-def test_a_gradient_alone(meter: Meter) -> None:
+def test_a_gradient_alone(meter: StepMetrics) -> None:
     """The loss of its step is sound; what it does to the parameters would be saved with that step."""
     meter.count(1, batch("toy/a#0"), losses(1.0, 1.0), math.inf)
     with pytest.raises(NonFiniteError) as error:
@@ -67,7 +69,7 @@ def test_a_gradient_alone(meter: Meter) -> None:
     assert error.value.report == {"step": 1, "not_finite": ["gradient_norm"], "pairs": ["toy/a#0"]}
 
 
-def test_parameters_where_deepspeed_has_no_norm(meter: Meter) -> None:
+def test_parameters_where_deepspeed_has_no_norm(meter: StepMetrics) -> None:
     meter.count(1, batch("toy/a#0"), losses(1.0, 1.0), None)
     assert row(meter, 1, None)["loss"] == 1.0
     meter.count(2, batch("toy/b#0"), losses(1.0, 1.0), None)

@@ -104,7 +104,7 @@ class Retention:
                 problems[name] = str(error)
         return found, problems
 
-    def take_over(self) -> list[Found]:
+    def prune_at_start(self) -> list[Found]:
         """Before a run starts or goes on: what can be resumed is registered, what never was complete is removed.
 
         Raises:
@@ -184,7 +184,7 @@ class Retention:
         storage.write_json(storage.join(self.run_directory, INDEX), {"complete": names})
 
 
-class Keeper(UserCallback):  # type: ignore[misc]
+class RetentionCallback(UserCallback):  # type: ignore[misc]
     """Applies the rules while a run goes on, in Ray Train's controller, and ends a run that cannot go on.
 
     Args:

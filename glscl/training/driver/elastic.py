@@ -50,7 +50,7 @@ from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2.api import data_parallel_trainer
 
 from glscl.errors import UserError
-from glscl.system.session import lacking, room_on, use_interface_of_node
+from glscl.system.session import capacity_of_nodes, missing_resources, use_interface_of_node
 from glscl.training.driver.cleaner import CleanerCallback
 from glscl.training.options import TrainingConfig
 
@@ -109,7 +109,7 @@ for _module in (autoscaling_coordinator_client, elastic):
     logging.getLogger(_module.__name__).addFilter(_one_line_only)
 
 
-class NodesPolicy(ElasticScalingPolicy):  # type: ignore[misc]  # Ray's packages are not typed
+class ElasticPolicy(ElasticScalingPolicy):  # type: ignore[misc]  # Ray's packages are not typed
     """Decides how many workers there are.
 
     Args:
@@ -174,7 +174,7 @@ class NodesPolicy(ElasticScalingPolicy):  # type: ignore[misc]  # Ray's packages
 
     def _largest(self, nodes: Iterable[Mapping[str, float]]) -> int:
         """The largest usable number of workers that these resources hold; 0 if none."""
-        holds = room_on(nodes, self._training.cpus, self._training.on_gpu)
+        holds = capacity_of_nodes(nodes, self._training.cpus, self._training.on_gpu)
         return max((size for size in self._sizes if size <= holds), default=0)
 
     def _seconds_left(self, statuses: Mapping[int, Any]) -> float | None:
@@ -192,7 +192,7 @@ class NodesPolicy(ElasticScalingPolicy):  # type: ignore[misc]  # Ray's packages
     def _wait(self, nodes: Collection[Mapping[str, float]]) -> ScalingDecision:
         now = time.monotonic()
         training = self._training
-        reason = lacking(self._sizes[0], training.cpus, training.on_gpu, nodes)
+        reason = missing_resources(self._sizes[0], training.cpus, training.on_gpu, nodes)
         self._waits_since = self._waits_since or now
         if now - self._waits_since >= training.wait_for_nodes_s:
             raise UserError(
@@ -208,7 +208,7 @@ class NodesPolicy(ElasticScalingPolicy):  # type: ignore[misc]  # Ray's packages
         return NoopDecision()
 
 
-class LossPolicy(DefaultFailurePolicy):  # type: ignore[misc]
+class NodeFailurePolicy(DefaultFailurePolicy):  # type: ignore[misc]
     """Decides whether to go on after a failure.
 
     Always if a node is lost, for a time if another run uses the room, else ``training.max_failures`` times.
@@ -306,11 +306,11 @@ class Trainer(TorchTrainer):  # type: ignore[misc]
             num_workers=(sizes[0], sizes[-1]), use_gpu=training.on_gpu, resources_per_worker=resources
         )
         super().__init__(loop, scaling_config=scaling, torch_config=Processes(timeout_s=timeout_s), **options)
-        self._policy = NodesPolicy(scaling, training, sizes)
+        self._policy = ElasticPolicy(scaling, training, sizes)
         self._wait_s = training.wait_for_nodes_s
 
     def _initialize_and_run_controller(self, **parts: Any) -> Result:
-        losses = LossPolicy(self.run_config.failure_config, self._wait_s)
+        losses = NodeFailurePolicy(self.run_config.failure_config, self._wait_s)
         parts |= {"scaling_policy": self._policy, "failure_policy": losses}
         with patch.object(data_parallel_trainer, "TrainController", Controller):
             return super()._initialize_and_run_controller(**parts)

@@ -21,14 +21,14 @@ from glscl.evaluation.saved import FOLDER, ModelCard, read_card, save_model
 from glscl.system import stopping, storage
 from glscl.system.hardware import Share
 from glscl.system.ownership import Owner
-from glscl.system.session import check_resources, room
+from glscl.system.session import check_resources, worker_capacity
 from glscl.training.checkpoint.format import TAG, IncompleteCheckpointError, check_complete, local_copy
-from glscl.training.checkpoint.retention import ANOTHER, Keeper, Retention, cause_in
+from glscl.training.checkpoint.retention import ANOTHER, Retention, RetentionCallback, cause_in
 from glscl.training.checkpoint.safe_load import safe_loading
 from glscl.training.config import RunConfig
 from glscl.training.driver.outputs import results_of
 from glscl.training.driver.preflight import CONFIG, Preflight
-from glscl.training.health.watchdog import Limits, RayHub, Watch, signal_name
+from glscl.training.health.watchdog import Limits, RayStore, Watchdog, signal_name
 from glscl.training.run_log import read_metrics
 
 _POLL_S = 0.2
@@ -58,7 +58,7 @@ def train(config: RunConfig, ready: Preflight, owner: Owner, *, keep_ranks: bool
     check_resources(fewest, training.cpus, training.on_gpu, training.wait_for_nodes_s, most)
     storage.write_json(storage.join(config.run_directory, CONFIG), config.model_dump(mode="json"))
     retention = Retention(config.run_directory, config.checkpoint.keep, owner.fence)
-    retention.take_over()
+    retention.prune_at_start()
     _fit(config, ready.sizes, owner)
     owner.fence.check()
     card = _save_best(config, ready, retention)
@@ -101,7 +101,7 @@ def score_tests(
         keep_ranks: see `evaluate_model`.
     """
     training = config.training
-    there = room(training.cpus, training.on_gpu)
+    there = worker_capacity(training.cpus, training.on_gpu)
     return evaluate_model(
         config.run_directory,
         config.data.test,
@@ -129,7 +129,7 @@ def _fit(config: RunConfig, sizes: tuple[int, ...], owner: Owner) -> None:
     # Ray and torch have limits of their own, which name nobody: they must not be the first to strike.
     later = max(1800, round(2 * training.hang_timeout_s))
     os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(later))
-    hub = RayHub(uuid.uuid4().hex)
+    hub = RayStore(uuid.uuid4().hex)
     path, filesystem = storage.ray_storage(config.storage)
     trainer = Trainer(
         train_worker,
@@ -147,10 +147,10 @@ def _fit(config: RunConfig, sizes: tuple[int, ...], owner: Owner) -> None:
             storage_filesystem=filesystem,
             logging_config=LoggingConfig(log_level="WARNING"),
             failure_config=FailureConfig(max_failures=training.max_failures, controller_failure_limit=3),
-            callbacks=[Keeper(config.run_directory, config.checkpoint.keep, owner.fence)],
+            callbacks=[RetentionCallback(config.run_directory, config.checkpoint.keep, owner.fence)],
         ),
     )
-    watch = Watch(hub, limits)
+    watch = Watchdog(hub, limits)
     try:
         result = _watched(trainer, watch, owner)
     except TrainingFailedError as error:
@@ -169,7 +169,7 @@ def _fit(config: RunConfig, sizes: tuple[int, ...], owner: Owner) -> None:
         )
 
 
-def _list_found(config: RunConfig, watch: Watch) -> None:
+def _list_found(config: RunConfig, watch: Watchdog) -> None:
     """List what the ranks found, however they ended: the log's rows have it only up to the last row."""
     everything = watch.found()
     if not everything:
@@ -185,7 +185,7 @@ def _list_found(config: RunConfig, watch: Watch) -> None:
         print(f"{FILE} cannot be written ({type(error).__name__}: {error})", flush=True)
 
 
-def _watched(trainer: Any, watch: Watch, owner: Owner) -> Any:
+def _watched(trainer: Any, watch: Watchdog, owner: Owner) -> Any:
     """Run ``trainer.fit()`` to its end, judging what the ranks note and handing on what signals ask for.
 
     In a thread of its own: this one has to be free for signals (and Ray Train handles Ctrl-C itself in a main thread,
@@ -223,7 +223,7 @@ def _watched(trainer: Any, watch: Watch, owner: Owner) -> Any:
     return result
 
 
-def _reason(error: Any, watch: Watch, storage_of_run: str) -> BaseException:
+def _reason(error: Any, watch: Watchdog, storage_of_run: str) -> BaseException:
     """Why the worker group failed for good, in a line where it is known."""
     from glscl.training.driver.elastic import IN_USE, is_in_use
 

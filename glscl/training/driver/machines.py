@@ -10,7 +10,7 @@ from glscl.errors import UserError
 from glscl.system.hardware import Node, Share, choose
 from glscl.training.config import RunConfig
 from glscl.training.schedule import make_plan
-from glscl.training.world_sizes import usable_sizes
+from glscl.training.world_sizes import usable_world_sizes
 
 
 def with_machines(config: RunConfig, there: Callable[[], Collection[Node]], *, alone: bool = True) -> RunConfig:
@@ -73,7 +73,7 @@ def _put(config: RunConfig, share: Share, workers: int, loaders: int) -> RunConf
 
 def _fits(config: RunConfig, plan: StreamPlan | None) -> bool:
     try:
-        usable_sizes(config, plan)
+        usable_world_sizes(config, plan)
     except UserError:
         return False
     return True

@@ -19,8 +19,8 @@ from glscl.system import storage
 from glscl.system.session import on_this_machine
 from glscl.training.checkpoint.format import differing_keys
 from glscl.training.config import RunConfig
-from glscl.training.schedule import Horizon, make_plan
-from glscl.training.world_sizes import share_in_words, usable_sizes
+from glscl.training.schedule import RunLength, make_plan
+from glscl.training.world_sizes import describe_batch, usable_world_sizes
 
 CONFIG = "config.json"
 
@@ -51,10 +51,10 @@ def preflight(config: RunConfig, *, fetch: bool = True) -> Preflight:
         UserError: naming what is wrong, where, and the knob.
     """
     training = config.training
-    usable_sizes(config, None)  # before any storage is asked
+    usable_world_sizes(config, None)  # before any storage is asked
     shard_sets = [open_shard_set(uri) for uri in config.data.train]
     plan = make_plan(config, shard_sets)
-    sizes = usable_sizes(config, plan)
+    sizes = usable_world_sizes(config, plan)
     held_out = [open_shard_set(uri) for uri in config.data.validation]
     tests = [open_shard_set(uri) for uri in config.data.test]
     notes = check_held_out(
@@ -82,7 +82,7 @@ def preflight(config: RunConfig, *, fetch: bool = True) -> Preflight:
     scored = max((s.manifest.videos for s in held_out), default=0)
     if on_this_machine():  # else every worker looks, where it is
         check_shared_memory(config, sampling, scored, sizes[0], sizes[0])
-    horizon = Horizon.of(config, plan)
+    horizon = RunLength.of(config, plan)
     counts = model.describe()
     note = note_on_loss(config, [shard_set.manifest.domain for shard_set in shard_sets])
     facts = {
@@ -97,7 +97,7 @@ def preflight(config: RunConfig, *, fetch: bool = True) -> Preflight:
         "weights": (config.model.pretrained or "random") + model.towers.activation,
         "loss": ", ".join(on) + (f" (not for this head: {', '.join(left_out)})" if left_out else ""),
         "global batch": f"{training.global_batch} pairs = "
-        + " or ".join(share_in_words(training, sizes, workers) for workers in reversed(sizes)),
+        + " or ".join(describe_batch(training, sizes, workers) for workers in reversed(sizes)),
         "steps": f"{horizon.total} ({horizon.steps_per_epoch} per epoch of {plan.pairs_per_epoch:,} pairs; "
         f"{plan.pairs_per_epoch - horizon.steps_per_epoch * training.global_batch} pairs wait for the next epoch)",
         **({"note": note} if note else {}),

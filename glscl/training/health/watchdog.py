@@ -1,7 +1,7 @@
 """Who does what right now, over all ranks: a run that hangs ends with a name, and a signal stops all at one step.
 
-Every rank's `Reporter` notes what the loop and the loader processes do in Ray's key-value store, from a thread of its
-own, and reads there what the driver wants. The driver's `Watch` reads the notes: a rank that is frozen cannot speak for
+Every rank's `HeartbeatSender` notes what the loop and the loader processes do in Ray's key-value store, from a thread of its
+own, and reads there what the driver wants. The driver's `Watchdog` reads the notes: a rank that is frozen cannot speak for
 itself, and those that wait for it in a collective do not know for whom. Both sides poll; nothing of this is on the
 path of a step but one all-reduce of a number, which travels while the step is computed (`Agreement`).
 """
@@ -43,7 +43,7 @@ class Hub(Protocol):
     def keys(self, prefix: str) -> list[str]: ...
 
 
-class RayHub:
+class RayStore:
     """Ray's key-value store, in which every key begins with this run's token."""
 
     def __init__(self, token: str) -> None:
@@ -93,7 +93,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Note:
+class Heartbeat:
     """What a rank does.
 
     Attributes:
@@ -131,7 +131,7 @@ class Note:
         return f"{self.phase} at step {self.step} for {self.seconds:.0f} s{reading}"
 
 
-class Reporter:
+class HeartbeatSender:
     """A rank's side. Use as a context manager; the loop calls `at`.
 
     Args:
@@ -163,7 +163,7 @@ class Reporter:
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="glscl-watchdog", daemon=True)
 
-    def __enter__(self) -> Reporter:
+    def __enter__(self) -> HeartbeatSender:
         self._thread.start()
         return self
 
@@ -203,7 +203,7 @@ class Reporter:
         if phase == "loading" and not reading:
             reading = str(self._boards[0].read()[self._boards[0].awaited])
         self._beat += 1
-        note = Note(
+        note = Heartbeat(
             self._attempt,
             self._rank,
             socket.gethostname(),
@@ -267,7 +267,7 @@ class Agreement:
         return int(self._wish)
 
 
-class Watch:
+class Watchdog:
     """The driver's side.
 
     Args:
@@ -279,14 +279,14 @@ class Watch:
     def __init__(self, hub: Hub, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
         self._hub, self._limits, self._clock = hub, limits, clock
         self.period_s = limits.period_s
-        self._heard: dict[int, tuple[Note, float]] = {}
+        self._heard: dict[int, tuple[Heartbeat, float]] = {}
         self._orders: dict[str, Any] = {}
 
     def poll(self) -> str | None:
-        """Read the notes and judge; returns why the worker group is given up, when that is decided."""
+        """Read the notes and diagnose; returns why the worker group is given up, when that is decided."""
         now = self._clock()
         for key in self._hub.keys("note-"):
-            note = Note(**json.loads(self._hub.get(key) or b"{}"))
+            note = Heartbeat(**json.loads(self._hub.get(key) or b"{}"))
             before = self._heard.get(note.rank)
             if before is None or (before[0].attempt, before[0].beat) != (note.attempt, note.beat):
                 self._heard[note.rank] = (note, now)
@@ -296,7 +296,7 @@ class Watch:
         self._heard = {rank: heard for rank, heard in self._heard.items() if heard[0].attempt == attempt}
         if self._orders.get("attempt") == attempt:
             return None
-        failure = judge([(note, now - at) for note, at in self._heard.values()], self._limits)
+        failure = diagnose([(note, now - at) for note, at in self._heard.values()], self._limits)
         if failure:
             self._order(attempt=attempt, failure=failure)
         return failure
@@ -315,7 +315,7 @@ class Watch:
         """The videos that the ranks of all worker groups found that cannot be used."""
         return [entry for key in self._hub.keys("found-") for entry in json.loads(self._hub.get(key) or b"[]")]
 
-    def last_heard(self, rank: int) -> Note | None:
+    def last_heard(self, rank: int) -> Heartbeat | None:
         """The last note of a rank of the latest worker group."""
         return self._heard[rank][0] if rank in self._heard else None
 
@@ -324,7 +324,7 @@ class Watch:
         self._hub.put("orders", json.dumps(self._orders).encode())
 
 
-def judge(heard: Sequence[tuple[Note, float]], limits: Limits) -> str | None:
+def diagnose(heard: Sequence[tuple[Heartbeat, float]], limits: Limits) -> str | None:
     """What is wrong, in a line; None while every rank gets on.
 
     Args:
@@ -362,7 +362,7 @@ def judge(heard: Sequence[tuple[Note, float]], limits: Limits) -> str | None:
     return f"{late}{_waiting(heard, missing)}. If that is slow and no hang, raise {hang} ({limits.hang_s:g})"
 
 
-def _waiting(heard: Sequence[tuple[Note, float]], missing: Sequence[Note]) -> str:
+def _waiting(heard: Sequence[tuple[Heartbeat, float]], missing: Sequence[Heartbeat]) -> str:
     ranks = [str(note.rank) for note, _ in heard if note.rank not in {one.rank for one in missing}]
     if not ranks:
         return ""
