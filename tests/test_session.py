@@ -20,6 +20,7 @@ import ray._private.utils
 from glscl.errors import BrokenRunError, UserError
 from glscl.system import session
 from glscl.system.processes import start_of
+from glscl.system.ray_internals import cluster as internals
 from glscl.system.session import (
     capacity_of_nodes,
     check_resources,
@@ -130,13 +131,13 @@ def test_a_node_that_starts_slowly_is_waited_for_while_it_lives(monkeypatch: pyt
 
     raylet = SimpleNamespace(name=lambda: "raylet")
     monkeypatch.setattr(psutil.Process, "children", lambda _: [raylet] if alive[0] else [])
-    monkeypatch.setattr(session.time, "sleep", lambda _: None)
-    assert session._wait_for_node(get_node, "address", "n") == "its details"
+    monkeypatch.setattr(internals.time, "sleep", lambda _: None)
+    assert internals.wait_for_node(get_node, "address", "n") == "its details"
     assert asked == ["n"] * 4
     asked.clear()
     alive[0] = False
     with pytest.raises(RuntimeError, match="No node found"):
-        session._wait_for_node(get_node, "address", "n")
+        internals.wait_for_node(get_node, "address", "n")
     assert asked == ["n"]
 
 

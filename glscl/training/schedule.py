@@ -1,4 +1,4 @@
-"""How long a run is, and in which order it sees its pairs: arithmetic over configuration and manifests."""
+"""Length of a run in steps, and the order of its pairs: arithmetic over configuration and manifests."""
 
 from __future__ import annotations
 

@@ -33,12 +33,13 @@ from glscl.models import ModelConfig, Retriever
 from glscl.models.tokenizer import tokenize
 from glscl.system import storage
 from glscl.training.checkpoint import format as checkpoint
+from glscl.training.checkpoint import transfer
 from glscl.training.checkpoint.format import IncompleteCheckpointError, TrainState
 from glscl.training.checkpoint.retention import ANOTHER, INDEX, RAY_REGISTER, Retention, RetentionCallback
 from glscl.training.config import RunConfig
 from glscl.training.driver.launch import whole_weights
 from glscl.training.engine import backward, build_engine, set_learning_rates
-from glscl.training.global_batch import Batch, backward_global_batch
+from glscl.training.global_batch import RankPairs, backward_global_batch
 from glscl.training.options import TrainingConfig
 from tests.fault_proxy import FaultProxy
 
@@ -70,11 +71,11 @@ def engine_of(clip: str, stage: int, precision: str, seed: int, world: int = WOR
     return build_engine(Retriever(model_config(clip)), training_config(stage, precision), torch.device("cpu"), world)
 
 
-def batch_of(step: int, rank: int) -> Batch:
+def batch_of(step: int, rank: int) -> RankPairs:
     generator = torch.Generator().manual_seed(100 * step + rank)
     ids = torch.randint(1, 49000, (PAIRS, WORDS), generator=generator)
     frames = torch.randint(0, 256, (PAIRS, FRAMES, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8)
-    return Batch(ids, frames, torch.ones(PAIRS, FRAMES, dtype=torch.bool), torch.arange(PAIRS) + PAIRS * rank)
+    return RankPairs(ids, frames, torch.ones(PAIRS, FRAMES, dtype=torch.bool), torch.arange(PAIRS) + PAIRS * rank)
 
 
 def train(engine: Any, config: TrainingConfig, steps: range, rank: int) -> None:
@@ -552,25 +553,25 @@ def test_a_listing_out_of_date_hides_nothing(bucket: str, proxy: FaultProxy) -> 
     proxy.kinds, proxy.rate = ("stale_list",), 1.0
     Retention(run, keep=1).register(name)
     assert [found.name for found in Retention(run, keep=1).prune_at_start()] == [name]
-    with checkpoint.local_copy(storage.join(run, name)) as folder:
+    with transfer.local_copy(storage.join(run, name)) as folder:
         assert checkpoint.check_complete(folder).step == 1
     assert proxy.injected["stale_list"]
 
 
 def test_a_copy_of_what_is_not_there_names_the_file(run: str) -> None:
     name = put(run, 1)
-    with checkpoint.local_copy(storage.join(run, name)) as folder:
+    with transfer.local_copy(storage.join(run, name)) as folder:
         checkpoint.check_complete(folder)
     flip(storage.join(run, name, "deepspeed/rank-1"))
     with (
         pytest.raises(IncompleteCheckpointError, match="deepspeed/rank-1: checksum differs"),
-        checkpoint.local_copy(storage.join(run, name)) as folder,
+        transfer.local_copy(storage.join(run, name)) as folder,
     ):
         checkpoint.check_complete(folder)
     storage.remove(storage.join(run, name, "deepspeed/rank-1"))
     with (
         pytest.raises(IncompleteCheckpointError, match="deepspeed/rank-1: missing"),
-        checkpoint.local_copy(storage.join(run, name)) as folder,
+        transfer.local_copy(storage.join(run, name)) as folder,
     ):
         checkpoint.check_complete(folder)
 
@@ -611,7 +612,7 @@ def test_a_full_disk_is_named_and_the_checkpoint_before_stays(tmp_path: Path) ->
         (big / "data").write_bytes(os.urandom(2 << 20))
         folder = storage.join(run, "step_00000002-w2-a")
         with pytest.raises(UserError) as caught:
-            checkpoint.upload(str(big), folder)
+            transfer.upload(str(big), folder)
         assert f"{folder}: the checkpoint could not be written (No space left on device)" in str(caught.value)
         assert "checkpoint.keep" in str(caught.value)
         assert os.listdir(folder) == []
@@ -625,11 +626,11 @@ def test_a_full_disk_is_named_and_the_checkpoint_before_stays(tmp_path: Path) ->
                 pytest.raises(
                     UserError, match=rf"{scratch}: a checkpoint could not be written .*[01] MB are free.*RAY_TMPDIR"
                 ),
-                checkpoint.explained(scratch),
+                transfer.explained_full_disk(scratch),
             ):
                 write(f"{scratch}/x")
             shutil.rmtree(scratch)
-        with pytest.raises(RuntimeError, match="else"), checkpoint.explained(run):
+        with pytest.raises(RuntimeError, match="else"), transfer.explained_full_disk(run):
             raise RuntimeError("something else")
         assert [found.state.step for found in Retention(run, keep=1).prune_at_start()] == [1]
     finally:
