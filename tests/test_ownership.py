@@ -270,7 +270,7 @@ def test_who_was_taken_over_notices_and_changes_nothing(directory: str) -> None:
         says = rf"{directory} was taken over by glscl train on host node-9, pid {os.getpid()}"
         writers: list[Callable[[], object]] = [
             retention.prune_at_start,
-            retention.close,
+            retention.prune_at_end,
             owner.fence.check,
             lambda: RunLog(directory, 0, owner.fence),
             Quarantine(directory, 0.0, "knob", fence=owner.fence).write,

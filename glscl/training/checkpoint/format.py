@@ -80,7 +80,7 @@ class TrainState:
         zero_stage: how the optimiser state is sharded.
         config: the run configuration.
         manifests: fingerprints of the training shard sets.
-        quarantined: videos found unusable so far.
+        quarantined: videos that could not be used so far.
         metrics: held-out metrics at this step, where it was scored.
     """
 
@@ -98,7 +98,7 @@ class IncompleteCheckpointError(Exception):
 
 
 def save(engine: Any, folder: str, state: TrainState, rank: int) -> None:
-    """Write this rank's part of a checkpoint into its own folder (collective: every rank calls it)."""
+    """Write this rank's files of a checkpoint into a folder (collective)."""
     engine.save_checkpoint(folder, tag=TAG)
     generators = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
@@ -167,7 +167,7 @@ def read_state(folder: str) -> TrainState:
 
 
 def check_files(uri: str) -> TrainState:
-    """Look whether every file that a checkpoint's lists name is there, with its size; reads the lists only.
+    """Check that every file that a checkpoint's lists name exists with its size; reads the lists only.
 
     Args:
         uri: folder or prefix.

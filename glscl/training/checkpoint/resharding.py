@@ -1,4 +1,4 @@
-"""Resuming on another number of workers: sharded state cut anew, through DeepSpeed's universal checkpoint.
+"""Resharding: sharded state cut anew for another number of workers, through DeepSpeed's universal checkpoint.
 
 ZeRO 1 to 3 leave one file of optimiser state per rank, which fits as many ranks and no others. DeepSpeed's converter
 rewrites them as one file per parameter and moment, of which any number of ranks takes its slices. That needs scratch

@@ -58,7 +58,7 @@ def preflight(config: RunConfig, *, fetch: bool = True) -> Preflight:
         fetch: load pretrained weights that have to be downloaded; false checks only weights that are local files.
 
     Raises:
-        UserError: naming what is wrong, where, and the knob.
+        UserError: naming what is wrong, where, and the option to change.
     """
     usable_world_sizes(config, None)  # before any storage is asked
     train = [open_shard_set(uri) for uri in config.data.train]
