@@ -19,9 +19,9 @@ def validate_launcher(path: str) -> dict[str, Any]:
     Raises:
         UserError: missing, not YAML, or something that `ray up` would refuse.
     """
-    # The checks are private to Ray and the only ones there are; nothing else in this project imports them.
     from jsonschema import ValidationError  # type: ignore[import-untyped]
-    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    from glscl.system.ray_internals.cluster import prepare_launcher
 
     try:
         values = yaml.safe_load(storage.read_bytes(path))
@@ -32,8 +32,7 @@ def validate_launcher(path: str) -> dict[str, Any]:
     if not isinstance(values, dict) or not isinstance(values.get("provider"), dict):
         raise UserError(f"{path}: not a cluster-launcher file: it has no provider section")
     try:
-        prepared: dict[str, Any] = prepare_config(values)
-        validate_config(prepared)
+        prepared = prepare_launcher(values)
     except ValidationError as error:
         raise UserError(f"{path}: {error.json_path.removeprefix('$.')}: {error.message[:300]}") from None
     except (ValueError, RuntimeError, NotImplementedError) as error:

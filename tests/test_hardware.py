@@ -15,7 +15,7 @@ from glscl.training.config import RunConfig, run_config, to_yaml, validate
 from glscl.training.driver.machines import with_machines
 from glscl.training.driver.preflight import preflight
 from glscl.training.schedule import make_plan
-from glscl.training.world_sizes import usable_sizes
+from glscl.training.world_sizes import usable_world_sizes
 
 LAPTOP = [{"CPU": 2.0}]
 SERVER = [{"CPU": 16.0, "GPU": 1.0}]
@@ -58,7 +58,7 @@ def test_the_stream_decides_how_many_workers_are_used(make_shards: Callable[...,
     found = with_machines(config, lambda: CLUSTER)
     assert (found.training.num_workers, found.training.use_gpu, found.training.cpus_per_worker) == (8, True, 8.0)
     assert found.data.loader_workers == 1
-    assert usable_sizes(found, make_plan(found, [shards])) == (8,)
+    assert usable_world_sizes(found, make_plan(found, [shards])) == (8,)
     assert differing_keys(config.model_dump(mode="json"), found.model_dump(mode="json")) == []
     in_a_study = with_machines(config, lambda: CLUSTER, alone=False)
     assert (in_a_study.training.num_workers, in_a_study.training.use_gpu) == (1, True)

@@ -261,7 +261,7 @@ def test_who_was_taken_over_notices_and_changes_nothing(directory: str) -> None:
         log.write(1, {"loss": 1.0})
         log.flush()
         retention = Retention(directory, 1, owner.fence)
-        retention.take_over()
+        retention.prune_at_start()
         write_status(directory, state="running", verdict="")
         storage.write_bytes(f"{directory}/step_00000001-w1-aaaa/half", b"the other's, under way")
 
@@ -269,8 +269,8 @@ def test_who_was_taken_over_notices_and_changes_nothing(directory: str) -> None:
         before = contents(directory)
         says = rf"{directory} was taken over by glscl train on host node-9, pid {os.getpid()}"
         writers: list[Callable[[], object]] = [
-            retention.take_over,
-            retention.close,
+            retention.prune_at_start,
+            retention.prune_at_end,
             owner.fence.check,
             lambda: RunLog(directory, 0, owner.fence),
             Quarantine(directory, 0.0, "knob", fence=owner.fence).write,

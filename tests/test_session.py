@@ -20,7 +20,14 @@ import ray._private.utils
 from glscl.errors import BrokenRunError, UserError
 from glscl.system import session
 from glscl.system.processes import start_of
-from glscl.system.session import check_resources, cluster_of_this_machine, ray_session, room_on, use_interface_of_node
+from glscl.system.ray_internals import cluster as internals
+from glscl.system.session import (
+    capacity_of_nodes,
+    check_resources,
+    cluster_of_this_machine,
+    ray_session,
+    use_interface_of_node,
+)
 
 
 @pytest.fixture
@@ -124,13 +131,13 @@ def test_a_node_that_starts_slowly_is_waited_for_while_it_lives(monkeypatch: pyt
 
     raylet = SimpleNamespace(name=lambda: "raylet")
     monkeypatch.setattr(psutil.Process, "children", lambda _: [raylet] if alive[0] else [])
-    monkeypatch.setattr(session.time, "sleep", lambda _: None)
-    assert session._wait_for_node(get_node, "address", "n") == "its details"
+    monkeypatch.setattr(internals.time, "sleep", lambda _: None)
+    assert internals.wait_for_node(get_node, "address", "n") == "its details"
     assert asked == ["n"] * 4
     asked.clear()
     alive[0] = False
     with pytest.raises(RuntimeError, match="No node found"):
-        session._wait_for_node(get_node, "address", "n")
+        internals.wait_for_node(get_node, "address", "n")
     assert asked == ["n"]
 
 
@@ -193,9 +200,9 @@ def test_gloo_takes_the_interface_of_the_nodes_address(monkeypatch: pytest.Monke
 
 
 def test_workers_fit_whole_on_nodes() -> None:
-    assert room_on([{"CPU": 7.0}, {"CPU": 7.0}], 4, use_gpu=False) == 2
-    assert room_on([{"CPU": 0.3}], 0.1, use_gpu=False) == 3
-    assert room_on([{"CPU": 40.0, "GPU": 8.0}, {"CPU": 4.0, "GPU": 8.0}, {"CPU": 64.0}], 5, use_gpu=True) == 8
+    assert capacity_of_nodes([{"CPU": 7.0}, {"CPU": 7.0}], 4, use_gpu=False) == 2
+    assert capacity_of_nodes([{"CPU": 0.3}], 0.1, use_gpu=False) == 3
+    assert capacity_of_nodes([{"CPU": 40.0, "GPU": 8.0}, {"CPU": 4.0, "GPU": 8.0}, {"CPU": 64.0}], 5, use_gpu=True) == 8
 
 
 def test_enough_cpus_of_which_no_node_has_enough(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from glscl.study.grid import Sets, pretraining_run, shard_sets
 from glscl.system import storage
 from glscl.training.config import RunConfig
 from glscl.training.driver.preflight import note_on_loss
-from glscl.training.schedule import Horizon, make_plan
+from glscl.training.schedule import RunLength, make_plan
 from tune.objective import folds, run_on, runs, trials_folder
 from tune.options import SweepConfig
 from tune.space import check_space
@@ -100,7 +100,7 @@ def make_setup(sweep: SweepConfig, sets: Mapping[str, Sets]) -> Setup:
     horizons = []
     for config in runs(sweep, sets, trials_folder(sweep), {}, sweep.seed).values():
         opened = [open_shard_set(uri) for uri in config.data.train]
-        horizons.append(Horizon.of(config, make_plan(config, opened)))
+        horizons.append(RunLength.of(config, make_plan(config, opened)))
     for what, counts, knob in (
         ("length", {h.total for h in horizons}, "run.training.max_steps to what all of them reach"),
         ("the steps of an epoch", {min(h.evaluate_every, h.total) for h in horizons}, "domains to equally many pairs"),

@@ -14,7 +14,7 @@ from glscl.models.towers import frame_size_of
 from glscl.study.grid import Cell
 from glscl.study.options import StudyConfig
 from glscl.study.results import ZERO_SHOT
-from glscl.training.worker import sampling_of
+from glscl.training.sampling import make_sampling
 
 LOST = 5
 """A query is lost where its video comes after this rank."""
@@ -100,7 +100,7 @@ def _shots(queries: Mapping[str, Any], query: int) -> list[dict[str, Any]]:
 def _add_pictures(finished: Finished, chosen: list[dict[str, Any]]) -> None:
     cell = finished[0][0]
     sets = {open_shard_set(uri).manifest.domain: open_shard_set(uri) for uri in cell.config.data.test}
-    sampling = sampling_of(cell.config, frame_size_of(cell.config.model.clip))
+    sampling = make_sampling(cell.config, frame_size_of(cell.config.model.clip))
     pictures: dict[tuple[str, int], list[str]] = {}
     for example in chosen:
         for shot in (*example["finder_top"], *example["loser_top"]):

@@ -22,9 +22,8 @@ def cluster_nodes() -> list[Mapping[str, float]]:
         UserError: see `glscl.system.environment.check_environment`.
     """
     import ray
-    from ray._private.resource_and_label_spec import ResourceAndLabelSpec
-    from ray._private.services import _get_gcs_client_options
-    from ray._private.state import GlobalState
+
+    from glscl.system.ray_internals.cluster import nodes_at, resources_of_this_machine
 
     if ray.is_initialized():
         return alive_nodes()
@@ -32,10 +31,8 @@ def cluster_nodes() -> list[Mapping[str, float]]:
     named = named_cluster()
     address = cluster_of_this_machine(say=False) if named in (None, "auto") else named
     if address in (None, "local"):
-        return [ResourceAndLabelSpec().resolve(is_head=True).to_resource_dict()]
-    state = GlobalState()
-    state._initialize_global_state(_get_gcs_client_options(address))
-    return [node["Resources"] for node in state.node_table() if node["Alive"]]
+        return [resources_of_this_machine()]
+    return nodes_at(address)
 
 
 class NodeRequest:
@@ -50,11 +47,9 @@ class NodeRequest:
         self._renewed = float("-inf")
 
     def __enter__(self) -> Self:
-        from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
-            get_or_create_autoscaling_coordinator,
-        )
+        from glscl.system.ray_internals.cluster import autoscaling_coordinator
 
-        self._coordinator = get_or_create_autoscaling_coordinator()
+        self._coordinator = autoscaling_coordinator()
         return self
 
     def renew(self) -> None:

@@ -10,12 +10,10 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import psutil
 
@@ -36,7 +34,6 @@ _OWNER = "owner.json"
 _END_S = 15.0
 _KEEP_DAYS = 7
 _STARTS = 2
-_START_S = 300.0
 PATIENCE = {
     "RAY_agent_register_timeout_ms": "300000",
     "RAY_gcs_server_port_wait_time_s": "300",
@@ -80,7 +77,7 @@ def ray_session(quiet: bool = False) -> Iterator[None]:
             yield
         return
     ray.init(address=address, logging_level="error", log_to_driver=not quiet)
-    stopping.take_back()
+    stopping.reinstall_handlers()
     try:
         yield
     finally:
@@ -90,10 +87,11 @@ def ray_session(quiet: bool = False) -> Iterator[None]:
 def on_this_machine() -> bool:
     """Whether `ray_session` is sure to start a local cluster, so that everything runs on this machine."""
     import ray
-    from ray._private.utils import read_ray_address
+
+    from glscl.system.ray_internals.cluster import written_address
 
     named = os.environ.get("RAY_ADDRESS")
-    return not ray.is_initialized() and (named == "local" or not (named or read_ray_address()))
+    return not ray.is_initialized() and (named == "local" or not (named or written_address()))
 
 
 @contextmanager
@@ -108,7 +106,7 @@ def _own_cluster(quiet: bool) -> Iterator[None]:
     try:
         with _temporary_files_in(os.path.join(folder, "tmp")):
             _start_ray(folder, quiet)
-            stopping.take_back()
+            stopping.reinstall_handlers()
             yield
     except (UserError, KeyboardInterrupt):
         raise
@@ -135,7 +133,8 @@ def _start_ray(folder: str, quiet: bool) -> None:
         BrokenRunError: it has failed several times.
     """
     import ray
-    from ray._private import services
+
+    from glscl.system.ray_internals.cluster import patient_start
 
     for variable, value in PATIENCE.items():
         os.environ.setdefault(variable, value)
@@ -144,7 +143,7 @@ def _start_ray(folder: str, quiet: bool) -> None:
     before = _children()
     for left in range(_STARTS - 1, -1, -1):
         try:
-            with patch.object(services, "get_node", partial(_wait_for_node, services.get_node)):
+            with patient_start():
                 ray.init(
                     address="local",
                     include_dashboard=True,
@@ -159,19 +158,6 @@ def _start_ray(folder: str, quiet: bool) -> None:
             if not left:
                 raise BrokenRunError(f"Ray does not start on this machine, tried {_STARTS} times: {reason}") from error
             print(f"Ray has not started ({reason}); trying again", flush=True)
-
-
-def _wait_for_node(get_node: Callable[[str, str], Any], address: str, node: str) -> Any:
-    """Ray's details of the node that is starting, however long that takes while its process is there."""
-    deadline = time.monotonic() + _START_S
-    while True:
-        try:
-            return get_node(address, node)
-        except RuntimeError:
-            runs = any(child.name() == "raylet" for child in psutil.Process().children())
-            if not runs or time.monotonic() > deadline:
-                raise
-            time.sleep(0.2)
 
 
 def _children() -> set[int]:
@@ -255,14 +241,14 @@ def _remove(folder: str) -> None:
 
 def cluster_of_this_machine(say: bool = True) -> str | None:
     """Address of what ``ray start`` has left running here; None if it is gone (Ray itself would wait for minutes)."""
-    from ray._private.utils import read_ray_address
+    from glscl.system.ray_internals.cluster import written_address
 
-    address = read_ray_address()
+    address = written_address()
     if not address:
         return None
     if _answers(address):
-        check_cluster(str(address), f"the Ray cluster of this machine, {address}")
-        return str(address)
+        check_cluster(address, f"the Ray cluster of this machine, {address}")
+        return address
     if say:
         print(f"the Ray cluster at {address} is gone; starting a local one", flush=True)
     return None
@@ -287,12 +273,12 @@ def alive_nodes() -> list[Mapping[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def room(cpus_per_worker: float, use_gpu: bool) -> int:
+def worker_capacity(cpus_per_worker: float, use_gpu: bool) -> int:
     """Workers that the nodes there are can hold, counted node by node: a worker is never split over two."""
-    return room_on(alive_nodes(), cpus_per_worker, use_gpu)
+    return capacity_of_nodes(alive_nodes(), cpus_per_worker, use_gpu)
 
 
-def room_on(nodes: Iterable[Mapping[str, float]], cpus_per_worker: float, use_gpu: bool) -> int:
+def capacity_of_nodes(nodes: Iterable[Mapping[str, float]], cpus_per_worker: float, use_gpu: bool) -> int:
     """Workers that nodes of these resources hold."""
     workers = 0
     for node in nodes:
@@ -317,26 +303,28 @@ def check_resources(
         UserError: naming the knob.
     """
     deadline = time.monotonic() + wait_s
-    if wait_s and room(cpus_per_worker, use_gpu) < workers:
+    if wait_s and worker_capacity(cpus_per_worker, use_gpu) < workers:
         from glscl.system.nodes import NodeRequest
 
         bundle = {"CPU": max(1, round(cpus_per_worker))} | ({"GPU": 1} if use_gpu else {})
         with NodeRequest([bundle] * (most or workers)) as request:  # the placement group keeps the nodes afterwards
-            while room(cpus_per_worker, use_gpu) < workers and time.monotonic() < deadline:
+            while worker_capacity(cpus_per_worker, use_gpu) < workers and time.monotonic() < deadline:
                 request.renew()
                 time.sleep(1.0)
-    if room(cpus_per_worker, use_gpu) < workers:
-        raise UserError(lacking(workers, cpus_per_worker, use_gpu, alive_nodes()))
+    if worker_capacity(cpus_per_worker, use_gpu) < workers:
+        raise UserError(missing_resources(workers, cpus_per_worker, use_gpu, alive_nodes()))
 
 
-def lacking(workers: int, cpus_per_worker: float, use_gpu: bool, nodes: Collection[Mapping[str, float]]) -> str:
-    """What so many workers need that nodes of these resources have not, and the knobs."""
-    there = {kind: sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU")}
+def missing_resources(
+    workers: int, cpus_per_worker: float, use_gpu: bool, nodes: Collection[Mapping[str, float]]
+) -> str:
+    """Error text: the resources that so many workers need and the nodes lack, and which options to change."""
+    present = {kind: sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU")}
     wanted = {"CPU": workers * cpus_per_worker} | ({"GPU": float(workers)} if use_gpu else {})
-    short = [f"{n:g} {kind} (there: {there[kind]:g})" for kind, n in wanted.items() if n > there[kind]]
+    short = [f"{n:g} {kind} (there: {present[kind]:g})" for kind, n in wanted.items() if n > present[kind]]
     need = " and ".join(short) or (
         f"{cpus_per_worker:g} CPU {'and a GPU ' if use_gpu else ''}each on one node (there is room for "
-        f"{room_on(nodes, cpus_per_worker, use_gpu)})"
+        f"{capacity_of_nodes(nodes, cpus_per_worker, use_gpu)})"
     )
     return (
         f"{workers} workers need {need}: lower training.num_workers or training.cpus_per_worker, set training.use_gpu "

@@ -1,12 +1,14 @@
-"""Collectives with gradients. Without a process group each of them is the identity."""
+"""Collectives of tensors, with gradients, and of Python objects. Without a process group each is the identity."""
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def world_size() -> int:
@@ -22,7 +24,7 @@ def rank() -> int:
 def gather(tensor: Tensor) -> Tensor:
     """Concatenate the ranks' tensors along dimension 0, in rank order, on every rank.
 
-    The gradient of a rank's part is the sum over all ranks of their gradients with respect to it. Every rank must
+    The gradient of a rank's tensor is the sum over all ranks of their gradients with respect to it. Every rank must
     pass the same shape and type; integers and booleans pass without gradient.
     """
     if world_size() == 1:
@@ -49,9 +51,31 @@ def _all_gather(tensor: Tensor) -> Tensor:
     sent = tensor.contiguous()
     if sent.dtype == torch.bool:  # not every backend sends booleans
         return _all_gather(sent.to(torch.uint8)).bool()
-    parts = [torch.empty_like(sent) for _ in range(world_size())]
-    dist.all_gather(parts, sent)
-    return torch.cat(parts)
+    received = [torch.empty_like(sent) for _ in range(world_size())]
+    dist.all_gather(received, sent)
+    return torch.cat(received)
+
+
+def gather_objects(value: T) -> list[T]:
+    """Every rank's object, in rank order, on every rank."""
+    gathered = [value] * world_size()
+    if len(gathered) > 1:
+        dist.all_gather_object(gathered, value)
+    return gathered
+
+
+def broadcast_object(value: T) -> T:
+    """The object of rank 0, on every rank."""
+    values = [value]
+    if world_size() > 1:
+        dist.broadcast_object_list(values)
+    return values[0]
+
+
+def print_once(line: str) -> None:
+    """Print a line on rank 0; nothing on other ranks."""
+    if rank() == 0:
+        print(line, flush=True)
 
 
 class _Gather(torch.autograd.Function):
@@ -62,14 +86,14 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         grad = grads[0].contiguous()
-        own = len(grad) // world_size()
+        rows = len(grad) // world_size()
         if dist.get_backend() == "nccl":
-            part = grad.new_empty(own, *grad.shape[1:])
-            dist.reduce_scatter_tensor(part, grad)
-            return part
-        grad = grad.clone()  # autograd's own buffer must not change
+            scattered = grad.new_empty(rows, *grad.shape[1:])
+            dist.reduce_scatter_tensor(scattered, grad)
+            return scattered
+        grad = grad.clone()  # autograd's buffer must not change
         dist.all_reduce(grad)
-        return grad[dist.get_rank() * own : (dist.get_rank() + 1) * own]
+        return grad[dist.get_rank() * rows : (dist.get_rank() + 1) * rows]
 
 
 class _MeanGradient(torch.autograd.Function):

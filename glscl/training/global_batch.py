@@ -32,8 +32,8 @@ class Backward(Protocol):
 
 
 @dataclass(frozen=True)
-class Batch:
-    """A rank's share of a global batch: b pairs.
+class RankPairs:
+    """The tensors of a rank's share of a global batch: b pairs.
 
     Attributes:
         token_ids: (b, W) int64.
@@ -47,7 +47,7 @@ class Batch:
     frame_mask: Tensor
     video_ids: Tensor
 
-    def split(self, chunks: int) -> list[Batch]:
+    def split(self, chunks: int) -> list[RankPairs]:
         """Cut into chunks of equal size.
 
         Raises:
@@ -60,11 +60,11 @@ class Batch:
                 "divisor of global_batch / num_workers"
             )
         fields = (self.token_ids, self.frames, self.frame_mask, self.video_ids)
-        return [Batch(*parts) for parts in zip(*(field.split(pairs // chunks) for field in fields), strict=True)]
+        return [RankPairs(*chunk) for chunk in zip(*(field.split(pairs // chunks) for field in fields), strict=True)]
 
 
 def step_loss(call: Call, config: LossConfig, text: Features, video: Features, video_ids: Tensor) -> dict[str, Tensor]:
-    """Loss terms of the global batch, as this rank's part of their mean over the ranks.
+    """Loss terms of the global batch, as this rank's share of their mean over the ranks.
 
     Args:
         call: scores ("score", "score_parts") and gives the logit scale ("scale").
@@ -81,8 +81,8 @@ def step_loss(call: Call, config: LossConfig, text: Features, video: Features, v
     all_ids = gather(video_ids)
     all_text, all_video = gather_features(text), gather_features(video)
     # Copies, because ZeRO-3's hooks replace the tensors inside the dictionaries that they see.
-    parts = call("score_parts", dict(text), dict(all_video)) if needs_score_parts(config) else None
-    rows = scale * (call("score", dict(text), dict(all_video)) if parts is None else parts.mean(-1))
+    score_parts = call("score_parts", dict(text), dict(all_video)) if needs_score_parts(config) else None
+    rows = scale * (call("score", dict(text), dict(all_video)) if score_parts is None else score_parts.mean(-1))
     columns = rows if world_size() == 1 else scale * call("score", dict(all_text), dict(video))
     return compute_losses(
         config,
@@ -93,7 +93,7 @@ def step_loss(call: Call, config: LossConfig, text: Features, video: Features, v
             column_positives=all_ids[:, None] == video_ids[None, :],
             text=all_text,
             video=all_video,
-            parts=parts,
+            parts=score_parts,
             first=rank() * len(video_ids),
             mean_over_ranks=mean_over_ranks,
         ),
@@ -101,7 +101,7 @@ def step_loss(call: Call, config: LossConfig, text: Features, video: Features, v
 
 
 def backward_global_batch(
-    call: Call, backward: Backward, config: LossConfig, batch: Batch, accumulate: int = 1
+    call: Call, backward: Backward, config: LossConfig, batch: RankPairs, accumulate: int = 1
 ) -> dict[str, Tensor]:
     """Run forward and backward of one step over this rank's share of the global batch.
 
@@ -165,7 +165,7 @@ def backward_calls(accumulate: int) -> int:
     return 1 if accumulate == 1 else 1 + accumulate
 
 
-def _encode(call: Call, batch: Batch) -> tuple[Features, Features]:
+def _encode(call: Call, batch: RankPairs) -> tuple[Features, Features]:
     return call("text", batch.token_ids), call("video", batch.frames, batch.frame_mask)
 
 

@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import distributed
 
 from glscl.data.activity import Board
 from glscl.data.gallery import Gallery
@@ -22,8 +21,9 @@ from glscl.evaluation.retrieval import Part, metrics_of, score_part
 from glscl.evaluation.scoring import merge, split_rows
 from glscl.models.tokenizer import tokenize
 from glscl.training.checkpoint.format import SELECTION_METRIC
+from glscl.training.collectives import gather_objects, print_once, rank, world_size
 from glscl.training.config import RunConfig
-from glscl.training.health.watchdog import Reporter
+from glscl.training.health.heartbeat import HeartbeatSender
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,22 +33,18 @@ class HeldOut:
     Attributes:
         config: of the run.
         sampling: frames per video.
-        rank: this rank.
-        world: number of ranks.
         device: where the model is.
         board: where the processes that read say what they do.
-        quarantine: takes the videos that cannot be used, and bounds them.
-        reporter: tells the driver of them at once.
+        quarantine: collects the videos that cannot be used, and bounds them.
+        heartbeats: tell the driver of them at once.
     """
 
     config: RunConfig
     sampling: FrameSampling
-    rank: int
-    world: int
     device: torch.device
     board: Board
     quarantine: Quarantine
-    reporter: Reporter
+    heartbeats: HeartbeatSender
 
     def score(self, model: Any) -> dict[str, float]:
         """Held-out metrics, the same dictionary on every rank (collective).
@@ -63,16 +59,16 @@ class HeldOut:
         for shard_set, name in zip(held_out, distinct_names(held_out), strict=True):
             domain = shard_set.manifest.domain
             label = domain if domains.count(domain) == 1 else name  # two sets of a domain must not overwrite each other
-            parts = self._embed(model, shard_set)
-            bad = [entry for part in parts for entry in part.quarantined]
+            rank_embeddings = self._embed(model, shard_set)
+            bad = [entry for embeddings in rank_embeddings for entry in embeddings.quarantined]
             self.quarantine.take("validation", [shard_set], bad)
             if problem := self.quarantine.problem("validation", [shard_set]):
                 problems.append(problem)
             else:
-                embeddings = concatenate(parts)
-                if self.rank == 0 and embeddings.repaired:
+                embeddings = concatenate(rank_embeddings)
+                if embeddings.repaired:
                     what = f"held-out set {name}"
-                    print(describe_repairs(what, len(embeddings.positions), embeddings.repaired), flush=True)
+                    print_once(describe_repairs(what, len(embeddings.positions), embeddings.repaired))
                 metrics |= self._score(model, label, embeddings)
         if problems:
             raise RunStoppedError("; ".join(problems))
@@ -82,23 +78,19 @@ class HeldOut:
 
     def _embed(self, model: Any, shard_set: ShardSet) -> list[Embeddings]:
         tokens = partial(tokenize, max_words=self.config.model.max_words)
-        own = split_rows(shard_set.manifest.videos, self.rank, self.world)
+        videos = split_rows(shard_set.manifest.videos, rank(), world_size())
         size = self.config.evaluation.batch_size
-        gallery = Gallery(shard_set, own.start, own.stop, self.sampling, tokens, size, self.board)
-        part = embed(model, gallery, self.config.data.loaders, self.device)
-        self.reporter.found("validation", part.quarantined)
-        parts: list[Any] = [None] * self.world
-        distributed.all_gather_object(parts, part)
-        return parts
+        gallery = Gallery(shard_set, videos.start, videos.stop, self.sampling, tokens, size, self.board)
+        embeddings = embed(model, gallery, self.config.data.loaders, self.device)
+        self.heartbeats.report_unusable("validation", embeddings.quarantined)
+        return gather_objects(embeddings)
 
     def _score(self, model: Any, label: str, embeddings: Embeddings) -> dict[str, float]:
-        scores: list[Any] = [None] * self.world
-        part = Part(self.rank, self.world)
+        part = Part(rank(), world_size())
         with torch.no_grad():
             result = score_part(partial(model, "score"), embeddings, self.config.evaluation, part, self.device)
-        distributed.all_gather_object(scores, result)
         return {
             f"validation/{label}/{direction}_R@{k}": float(values[f"R@{k}"])
-            for direction, values in metrics_of(merge(scores)).items()
+            for direction, values in metrics_of(merge(gather_objects(result))).items()
             for k in (1, 5, 10)
         }

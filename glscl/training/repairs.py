@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import Any
-
-from torch import distributed
 
 from glscl.data.repairs import Entry
 from glscl.system import storage
 from glscl.system.ownership import Fence
+from glscl.training.collectives import gather_objects
 
 FILE = "repaired.jsonl"
 
@@ -19,38 +17,35 @@ class Repairs:
     """The videos of all ranks in which the nearest picture stands for one that does not decode.
 
     Args:
-        run_directory: where rank 0 writes `FILE`; what is listed there already stays.
-        rank: this rank.
-        world: number of ranks.
+        run_directory: where `FILE` is written; what is listed there already stays. None on all ranks but the first,
+            which only report what they met.
         fence: of the command that owns the run directory.
     """
 
-    def __init__(self, run_directory: str, rank: int, world: int, fence: Fence | None = None) -> None:
+    def __init__(self, run_directory: str | None, fence: Fence | None = None) -> None:
         self._fence = fence
-        self._uri = storage.join(run_directory, FILE)
-        self._rank, self._world = rank, world
+        self._uri = storage.join(run_directory, FILE) if run_directory else None
         self._new: list[Entry] = []
         self._known: dict[tuple[str, ...], Entry] = {}
-        if rank == 0 and storage.exists(self._uri):
-            self._add(json.loads(line) for line in storage.read_bytes(self._uri).decode().splitlines())
+        if self._uri and storage.exists(self._uri):
+            self._merge(json.loads(line) for line in storage.read_bytes(self._uri).decode().splitlines())
 
-    def take(self, entries: Iterable[Entry]) -> None:
+    def add(self, entries: Iterable[Entry]) -> None:
         """Take note of what this rank met."""
         self._new += entries
 
     def gather(self) -> int:
-        """Merge what all ranks met (collective); returns how many videos are listed, on rank 0."""
-        gathered: list[Any] = [None] * self._world
-        distributed.all_gather_object(gathered, self._new)
+        """Merge what all ranks met (collective); returns how many videos are listed, where they are."""
+        gathered = gather_objects(self._new)
         self._new = []
-        if self._rank == 0 and self._add(entry for entries in gathered for entry in entries):
+        if self._uri and self._merge(entry for entries in gathered for entry in entries):
             if self._fence is not None:
                 self._fence.check()
             lines = (json.dumps(entry, ensure_ascii=False) + "\n" for entry in self._known.values())
             storage.write_bytes(self._uri, "".join(lines).encode())
         return len(self._known)
 
-    def _add(self, entries: Iterable[Entry]) -> bool:
+    def _merge(self, entries: Iterable[Entry]) -> bool:
         before = len(self._known)
         for entry in entries:
             self._known.setdefault((entry["domain"], entry["shard"], entry["key"]), entry)

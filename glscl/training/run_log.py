@@ -1,4 +1,4 @@
-"""What a run leaves behind while it trains: JSON lines and TensorBoard events."""
+"""The log of a run: JSON lines and TensorBoard events, written by rank 0."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import os
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
 
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -18,13 +19,75 @@ from tensorboardX.summary import scalar
 from glscl.errors import UserError
 from glscl.system import storage
 from glscl.system.ownership import Fence
+from glscl.training.collectives import rank
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
 
 
+@dataclass(frozen=True, slots=True)
+class NonFiniteReport:
+    """What all ranks know of such a step; its fields are the keys of the file in the run directory.
+
+    Attributes:
+        not_finite: names of the terms.
+        pairs: of the global batch, in order.
+    """
+
+    step: int
+    not_finite: list[str]
+    pairs: list[str]
+
+    def describe(self, checkpoint: str) -> str:
+        """What the run ends with.
+
+        Args:
+            checkpoint: the last one; Ray Train waits for its upload before the run ends.
+        """
+        more = f" and {len(self.pairs) - 3} more" if len(self.pairs) > 3 else ""
+        return (
+            f"step {self.step}: {', '.join(self.not_finite)} not finite, of pairs {', '.join(self.pairs[:3])}{more} "
+            f"(all in {non_finite_name(self.step)}). Last checkpoint, from before that: {checkpoint}. Lower "
+            f"training.lr_towers or training.lr_head, train in fp32 (training.precision), or look at these pairs and "
+            f"at the terms of the loss"
+        )
+
+
+class Log(Protocol):
+    """What the training loop writes to."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None: ...
+
+    def write_non_finite(self, report: NonFiniteReport) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def open_log(run_directory: str, step: int, fence: Fence) -> Log:
+    """The run's log on rank 0; on other ranks one that writes nothing (see `RunLog`)."""
+    return RunLog(run_directory, step, fence) if rank() == 0 else NoLog()
+
+
+class NoLog:
+    """The log of a rank that writes none."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Write nothing."""
+
+    def write_non_finite(self, report: NonFiniteReport) -> None:
+        """Write nothing."""
+
+    def flush(self) -> None:
+        """Write nothing."""
+
+    def close(self) -> None:
+        """Write nothing."""
+
+
 class RunLog:
-    """Metrics of the run directory, written by rank 0.
+    """Metrics of the run directory.
 
     A remote run directory is written locally and copied at every `flush`. A resumed run drops the rows after the step
     it resumes from, so the file reads as if nothing had happened.
@@ -62,7 +125,7 @@ class RunLog:
         if self._fence is not None:
             self._fence.check()
 
-    def write(self, step: int, values: dict[str, Any]) -> None:
+    def write(self, step: int, values: Mapping[str, float | str | list[str]]) -> None:
         """Add one row; numbers also become TensorBoard scalars.
 
         Raises:
@@ -77,12 +140,12 @@ class RunLog:
                     self._events.write_event(Event(wall_time=time.time(), step=step, summary=summary))
             self._events.flush()
 
-    def not_finite(self, report: dict[str, Any]) -> None:
-        """Write down a step that went wrong, in a file of its own (see `not_finite_name`) and in the metrics."""
+    def write_non_finite(self, report: NonFiniteReport) -> None:
+        """Record a non-finite step in a file (see `non_finite_name`) and in the metrics."""
         self._check_owner()
-        name = not_finite_name(report["step"])
-        storage.write_json(storage.join(self._uri, name), report)
-        self.write(report["step"], {"not_finite": report["not_finite"], "pairs": name})
+        name = non_finite_name(report.step)
+        storage.write_json(storage.join(self._uri, name), asdict(report))
+        self.write(report.step, {"not_finite": report.not_finite, "pairs": name})
 
     def flush(self) -> None:
         """Copy to a remote run directory."""
@@ -119,7 +182,7 @@ class RunLog:
             self._scratch.cleanup()
 
 
-def not_finite_name(step: int) -> str:
+def non_finite_name(step: int) -> str:
     """The file with what is known of a step whose loss or gradient is not finite."""
     return f"nonfinite-step_{step:08d}.json"
 

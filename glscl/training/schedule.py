@@ -1,4 +1,4 @@
-"""How long a run is, and in which order it sees its pairs: arithmetic over configuration and manifests."""
+"""Length of a run in steps, and the order of its pairs: arithmetic over configuration and manifests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from glscl.training.config import RunConfig
 
 
 @dataclass(frozen=True, slots=True)
-class Horizon:
+class RunLength:
     """Length of a run in steps."""
 
     steps_per_epoch: int
@@ -20,7 +20,7 @@ class Horizon:
     evaluate_every: int
 
     @classmethod
-    def of(cls, config: RunConfig, plan: StreamPlan) -> Horizon:
+    def of(cls, config: RunConfig, plan: StreamPlan) -> RunLength:
         """Derive from epochs, ``max_steps`` and the plan."""
         steps = plan.steps_per_epoch
         total = min(config.training.epochs * steps, config.training.max_steps or math.inf)

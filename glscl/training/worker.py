@@ -1,358 +1,309 @@
-"""The loop that every training worker runs: load, step, log, evaluate, save."""
+"""The worker of the training loop: every rank loads, steps, logs, evaluates and saves."""
 
 from __future__ import annotations
 
 import logging
 import os
-import shutil
-import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import ray.train
 import ray.train.torch
 import torch
-from ray.train import Checkpoint, CheckpointUploadMode
-from torch import distributed
+from torch import Tensor
 
 from glscl.data import stream
 from glscl.data.activity import Board
 from glscl.data.augment import ClipAugmentation
-from glscl.data.quarantine import KNOB, Quarantine, UnusableSetError, with_sets
-from glscl.data.shards import ShardSet, open_shard_set
-from glscl.data.video import FrameSampling
-from glscl.errors import RunStoppedError, UserError, full_disk
+from glscl.data.quarantine import KNOB, Quarantine, UnusableSetError
+from glscl.data.shards import open_shard_set
+from glscl.errors import RunStoppedError, full_disk
 from glscl.models.retriever import Retriever
 from glscl.models.tokenizer import tokenize
-from glscl.system import storage
 from glscl.system.ownership import Fence
+from glscl.system.ray_internals.cluster import KeyValueStore
 from glscl.system.redaction import redacted_errors
-from glscl.training.checkpoint import format as checkpoint
-from glscl.training.checkpoint import resharding
-from glscl.training.checkpoint.format import SELECTION_METRIC, IncompleteCheckpointError, TrainState
-from glscl.training.checkpoint.retention import ANOTHER, Retention
+from glscl.training.checkpoint.format import SELECTION_METRIC, directory_name, seed_generators
+from glscl.training.checkpoint.retention import Retention
+from glscl.training.collectives import broadcast_object, gather_objects, print_once, rank, world_size
 from glscl.training.config import RunConfig
-from glscl.training.driver.elastic import SECONDS_LEFT
-from glscl.training.driver.preflight import check_shared_memory
-from glscl.training.engine import backward, build_engine, evaluation_model, set_learning_rates
-from glscl.training.global_batch import Batch, backward_global_batch
-from glscl.training.health.watchdog import LOOK, STOP, Agreement, Limits, RayHub, Reporter
+from glscl.training.engine import backward, build_engine, evaluation_model, gradient_norm, set_learning_rates
+from glscl.training.global_batch import RankPairs, backward_global_batch
+from glscl.training.health.consensus import Consensus, StepRequest
+from glscl.training.health.heartbeat import HeartbeatSender, Limits, Phase
 from glscl.training.held_out import HeldOut
+from glscl.training.memory import check_shared_memory
+from glscl.training.non_finite import NonFiniteError, NonFiniteSteps
 from glscl.training.repairs import Repairs
-from glscl.training.run_log import RunLog, not_finite_name
-from glscl.training.schedule import Horizon, make_plan
-from glscl.training.step_metrics import Meter, NonFiniteError
-from glscl.training.world_sizes import parts_of, share_in_words, usable_sizes
+from glscl.training.resume import resume
+from glscl.training.run_log import open_log
+from glscl.training.sampling import make_sampling
+from glscl.training.saving import save_checkpoint
+from glscl.training.schedule import RunLength, make_plan
+from glscl.training.step_metrics import StepMetrics
+from glscl.training.world_sizes import accumulation_steps, describe_batch, usable_world_sizes
 
 
-def sampling_of(config: RunConfig, frame_size: int) -> FrameSampling:
-    """The frame sampling that data and model options ask for."""
-    data = config.data
-    return FrameSampling(config.model.max_frames, data.sample_fps, frame_size, data.decoder, data.max_decode_s)
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """Why a worker group ended before the last step, where Ray Train must not restart it.
+
+    Attributes:
+        failure: a reason that a restart would find again; None where a signal asked for the end.
+        step: the step after which a signal ended it.
+        checkpoint: the one that was saved there.
+    """
+
+    failure: str | None = None
+    step: int = 0
+    checkpoint: str = ""
 
 
-def train_worker(values: dict[str, Any]) -> dict[str, Any] | None:
-    """Train from the latest complete checkpoint to the last step.
+@dataclass(frozen=True, slots=True)
+class Due:
+    """What follows a step."""
+
+    log: bool
+    evaluate: bool
+    save: bool
+    stop: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _RankReport:
+    """What a rank contributes to a row of the log."""
+
+    losses: Tensor
+    unusable: list[dict[str, str]]
+    truncated: int
+    non_finite_step: int | None
+
+
+def train_worker(values: dict[str, Any]) -> Ending | None:
+    """Train from the latest complete checkpoint to the last step, as one rank of Ray Train's worker group.
 
     Args:
-        values: ``config``, the resolved `RunConfig` as plain values, ``hub``, the token under which driver and
+        values: ``config``, the resolved `RunConfig` as plain values, ``store``, the token under which driver and
             ranks find each other, and ``fence``, the driver's claim to the run directory.
 
     Returns:
-        None at the end of training; else why it ended before. ``failed``: a reason that a restart would find again
-        (Ray Train restarts workers that raise). ``stopped``: the number of the signal, with ``step`` and
-        ``checkpoint``.
+        None at the end of training; else why it ended before (Ray Train restarts workers that raise).
     """
     with redacted_errors():
         try:
-            return _train(RunConfig.model_validate(values["config"]), values["hub"], Fence(**values["fence"]))
+            return _train(RunConfig.model_validate(values["config"]), values["store"], Fence(**values["fence"]))
         except RunStoppedError as error:
-            return {"failed": str(error)}
+            return Ending(failure=str(error))
         except OSError as error:
             raise full_disk(error, values["config"]["storage"]) or error from error
 
 
-def _train(config: RunConfig, hub: str, fence: Fence) -> dict[str, Any] | None:
+def _train(config: RunConfig, token: str, fence: Fence) -> Ending | None:
     logging.getLogger().setLevel(logging.WARNING)  # Ray announces every report at INFO
-    context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
     device = torch.device("cpu")
     if config.training.on_gpu:
         device = ray.train.torch.get_device()
         torch.cuda.set_device(device)  # collectives of objects travel through the current device
-    attempt = _shared_token(rank)
+    attempt = broadcast_object(uuid.uuid4().hex[:8])
     limits = Limits(config.data.stall_timeout_s, config.training.hang_timeout_s)
-    boards = {part: Board(config.data.loaders) for part in ("train", "evaluation")}
-    look = rank == 0 and os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") != "0"
-    with ExitStack() as ends:
-        reporter = ends.enter_context(Reporter(RayHub(hub), limits, attempt, rank, list(boards.values()), look))
-        return _loop(config, rank, world, device, attempt, boards, reporter, fence, ends)
+    boards = Board(config.data.loaders), Board(config.data.loaders)
+    checks = rank() == 0 and os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") != "0"
+    with ExitStack() as exits:
+        heartbeats = HeartbeatSender(KeyValueStore(token), limits, attempt, rank(), boards, checks_preemption=checks)
+        exits.enter_context(heartbeats)
+        worker = Worker(config, device, attempt, heartbeats, boards, fence)
+        exits.callback(worker.log_file.close)
+        return worker.train()
 
 
-def _loop(
-    config: RunConfig,
-    rank: int,
-    world: int,
-    device: torch.device,
-    attempt: str,
-    boards: dict[str, Board],
-    reporter: Reporter,
-    fence: Fence,
-    ends: ExitStack,
-) -> dict[str, Any] | None:
-    # Load
-    torch.manual_seed(config.seed)
-    model = Retriever(config.model)
-    frame_size = model.frame_size
-    shard_sets = [open_shard_set(uri) for uri in config.data.train]
-    plan = make_plan(config, shard_sets)
-    sampling = sampling_of(config, frame_size)
-    scored = max((open_shard_set(uri).manifest.videos for uri in config.data.validation), default=0)
-    # Before the first collective, so before any worker of this machine has filled some of it.
-    check_shared_memory(config, sampling, scored, world, ray.train.get_context().get_local_world_size())
-    sizes = usable_sizes(config, plan)
-    training = config.training.model_copy(update={"accumulate": parts_of(config.training, sizes, world)})
-    engine = build_engine(model, training, device, world)
-    horizon = Horizon.of(config, plan)
-    checkpoint.seed_generators(config.seed, 0, rank)  # dropout differs between ranks
-    state = _resume(engine, config, shard_sets, rank, world)
-    words = partial(tokenize, max_words=config.model.max_words)
-    pairs = stream.PairStream(
-        shard_sets,
-        plan,
-        sampling,
-        words,
-        rank,
-        world,
-        start_step=state.step,
-        cache_dir=config.data.cache_dir,
-        board=boards["train"],
-        augmentation=ClipAugmentation(config.data.augment, config.seed) if config.data.augment else None,
-    )
-    batches = stream.make_loader(pairs, config.data.loaders, config.data.prefetch)
-    log = RunLog(config.run_directory, state.step, fence) if rank == 0 else None
-    if log is not None:
-        ends.callback(log.close)
-        share = share_in_words(config.training, sizes, world)
-        print(f"global batch: {config.training.global_batch} pairs = {share}", flush=True)
-    folder = config.run_directory if rank == 0 else None
-    quarantine = Quarantine(folder, config.data.max_bad_fraction, KNOB, state.quarantined, fence)
-    state.quarantined = quarantine.entries
-    repairs = Repairs(config.run_directory, rank, world, fence)
-    meter = Meter(horizon, config, world, quarantine, shard_sets)
-    agreement = Agreement(device)
-    fled: set[str] = set()  # nodes for whose loss a checkpoint was saved
-    last = max(Retention(config.run_directory, config.checkpoint.keep).known(), default="none")
-
-    while state.step < horizon.total:
-        # Step
-        factor = set_learning_rates(engine, config.training, state.step, horizon.total)
-        agreement.ask(reporter.wish())
-        reporter.at("loading", state.step + 1)
-        batch = _next(meter, batches, reporter)
-        reporter.at("stepping", state.step + 1)
-        engine.train()
-        losses = backward_global_batch(
-            engine, partial(backward, engine), config.loss, _to_device(batch, device), training.accumulate
-        )
-        engine.step()
-        state.step += 1
-        repairs.take(batch.repaired)
-        meter.count(state.step, batch, losses, engine.get_global_grad_norm())
-        wish = agreement.answer()
-        state.metrics = {}
-        scored = bool(config.data.validation) and (
-            state.step % horizon.evaluate_every == 0 or state.step == horizon.total
-        )
-        leaving = wish == LOOK and _nodes_leave(fled, rank)
-        saved = state.step % horizon.save_every == 0 or state.step == horizon.total or scored or leaving or wish >= STOP
-
-        # Log
-        if state.step % config.training.log_every == 0 or saved:
-            reporter.at("logging", state.step)
-            try:
-                row = meter.row(engine, factor, state)
-                row["repaired"] = repairs.gather()
-            except NonFiniteError as error:
-                raise _poisoned(error.report, last, log) from None
-            if log is not None:
-                log.write(state.step, row)
-                print(f"{meter.line(state.step, row)} repaired={row['repaired']}", flush=True)
-
-        # Evaluate
-        if scored:
-            reporter.at("evaluating", state.step)
-            scorer = HeldOut(config, sampling, rank, world, device, boards["evaluation"], quarantine, reporter)
-            state.metrics = scorer.score(evaluation_model(engine))
-            if log is not None:
-                log.write(state.step, state.metrics)
-                print(f"step={state.step} {SELECTION_METRIC}={state.metrics[SELECTION_METRIC]:.2f}", flush=True)
-
-        # Save
-        if saved:
-            reporter.at("saving", state.step)
-            if log is not None:
-                log.flush()  # first: a run that resumes from this checkpoint keeps the rows up to it
-            _save(engine, state, fence, rank, world, attempt, meter.seconds_left(state.step))
-            last = checkpoint.directory_name(state.step, world, attempt)
-        if wish >= STOP and state.step < horizon.total:
-            return {"stopped": wish - STOP, "step": state.step, "checkpoint": last}
-    return None
-
-
-def _next(meter: Meter, batches: Iterator[stream.Batch], reporter: Reporter) -> stream.Batch:
-    """The next batch; the driver hears of videos that cannot be used before anything else can happen."""
-    try:
-        batch = meter.wait_for(batches)
-    except UnusableSetError as error:
-        reporter.found("train", error.quarantined)
-        raise
-    reporter.found("train", batch.quarantined)
-    return batch
-
-
-def _nodes_leave(fled: set[str], rank: int) -> bool:
-    """Whether Ray says that nodes of this worker group are about to be taken away that it had not named before.
-
-    Collective. Training goes on until they are: Ray Train restarts the group then, elsewhere.
-    """
-    info = ray.train.get_preemption_info()
-    if info is None or fled.issuperset(info.preempted_node_ids):
-        return False
-    fled.update(info.preempted_node_ids)
-    if rank == 0:
-        print(f"nodes of ranks {info.preempted_ranks} are about to be taken away: saving", flush=True)
-    return True
-
-
-def _poisoned(report: dict[str, Any], last: str, log: RunLog | None) -> RunStoppedError:
-    """Write down a step that went wrong; returns what the run ends with.
+class Worker:
+    """One rank of a training run, resumed from the latest complete checkpoint.
 
     Args:
-        report: see `NonFiniteError`.
-        last: the last checkpoint; Ray Train waits for its upload before the run ends.
-        log: of rank 0.
+        config: of the run.
+        device: of this rank.
+        attempt: token of this worker group, which tells its checkpoints from others'.
+        heartbeats: tell the driver where the loop is.
+        boards: what the processes do that read the training stream, and those that read held-out sets.
+        fence: of the driver that owns the run directory.
     """
-    if log is not None:
-        log.not_finite(report)
-    pairs, where = report["pairs"], not_finite_name(report["step"])
-    more = f" and {len(pairs) - 3} more" if len(pairs) > 3 else ""
-    return RunStoppedError(
-        f"step {report['step']}: {', '.join(report['not_finite'])} not finite, of pairs {', '.join(pairs[:3])}{more} "
-        f"(all in {where}). Last checkpoint, from before that: {last}. Lower training.lr_towers or training.lr_head, "
-        f"train in fp32 (training.precision), or look at these pairs and at the terms of the loss"
-    )
 
+    def __init__(
+        self,
+        config: RunConfig,
+        device: torch.device,
+        attempt: str,
+        heartbeats: HeartbeatSender,
+        boards: tuple[Board, Board],
+        fence: Fence,
+    ) -> None:
+        self.config, self.device, self.attempt = config, device, attempt
+        self.heartbeats, self.fence = heartbeats, fence
+        torch.manual_seed(config.seed)
+        model = Retriever(config.model)
+        self.shard_sets = [open_shard_set(uri) for uri in config.data.train]
+        self.plan = make_plan(config, self.shard_sets)
+        self.sampling = make_sampling(config, model.frame_size)
+        largest = max((open_shard_set(uri).manifest.videos for uri in config.data.validation), default=0)
+        # Before the collectives of the engine, so before any worker of this machine has filled some of it.
+        local_workers = ray.train.get_context().get_local_world_size()
+        check_shared_memory(config, self.sampling, largest, world_size(), local_workers)
+        self.length = RunLength.of(config, self.plan)
+        world_sizes = usable_world_sizes(config, self.plan)
+        self.accumulate = accumulation_steps(config.training, world_sizes, world_size())
+        training = config.training.model_copy(update={"accumulate": self.accumulate})
+        self.engine = build_engine(model, training, device, world_size())
+        seed_generators(config.seed, 0, rank())  # dropout differs between ranks
 
-def _resume(engine: Any, config: RunConfig, shard_sets: list[ShardSet], rank: int, world: int) -> TrainState:
-    """Restore the run directory's newest complete checkpoint (resume rules 1 to 5)."""
-    values = config.model_dump(mode="json")
-    manifests = [shard_set.manifest.fingerprint() for shard_set in shard_sets]
-    fresh = TrainState(0, world, config.training.zero_stage, values, manifests)
-    retention = Retention(config.run_directory, config.checkpoint.keep)
-    names: list[Any] = [retention.names() if rank == 0 else None, None]
-    distributed.broadcast_object_list(names)
-    for name in names[0]:
-        with _fetched(storage.join(config.run_directory, name), rank, world) as (folder, problem):
-            if problem:
-                if rank == 0:
-                    print(f"checkpoint {name} is incomplete ({problem}): trying the one before", flush=True)
-                continue
-            saved = checkpoint.read_state(folder)
-            checkpoint.check_resumable(saved, values, manifests)
-            context = ray.train.get_context()
-            if resharding.needed(saved, world):
-                node, leads = context.get_node_rank(), context.get_local_rank() == 0
-                with resharding.converted(folder, name, saved, rank, node, leads=leads) as whole:
-                    resharding.load(engine, whole)
-                checkpoint.restore_generators(folder, saved, rank)
-            else:
-                checkpoint.restore(engine, folder, saved, rank)
-        if rank == 0:
-            print(f"resumed step={saved.step} from {name}", flush=True)
-        known = with_sets(saved.quarantined, shard_sets)
-        return TrainState(saved.step, world, config.training.zero_stage, values, manifests, known)
-    if retention.known():
-        raise UserError(f"{config.run_directory}: none of its checkpoints is complete; {ANOTHER}")
-    return fresh
+        self.state = resume(self.engine, config, self.shard_sets)
+        self.batches = self._batches(boards[0])
+        folder = config.run_directory if rank() == 0 else None
+        self.quarantine = Quarantine(folder, config.data.max_bad_fraction, KNOB, self.state.quarantined, fence)
+        self.state.quarantined = self.quarantine.entries
+        self.repairs = Repairs(folder, fence)
+        self.held_out = HeldOut(config, self.sampling, device, boards[1], self.quarantine, heartbeats)
+        self.metrics = StepMetrics(self.length, config.training.global_batch)
+        self.non_finite = NonFiniteSteps()
+        self.consensus = Consensus(device)
+        self.checkpoint = max(Retention(config.run_directory, config.checkpoint.keep).known(), default="none")
+        self._factor = 0.0
+        self._truncated = 0
+        self._unusable: list[dict[str, str]] = []
+        self._leaving_nodes: set[str] = set()  # nodes for whose loss a checkpoint was saved
+        batch = describe_batch(config.training, world_sizes, world_size())
+        print_once(f"global batch: {config.training.global_batch} pairs = {batch}")
+        self.log_file = open_log(config.run_directory, self.state.step, fence)  # last: `_train` closes it
 
+    def _batches(self, board: Board) -> Iterator[stream.Batch]:
+        data = self.config.data
+        pairs = stream.PairStream(
+            self.shard_sets,
+            self.plan,
+            self.sampling,
+            partial(tokenize, max_words=self.config.model.max_words),
+            rank(),
+            world_size(),
+            start_step=self.state.step,
+            cache_dir=data.cache_dir,
+            board=board,
+            augmentation=ClipAugmentation(data.augment, self.config.seed) if data.augment else None,
+        )
+        return stream.make_loader(pairs, data.loaders, data.prefetch)
 
-@contextmanager
-def _fetched(uri: str, rank: int, world: int) -> Iterator[tuple[str, str | None]]:
-    """A checkpoint in a local folder, one copy per node, every file read once (collective).
+    def train(self) -> Ending | None:
+        """Train to the last step, or to the step at which a signal asks for the end (then says where that was)."""
+        while self.state.step < self.length.total:
+            self.consensus.send(self.heartbeats.step_request())
+            self.step(self.next_batch())
+            due = self.due(self.consensus.result())
+            if due.log:
+                self.log()
+            if due.evaluate:
+                self.evaluate()
+            if due.save:
+                self.save()
+            if due.stop:
+                return Ending(step=self.state.step, checkpoint=self.checkpoint)
+        return None
 
-    Yields:
-        the folder and None, or what is wrong with the checkpoint, the same on every rank.
-    """
-    context = ray.train.get_context()
-    node, local, locals_ = context.get_node_rank(), context.get_local_rank(), context.get_local_world_size()
+    def next_batch(self) -> stream.Batch:
+        """The next batch; the driver hears of videos that cannot be used before anything else can happen."""
+        self.heartbeats.at(Phase.LOADING, self.state.step + 1)
+        try:
+            with self.metrics.waiting():
+                batch = next(self.batches)
+        except UnusableSetError as error:
+            self.heartbeats.report_unusable("train", error.quarantined)
+            raise
+        self.heartbeats.report_unusable("train", batch.quarantined)
+        return batch
 
-    def agree(mine: Any) -> list[Any]:
-        all_: list[Any] = [None] * world
-        distributed.all_gather_object(all_, mine)
-        return all_
+    def step(self, batch: stream.Batch) -> None:
+        """Run forward, backward and update on this rank's share of the global batch (collective)."""
+        self.heartbeats.at(Phase.STEPPING, self.state.step + 1)
+        self._factor = set_learning_rates(self.engine, self.config.training, self.state.step, self.length.total)
+        self.engine.train()
+        tensors = (batch.token_ids, batch.frames, batch.frame_mask, batch.video_ids)
+        pairs = RankPairs(*(tensor.to(self.device, non_blocking=True) for tensor in tensors))
+        losses = backward_global_batch(
+            self.engine, partial(backward, self.engine), self.config.loss, pairs, self.accumulate
+        )
+        self.engine.step()
+        self.state.step += 1
+        self.state.metrics = {}
+        self.repairs.add(batch.repaired)
+        self.metrics.count(losses)
+        self.non_finite.count(self.state.step, batch.names, losses, self.engine.get_global_grad_norm())
+        self._unusable += batch.quarantined
+        self._truncated += batch.truncated
 
-    with ExitStack() as stack:
-        folder = problem = None
-        if local == 0:
-            try:
-                folder = stack.enter_context(checkpoint.local_copy(uri, os.getcwd()))
-            except IncompleteCheckpointError as error:
-                problem = str(error)
-        places = agree((node, folder, problem))
-        problem = next((text for *_, text in places if text), None)
-        if problem is None:
-            folder = next(path for place, path, _ in places if place == node and path)
-            try:
-                checkpoint.check_complete(folder, local, locals_)
-            except IncompleteCheckpointError as error:
-                problem = str(error)
-            problem = next((text for text in agree(problem) if text), None)
-        yield folder or "", problem
-        distributed.barrier()  # others on this machine may still be reading
+    def due(self, request: StepRequest) -> Due:
+        """What follows the step that was just done, the same on every rank."""
+        step, last = self.state.step, self.state.step == self.length.total
+        evaluate = bool(self.config.data.validation) and (step % self.length.evaluate_every == 0 or last)
+        leaving = request == StepRequest.CHECK_PREEMPTION and self._nodes_leave()
+        stop = request == StepRequest.STOP
+        save = step % self.length.save_every == 0 or last or evaluate or leaving or stop
+        log = step % self.config.training.log_every == 0 or save
+        return Due(log, evaluate, save, stop and not last)
 
+    def _nodes_leave(self) -> bool:
+        """Whether Ray names nodes of this worker group that are about to be taken away for the first time.
 
-def _save(
-    engine: Any, state: TrainState, fence: Fence, rank: int, world: int, attempt: str, seconds_left: float
-) -> None:
-    """Write this rank's files and hand them to Ray Train, which uploads them while training goes on."""
-    folder = tempfile.mkdtemp(prefix="checkpoint-", dir=os.getcwd())  # the worker's own folder in Ray's session
-    try:
-        with checkpoint.explained(folder):
-            checkpoint.save(engine, folder, state, rank)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    ray.train.report(
-        {"step": state.step, SECONDS_LEFT: seconds_left, **state.metrics},
-        checkpoint=Checkpoint.from_directory(folder),
-        checkpoint_dir_name=checkpoint.directory_name(state.step, world, attempt),
-        checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
-        checkpoint_upload_fn=partial(_upload, ray.train.get_context().get_storage(), fence),
-    )
+        Collective. Training goes on until they are: Ray Train restarts the group then, elsewhere.
+        """
+        info = ray.train.get_preemption_info()
+        if info is None or self._leaving_nodes.issuperset(info.preempted_node_ids):
+            return False
+        self._leaving_nodes.update(info.preempted_node_ids)
+        print_once(f"nodes of ranks {info.preempted_ranks} are about to be taken away: saving")
+        return True
 
+    def log(self) -> None:
+        """Write a row of figures over all ranks (collective).
 
-def _upload(place: Any, fence: Fence, local: Checkpoint, name: str) -> Checkpoint:
-    """What Ray Train calls in a thread of its own; its own way lists folders, and cannot say why it failed."""
-    try:
-        fence.check()
-        checkpoint.upload(local.path, storage.join(fence.directory, name))
-    except BaseException:
-        shutil.rmtree(local.path, ignore_errors=True)
-        raise
-    return Checkpoint(place.build_checkpoint_path_from_name(name), place.storage_filesystem)
+        Raises:
+            RunStoppedError: a loss or gradient is not finite, or too many videos of a training set are unusable.
+        """
+        step = self.state.step
+        self.heartbeats.at(Phase.LOGGING, step)
+        bad_step = self.non_finite.first(self.engine, step)
+        report = _RankReport(self.metrics.local_losses(), self._unusable, self._truncated, bad_step)
+        reports = gather_objects(report)
+        self._unusable, self._truncated = [], 0
+        self.quarantine.take("train", self.shard_sets, [entry for one in reports for entry in one.unusable])
+        unusable = sum(entry["part"] == "train" for entry in self.quarantine.entries)
+        truncated = sum(one.truncated for one in reports)
+        row = self.metrics.row([one.losses for one in reports], truncated, unusable, step, self._factor)
+        norm = gradient_norm(self.engine)
+        if norm is not None:
+            row["gradient_norm"] = norm
+        try:
+            self.non_finite.check([one.non_finite_step for one in reports])
+        except NonFiniteError as error:
+            self.log_file.write_non_finite(error.report)
+            raise RunStoppedError(error.report.describe(self.checkpoint)) from None
+        if problem := self.quarantine.problem("train", self.shard_sets):
+            raise RunStoppedError(problem)
+        row["repaired"] = self.repairs.gather()
+        self.log_file.write(step, row)
+        print_once(self.metrics.line(step, row))
 
+    def evaluate(self) -> None:
+        """Score the held-out sets (collective)."""
+        self.heartbeats.at(Phase.EVALUATING, self.state.step)
+        self.state.metrics = self.held_out.score(evaluation_model(self.engine))
+        self.log_file.write(self.state.step, self.state.metrics)
+        print_once(f"step={self.state.step} {SELECTION_METRIC}={self.state.metrics[SELECTION_METRIC]:.2f}")
 
-def _to_device(batch: stream.Batch, device: torch.device) -> Batch:
-    fields = (batch.token_ids, batch.frames, batch.frame_mask, batch.video_ids)
-    return Batch(*(tensor.to(device, non_blocking=True) for tensor in fields))
-
-
-def _shared_token(rank: int) -> str:
-    """A few random characters, the same on every rank, that tell this attempt's checkpoints from others'."""
-    token = [uuid.uuid4().hex[:8] if rank == 0 else None]
-    distributed.broadcast_object_list(token)
-    return str(token[0])
+    def save(self) -> None:
+        """Save a checkpoint (collective)."""
+        self.heartbeats.at(Phase.SAVING, self.state.step)
+        self.log_file.flush()  # first: a run that resumes from this checkpoint keeps the rows up to it
+        name = directory_name(self.state.step, world_size(), self.attempt)
+        save_checkpoint(self.engine, self.state, name, self.fence, self.metrics.seconds_left(self.state.step))
+        self.checkpoint = name

@@ -1,4 +1,4 @@
-"""Which numbers of workers a run can have, and how each shares the global batch: arithmetic."""
+"""Usable numbers of workers of a run, and how each divides the global batch: arithmetic."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from glscl.training.config import RunConfig
 from glscl.training.options import TrainingConfig
 
 
-def usable_sizes(config: RunConfig, plan: StreamPlan | None) -> tuple[int, ...]:
+def usable_world_sizes(config: RunConfig, plan: StreamPlan | None) -> tuple[int, ...]:
     """The numbers of workers that ``training.num_workers`` allows and the run can have, rising.
 
-    The most of them has to suit ``training.accumulate``; fewer take more parts, see `parts_of`.
+    The most of them has to suit ``training.accumulate``; fewer take more chunks, see `accumulation_steps`.
 
     Args:
         config: of the run.
         plan: of its stream; without it, only the global batch is looked at.
 
     Raises:
-        UserError: there is none; names the knobs.
+        UserError: there is none; names the options to change.
     """
     training = config.training
     if training.is_elastic and training.cpus % 1:
@@ -26,43 +26,43 @@ def usable_sizes(config: RunConfig, plan: StreamPlan | None) -> tuple[int, ...]:
             f"training.cpus_per_worker ({training.cpus:g}) has to be a whole number where "
             f"training.num_workers is a range: Ray does not count fractions of a node exactly"
         )
-    sizes: list[int] = []
+    world_sizes: list[int] = []
     refused: dict[int, str] = {}
     for workers in range(training.most_workers, training.fewest_workers - 1, -1):
         try:
-            _check(config, plan, workers, accumulate=1 if sizes else training.accumulate)
-            sizes.append(workers)
+            _check(config, plan, workers, accumulate=1 if world_sizes else training.accumulate)
+            world_sizes.append(workers)
         except UserError as error:
             refused[workers] = str(error)
-    if not sizes and training.is_elastic:
+    if not world_sizes and training.is_elastic:
         raise UserError(
             f"training.num_workers: none of {training.fewest_workers} to {training.most_workers} workers can be used; "
             f"{training.most_workers}: {refused[training.most_workers]}"
         )
-    if not sizes:
+    if not world_sizes:
         raise UserError(refused[training.most_workers])
-    return tuple(reversed(sizes))
+    return tuple(reversed(world_sizes))
 
 
-def parts_of(training: TrainingConfig, sizes: tuple[int, ...], workers: int) -> int:
-    """Parts in which each of so many workers encodes its share.
+def accumulation_steps(training: TrainingConfig, world_sizes: tuple[int, ...], workers: int) -> int:
+    """Chunks in which each of so many workers encodes its share.
 
-    As few as keep a part no larger than it is with the most workers: a run that shrinks must not outgrow its memory.
+    As few as keep a chunk no larger than it is with the most workers: a run that shrinks must not outgrow its memory.
 
     Args:
         training: of the run.
-        sizes: from `usable_sizes`.
+        world_sizes: from `usable_world_sizes`.
         workers: one of them.
     """
-    largest = training.global_batch // (sizes[-1] * training.accumulate)
+    largest = training.global_batch // (world_sizes[-1] * training.accumulate)
     share = training.global_batch // workers
-    return next(parts for parts in range(1, share + 1) if share % parts == 0 and share // parts <= largest)
+    return next(chunks for chunks in range(1, share + 1) if share % chunks == 0 and share // chunks <= largest)
 
 
-def share_in_words(training: TrainingConfig, sizes: tuple[int, ...], workers: int) -> str:
-    """The global batch with so many workers: how many workers x parts x pairs."""
-    parts = parts_of(training, sizes, workers)
-    return f"{workers} workers x {parts} parts x {training.global_batch // workers // parts}"
+def describe_batch(training: TrainingConfig, world_sizes: tuple[int, ...], workers: int) -> str:
+    """The global batch with so many workers: how many workers x chunks x pairs."""
+    chunks = accumulation_steps(training, world_sizes, workers)
+    return f"{workers} workers x {chunks} parts x {training.global_batch // workers // chunks}"
 
 
 def _check(config: RunConfig, plan: StreamPlan | None, workers: int, accumulate: int) -> None:

@@ -16,7 +16,7 @@ import yaml
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
 from glscl.training.config import run_config
-from glscl.training.world_sizes import usable_sizes
+from glscl.training.world_sizes import usable_world_sizes
 
 ROOT = Path(__file__).resolve().parents[2]
 KUBERAY = ROOT / "cluster" / "kuberay"
@@ -158,7 +158,7 @@ def test_training_starts_on_the_workers_and_its_numbers_fit() -> None:
     training, data = config.training, config.data
     gpus = limits["nvidia.com/gpu"]
     assert training.num_workers == (gpus, group["maxReplicas"] * gpus)  # one node to all of them
-    assert usable_sizes(config, None) == (8, 16, 32)
+    assert usable_world_sizes(config, None) == (8, 16, 32)
     assert training.cpus_per_worker * limits["nvidia.com/gpu"] <= int(limits["cpu"])
     assert training.global_batch % data.virtual_streams == 0
     assert data.virtual_streams % (training.most_workers * data.loader_workers) == 0

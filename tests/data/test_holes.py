@@ -289,20 +289,20 @@ def test_the_runs_own_list(tmp_path: Path) -> None:
         one = {"domain": "d", "shard": "s", "key": "1", "video_id": "ü", "frames": "1 of 3"}
         other = one | {"key": "2"}
         run = tmp_path / "run"
-        repairs = Repairs(str(run), 0, 1)
+        repairs = Repairs(str(run))
         assert repairs.gather() == 0
         assert not (run / FILE).exists()
-        repairs.take([one])
-        repairs.take([other, one])
+        repairs.add([one])
+        repairs.add([other, one])
         assert (repairs.gather(), repairs.gather()) == (2, 2)
-        again = Repairs(str(run), 0, 1)
-        again.take([other, one | {"key": "3"}])
+        again = Repairs(str(run))
+        again.add([other, one | {"key": "3"}])
         assert again.gather() == 3
         lines = [json.loads(line) for line in (run / FILE).read_text(encoding="utf-8").splitlines()]
         assert lines == [one, other, one | {"key": "3"}]
         shutil.rmtree(run)
-        silent = Repairs(str(run), 1, 1)
-        silent.take([one])
+        silent = Repairs(None)
+        silent.add([one])
         silent.gather()
         assert not run.exists()
     finally:

@@ -82,7 +82,7 @@ import torch
 from glscl.training.config import run_config
 from glscl.evaluation.cost import head_cost
 from glscl.models import Retriever, tokenize
-from glscl.training.global_batch import Batch, backward_global_batch
+from glscl.training.global_batch import RankPairs, backward_global_batch
 
 torch.set_num_threads(1)
 torch.manual_seed(0)
@@ -97,7 +97,7 @@ frames = torch.randint(0, 256, (3, config.model.max_frames, 3, size, size), dtyp
 mask = torch.ones(3, config.model.max_frames)
 mask[1, 2:] = 0
 mask[2] = 0
-batch = Batch(token_ids, frames, mask, torch.arange(3))
+batch = RankPairs(token_ids, frames, mask, torch.arange(3))
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 losses = []
 for accumulate in (1, 3, 1):

@@ -17,7 +17,7 @@ from glscl.models import ModelConfig, Retriever
 from glscl.models.heads.base import Features
 from glscl.models.heads.mean_pool import MeanPool
 from glscl.training.collectives import world_size
-from glscl.training.global_batch import Batch, backward_calls, backward_global_batch
+from glscl.training.global_batch import RankPairs, backward_calls, backward_global_batch
 
 PAIRS, WORDS, FRAMES, SIZE = 8, 8, 3, 16
 TOLERANCE = 1e-5
@@ -127,7 +127,7 @@ def build_model(case: dict[str, Any], clip: str, dropout: float = 0.0) -> Retrie
     return model.double() if case.get("double") else model
 
 
-def global_batch() -> Batch:
+def global_batch() -> RankPairs:
     """Eight pairs of which two pairs of videos are the same, on the same rank and on different ones."""
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(1, 49000, (PAIRS, WORDS), generator=generator)
@@ -140,7 +140,7 @@ def global_batch() -> Batch:
     mask[5, 2:] = 0
     videos = torch.tensor([0, 0, 2, 3, 4, 3, 6, 7])
     frames[1], frames[5], mask[5] = frames[0], frames[3], mask[3]
-    return Batch(ids, frames, mask, videos)
+    return RankPairs(ids, frames, mask, videos)
 
 
 def mean(losses: dict[str, torch.Tensor], grads: dict[str, torch.Tensor]) -> Result:

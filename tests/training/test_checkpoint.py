@@ -33,12 +33,13 @@ from glscl.models import ModelConfig, Retriever
 from glscl.models.tokenizer import tokenize
 from glscl.system import storage
 from glscl.training.checkpoint import format as checkpoint
+from glscl.training.checkpoint import transfer
 from glscl.training.checkpoint.format import IncompleteCheckpointError, TrainState
-from glscl.training.checkpoint.retention import ANOTHER, INDEX, RAY_REGISTER, Keeper, Retention
+from glscl.training.checkpoint.retention import ANOTHER, INDEX, RAY_REGISTER, Retention, RetentionCallback
 from glscl.training.config import RunConfig
 from glscl.training.driver.launch import whole_weights
 from glscl.training.engine import backward, build_engine, set_learning_rates
-from glscl.training.global_batch import Batch, backward_global_batch
+from glscl.training.global_batch import RankPairs, backward_global_batch
 from glscl.training.options import TrainingConfig
 from tests.fault_proxy import FaultProxy
 
@@ -70,11 +71,11 @@ def engine_of(clip: str, stage: int, precision: str, seed: int, world: int = WOR
     return build_engine(Retriever(model_config(clip)), training_config(stage, precision), torch.device("cpu"), world)
 
 
-def batch_of(step: int, rank: int) -> Batch:
+def batch_of(step: int, rank: int) -> RankPairs:
     generator = torch.Generator().manual_seed(100 * step + rank)
     ids = torch.randint(1, 49000, (PAIRS, WORDS), generator=generator)
     frames = torch.randint(0, 256, (PAIRS, FRAMES, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8)
-    return Batch(ids, frames, torch.ones(PAIRS, FRAMES, dtype=torch.bool), torch.arange(PAIRS) + PAIRS * rank)
+    return RankPairs(ids, frames, torch.ones(PAIRS, FRAMES, dtype=torch.bool), torch.arange(PAIRS) + PAIRS * rank)
 
 
 def train(engine: Any, config: TrainingConfig, steps: range, rank: int) -> None:
@@ -279,7 +280,7 @@ def test_a_truncated_file_is_named(name: str, damaged: Path) -> None:
     data = (damaged / name).read_bytes()
     (damaged / name).write_bytes(data[: len(data) // 2])
     with pytest.raises(IncompleteCheckpointError, match=name):
-        checkpoint.check_complete(str(damaged), part=0, parts=2)  # sizes are looked at whoever wrote the file
+        checkpoint.check_complete(str(damaged), process=0, processes=2)  # sizes are looked at whoever wrote the file
 
 
 def test_a_flipped_byte_is_named(damaged: Path) -> None:
@@ -289,8 +290,8 @@ def test_a_flipped_byte_is_named(damaged: Path) -> None:
     with pytest.raises(IncompleteCheckpointError, match=f"{OPTIMISER}: checksum differs"):
         checkpoint.check_complete(str(damaged))
     with pytest.raises(IncompleteCheckpointError, match=f"{OPTIMISER}: checksum differs"):
-        checkpoint.check_complete(str(damaged), part=1, parts=2)
-    checkpoint.check_complete(str(damaged), part=0, parts=2)  # rank 1 is the one that hashes its own files
+        checkpoint.check_complete(str(damaged), process=1, processes=2)
+    checkpoint.check_complete(str(damaged), process=0, processes=2)  # rank 1 is the one that hashes its own files
 
 
 def test_a_file_of_another_attempt_is_noticed(damaged: Path, runs: Path) -> None:
@@ -463,10 +464,10 @@ def test_the_best_and_the_newest_stay(run: str) -> None:
 def test_what_the_controller_has_removed_meanwhile_is_not_there(run: str) -> None:
     put(run, 1)
     driver, controller = Retention(run, keep=1), Retention(run, keep=1)
-    assert [found.state.step for found in driver.take_over()] == [1]
+    assert [found.state.step for found in driver.prune_at_start()] == [1]
     controller.register(put(run, 2))
     assert [found.state.step for found in driver.best()] == [2]
-    driver.close()
+    driver.prune_at_end()
     assert driver.known() == [checkpoint.directory_name(2, 2, "a")]
 
 
@@ -485,12 +486,12 @@ def test_the_last_good_one_stays_whatever_comes_after(run: str, lacks: str, caps
     expected = f"checkpoint {bad} is incomplete after its upload ({said.get(lacks, f'{lacks}: missing')})"
     assert expected in capsys.readouterr().out
     assert steps(run) == [1, 2]
-    assert [found.name for found in Retention(run, keep=1).take_over()] == [good]
+    assert [found.name for found in Retention(run, keep=1).prune_at_start()] == [good]
     assert steps(run) == [1], "never complete: removed, not merged into the next attempt's"
     put(run, 9, ranks=(0,))
     retention.register(put(run, 3))
     assert steps(run) == [3, 9], "an upload that is under way is left alone"
-    retention.close()
+    retention.prune_at_end()
     assert steps(run) == [3]
 
 
@@ -503,7 +504,7 @@ def test_what_was_complete_once_is_passed_over_and_named(run: str, capsys: pytes
     storage.remove_folder(storage.join(run, third))
     storage.remove(storage.join(run, second, "files-00000.json"))
     storage.write_bytes(storage.join(run, second, "files-00000.json"), b"{")
-    assert [found.name for found in Retention(run, keep=3).take_over()] == [first]
+    assert [found.name for found in Retention(run, keep=3).prune_at_start()] == [first]
     out = capsys.readouterr().out
     assert f"checkpoint {third} is incomplete (state.json: missing): passed over" in out
     assert f"checkpoint {second} is incomplete (files-00000.json: unreadable (Invalid JSON" in out
@@ -512,21 +513,21 @@ def test_what_was_complete_once_is_passed_over_and_named(run: str, capsys: pytes
     with pytest.raises(
         UserError, match=f"none of its checkpoints is complete .*{first}: state.json: missing.*{ANOTHER}"
     ):
-        Retention(run, keep=3).take_over()
+        Retention(run, keep=3).prune_at_start()
     assert steps(run) == [1, 2], "what was complete once is the user's to remove"
 
 
 def test_a_run_that_never_had_one_starts_anew(run: str) -> None:
-    assert Retention(run, keep=1).take_over() == []
+    assert Retention(run, keep=1).prune_at_start() == []
     put(run, 1, ranks=(1,))
-    assert Retention(run, keep=1).take_over() == []
+    assert Retention(run, keep=1).prune_at_start() == []
     assert steps(run) == []
 
 
 def test_a_checkpoint_uploaded_before_the_end_but_not_registered_counts(run: str) -> None:
     Retention(run, keep=1).register(put(run, 1))
     unregistered = put(run, 2)
-    assert [found.state.step for found in Retention(run, keep=1).take_over()] == [2, 1]
+    assert [found.state.step for found in Retention(run, keep=1).prune_at_start()] == [2, 1]
     assert unregistered in Retention(run, keep=1).known()
 
 
@@ -535,12 +536,12 @@ def test_a_damaged_index_forgets_nothing(run: str, capsys: pytest.CaptureFixture
     Retention(run, keep=1).register(name)
     for text in (b"", b"[]", b'{"complete": ["../x"]}', b'{"complete": [1]}'):
         storage.write_bytes(storage.join(run, INDEX), text)
-        assert [found.name for found in Retention(run, keep=1).take_over()] == [name]
+        assert [found.name for found in Retention(run, keep=1).prune_at_start()] == [name]
         assert f"{INDEX} is damaged" in capsys.readouterr().out
     storage.write_bytes(storage.join(run, INDEX), b"")
     storage.remove(storage.join(run, name, "state.json"))
     with pytest.raises(UserError, match="none of its checkpoints is complete"):
-        Retention(run, keep=1).take_over()
+        Retention(run, keep=1).prune_at_start()
 
 
 def test_a_listing_out_of_date_hides_nothing(bucket: str, proxy: FaultProxy) -> None:
@@ -551,26 +552,26 @@ def test_a_listing_out_of_date_hides_nothing(bucket: str, proxy: FaultProxy) -> 
     put(run, 1)
     proxy.kinds, proxy.rate = ("stale_list",), 1.0
     Retention(run, keep=1).register(name)
-    assert [found.name for found in Retention(run, keep=1).take_over()] == [name]
-    with checkpoint.local_copy(storage.join(run, name)) as folder:
+    assert [found.name for found in Retention(run, keep=1).prune_at_start()] == [name]
+    with transfer.local_copy(storage.join(run, name)) as folder:
         assert checkpoint.check_complete(folder).step == 1
     assert proxy.injected["stale_list"]
 
 
 def test_a_copy_of_what_is_not_there_names_the_file(run: str) -> None:
     name = put(run, 1)
-    with checkpoint.local_copy(storage.join(run, name)) as folder:
+    with transfer.local_copy(storage.join(run, name)) as folder:
         checkpoint.check_complete(folder)
     flip(storage.join(run, name, "deepspeed/rank-1"))
     with (
         pytest.raises(IncompleteCheckpointError, match="deepspeed/rank-1: checksum differs"),
-        checkpoint.local_copy(storage.join(run, name)) as folder,
+        transfer.local_copy(storage.join(run, name)) as folder,
     ):
         checkpoint.check_complete(folder)
     storage.remove(storage.join(run, name, "deepspeed/rank-1"))
     with (
         pytest.raises(IncompleteCheckpointError, match="deepspeed/rank-1: missing"),
-        checkpoint.local_copy(storage.join(run, name)) as folder,
+        transfer.local_copy(storage.join(run, name)) as folder,
     ):
         checkpoint.check_complete(folder)
 
@@ -611,7 +612,7 @@ def test_a_full_disk_is_named_and_the_checkpoint_before_stays(tmp_path: Path) ->
         (big / "data").write_bytes(os.urandom(2 << 20))
         folder = storage.join(run, "step_00000002-w2-a")
         with pytest.raises(UserError) as caught:
-            checkpoint.upload(str(big), folder)
+            transfer.upload(str(big), folder)
         assert f"{folder}: the checkpoint could not be written (No space left on device)" in str(caught.value)
         assert "checkpoint.keep" in str(caught.value)
         assert os.listdir(folder) == []
@@ -625,13 +626,13 @@ def test_a_full_disk_is_named_and_the_checkpoint_before_stays(tmp_path: Path) ->
                 pytest.raises(
                     UserError, match=rf"{scratch}: a checkpoint could not be written .*[01] MB are free.*RAY_TMPDIR"
                 ),
-                checkpoint.explained(scratch),
+                transfer.explained_full_disk(scratch),
             ):
                 write(f"{scratch}/x")
             shutil.rmtree(scratch)
-        with pytest.raises(RuntimeError, match="else"), checkpoint.explained(run):
+        with pytest.raises(RuntimeError, match="else"), transfer.explained_full_disk(run):
             raise RuntimeError("something else")
-        assert [found.state.step for found in Retention(run, keep=1).take_over()] == [1]
+        assert [found.state.step for found in Retention(run, keep=1).prune_at_start()] == [1]
     finally:
         subprocess.run(["umount", "--lazy", str(disk)], check=True)  # torch leaves its file open
 
@@ -639,7 +640,7 @@ def test_a_full_disk_is_named_and_the_checkpoint_before_stays(tmp_path: Path) ->
 def test_what_a_user_has_to_mend_is_not_tried_again(tmp_path: Path) -> None:
     from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 
-    keeper = Keeper(str(tmp_path), 1)
+    keeper = RetentionCallback(str(tmp_path), 1)
     keeper.after_exception(None, {0: RuntimeError("a peer has gone"), 1: ValueError("x")})
     with pytest.raises(UserError, match="full"):
         keeper.after_exception(

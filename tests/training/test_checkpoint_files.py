@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from glscl.errors import UserError
 from glscl.system import storage
 from glscl.training.checkpoint import format as checkpoint
+from glscl.training.checkpoint import transfer
 from glscl.training.checkpoint.format import IncompleteCheckpointError, TrainState
 from tests.training.test_checkpoint import flip, put
 
@@ -34,7 +35,7 @@ def test_each_part_hashes_the_files_of_its_own_ranks(tmp_path: Path) -> None:
 
 def test_a_copy_lies_in_the_scratch_folder_and_goes(bucket: str, tmp_path: Path) -> None:
     name = put(f"{bucket}/run", 1)
-    with checkpoint.local_copy(f"{bucket}/run/{name}", str(tmp_path)) as folder:
+    with transfer.local_copy(f"{bucket}/run/{name}", str(tmp_path)) as folder:
         assert Path(folder).parent == tmp_path
         assert Path(folder).name.startswith("checkpoint-")
         names = {str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file()}
@@ -44,7 +45,7 @@ def test_a_copy_lies_in_the_scratch_folder_and_goes(bucket: str, tmp_path: Path)
 
 def test_a_local_one_is_read_where_it_is(tmp_path: Path) -> None:
     name = put(str(tmp_path), 1)
-    with checkpoint.local_copy(str(tmp_path / name)) as folder:
+    with transfer.local_copy(str(tmp_path / name)) as folder:
         assert folder == str(tmp_path / name)
 
 
@@ -53,7 +54,7 @@ def test_brackets_in_a_local_path_are_no_pattern(tmp_path: Path) -> None:
     run, scratch = tmp_path / "runs [v2]", tmp_path / "scratch"
     scratch.mkdir()
     name = put(str(run), 1)
-    with checkpoint.local_copy(str(run / name), str(scratch)) as folder:
+    with transfer.local_copy(str(run / name), str(scratch)) as folder:
         assert Path(folder).is_relative_to(scratch)
         assert len(glob.glob(os.path.join(folder, "deepspeed", "rank-*"))) == 2
         assert checkpoint.check_complete(folder).step == 1
@@ -67,7 +68,7 @@ def test_the_list_is_uploaded_last(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         storage.write_bytes(str(tmp_path / "mine" / name), b"")
     order: list[str] = []
     monkeypatch.setattr(storage, "upload", lambda source, uri: order.append(uri))
-    checkpoint.upload(str(tmp_path / "mine"), "s3://data/run/step")
+    transfer.upload(str(tmp_path / "mine"), "s3://data/run/step")
     assert order[-1] == "s3://data/run/step/files-00001.json"
     assert set(order) == {
         f"s3://data/run/step/{name}" for name in ("files-00001.json", "a/deepspeed", "z", "state.json")
@@ -82,7 +83,7 @@ def test_a_refused_upload_keeps_the_system_s_words(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(storage, "upload", fail)
     with pytest.raises(UserError, match=rf"written \({os.strerror(errno.EDQUOT)}\).*checkpoint.keep"):
-        checkpoint.upload(str(tmp_path / "mine"), str(tmp_path / "run"))
+        transfer.upload(str(tmp_path / "mine"), str(tmp_path / "run"))
 
 
 @pytest.mark.parametrize(
@@ -105,14 +106,14 @@ def test_what_cannot_be_written_is_explained(error: Exception, said: str, tmp_pa
         pytest.raises(
             UserError, match=rf"{tmp_path}/c: a checkpoint could not be written \(.*{said} [1-9]\d* MB are free"
         ),
-        checkpoint.explained(str(tmp_path / "c")),
+        transfer.explained_full_disk(str(tmp_path / "c")),
     ):
         raise error
 
 
 def test_what_is_no_want_of_room_is_left_as_it_is(tmp_path: Path) -> None:
     for error in (RuntimeError("something else"), ValueError("x")):
-        with pytest.raises(type(error), match=str(error)), checkpoint.explained(str(tmp_path / "c")):
+        with pytest.raises(type(error), match=str(error)), transfer.explained_full_disk(str(tmp_path / "c")):
             raise error
 
 

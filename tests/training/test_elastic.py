@@ -23,9 +23,11 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from glscl.errors import UserError
-from glscl.training.driver import cleaner, elastic, launch
-from glscl.training.driver.elastic import SECONDS_LEFT, LossPolicy, NodesPolicy, Trainer
+from glscl.system.ray_internals import train as internals
+from glscl.training.driver import elastic, launch
+from glscl.training.driver.elastic import ElasticPolicy, NodeFailurePolicy, build_trainer
 from glscl.training.options import TrainingConfig
+from glscl.training.saving import SECONDS_LEFT
 
 Nodes = dict[str, dict[str, float]]
 
@@ -40,9 +42,9 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Nodes:
     return there
 
 
-def policy(nodes: Nodes, sizes: tuple[int, ...], reserved: Nodes | None = None, **training: Any) -> NodesPolicy:
+def policy(nodes: Nodes, sizes: tuple[int, ...], reserved: Nodes | None = None, **training: Any) -> ElasticPolicy:
     options = TrainingConfig(num_workers=sizes[0] if len(sizes) == 1 else (sizes[0], sizes[-1]), **training)
-    made = NodesPolicy(ScalingConfig(num_workers=(sizes[0], sizes[-1])), options, sizes)
+    made = ElasticPolicy(ScalingConfig(num_workers=(sizes[0], sizes[-1])), options, sizes)
     # The coordinator is Ray's actor, which asks for and shares out nodes.
     made._maybe_send_resource_request = lambda: None
     made._get_reserved_resources = lambda: nodes if reserved is None else reserved
@@ -124,7 +126,7 @@ def test_growth_has_to_pay_and_a_working_group_never_shrinks(nodes: Nodes) -> No
 
 
 def test_the_loss_of_a_node_is_not_a_failure_of_the_run(nodes: Nodes, capsys: pytest.CaptureFixture[str]) -> None:
-    losses = LossPolicy(FailureConfig(max_failures=1), 0)
+    losses = NodeFailurePolicy(FailureConfig(max_failures=1), 0)
     failure = WorkerGroupError("rank 0", {0: RayActorError()})
     del nodes["b"]
     assert losses.make_decision(failure) == FailureDecision.RETRY
@@ -141,14 +143,14 @@ def test_room_that_another_run_uses_is_waited_for(
 ) -> None:
     clock = SimpleNamespace(now=100.0)
     monkeypatch.setattr(elastic.time, "monotonic", lambda: clock.now)
-    losses = LossPolicy(FailureConfig(max_failures=0, controller_failure_limit=0), wait_s)
+    losses = NodeFailurePolicy(FailureConfig(max_failures=0, controller_failure_limit=0), wait_s)
     in_use = ControllerError(WorkerGroupStartupTimeoutError(2))
     for clock.now in (100.0, 160.0, 99.0 + least_s):
         assert losses.make_decision(in_use) == FailureDecision.RETRY
     assert f"something else uses it; waiting up to {least_s:g} s" in capsys.readouterr().out
     clock.now = 100.0 + least_s
     assert losses.make_decision(in_use) == FailureDecision.RAISE
-    said = launch._reason(in_use, SimpleNamespace(failure=lambda: None), "/runs")  # type: ignore[arg-type]
+    said = launch._explain_failure(in_use, SimpleNamespace(failure=lambda: None), "/runs")  # type: ignore[arg-type]
     assert isinstance(said, UserError)
     assert "something else uses it: wait for its end, lower training.num_workers or raise" in str(said)
     assert losses.make_decision(WorkerGroupError("rank 0", {0: RayActorError()})) == FailureDecision.RAISE
@@ -184,19 +186,19 @@ def test_ray_is_given_these_policies(nodes: Nodes, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(DataParallelTrainer, "_initialize_and_run_controller", start)
     monkeypatch.setattr(data_parallel_trainer, "ObjectRefWrapper", lambda value: value)  # it starts Ray
     training = TrainingConfig(num_workers=(2, 9), cpus_per_worker=2)
-    trainer = Trainer(print, training, (2, 4, 8), timeout_s=1800, train_loop_config={})
+    trainer = build_trainer(print, training, (2, 4, 8), timeout_s=1800, train_loop_config={})
     trainer.fit()
     assert not ray.is_initialized()
-    assert isinstance(given["scaling_policy"], NodesPolicy)
+    assert isinstance(given["scaling_policy"], ElasticPolicy)
     assert given["scaling_policy"].scaling_config.num_workers == (2, 8)
     assert given["scaling_policy"].scaling_config.resources_per_worker == {"CPU": 2}
-    assert isinstance(given["failure_policy"], LossPolicy)
-    assert given["controller"] is elastic.Controller
+    assert isinstance(given["failure_policy"], NodeFailurePolicy)
+    assert given["controller"] is internals.PatientController
     assert data_parallel_trainer.TrainController is TrainController
-    assert trainer.backend_config.backend_cls is elastic._Backend
+    assert trainer.backend_config.backend_cls is internals._NodeInterfaceBackend
 
 
-@pytest.mark.parametrize(("put_off", "pauses"), [(True, [elastic.PAUSE_S]), (False, [])])
+@pytest.mark.parametrize(("put_off", "pauses"), [(True, [internals.PAUSE_S]), (False, [])])
 def test_what_is_put_off_lets_other_calls_through(
     put_off: bool, pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,8 +213,11 @@ def test_what_is_put_off_lets_other_calls_through(
         slept.append(seconds)
 
     monkeypatch.setattr(TrainController, "_step", step)
-    monkeypatch.setattr(elastic.asyncio, "sleep", sleep)
-    assert asyncio.run(elastic.Controller._step(elastic.Controller.__new__(elastic.Controller))) is result
+    monkeypatch.setattr(internals.asyncio, "sleep", sleep)
+    assert (
+        asyncio.run(internals.PatientController._step(internals.PatientController.__new__(internals.PatientController)))
+        is result
+    )
     assert slept == pauses
 
 
@@ -231,8 +236,8 @@ def test_a_group_that_breaks_late_in_its_start_gives_its_room_back(monkeypatch: 
     monkeypatch.setattr(WorkerGroup, "_start_impl", start)
     with pytest.raises(RayActorError):
         made(WorkerGroup)._start()
-    assert not ended, "Ray has mended it: Group can go"
-    group = made(elastic.Controller.worker_group_cls)
+    assert not ended, "Ray has mended it: TidyWorkerGroup can go"
+    group = made(internals.PatientController.worker_group_cls)
     with pytest.raises(RayActorError):
         group._start()
     assert ended == ["all"]
@@ -243,15 +248,15 @@ def test_a_group_that_breaks_late_in_its_start_gives_its_room_back(monkeypatch: 
 
     monkeypatch.setattr(WorkerGroup, "shutdown", breaks)
     with pytest.raises(RayActorError) as caught:  # not the second error, which would not be tried again
-        made(elastic.Controller.worker_group_cls)._start()
+        made(internals.PatientController.worker_group_cls)._start()
     assert caught.value.__notes__ == ["ending the group failed too: ValueError('gone')"]
 
 
 def test_what_gives_room_back_asks_its_own_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray's own asks a dashboard at an address that it guesses; see `glscl.training.driver.cleaner`."""
-    trainer = Trainer(print, TrainingConfig(), (1,), timeout_s=1800, train_loop_config={})
+    """Ray's own asks a dashboard at an address that it guesses; see `glscl.system.ray_internals.train`."""
+    trainer = build_trainer(print, TrainingConfig(), (1,), timeout_s=1800, train_loop_config={})
     cleaners = [c for c in trainer._create_default_callbacks() if isinstance(c, PlacementGroupCleanerCallback)]
-    assert [type(callback) for callback in cleaners] == [cleaner.CleanerCallback]
+    assert [type(callback) for callback in cleaners] == [internals.CleanerCallback]
 
     started: list[Any] = []
     remote = SimpleNamespace(start_monitoring=SimpleNamespace(remote=lambda: started.append("monitoring")))
@@ -259,7 +264,7 @@ def test_what_gives_room_back_asks_its_own_cluster(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(ray, "remote", lambda **_: lambda cls: started.append(cls) or actor)
     monkeypatch.setattr("ray.runtime_context.get_runtime_context", lambda: SimpleNamespace(get_actor_id=lambda: "c1"))
     cleaners[0].after_controller_start(SimpleNamespace(run_id="r"))
-    assert started == [cleaner.Cleaner, "monitoring"]
+    assert started == [internals.Cleaner, "monitoring"]
 
     states = iter([{"State": "ALIVE"}, ConnectionError("the head is away"), {"State": "RESTARTING"}, {"State": "DEAD"}])
     removed: list[str] = []
@@ -275,19 +280,19 @@ def test_what_gives_room_back_asks_its_own_cluster(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("ray.actor.exit_actor", lambda: removed.append("itself"))
     monkeypatch.setattr("ray.util.placement_group_table", lambda _: {"state": "CREATED"})
     monkeypatch.setattr(placement_group_cleaner, "remove_placement_group", lambda group: removed.append(group.id))
-    watching = cleaner.Cleaner("c1", check_interval_s=0.001, get_actor_timeout_s=1, stop_timeout=1)
+    watching = internals.Cleaner("c1", check_interval_s=0.001, get_actor_timeout_s=1, stop_timeout=1)
     watching.register_placement_group(SimpleNamespace(id="group of the run"))
     watching._monitor_loop()
     assert removed == ["group of the run", "itself"]
     assert next(states, None) is None
     monkeypatch.setattr("ray._private.state.actors", lambda _: {})
-    assert not cleaner.is_actor_alive("forgotten", 1), "the head forgets actors that have been gone for long"
+    assert not internals.is_actor_alive("forgotten", 1), "the head forgets actors that have been gone for long"
 
 
 def test_a_coordinator_that_is_slow_is_no_traceback(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    client = elastic.autoscaling_coordinator_client
+    client = internals.autoscaling_coordinator_client
     limits: list[float] = []
 
     def get(reference: Any, timeout: float) -> None:
@@ -299,7 +304,7 @@ def test_a_coordinator_that_is_slow_is_no_traceback(
     sender = client.TrainAutoscalingCoordinatorClient("run")
     sender.__dict__["_autoscaling_coordinator"] = coordinator
     sender.send_resource_request(ScalingConfig(num_workers=1), 1)
-    assert limits == [elastic.PATIENCE_S]
+    assert limits == [internals.PATIENCE_S]
     (record,) = [record for record in caplog.records if record.name == client.__name__]
     assert "safe to ignore" in record.getMessage()
     assert record.exc_info is None

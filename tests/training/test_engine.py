@@ -27,7 +27,7 @@ from glscl.training.engine import (
     schedule,
     set_learning_rates,
 )
-from glscl.training.global_batch import Batch, backward_global_batch
+from glscl.training.global_batch import RankPairs, backward_global_batch
 from glscl.training.options import TrainingConfig
 
 SIZE, PAIRS = 16, 4
@@ -73,11 +73,11 @@ def _model(clip: str, seed: int = 0) -> Retriever:
     return Retriever(ModelConfig.model_validate(config | {"heads": {"glscl": head}}))
 
 
-def _batch(rank: int = 0) -> Batch:
+def _batch(rank: int = 0) -> RankPairs:
     generator = torch.Generator().manual_seed(rank)
     ids = torch.randint(1, 49000, (PAIRS, 8), generator=generator)
     frames = torch.randint(0, 256, (PAIRS, 2, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8)
-    return Batch(ids, frames, torch.ones(PAIRS, 2, dtype=torch.bool), torch.arange(PAIRS) + PAIRS * rank)
+    return RankPairs(ids, frames, torch.ones(PAIRS, 2, dtype=torch.bool), torch.arange(PAIRS) + PAIRS * rank)
 
 
 def _group(rank: int, world: int, store: str) -> None:

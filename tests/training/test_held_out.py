@@ -29,12 +29,12 @@ def alone(tmp_path: Path) -> Iterator[None]:
 
 
 class Told:
-    """A reporter that remembers."""
+    """A heartbeat sender that remembers."""
 
     def __init__(self) -> None:
         self.found_by_part: list[tuple[str, list[str]]] = []
 
-    def found(self, part: str, entries: list[dict[str, str]]) -> None:
+    def report_unusable(self, part: str, entries: list[dict[str, str]]) -> None:
         self.found_by_part.append((part, [entry["video_id"] for entry in entries]))
 
 
@@ -58,7 +58,7 @@ def test_every_held_out_set_is_listed_and_bounded(make_shards: Callable[..., Sha
     def score(folder: str, limit: float, config: RunConfig) -> dict[str, float]:
         quarantine = Quarantine(folder, limit, "data.max_bad_fraction")
         sampling = FrameSampling(2, 1.0, 32)
-        return HeldOut(config, sampling, 0, 1, torch.device("cpu"), Board(0), quarantine, told).score(model)
+        return HeldOut(config, sampling, torch.device("cpu"), Board(0), quarantine, told).score(model)
 
     strict, loose = str(tmp_path / "strict"), str(tmp_path / "loose")
     with pytest.raises(RunStoppedError) as caught:

@@ -18,7 +18,7 @@ from glscl.models import ModelConfig, Retriever
 from glscl.training.checkpoint import format as checkpoint
 from glscl.training.checkpoint.format import TrainState
 from glscl.training.engine import backward, build_engine, set_learning_rates
-from glscl.training.global_batch import Batch, backward_global_batch
+from glscl.training.global_batch import RankPairs, backward_global_batch
 from glscl.training.options import TrainingConfig
 
 SIZE, PAIRS, STEPS, SAVED = 16, 4, 5, 3
@@ -39,7 +39,7 @@ def _train(engine: Any, config: TrainingConfig, steps: range) -> list[float]:
         generator = torch.Generator().manual_seed(step)
         ids = torch.randint(1, 49000, (PAIRS, 8), generator=generator)
         frames = torch.randint(0, 256, (PAIRS, 2, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8)
-        batch = Batch(ids, frames, torch.ones(PAIRS, 2, dtype=torch.bool), torch.arange(PAIRS))
+        batch = RankPairs(ids, frames, torch.ones(PAIRS, 2, dtype=torch.bool), torch.arange(PAIRS))
         set_learning_rates(engine, config, step, STEPS)
         engine.eval()  # dropout draws other masks for other parts
         terms = backward_global_batch(engine, partial(backward, engine), LossConfig(), batch, config.accumulate)

@@ -313,14 +313,14 @@ def test_a_dry_run_fetches_nothing(words: Callable[..., list[str]], make_shards:
 @pytest.mark.parametrize("where", ["controller", "worker"])
 def test_a_full_disk_is_one_line_whoever_meets_it(where: str) -> None:
     """Ray Train's controller writes files of its own, and rank 0 its log: neither says what a user can do."""
-    from glscl.training.driver.launch import _reason
+    from glscl.training.driver.launch import _explain_failure
 
     full = OSError(errno.ENOSPC, "No space left on device", "/runs/r/metrics.jsonl")
     error = SimpleNamespace(
         worker_failures={0: full} if where == "worker" else {},
         controller_failure=full if where == "controller" else None,
     )
-    reason = _reason(error, SimpleNamespace(failure=lambda: None, last_heard=lambda rank: None), "/runs")
+    reason = _explain_failure(error, SimpleNamespace(failure=lambda: None, last_heartbeat=lambda rank: None), "/runs")
     assert isinstance(reason, UserError)
     assert str(reason).startswith("/runs/r/metrics.jsonl: No space left on device: free space there")
     assert full_disk(ValueError("other"), "/runs") is None
@@ -336,6 +336,6 @@ def test_a_full_disk_ends_a_worker_for_good(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(worker, "_train", refuse)
     monkeypatch.setattr(worker.RunConfig, "model_validate", lambda values: values)
-    values = {"config": {"storage": "/runs"}, "hub": "", "fence": {"directory": "/runs/r", "number": 1, "token": ""}}
+    values = {"config": {"storage": "/runs"}, "store": "", "fence": {"directory": "/runs/r", "number": 1, "token": ""}}
     with pytest.raises(UserError, match="/runs: No space left on device: free space there"):
         worker.train_worker(values)

@@ -28,7 +28,7 @@ from glscl.training.checkpoint import resharding, safe_load
 from glscl.training.checkpoint.format import TAG, TrainState
 from glscl.training.driver.launch import whole_weights
 from glscl.training.engine import backward, build_engine, set_learning_rates
-from glscl.training.global_batch import Batch, backward_global_batch
+from glscl.training.global_batch import RankPairs, backward_global_batch
 from glscl.training.options import TrainingConfig
 
 GLOBAL_BATCH, STREAMS, WORDS, FRAMES, SIZE = 8, 4, 8, 2, 16
@@ -84,7 +84,7 @@ def plan() -> StreamPlan:
     return StreamPlan([manifest], (), GLOBAL_BATCH, STREAMS, "all", SEED)
 
 
-def batch_of(order: StreamPlan, step: int, rank: int) -> Batch:
+def batch_of(order: StreamPlan, step: int, rank: int) -> RankPairs:
     """This rank's pairs of a global batch, made up from their numbers."""
     owned = order.owned(rank, dist.get_world_size(), 0, 1)
     slots = [slot for stream in owned for slot in order.slots(step, stream)]
@@ -95,7 +95,7 @@ def batch_of(order: StreamPlan, step: int, rank: int) -> Batch:
         ids.append(torch.randint(1, 49000, (WORDS,), generator=generator))
         frames.append(torch.randint(0, 256, (FRAMES, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8))
     mask = torch.ones(len(pairs), FRAMES, dtype=torch.bool)
-    return Batch(torch.stack(ids), torch.stack(frames), mask, torch.tensor(pairs))
+    return RankPairs(torch.stack(ids), torch.stack(frames), mask, torch.tensor(pairs))
 
 
 def train(engine: Any, config: TrainingConfig, steps: range, rank: int) -> dict[str, Any]:
@@ -156,8 +156,8 @@ def resumed(rank: int, world: int, clip: str, folder: str) -> None:
             engine = engine_of(clip, case, seed=5)
             parts = Path(folder, name_of(case), f"{saved_by}")
             state = checkpoint.check_complete(str(parts / "whole"), rank, world)
-            if resharding.needed(state, world):
-                with resharding.converted(str(parts / "whole"), "c", state, rank, 0, leads=rank == 0) as converted:
+            if resharding.is_needed(state, world):
+                with resharding.resharded(str(parts / "whole"), "c", state, 0, leads=rank == 0) as converted:
                     resharding.load(engine, converted)
                 checkpoint.restore_generators(str(parts / "whole"), state, rank)
             else:
@@ -266,7 +266,7 @@ def stopped(rank: int, world: int, clip: str, folder: str) -> None:
                 if name == "large":
                     patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
                 with pytest.raises(RunStoppedError) as caught:
-                    resharding.converted(whole, f"step_{name}", state, rank, 0, leads=rank == 1).__enter__()
+                    resharding.resharded(whole, f"step_{name}", state, 0, leads=rank == 1).__enter__()
             found[name] = str(caught.value)
         engine = engine_of(clip, (2, "fp32"), seed=0)
         for name in ("evil-resumed", "evil-old-format"):

@@ -9,7 +9,7 @@ import pytest
 
 from glscl.errors import BrokenRunError, RunStoppedError, UserError
 from glscl.system import storage
-from glscl.training.checkpoint.retention import INDEX, RAY_REGISTER, Keeper, Retention, cause_in
+from glscl.training.checkpoint.retention import INDEX, RAY_REGISTER, Retention, RetentionCallback, cause_in
 from tests.fault_proxy import FaultProxy
 from tests.training.test_checkpoint import put, steps
 
@@ -21,7 +21,7 @@ def test_a_storage_that_does_not_delete_ends_no_run(
     torn = put(run, 1, attempt="torn", ranks=(0,))
     proxy.denied = frozenset({"DELETE"})
     retention = Retention(run, keep=1)
-    assert retention.take_over() == []
+    assert retention.prune_at_start() == []
     assert f"{run}/{torn} stays behind, because it cannot be removed (s3://" in capsys.readouterr().out
     first, second, third = (put(run, step) for step in (1, 2, 3))
     for name in (first, second, third):
@@ -32,10 +32,10 @@ def test_a_storage_that_does_not_delete_ends_no_run(
     assert steps(run) == [1, 1, 2, 3]
     assert retention.known() == [third]
     assert [found.name for found in retention.best()] == [third, second, first]
-    retention.close()
+    retention.prune_at_end()
     proxy.denied = frozenset()
     following = Retention(run, keep=1)
-    assert [found.name for found in following.take_over()] == [third, second, first]
+    assert [found.name for found in following.prune_at_start()] == [third, second, first]
     following.register(put(run, 4))
     assert steps(run) == [4]
 
@@ -45,7 +45,7 @@ def test_ray_s_register_must_go(bucket: str, proxy: FaultProxy) -> None:
     storage.write_bytes(f"{run}/{RAY_REGISTER}", b"{}")
     proxy.denied = frozenset({"DELETE"})
     with pytest.raises(UserError, match=f"{RAY_REGISTER}: delete object: .*AccessDenied"):
-        Retention(run, keep=1).take_over()
+        Retention(run, keep=1).prune_at_start()
 
 
 def test_what_has_been_looked_at_is_not_read_again(bucket: str, proxy: FaultProxy) -> None:
@@ -88,22 +88,22 @@ def test_other_folders_are_left_alone(run: str) -> None:
     for other in ("model/x", "tensorboard/x", "metrics.jsonl"):
         storage.write_bytes(storage.join(run, other), b"")
     retention = Retention(run, keep=1)
-    retention.take_over()
+    retention.prune_at_start()
     for step in (1, 2):
         retention.register(put(run, step))
-    retention.close()
+    retention.prune_at_end()
     assert {"model", "tensorboard", "metrics.jsonl", INDEX} < set(storage.list_names(run))
     assert steps(run) == [2]
 
 
 def test_a_run_that_ends_with_none_keeps_what_there_is(run: str) -> None:
     torn = put(run, 1, ranks=(0,))
-    Retention(run, keep=1).close()
+    Retention(run, keep=1).prune_at_end()
     assert storage.list_names(run) == [torn]
 
 
 def test_the_keeper_registers_what_ray_train_reports(run: str) -> None:
-    keeper = Keeper(run, keep=1)
+    keeper = RetentionCallback(run, keep=1)
     for step in (1, 2):
         name = put(run, step)
         keeper.after_report(None, [], SimpleNamespace(path=f"some/where/{name}"))  # type: ignore[arg-type]
@@ -136,11 +136,11 @@ def test_a_torn_attempt_at_the_same_step_goes_whatever_it_is_called(run: str) ->
 
 def test_the_index_names_what_is_complete_and_what_was(run: str) -> None:
     complete, torn = put(run, 1), put(run, 2, ranks=(0,))
-    Retention(run, keep=1).close()
+    Retention(run, keep=1).prune_at_end()
     assert Retention(run, keep=1).known() == [complete], "written at the end, whoever uploaded it"
     torn = put(run, 2, ranks=(0,))
     storage.write_json(storage.join(run, INDEX), {"complete": []})
-    Retention(run, keep=1).take_over()
+    Retention(run, keep=1).prune_at_start()
     assert Retention(run, keep=1).known() == [complete]
     assert torn not in storage.list_names(run)
 
@@ -153,10 +153,10 @@ def test_every_line_that_is_said(run: str, capsys: pytest.CaptureFixture[str]) -
     torn = put(run, 3, ranks=(0,))
     retention.register(torn)
     storage.remove(storage.join(run, second, "state.json"))
-    Retention(run, keep=3).take_over()
+    Retention(run, keep=3).prune_at_start()
     storage.remove(storage.join(run, first, "state.json"))
     with pytest.raises(UserError) as caught:
-        Retention(run, keep=3).take_over()
+        Retention(run, keep=3).prune_at_start()
     storage.write_bytes(storage.join(run, INDEX), b'{"complete": ["step_1/x"]}')
     assert Retention(run, keep=3).known() == [first, second]
     incomplete = f"checkpoint {second} is incomplete (state.json: missing): passed over"

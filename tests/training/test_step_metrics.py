@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,12 +13,10 @@ import pytest
 import torch
 from torch import distributed
 
-from glscl.data.quarantine import Quarantine
-from glscl.data.stream import Batch
-from glscl.training.checkpoint.format import TrainState
-from glscl.training.config import RunConfig
-from glscl.training.schedule import Horizon
-from glscl.training.step_metrics import Meter, NonFiniteError
+from glscl.training.collectives import gather_objects
+from glscl.training.non_finite import NonFiniteError, NonFiniteSteps
+from glscl.training.schedule import RunLength
+from glscl.training.step_metrics import StepMetrics
 
 
 @pytest.fixture(autouse=True)
@@ -28,49 +27,62 @@ def alone(tmp_path: Path) -> Iterator[None]:
 
 
 @pytest.fixture
-def meter() -> Meter:
-    return Meter(Horizon(10, 100, 10, 10), RunConfig(name="r"), 1, Quarantine(None, 0.5, "data.max_bad_fraction"), [])
+def steps() -> NonFiniteSteps:
+    return NonFiniteSteps()
 
 
-def batch(*names: str) -> Batch:
-    nothing = torch.zeros(0)
-    return Batch(nothing, nothing, nothing, nothing, list(names))
-
-
-def row(meter: Meter, step: int, norm: float | None = 1.0, parameter: float = 0.5) -> dict[str, float]:
+def check(steps: NonFiniteSteps, step: int, norm: float | None = 1.0, parameter: float = 0.5) -> None:
+    """What a row of the log does after this step."""
     module = torch.nn.ParameterList([torch.tensor([0.1, parameter])])
     engine: Any = SimpleNamespace(module=module, get_global_grad_norm=lambda: norm)
-    return meter.row(engine, 1.0, TrainState(step, 1, 0, {}, []))
+    steps.check(gather_objects(steps.first(engine, step)))
 
 
 def losses(contrastive: float, total: float) -> dict[str, torch.Tensor]:
     return {"contrastive": torch.tensor(contrastive), "total": torch.tensor(total)}
 
 
-def test_the_first_step_that_went_wrong_between_two_rows(meter: Meter) -> None:
-    meter.count(1, batch("toy/a#0"), losses(1.0, 1.0), 1.0)
-    assert row(meter, 1)["loss"] == 1.0
-    meter.count(2, batch("toy/b#0"), losses(1.0, 1.0), torch.tensor(1.0))
-    meter.count(3, batch("toy/c#0", "toy/d#1"), losses(math.inf, math.nan), torch.tensor(math.nan))
-    meter.count(4, batch("toy/e#0"), losses(math.nan, math.nan), math.nan)
+def test_the_first_step_that_went_wrong_between_two_rows(steps: NonFiniteSteps) -> None:
+    steps.count(1, ["toy/a#0"], losses(1.0, 1.0), 1.0)
+    check(steps, 1)
+    steps.count(2, ["toy/b#0"], losses(1.0, 1.0), torch.tensor(1.0))
+    steps.count(3, ["toy/c#0", "toy/d#1"], losses(math.inf, math.nan), torch.tensor(math.nan))
+    steps.count(4, ["toy/e#0"], losses(math.nan, math.nan), math.nan)
     with pytest.raises(NonFiniteError) as error:
-        row(meter, 4, math.nan)
+        check(steps, 4, math.nan)
     wrong = ["contrastive", "loss", "gradient_norm"]
-    assert error.value.report == {"step": 3, "not_finite": wrong, "pairs": ["toy/c#0", "toy/d#1"]}
+    assert asdict(error.value.report) == {"step": 3, "not_finite": wrong, "pairs": ["toy/c#0", "toy/d#1"]}
 
 
-def test_a_gradient_alone(meter: Meter) -> None:
+def test_a_gradient_alone(steps: NonFiniteSteps) -> None:
     """The loss of its step is sound; what it does to the parameters would be saved with that step."""
-    meter.count(1, batch("toy/a#0"), losses(1.0, 1.0), math.inf)
+    steps.count(1, ["toy/a#0"], losses(1.0, 1.0), math.inf)
     with pytest.raises(NonFiniteError) as error:
-        row(meter, 1, math.inf)
-    assert error.value.report == {"step": 1, "not_finite": ["gradient_norm"], "pairs": ["toy/a#0"]}
+        check(steps, 1, math.inf)
+    assert asdict(error.value.report) == {"step": 1, "not_finite": ["gradient_norm"], "pairs": ["toy/a#0"]}
 
 
-def test_parameters_where_deepspeed_has_no_norm(meter: Meter) -> None:
-    meter.count(1, batch("toy/a#0"), losses(1.0, 1.0), None)
-    assert row(meter, 1, None)["loss"] == 1.0
-    meter.count(2, batch("toy/b#0"), losses(1.0, 1.0), None)
+def test_parameters_where_deepspeed_has_no_norm(steps: NonFiniteSteps) -> None:
+    steps.count(1, ["toy/a#0"], losses(1.0, 1.0), None)
+    check(steps, 1, None)
+    steps.count(2, ["toy/b#0"], losses(1.0, 1.0), None)
     with pytest.raises(NonFiniteError) as error:
-        row(meter, 2, None, parameter=math.nan)
-    assert error.value.report == {"step": 2, "not_finite": ["parameters"], "pairs": ["toy/b#0"]}
+        check(steps, 2, None, parameter=math.nan)
+    assert asdict(error.value.report) == {"step": 2, "not_finite": ["parameters"], "pairs": ["toy/b#0"]}
+
+
+def test_a_row_is_the_mean_over_the_ranks() -> None:
+    metrics = StepMetrics(RunLength(10, 100, 10, 10), 8)
+    for _ in range(5):
+        with metrics.waiting():
+            pass
+        metrics.count(losses(1.0, 3.0))
+    row = metrics.row(
+        [metrics.local_losses(), torch.tensor([2.0, 5.0])], truncated=4, quarantined=1, step=5, factor=0.5
+    )
+    assert list(row)[:4] == ["loss/contrastive", "loss", "epoch", "learning_rate_factor"]
+    assert (row["loss/contrastive"], row["loss"], row["epoch"], row["truncated"]) == (1.5, 4.0, 0.5, 0.1)
+    assert metrics.seconds_left(5) > 0
+    line = metrics.line(5, row | {"repaired": 2})
+    assert line.startswith("step=5/100 epoch=0.50 contrastive=1.5000 loss=4.0000 lr_factor=0.500 pairs/s=")
+    assert line.endswith(" truncated=10.0% quarantined=1 repaired=2")

@@ -14,7 +14,7 @@ from glscl.errors import UserError
 from glscl.training.config import RunConfig, load_config, run_config, to_yaml
 from glscl.training.options import TrainingConfig
 from glscl.training.schedule import make_plan
-from glscl.training.world_sizes import parts_of, share_in_words, usable_sizes
+from glscl.training.world_sizes import accumulation_steps, describe_batch, usable_world_sizes
 
 
 def config(**training: Any) -> RunConfig:
@@ -32,17 +32,17 @@ def config(**training: Any) -> RunConfig:
     ],
 )
 def test_usable_sizes_divide_the_global_batch(training: dict[str, Any], sizes: tuple[int, ...]) -> None:
-    assert usable_sizes(config(**training), None) == sizes
+    assert usable_world_sizes(config(**training), None) == sizes
 
 
 def test_usable_sizes_also_suit_the_stream(make_shards: Callable[..., ShardSet]) -> None:
     """8 virtual streams for 2 loader workers each, 6 shards: 3 workers do not divide the streams, 4 outnumber them."""
     shards = make_shards(captions=[1] * 24, per_shard=4)
     run = config(global_batch=24, num_workers=(1, 4))
-    assert usable_sizes(run, None) == (1, 2, 3, 4)
-    assert usable_sizes(run, make_plan(run, [shards])) == (1, 2)
+    assert usable_world_sizes(run, None) == (1, 2, 3, 4)
+    assert usable_world_sizes(run, make_plan(run, [shards])) == (1, 2)
     with pytest.raises(UserError, match=r"none of 3 to 4 workers .*; 4: too few shards: 6 .*data\.loader_workers"):
-        usable_sizes(config(global_batch=24, num_workers=(3, 4)), make_plan(run, [shards]))
+        usable_world_sizes(config(global_batch=24, num_workers=(3, 4)), make_plan(run, [shards]))
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_usable_sizes_also_suit_the_stream(make_shards: Callable[..., ShardSet])
 )
 def test_what_cannot_be_used_is_refused_with_the_knobs(training: dict[str, Any], reason: str) -> None:
     with pytest.raises(UserError, match=reason):
-        usable_sizes(config(**training), None)
+        usable_world_sizes(config(**training), None)
 
 
 @given(st.integers(1, 6), st.integers(1, 5), st.integers(1, 8), st.integers(2, 12))
@@ -72,16 +72,16 @@ def test_fewer_workers_encode_no_larger_parts(pairs: int, accumulate: int, fewer
     batch = pairs * accumulate * most
     training = TrainingConfig(global_batch=batch, accumulate=accumulate, num_workers=(1, most))
     sizes = tuple(n for n in range(1, most + 1) if batch % n == 0)
-    assert parts_of(training, sizes, most) == accumulate
+    assert accumulation_steps(training, sizes, most) == accumulate
     size = sizes[fewer % len(sizes)]
-    parts = parts_of(training, sizes, size)
+    parts = accumulation_steps(training, sizes, size)
     assert batch // size % parts == 0
     assert batch // size // parts <= pairs
 
 
 def test_the_share_in_words() -> None:
     training = TrainingConfig(global_batch=1024, accumulate=2, num_workers=(8, 32))
-    assert share_in_words(training, (8, 16, 32), 8) == "8 workers x 8 parts x 16"
+    assert describe_batch(training, (8, 16, 32), 8) == "8 workers x 8 parts x 16"
 
 
 def test_a_range_in_yaml_and_on_the_command_line(tmp_path: Any) -> None:

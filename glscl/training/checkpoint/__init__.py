@@ -1,1 +1,1 @@
-"""Checkpoints: their format, what is kept of them, and loading them on another number of workers."""
+"""Checkpoints: their format, their transfer, which are kept, and loading them on another number of workers."""

@@ -1,4 +1,4 @@
-"""Checkpoints: sharded, checked, complete or not offered.
+"""The format of a checkpoint: files per rank with checksums, saved, checked and restored.
 
 Resume rules:
 
@@ -10,7 +10,7 @@ Resume rules:
 3. The same number of workers resumes bit-identically on CPU in fp32: parameters, optimiser state, random number
    generators and the stream's position are those of the moment of saving.
 4. Another number of workers resumes with the same parameters, optimiser state and pairs, so with the same losses to
-   rounding (`universal` cuts the sharded state of ZeRO 1 to 3 anew). The ranks' generators, which no longer have one
+   rounding (`resharding` cuts the sharded state of ZeRO 1 to 3 anew). The ranks' generators, which no longer have one
    counterpart each, start from `seed_generators` of seed, step and rank: dropout draws other masks than it would have.
 5. A configuration that changes the model, the loss, the data or the optimisation is refused with the differing keys;
    what only changes logging, evaluation, retention or the machines is free to differ (`FREE_KEYS`).
@@ -18,22 +18,16 @@ Resume rules:
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
 import torch
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import distributed
 
@@ -45,8 +39,7 @@ from glscl.training.checkpoint.safe_load import safe_loading
 SELECTION_METRIC = "validation_R@1"
 STATE = "state.json"
 TAG = "deepspeed"
-_LIST_PREFIX = "files-"
-_TORCH_CANNOT_WRITE = ("inline_container.cc", "PytorchStreamWriter", "iostream error")  # it has no type for that
+LIST_PREFIX = "files-"
 
 FREE_KEYS = (
     "name",
@@ -87,7 +80,7 @@ class TrainState:
         zero_stage: how the optimiser state is sharded.
         config: the run configuration.
         manifests: fingerprints of the training shard sets.
-        quarantined: videos found unusable so far.
+        quarantined: videos that could not be used so far.
         metrics: held-out metrics at this step, where it was scored.
     """
 
@@ -105,7 +98,7 @@ class IncompleteCheckpointError(Exception):
 
 
 def save(engine: Any, folder: str, state: TrainState, rank: int) -> None:
-    """Write this rank's part of a checkpoint into its own folder (collective: every rank calls it)."""
+    """Write this rank's files of a checkpoint into a folder (collective)."""
     engine.save_checkpoint(folder, tag=TAG)
     generators = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
@@ -147,13 +140,24 @@ def _read(uri: str, name: str, kind: TypeAdapter[Any]) -> Any:
 
 
 def _read_lists(uri: str) -> tuple[TrainState, list[dict[str, _File]]]:
-    """What a checkpoint says of itself, and the files of each rank."""
+    """A checkpoint's state, and the listed files of each rank."""
     state = read_state(uri)
     return state, [_read(uri, _list_name(rank), _LIST) for rank in range(state.world_size)]
 
 
+def file_names(uri: str) -> list[str]:
+    """Names of all files of a checkpoint: its state, the ranks' lists, and what those name.
+
+    Raises:
+        IncompleteCheckpointError: a list is missing or unreadable.
+    """
+    state, lists = _read_lists(uri)
+    listed = (name for files in lists for name in files)
+    return list(dict.fromkeys([STATE, *map(_list_name, range(state.world_size)), *listed]))
+
+
 def read_state(folder: str) -> TrainState:
-    """Read what a checkpoint says of itself.
+    """Read a checkpoint's state.
 
     Raises:
         IncompleteCheckpointError: no readable state file.
@@ -163,7 +167,7 @@ def read_state(folder: str) -> TrainState:
 
 
 def check_files(uri: str) -> TrainState:
-    """Look whether every file that a checkpoint's lists name is there, with its size; reads the lists only.
+    """Check that every file that a checkpoint's lists name exists with its size; reads the lists only.
 
     Args:
         uri: folder or prefix.
@@ -173,104 +177,31 @@ def check_files(uri: str) -> TrainState:
     """
     state, lists = _read_lists(uri)
     expected = {name: entry.bytes for files in lists for name, entry in files.items()}
-    for name, found in storage.wrong_sizes(uri, expected).items():
-        said = "missing" if found is None else f"{found} bytes where {expected[name]} were saved"
-        raise IncompleteCheckpointError(f"{name}: {said}")
+    for name, size in storage.wrong_sizes(uri, expected).items():
+        problem = "missing" if size is None else f"{size} bytes where {expected[name]} were saved"
+        raise IncompleteCheckpointError(f"{name}: {problem}")
     return state
 
 
-def check_complete(folder: str, part: int = 0, parts: int = 1) -> TrainState:
+def check_complete(folder: str, process: int = 0, processes: int = 1) -> TrainState:
     """Compare a checkpoint's files with the lists of the ranks that wrote them.
 
     Args:
         folder: local folder with every rank's files.
-        part: which of the parts is read and hashed here, where several processes share the work: the files of every
-            ``parts``-th rank from this one on. Sizes are compared for all.
-        parts: in how many parts.
+        process: which of the processes that share the work this is: it reads and hashes the files of every
+            ``processes``-th rank from this one on. Sizes are compared for all.
+        processes: how many share the work.
 
     Raises:
         IncompleteCheckpointError: naming the file.
     """
     state = check_files(folder)
     _, lists = _read_lists(folder)
-    for files in lists[part::parts]:
+    for files in lists[process::processes]:
         for name, entry in files.items():
             if _sha256(Path(folder, name)) != entry.sha256:
                 raise IncompleteCheckpointError(f"{name}: checksum differs")
     return state
-
-
-@contextmanager
-def local_copy(uri: str, scratch: str | None = None) -> Iterator[str]:
-    """A checkpoint's files in a local folder: where they are, or fetched by the names that its lists give.
-
-    Args:
-        uri: folder or prefix.
-        scratch: where to make the folder for what is fetched, or for a link; it goes with the end of the block.
-
-    Raises:
-        IncompleteCheckpointError: naming the file that is not there.
-    """
-    if not storage.is_remote(uri):
-        if glob.escape(uri) == uri:
-            yield uri
-            return
-        with tempfile.TemporaryDirectory(prefix="checkpoint-", dir=scratch) as folder:
-            link = Path(folder, "files")  # DeepSpeed takes paths for patterns
-            link.symlink_to(uri)
-            yield str(link)
-        return
-    state, lists = _read_lists(uri)
-    names = [STATE, *map(_list_name, range(state.world_size)), *(name for files in lists for name in files)]
-    with tempfile.TemporaryDirectory(prefix="checkpoint-", dir=scratch) as folder:
-
-        def fetch(name: str) -> None:
-            target = Path(folder, name)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                storage.download(storage.join(uri, name), str(target))
-            except FileNotFoundError:
-                raise IncompleteCheckpointError(f"{name}: missing") from None
-
-        with ThreadPoolExecutor(4) as pool:
-            list(pool.map(fetch, dict.fromkeys(names)))
-        yield folder
-
-
-def upload(folder: str, uri: str) -> None:
-    """Copy one rank's files to storage, its list last.
-
-    Raises:
-        UserError: the disk there is full.
-    """
-    paths = [path for path in Path(folder).rglob("*") if path.is_file()]
-    for path in sorted(paths, key=lambda path: path.name.startswith(_LIST_PREFIX)):
-        try:
-            storage.upload(str(path), storage.join(uri, path.relative_to(folder).as_posix()))
-        except OSError as error:
-            raise UserError(
-                f"{uri}: the checkpoint could not be written ({_reason(error)}): free space there or lower "
-                f"checkpoint.keep, then start the same run again; the checkpoints before it are intact"
-            ) from error
-
-
-@contextmanager
-def explained(folder: str) -> Iterator[None]:
-    """Say what a disk that takes no more means, where a checkpoint is first written."""
-    try:
-        yield
-    except (OSError, SafetensorError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in _TORCH_CANNOT_WRITE):
-            raise
-        raise UserError(
-            f"{folder}: a checkpoint could not be written ({_reason(error)}; "
-            f"{shutil.disk_usage(os.path.dirname(folder)).free / 1e6:.0f} MB are free): free space there, or let Ray's "
-            f"session lie on another disk (ray start --temp-dir, or RAY_TMPDIR), then start the same run again"
-        ) from error
-
-
-def _reason(error: Exception) -> str:
-    return os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error).splitlines()[0][:200]
 
 
 def restore(engine: Any, folder: str, state: TrainState, rank: int) -> None:
@@ -319,17 +250,17 @@ def check_resumable(state: TrainState, config: dict[str, Any], manifests: Sequen
 
 def differing_keys(saved: dict[str, Any], current: dict[str, Any], prefix: str = "") -> list[str]:
     """``key: saved -> current`` for every key outside `FREE_KEYS` whose value differs."""
-    found = []
+    differences = []
     for key in sorted(saved.keys() | current.keys()):
         name = prefix + key
         if name in FREE_KEYS:
             continue
         before, after = saved.get(key), current.get(key)
         if isinstance(before, dict) and isinstance(after, dict):
-            found += differing_keys(before, after, name + ".")
+            differences += differing_keys(before, after, name + ".")
         elif before != after:
-            found.append(f"{name}: {before} -> {after}")
-    return found
+            differences.append(f"{name}: {before} -> {after}")
+    return differences
 
 
 def directory_name(step: int, world_size: int, attempt: str) -> str:
@@ -338,7 +269,7 @@ def directory_name(step: int, world_size: int, attempt: str) -> str:
 
 
 def _list_name(rank: int) -> str:
-    return f"{_LIST_PREFIX}{rank:05d}.json"
+    return f"{LIST_PREFIX}{rank:05d}.json"
 
 
 def _sha256(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Resuming on another number of workers: sharded state cut anew, through DeepSpeed's universal checkpoint.
+"""Resharding: sharded state cut anew for another number of workers, through DeepSpeed's universal checkpoint.
 
 ZeRO 1 to 3 leave one file of optimiser state per rank, which fits as many ranks and no others. DeepSpeed's converter
 rewrites them as one file per parameter and moment, of which any number of ranks takes its slices. That needs scratch
@@ -24,19 +24,20 @@ from torch import distributed
 from glscl.errors import RunStoppedError
 from glscl.training.checkpoint.format import TAG, TrainState
 from glscl.training.checkpoint.safe_load import safe_loading
+from glscl.training.collectives import gather_objects, rank, world_size
 
 BYTES_PER_SECOND = 100e6
 """Scratch bytes that a conversion gets through per second, to say how long it will take: ViT-B/32's 4 GB take a core of
 an AMD EPYC 23 to 29 s, and a disk is not always idle."""
 
 
-def needed(state: TrainState, world: int) -> bool:
+def is_needed(state: TrainState, world: int) -> bool:
     """Whether a checkpoint has to be converted for so many ranks."""
     return state.zero_stage > 0 and state.world_size != world
 
 
 @contextmanager
-def converted(folder: str, source: str, state: TrainState, rank: int, node: int, leads: bool) -> Iterator[str]:
+def resharded(folder: str, source: str, state: TrainState, node: int, leads: bool) -> Iterator[str]:
     """A checkpoint in a form that any number of ranks can `load` (collective; entered and left by all ranks together).
 
     One process per node converts, into a scratch folder of its own that is removed at the end.
@@ -45,9 +46,8 @@ def converted(folder: str, source: str, state: TrainState, rank: int, node: int,
         folder: local folder with every rank's files.
         source: what the checkpoint is called in messages.
         state: what it says of itself.
-        rank: this process.
-        node: the machine that this process is on.
-        leads: it is the one that converts there.
+        node: number of the machine that this process is on.
+        leads: this process is the one that converts there.
 
     Raises:
         RunStoppedError: it cannot be converted, on every rank.
@@ -57,19 +57,17 @@ def converted(folder: str, source: str, state: TrainState, rank: int, node: int,
         if leads:
             try:
                 scratch = tempfile.mkdtemp(prefix="convert-", dir=os.getcwd())  # the worker's own, in Ray's session
-                _convert(folder, scratch, source, state, talks=rank == 0)
+                _convert(folder, scratch, source, state, talks=rank() == 0)
             except Exception as error:  # whatever DeepSpeed or the disk says: the others wait for this process
                 problem = f"{type(error).__name__}: {error}"
-        world = distributed.get_world_size()
-        places: list[Any] = [None] * world
-        distributed.all_gather_object(places, (node, scratch, problem))
-        problems = [text for *_, text in places if text]
+        copies = gather_objects((node, scratch, problem))
+        problems = [text for *_, text in copies if text]
         if problems:
             raise RunStoppedError(
-                f"checkpoint {source} of {state.world_size} workers could not be converted for {world} "
+                f"checkpoint {source} of {state.world_size} workers could not be converted for {world_size()} "
                 f"({problems[0]}): mend that, or resume with --training.num-workers {state.world_size}"
             )
-        yield next(path for place, path, _ in places if place == node and path)
+        yield next(path for copy_node, path, _ in copies if copy_node == node and path)
         distributed.barrier()  # others on this machine may still be reading
     finally:
         if scratch:
@@ -77,15 +75,15 @@ def converted(folder: str, source: str, state: TrainState, rank: int, node: int,
 
 
 def load(engine: Any, folder: str) -> None:
-    """Load what `converted` gave into an engine of any world size (collective)."""
+    """Load what `resharded` gave into an engine of any world size (collective)."""
     groups = [
         {key: value for key, value in group.items() if key != "params"} for group in engine.optimizer.param_groups
     ]
-    with safe_loading(folder), _universal_loading(engine):
+    with safe_loading(folder), _resharded_loading(engine):
         engine.load_checkpoint(folder, tag=TAG)
     # ZeRO 3 gives every group the first one's hyper-parameters. A resumed run's are those of its configuration.
-    for group, own in zip(engine.optimizer.param_groups, groups, strict=True):
-        group.update(own)
+    for group, values in zip(engine.optimizer.param_groups, groups, strict=True):
+        group.update(values)
     # It also gives them one and the same step tensor, which each would count up.
     for moments in engine.optimizer.optimizer.state.values():
         moments["step"] = moments["step"].clone()
@@ -135,7 +133,7 @@ def _convert(folder: str, scratch: str, source: str, state: TrainState, *, talks
 
 
 @contextmanager
-def _universal_loading(engine: Any) -> Iterator[None]:
+def _resharded_loading(engine: Any) -> Iterator[None]:
     """Make DeepSpeed's loader expect a converted checkpoint.
 
     It takes that from the configuration that an engine is made with, before anybody knows what will be loaded. Where

@@ -1,4 +1,4 @@
-"""The driver: start the worker group, hand on the best model, test it."""
+"""The driver of a run: start the worker group, save the best model, score it on the test sets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, wait
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from glscl.data.quarantine import FILE, KNOB, Part, Quarantine, incomplete, read_quarantine
 from glscl.data.shards import open_shard_set, read_manifest
@@ -21,15 +21,23 @@ from glscl.evaluation.saved import FOLDER, ModelCard, read_card, save_model
 from glscl.system import stopping, storage
 from glscl.system.hardware import Share
 from glscl.system.ownership import Owner
-from glscl.system.session import check_resources, room
-from glscl.training.checkpoint.format import TAG, IncompleteCheckpointError, check_complete, local_copy
-from glscl.training.checkpoint.retention import ANOTHER, Keeper, Retention, cause_in
+from glscl.system.session import check_resources, worker_capacity
+from glscl.training.checkpoint.format import TAG, IncompleteCheckpointError, check_complete
+from glscl.training.checkpoint.retention import ANOTHER, Retention, RetentionCallback, cause_in
 from glscl.training.checkpoint.safe_load import safe_loading
+from glscl.training.checkpoint.transfer import local_copy
 from glscl.training.config import RunConfig
 from glscl.training.driver.outputs import results_of
 from glscl.training.driver.preflight import CONFIG, Preflight
-from glscl.training.health.watchdog import Limits, RayHub, Watch, signal_name
+from glscl.training.health.heartbeat import Limits
+from glscl.training.health.watchdog import Watchdog, signal_name
 from glscl.training.run_log import read_metrics
+
+if TYPE_CHECKING:
+    from ray.train import Result
+
+    from glscl.system.ray_internals.train import PolicyTrainer
+    from glscl.training.worker import Ending
 
 _POLL_S = 0.2
 
@@ -54,15 +62,15 @@ def train(config: RunConfig, ready: Preflight, owner: Owner, *, keep_ranks: bool
         ray.train.TrainingFailedError: the worker group failed more often than ``training.max_failures``.
     """
     training = config.training
-    fewest, most = ready.sizes[0], ready.sizes[-1]
+    fewest, most = ready.world_sizes[0], ready.world_sizes[-1]
     check_resources(fewest, training.cpus, training.on_gpu, training.wait_for_nodes_s, most)
     storage.write_json(storage.join(config.run_directory, CONFIG), config.model_dump(mode="json"))
     retention = Retention(config.run_directory, config.checkpoint.keep, owner.fence)
-    retention.take_over()
-    _fit(config, ready.sizes, owner)
+    retention.prune_at_start()
+    _fit(config, ready.world_sizes, owner)
     owner.fence.check()
     card = _save_best(config, ready, retention)
-    retention.close()
+    retention.prune_at_end()
     quarantine = quarantine_of(config)
     entries = score_tests(config, quarantine, bank=config.data.train, keep_ranks=keep_ranks)
     sets = incomplete_sets(config, quarantine)
@@ -70,7 +78,7 @@ def train(config: RunConfig, ready: Preflight, owner: Owner, *, keep_ranks: bool
 
 
 def quarantine_of(config: RunConfig) -> Quarantine:
-    """The list of a run whose training is over: what an earlier test found is forgotten."""
+    """The quarantine of a run whose training is over, without what an earlier test listed."""
     known = [entry for entry in read_quarantine(config.run_directory) if entry.get("part") in ("train", "validation")]
     quarantine = Quarantine(config.run_directory, config.data.max_bad_fraction, KNOB, known)
     quarantine.write()
@@ -85,8 +93,8 @@ def incomplete_sets(config: RunConfig, quarantine: Quarantine) -> list[dict[str,
         ("test", config.data.test),
     ]
     sets = [(part, open_shard_set(uri)) for part, uris in parts for uri in uris]
-    found = [incomplete(part, shard_set, quarantine.of(part, shard_set)) for part, shard_set in sets]
-    return [entry for entry in found if entry]
+    entries = [incomplete(part, shard_set, quarantine.of(part, shard_set)) for part, shard_set in sets]
+    return [entry for entry in entries if entry]
 
 
 def score_tests(
@@ -101,12 +109,12 @@ def score_tests(
         keep_ranks: see `evaluate_model`.
     """
     training = config.training
-    there = room(training.cpus, training.on_gpu)
+    capacity = worker_capacity(training.cpus, training.on_gpu)
     return evaluate_model(
         config.run_directory,
         config.data.test,
         config.evaluation,
-        workers=min(training.most_workers, max(training.fewest_workers, there)),
+        workers=min(training.most_workers, max(training.fewest_workers, capacity)),
         use_gpu=training.on_gpu,
         cpus_per_worker=training.cpus,
         loader_workers=config.data.loaders,
@@ -116,29 +124,59 @@ def score_tests(
     )
 
 
-def _fit(config: RunConfig, sizes: tuple[int, ...], owner: Owner) -> None:
+def _fit(config: RunConfig, world_sizes: tuple[int, ...], owner: Owner) -> None:
+    """Run the worker group to the end of training.
+
+    Raises:
+        UserError, BrokenRunError, Stopped, ray.train.TrainingFailedError: see `train`.
+    """
     from ray.exceptions import RayError
-    from ray.train import FailureConfig, LoggingConfig, TrainingFailedError
+    from ray.train import TrainingFailedError
+
+    from glscl.system.ray_internals.cluster import KeyValueStore
+
+    store = KeyValueStore(uuid.uuid4().hex)
+    # Ray and torch have limits of their own, which name nobody: they must not be the first to strike.
+    timeout_s = max(1800, round(2 * config.training.hang_timeout_s))
+    os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(timeout_s))
+    trainer = _build_trainer(config, world_sizes, owner, store.token, timeout_s)
+    watchdog = Watchdog(store, Limits(config.data.stall_timeout_s, config.training.hang_timeout_s))
+    try:
+        signum, result = _run_watched(trainer, watchdog, owner)
+    except TrainingFailedError as error:
+        raise _explain_failure(error, watchdog, config.storage) from error
+    finally:
+        with suppress(RayError):  # the cluster may be what has failed
+            _list_unusable(config, watchdog)
+            store.clear()
+    ending: Ending | None = result.return_value
+    if ending is not None and ending.failure is not None:
+        raise UserError(ending.failure)
+    if ending is not None:
+        where = f" at step {ending.step}, checkpoint {ending.checkpoint}"
+        raise Stopped(signum, f"{where}; the same command continues")
+    if signum:
+        raise Stopped(signum, " after the last step; the same command tests and reports")
+
+
+def _build_trainer(
+    config: RunConfig, world_sizes: tuple[int, ...], owner: Owner, token: str, timeout_s: int
+) -> PolicyTrainer:
+    from ray.train import FailureConfig, LoggingConfig
     from ray.train import RunConfig as RayRunConfig
 
-    from glscl.training.driver.elastic import Trainer
+    from glscl.training.driver.elastic import build_trainer
     from glscl.training.worker import train_worker
 
-    training = config.training
-    limits = Limits(config.data.stall_timeout_s, training.hang_timeout_s)
-    # Ray and torch have limits of their own, which name nobody: they must not be the first to strike.
-    later = max(1800, round(2 * training.hang_timeout_s))
-    os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(later))
-    hub = RayHub(uuid.uuid4().hex)
     path, filesystem = storage.ray_storage(config.storage)
-    trainer = Trainer(
+    return build_trainer(
         train_worker,
-        training,
-        sizes,
-        timeout_s=later,
+        config.training,
+        world_sizes,
+        timeout_s,
         train_loop_config={
             "config": config.model_dump(mode="json"),
-            "hub": hub.token,
+            "store": token,
             "fence": asdict(owner.fence),
         },
         run_config=RayRunConfig(
@@ -146,32 +184,15 @@ def _fit(config: RunConfig, sizes: tuple[int, ...], owner: Owner) -> None:
             storage_path=path,
             storage_filesystem=filesystem,
             logging_config=LoggingConfig(log_level="WARNING"),
-            failure_config=FailureConfig(max_failures=training.max_failures, controller_failure_limit=3),
-            callbacks=[Keeper(config.run_directory, config.checkpoint.keep, owner.fence)],
+            failure_config=FailureConfig(max_failures=config.training.max_failures, controller_failure_limit=3),
+            callbacks=[RetentionCallback(config.run_directory, config.checkpoint.keep, owner.fence)],
         ),
     )
-    watch = Watch(hub, limits)
-    try:
-        result = _watched(trainer, watch, owner)
-    except TrainingFailedError as error:
-        raise _reason(error, watch, config.storage) from error
-    finally:
-        with suppress(RayError):  # the cluster may be what has failed
-            _list_found(config, watch)
-            hub.clear()
-    ended = result.return_value or {}
-    if "failed" in ended:
-        raise UserError(ended["failed"])
-    if "stopped" in ended:
-        raise Stopped(
-            ended["stopped"],
-            f" at step {ended['step']}, checkpoint {ended['checkpoint']}; the same command continues",
-        )
 
 
-def _list_found(config: RunConfig, watch: Watch) -> None:
-    """List what the ranks found, however they ended: the log's rows have it only up to the last row."""
-    everything = watch.found()
+def _list_unusable(config: RunConfig, watchdog: Watchdog) -> None:
+    """List the videos that the ranks reported, however they ended: the log has them only up to its last row."""
+    everything = watchdog.unusable_videos()
     if not everything:
         return
     parts: tuple[Part, ...] = ("train", "validation")
@@ -179,72 +200,75 @@ def _list_found(config: RunConfig, watch: Watch) -> None:
         known = read_quarantine(config.run_directory)
         quarantine = Quarantine(config.run_directory, config.data.max_bad_fraction, KNOB, known)
         for part in parts:
-            found = [entry for entry in everything if entry["part"] == part]
-            quarantine.take(part, [read_manifest(uri) for uri in dict.fromkeys(e["set"] for e in found)], found)
+            entries = [entry for entry in everything if entry["part"] == part]
+            manifests = [read_manifest(uri) for uri in dict.fromkeys(entry["set"] for entry in entries)]
+            quarantine.take(part, manifests, entries)
     except (UserError, OSError) as error:  # what ended the run is the error to hear of
         print(f"{FILE} cannot be written ({type(error).__name__}: {error})", flush=True)
 
 
-def _watched(trainer: Any, watch: Watch, owner: Owner) -> Any:
-    """Run ``trainer.fit()`` to its end, judging what the ranks note and handing on what signals ask for.
+def _run_watched(trainer: PolicyTrainer, watchdog: Watchdog, owner: Owner) -> tuple[int, Result]:
+    """Run ``trainer.fit()`` to its end, diagnosing the ranks' heartbeats and handing on what signals ask for.
 
     In a thread of its own: this one has to be free for signals (and Ray Train handles Ctrl-C itself in a main thread,
     by throwing the steps since the last checkpoint away).
+
+    Returns:
+        the number of the signal that came, 0 for none, and Ray Train's result.
     """
     import ray
 
-    ended: Future[Any] = Future()
+    outcome: Future[Result] = Future()
 
     def fit() -> None:
         try:
-            ended.set_result(trainer.fit())
+            outcome.set_result(trainer.fit())
         except BaseException as error:
-            ended.set_exception(error)
+            outcome.set_exception(error)
 
-    with stopping.deferred() as asked:
+    with stopping.deferred() as signal_came:
         threading.Thread(target=fit, name="glscl-fit", daemon=True).start()
-        told, next_poll = False, 0.0
-        while not wait([ended], timeout=_POLL_S).done:
+        handed_on, next_poll = False, 0.0
+        while not wait([outcome], timeout=_POLL_S).done:
             owner.check()
             with suppress(ray.exceptions.RayError, OSError):  # Ray is away for a moment; if for good, fit() ends
                 if time.monotonic() >= next_poll:
-                    next_poll = time.monotonic() + watch.period_s
-                    if failure := watch.poll():
+                    next_poll = time.monotonic() + watchdog.period_s
+                    if failure := watchdog.poll():
                         print(f"watchdog: {failure}; the worker group is ended", flush=True)
-                if (signum := asked()) and not told:
-                    begun = watch.stop(signum)
-                    told = True
+                if (signum := signal_came()) and not handed_on:
+                    begun = watchdog.stop()
+                    handed_on = True
                     if not begun:
                         raise Stopped(signum, " before the first step; the same command starts again")
                     print(f"{signal_name(signum)}: saving at the end of this step (again: end at once)", flush=True)
-        result = ended.result()
-    if asked() and not result.return_value:
-        raise Stopped(asked(), " after the last step; the same command tests and reports")
-    return result
+        result = outcome.result()
+    return signal_came(), result
 
 
-def _reason(error: Any, watch: Watch, storage_of_run: str) -> BaseException:
-    """Why the worker group failed for good, in a line where it is known."""
-    from glscl.training.driver.elastic import IN_USE, is_in_use
+def _explain_failure(error: BaseException, watchdog: Watchdog, storage_of_run: str) -> BaseException:
+    """The error that says in a line why the worker group failed for good, where that is known."""
+    from glscl.system.ray_internals.train import lacked_free_resources
+    from glscl.training.driver.elastic import IN_USE
 
-    if failure := watch.failure():
+    if failure := watchdog.failure():
         return BrokenRunError(f"{failure}. It was so after every restart (training.max_failures)")
-    failures = getattr(error, "worker_failures", {})
+    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
     causes = [*failures.values(), getattr(error, "controller_failure", None)]
     if reason := cause_in(causes, (UserError, BrokenRunError)):
         return type(reason)(str(reason))
     if full := next(filter(None, (full_disk(cause, storage_of_run) for cause in causes)), None):
         return full
-    if is_in_use(error):
+    if lacked_free_resources(error):
         return UserError(f"{IN_USE}: wait for its end, lower training.num_workers or raise training.wait_for_nodes_s")
     for rank, failed in failures.items():
-        note = watch.last_heard(rank)
-        if note and type(failed).__name__ in ("ActorDiedError", "RayActorError", "WorkerHealthCheckFailedError"):
+        heartbeat = watchdog.last_heartbeat(rank)
+        if heartbeat and type(failed).__name__ in ("ActorDiedError", "RayActorError", "WorkerHealthCheckFailedError"):
             return BrokenRunError(
-                f"{note.name()} died; last heard it was {note.doing()}. Its machine may be gone or its memory too "
-                f"small (Ray: {' '.join(str(failed).split())[:200]})"
+                f"{heartbeat.name()} died; last heard it was {heartbeat.doing()}. Its machine may be gone or its "
+                f"memory too small (Ray: {' '.join(str(failed).split())[:200]})"
             )
-    return error  # type: ignore[no-any-return]
+    return error
 
 
 def _save_best(config: RunConfig, ready: Preflight, retention: Retention) -> ModelCard:

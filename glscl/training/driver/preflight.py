@@ -1,16 +1,14 @@
-"""Everything about a run that can be checked before anything is started."""
+"""Checks of a run before anything is started."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from glscl.data.apart import Named, check_held_out
 from glscl.data.names import distinct_names
 from glscl.data.plan import StreamPlan
 from glscl.data.shards import ShardSet, open_shard_set
-from glscl.data.shared_memory import check_room, gallery_bytes, stream_bytes
-from glscl.data.video import FrameSampling
 from glscl.errors import UserError
 from glscl.losses import applicable_terms
 from glscl.losses.inter_consistency import InterConsistencyOptions, note_on_batch
@@ -19,8 +17,10 @@ from glscl.system import storage
 from glscl.system.session import on_this_machine
 from glscl.training.checkpoint.format import differing_keys
 from glscl.training.config import RunConfig
-from glscl.training.schedule import Horizon, make_plan
-from glscl.training.world_sizes import share_in_words, usable_sizes
+from glscl.training.memory import check_shared_memory
+from glscl.training.sampling import make_sampling
+from glscl.training.schedule import RunLength, make_plan
+from glscl.training.world_sizes import describe_batch, usable_world_sizes
 
 CONFIG = "config.json"
 
@@ -32,12 +32,22 @@ class Preflight:
     Attributes:
         facts: the effective configuration in words, for the start-up panel.
         train_domains: names of the training domains.
-        sizes: numbers of workers that the run can have, rising.
+        world_sizes: numbers of workers that the run can have, rising.
     """
 
     facts: dict[str, str]
     train_domains: tuple[str, ...]
-    sizes: tuple[int, ...]
+    world_sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Sets:
+    """The shard sets of a run, opened, and the order of its stream."""
+
+    train: list[ShardSet]
+    held_out: list[ShardSet]
+    tests: list[ShardSet]
+    plan: StreamPlan
 
 
 def preflight(config: RunConfig, *, fetch: bool = True) -> Preflight:
@@ -48,26 +58,41 @@ def preflight(config: RunConfig, *, fetch: bool = True) -> Preflight:
         fetch: load pretrained weights that have to be downloaded; false checks only weights that are local files.
 
     Raises:
-        UserError: naming what is wrong, where, and the knob.
+        UserError: naming what is wrong, where, and the option to change.
     """
-    training = config.training
-    usable_sizes(config, None)  # before any storage is asked
-    shard_sets = [open_shard_set(uri) for uri in config.data.train]
-    plan = make_plan(config, shard_sets)
-    sizes = usable_sizes(config, plan)
+    usable_world_sizes(config, None)  # before any storage is asked
+    train = [open_shard_set(uri) for uri in config.data.train]
+    plan = make_plan(config, train)
+    world_sizes = usable_world_sizes(config, plan)
     held_out = [open_shard_set(uri) for uri in config.data.validation]
     tests = [open_shard_set(uri) for uri in config.data.test]
-    notes = check_held_out(
+    sets = _Sets(train, held_out, tests, plan)
+    unchecked = check_held_out(
         [Named("data.validation", shard_set) for shard_set in held_out],
-        [Named("data.train", shard_set) for shard_set in shard_sets],
+        [Named("data.train", shard_set) for shard_set in train],
         [Named("data.test", shard_set) for shard_set in tests],
     )
-    saved = _check_run_directory(config)
+    continues = _check_run_directory(config)
     # What takes seconds to import comes after what may be wrong without it.
     from glscl.evaluation.evaluate import check_options
 
-    check_options(config.evaluation, tests, shard_sets)
+    check_options(config.evaluation, tests, train)
+    model_facts, frame_size = _check_model(config, fetch)
+    if on_this_machine():  # else every worker looks, where it is
+        scored = max((shard_set.manifest.videos for shard_set in held_out), default=0)
+        sampling = make_sampling(config, frame_size)
+        check_shared_memory(config, sampling, scored, world_sizes[0], world_sizes[0])
+    facts = {
+        "run": config.run_directory + (" (continues)" if continues else ""),
+        **_describe_set_names(config, sets, unchecked),
+        **model_facts,
+        **_describe_steps(config, sets, world_sizes),
+    }
+    return Preflight(facts, tuple(shard_set.manifest.domain for shard_set in train), world_sizes)
 
+
+def _check_model(config: RunConfig, fetch: bool) -> tuple[dict[str, str], int]:
+    """Build the model once; returns what the panel says of it and its frame size."""
     import open_clip
 
     from glscl.models.retriever import Retriever
@@ -75,61 +100,45 @@ def preflight(config: RunConfig, *, fetch: bool = True) -> Preflight:
     pretrained = config.model.pretrained
     is_tag = pretrained is not None and pretrained in open_clip.list_pretrained_tags_by_model(config.model.clip)
     model = Retriever(config.model, load_weights=fetch or not is_tag)
-    on, left_out = applicable_terms(config.loss, model.head)
-    if not on:
+    terms, left_out = applicable_terms(config.loss, model.head)
+    if not terms:
         raise UserError(f"loss: no term is on that head '{config.model.head}' can be trained with")
-    sampling = FrameSampling(config.model.max_frames, config.data.sample_fps, model.frame_size)
-    scored = max((s.manifest.videos for s in held_out), default=0)
-    if on_this_machine():  # else every worker looks, where it is
-        check_shared_memory(config, sampling, scored, sizes[0], sizes[0])
-    horizon = Horizon.of(config, plan)
-    counts = model.describe()
-    note = note_on_loss(config, [shard_set.manifest.domain for shard_set in shard_sets])
+    counts = ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in model.describe().items())
     facts = {
-        "run": config.run_directory + (" (continues)" if saved else ""),
-        "train": _domains(shard_sets, plan),
-        "augmentation": config.data.augment or "none",
-        "validation": _sets(held_out) or "none: last step is kept",
-        **({"unchecked": "; ".join(notes)} if notes else {}),
-        "test": _sets(tests) or "none",
-        "model": f"{config.model.clip}, head {config.model.head}, frame context {config.model.frame_context}; "
-        + ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in counts.items()),
+        "model": f"{config.model.clip}, head {config.model.head}, frame context {config.model.frame_context}; {counts}",
         "weights": (config.model.pretrained or "random") + model.towers.activation,
-        "loss": ", ".join(on) + (f" (not for this head: {', '.join(left_out)})" if left_out else ""),
-        "global batch": f"{training.global_batch} pairs = "
-        + " or ".join(share_in_words(training, sizes, workers) for workers in reversed(sizes)),
-        "steps": f"{horizon.total} ({horizon.steps_per_epoch} per epoch of {plan.pairs_per_epoch:,} pairs; "
-        f"{plan.pairs_per_epoch - horizon.steps_per_epoch * training.global_batch} pairs wait for the next epoch)",
-        **({"note": note} if note else {}),
-        "workers": f"{_list(sizes)} x {'GPU, NCCL' if training.on_gpu else 'CPU, gloo'}, {training.cpus:g} CPUs each, "
-        f"ZeRO {training.zero_stage}, {training.precision}, {config.data.loaders} loader workers each",
+        "loss": ", ".join(terms) + (f" (not for this head: {', '.join(left_out)})" if left_out else ""),
     }
-    return Preflight(facts, tuple(shard_set.manifest.domain for shard_set in shard_sets), sizes)
+    return facts, model.frame_size
 
 
-def check_shared_memory(config: RunConfig, sampling: FrameSampling, scored: int, workers: int, here: int) -> None:
-    """Look whether this machine has the shared memory that loader processes need.
+def _describe_set_names(config: RunConfig, sets: _Sets, unchecked: Sequence[str]) -> dict[str, str]:
+    return {
+        "train": _domains(sets.train, sets.plan),
+        "augmentation": config.data.augment or "none",
+        "validation": _set_names(sets.held_out) or "none: last step is kept",
+        **({"unchecked": "; ".join(unchecked)} if unchecked else {}),
+        "test": _set_names(sets.tests) or "none",
+    }
 
-    Args:
-        config: of the run.
-        sampling: frames per video.
-        scored: videos of the largest held-out set.
-        workers: of the run.
-        here: how many of them are on this machine.
 
-    Raises:
-        UserError: it has not.
-    """
-    loaders, prefetch = config.data.loaders, config.data.prefetch
-    if loaders:
-        needed = here * stream_bytes(config.training.global_batch // workers, sampling, prefetch)
-        needed += here * gallery_bytes(-(-scored // workers), config.evaluation.batch_size, loaders, sampling)
-        scoring = ", training.global_batch or evaluation.batch_size" if scored else " or training.global_batch"
-        check_room(needed, f"{here} training workers", f"data.prefetch ({prefetch}){scoring}")
+def _describe_steps(config: RunConfig, sets: _Sets, world_sizes: tuple[int, ...]) -> dict[str, str]:
+    training, plan = config.training, sets.plan
+    length = RunLength.of(config, plan)
+    note = note_on_loss(config, [shard_set.manifest.domain for shard_set in sets.train])
+    return {
+        "global batch": f"{training.global_batch} pairs = "
+        + " or ".join(describe_batch(training, world_sizes, workers) for workers in reversed(world_sizes)),
+        "steps": f"{length.total} ({length.steps_per_epoch} per epoch of {plan.pairs_per_epoch:,} pairs; "
+        f"{plan.pairs_per_epoch - length.steps_per_epoch * training.global_batch} pairs wait for the next epoch)",
+        **({"note": note} if note else {}),
+        "workers": f"{_list(world_sizes)} x {'GPU, NCCL' if training.on_gpu else 'CPU, gloo'}, {training.cpus:g} CPUs "
+        f"each, ZeRO {training.zero_stage}, {training.precision}, {config.data.loaders} loader workers each",
+    }
 
 
 def note_on_loss(config: RunConfig, domains: Sequence[str]) -> str | None:
-    """What to know of a run's loss before it starts, in one line with the knob; None where there is nothing."""
+    """A warning about the loss of a run, in one line with the option to change; None where there is nothing to say."""
     options = getattr(config.model.heads, config.model.head)
     queries = getattr(options, "queries", None)
     if not isinstance(queries, int) or not getattr(options, "use_local", True):
@@ -138,13 +147,13 @@ def note_on_loss(config: RunConfig, domains: Sequence[str]) -> str | None:
     return note_on_batch(term, queries, config.training.global_batch, domains)
 
 
-def _list(sizes: tuple[int, ...]) -> str:
+def _list(world_sizes: tuple[int, ...]) -> str:
     """One number, or those that are usable of a range: ``2, 4 or 8``."""
-    *others, last = map(str, sizes)
+    *others, last = map(str, world_sizes)
     return f"{', '.join(others)} or {last}" if others else last
 
 
-def _sets(shard_sets: Sequence[ShardSet]) -> str:
+def _set_names(shard_sets: Sequence[ShardSet]) -> str:
     """Their names, and how many videos there are of a set of which some were left out when it was built."""
     return ", ".join(
         name + (f" ({shard_set.manifest.share()} videos)" if shard_set.manifest.rejected else "")
@@ -178,16 +187,21 @@ def as_begun(config: RunConfig) -> tuple[RunConfig, list[str]]:
         known = saved.get(name) if isinstance(saved, dict) else None
         if not isinstance(section, Options) or not isinstance(known, dict):
             continue
-        begun = {key: field.get_default() for key, field in type(section).model_fields.items() if key not in known}
-        changed = {key: value for key, value in begun.items() if getattr(section, key) != value}
-        for key, value in changed.items():
-            notes.append(
-                f"{name}.{key} stays {value}, with which {config.run_directory} began; another --name trains with "
-                f"{getattr(section, key)}"
-            )
-        if changed:
-            sections[name] = section.model_copy(update=changed)
+        defaults = _changed_defaults(section, known)
+        notes += [
+            f"{name}.{key} stays {value}, with which {config.run_directory} began; another --name trains with "
+            f"{getattr(section, key)}"
+            for key, value in defaults.items()
+        ]
+        if defaults:
+            sections[name] = section.model_copy(update=defaults)
     return config.model_copy(update=sections), notes
+
+
+def _changed_defaults(section: Options, known: Collection[str]) -> dict[str, object]:
+    """Defaults of the options that are not known, where the section has another value."""
+    defaults = {key: field.get_default() for key, field in type(section).model_fields.items() if key not in known}
+    return {key: value for key, value in defaults.items() if getattr(section, key) != value}
 
 
 def _check_run_directory(config: RunConfig) -> bool:

@@ -1,0 +1,128 @@
+"""Private parts of Ray's cluster: addresses, start, nodes, actors, key-value store, launcher files."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import psutil
+from ray._private import services, state
+from ray._private.utils import read_ray_address
+from ray.experimental import internal_kv
+
+START_S = 300.0
+"""Seconds that a node is given to appear, as long as its process runs."""
+
+
+@contextmanager
+def replaced(module: Any, name: str, value: Any) -> Iterator[None]:
+    """Let a name of one of Ray's modules stand for something else in this block."""
+    before = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)
+
+
+def written_address() -> str | None:
+    """Address of the cluster that ``ray start`` wrote down on this machine; nothing says that it still runs."""
+    address = read_ray_address()
+    return str(address) if address else None
+
+
+@contextmanager
+def patient_start() -> Iterator[None]:
+    """Let ``ray.init`` wait in this block for a node that starts slowly."""
+    with replaced(services, "get_node", partial(wait_for_node, services.get_node)):
+        yield
+
+
+def wait_for_node(get_node: Callable[[str, str], Any], address: str, node: str) -> Any:
+    """Ray's details of the node that is starting, however long that takes while its process runs."""
+    deadline = time.monotonic() + START_S
+    while True:
+        try:
+            return get_node(address, node)
+        except RuntimeError:
+            runs = any(child.name() == "raylet" for child in psutil.Process().children())
+            if not runs or time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+
+
+def resources_of_this_machine() -> Mapping[str, float]:
+    """The resources that a node started here would have."""
+    from ray._private.resource_and_label_spec import ResourceAndLabelSpec
+
+    resources: Mapping[str, float] = ResourceAndLabelSpec().resolve(is_head=True).to_resource_dict()
+    return resources
+
+
+def nodes_at(address: str) -> list[Mapping[str, float]]:
+    """Resources of the live nodes of the cluster at an address, without connecting this process to it."""
+    cluster = state.GlobalState()
+    cluster._initialize_global_state(services._get_gcs_client_options(address))
+    return [node["Resources"] for node in cluster.node_table() if node["Alive"]]
+
+
+def actor_state(actor_id: str) -> str:
+    """State of an actor of this process's cluster; "DEAD" for one that the head has forgotten."""
+    return str(state.actors(actor_id).get("State", "DEAD"))
+
+
+def disconnect_state() -> None:
+    """End the threads with which this process asks the head for states."""
+    state.state.disconnect()
+
+
+def autoscaling_coordinator() -> Any:
+    """The actor that asks an autoscaler for nodes on behalf of everybody who wants some."""
+    from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+        get_or_create_autoscaling_coordinator,
+    )
+
+    return get_or_create_autoscaling_coordinator()
+
+
+class KeyValueStore:
+    """Ray's key-value store, in which every key begins with a token."""
+
+    def __init__(self, token: str) -> None:
+        self.token = token
+        self._prefix = f"glscl-{token}-"
+
+    def put(self, key: str, value: bytes) -> None:
+        """Set a value."""
+        internal_kv._internal_kv_put(self._prefix + key, value, overwrite=True)
+
+    def get(self, key: str) -> bytes | None:
+        """The value, or None."""
+        value: bytes | None = internal_kv._internal_kv_get(self._prefix + key)
+        return value
+
+    def keys(self, prefix: str) -> list[str]:
+        """The keys that begin so, sorted."""
+        keys = internal_kv._internal_kv_list(self._prefix + prefix)
+        return sorted(key.decode().removeprefix(self._prefix) for key in keys)
+
+    def clear(self) -> None:
+        """Delete every key of this token."""
+        internal_kv._internal_kv_del(self._prefix, del_by_prefix=True)
+
+
+def prepare_launcher(values: dict[str, Any]) -> dict[str, Any]:
+    """Fill in the defaults of a cluster-launcher file's provider and check the file as ``ray up`` does.
+
+    Raises:
+        jsonschema.ValidationError, ValueError, RuntimeError, NotImplementedError, KeyError, TypeError, AttributeError:
+            what Ray raises where ``ray up`` would refuse the file.
+    """
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    prepared: dict[str, Any] = prepare_config(values)
+    validate_config(prepared)
+    return prepared

@@ -1,0 +1,217 @@
+"""Private parts of Ray Train: its controller, worker group, policies, process group and placement-group cleaner.
+
+What is different here from what Ray Train does by itself:
+
+1. The trainer takes a scaling policy and a failure policy (`glscl.training.driver.elastic` has this project's).
+2. Where a worker dies in the last part of its group's start, Ray forgets the group but keeps its resources, and the
+   next group waits for them for ever. Here they are given back (`TidyWorkerGroup`).
+3. A decision that a policy put off leaves the controller deaf to calls. Here it pauses, so that calls get through.
+4. Ray prints a traceback, and says that it means nothing, where its coordinator takes more than five seconds to answer.
+   Here it is given `PATIENCE_S`, and the line has no traceback.
+5. gloo takes the interface that the machine's name resolves to, which is often the loopback; here, that of the address
+   by which the nodes of the cluster know each other.
+6. The detached actor that gives a run's resources back when its driver is killed asks a dashboard at an address that it
+   guesses whether the controller lives: where the machine has another cluster, that one's. It then stays for ever, or
+   dies with a traceback beside a sound run. Here it asks the head of its own cluster.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ray.train import FailureConfig, Result
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch.config import _TorchBackend
+from ray.train.v2._internal.callbacks import placement_group_callback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.train.v2._internal.execution.controller import TrainController, placement_group_cleaner
+from ray.train.v2._internal.execution.controller.placement_group_cleaner import PlacementGroupCleaner
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
+from ray.train.v2._internal.execution.scaling_policy import (
+    ElasticScalingPolicy,
+    NoopDecision,
+    ScalingDecision,
+    autoscaling_coordinator_client,
+    elastic,
+)
+from ray.train.v2._internal.execution.worker_group import WorkerGroup
+from ray.train.v2.api import data_parallel_trainer
+from ray.util.state.exception import RayStateApiException
+
+from glscl.system.ray_internals.cluster import actor_state, disconnect_state, replaced
+from glscl.system.session import use_interface_of_node
+
+__all__ = [
+    "FailureDecision",
+    "FailurePolicy",
+    "NoopDecision",
+    "PolicyTrainer",
+    "ScalingDecision",
+    "ScalingPolicy",
+    "lacked_free_resources",
+]
+
+PATIENCE_S = 30.0
+"""Seconds that Ray's coordinator of requests for nodes is given to answer."""
+PAUSE_S = 1.0
+"""Seconds until a decision that was put off is asked for again."""
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    record.exc_info = None
+    return True
+
+
+for _module in (autoscaling_coordinator_client, elastic):
+    _module.AUTOSCALING_REQUESTS_GET_TIMEOUT_S = PATIENCE_S
+    logging.getLogger(_module.__name__).addFilter(_without_traceback)
+
+
+def lacked_free_resources(error: BaseException) -> bool:
+    """Whether a run failed because the nodes that are there had no free resources for its workers."""
+    return isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError)
+
+
+class ScalingPolicy(ElasticScalingPolicy):  # type: ignore[misc]  # Ray's packages are not typed
+    """Ray's elastic scaling policy, whose steps have public names here; a subclass makes the decisions."""
+
+    def request_nodes(self) -> None:
+        """Ask the autoscaler for nodes for the most workers, where that is due."""
+        self._maybe_send_resource_request()
+
+    def reserved_nodes(self) -> Mapping[str, Mapping[str, float]]:
+        """Resources by node that the coordinator has reserved for this run."""
+        return self._get_reserved_resources() or {}
+
+    def resize(self, workers: int) -> ScalingDecision:
+        """The decision to have so many workers."""
+        return self._get_resize_decision(workers)
+
+
+class FailurePolicy(DefaultFailurePolicy):  # type: ignore[misc]
+    """Ray's failure policy, which counts; a subclass makes the decisions."""
+
+    def is_retryable(self, error: BaseException) -> bool:
+        """Whether Ray would try again after such an error, if the count allowed it."""
+        return bool(self._is_retryable_error(error))
+
+
+class TidyWorkerGroup(WorkerGroup):  # type: ignore[misc]
+    """The workers, their processes and resources; all of it is gone when a start fails."""
+
+    def _start(self) -> None:
+        try:
+            super()._start()
+        except Exception as error:
+            if self.has_started():
+                try:
+                    self.shutdown()
+                except Exception as later:  # the first reason decides whether the run is tried again
+                    error.add_note(f"ending the group failed too: {later!r}")
+            raise
+
+
+class PatientController(TrainController):  # type: ignore[misc]
+    """Runs the loop that asks the policies; hears calls while a decision is put off."""
+
+    worker_group_cls = TidyWorkerGroup
+
+    async def _step(self) -> Any:
+        result = await super()._step()
+        if result.next_state is result.previous_state:  # put off: let calls such as abort through meanwhile
+            await asyncio.sleep(PAUSE_S)
+        return result
+
+
+class _NodeInterfaceBackend(_TorchBackend):  # type: ignore[misc]
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        worker_group.execute(use_interface_of_node)
+        super().on_start(worker_group, backend_config)
+
+
+@dataclass
+class NodeInterfaceConfig(TorchConfig):  # type: ignore[misc]
+    """The process group of torch, over the interface by which the nodes know each other."""
+
+    @property
+    def backend_cls(self) -> type[_NodeInterfaceBackend]:
+        """The class that sets it up."""
+        return _NodeInterfaceBackend
+
+
+def is_actor_alive(actor_id: str, timeout: float) -> bool:
+    """Whether an actor of this process's own cluster lives.
+
+    Raises:
+        RayStateApiException: the head does not answer now.
+    """
+    try:
+        return actor_state(actor_id) != "DEAD"
+    except Exception as error:  # as many types as there are ways for a head to be away
+        raise RayStateApiException(f"{type(error).__name__}: {error}") from error
+
+
+class Cleaner(PlacementGroupCleaner):  # type: ignore[misc]
+    """Removes a run's placement group once its controller is gone."""
+
+    def _monitor_loop(self) -> None:
+        with replaced(placement_group_cleaner, "is_actor_alive", is_actor_alive):
+            super()._monitor_loop()
+
+    def _exit(self) -> None:
+        disconnect_state()  # its threads must not outlive what the process takes down
+        super()._exit()
+
+
+class CleanerCallback(PlacementGroupCleanerCallback):  # type: ignore[misc]
+    """Starts a `Cleaner` with the controller."""
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Start it."""
+        with replaced(placement_group_callback, "PlacementGroupCleaner", Cleaner):
+            super().after_controller_start(train_run_context)
+
+
+class PolicyTrainer(TorchTrainer):  # type: ignore[misc]
+    """A `TorchTrainer` with policies of one's own.
+
+    Args:
+        loop: what every worker runs.
+        scaling_policy: decides how many workers there are.
+        failure_policy: makes the policy that decides whether a failed run is tried again, when the run begins.
+        timeout_s: after which torch gives a collective up.
+        options: of `TorchTrainer`.
+    """
+
+    def __init__(
+        self,
+        loop: Callable[[dict[str, Any]], Any],
+        scaling_policy: ScalingPolicy,
+        failure_policy: Callable[[FailureConfig], FailurePolicy],
+        timeout_s: int,
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            loop,
+            scaling_config=scaling_policy.scaling_config,
+            torch_config=NodeInterfaceConfig(timeout_s=timeout_s),
+            **options,
+        )
+        self._scaling_policy, self._failure_policy = scaling_policy, failure_policy
+
+    def _initialize_and_run_controller(self, **arguments: Any) -> Result:
+        arguments |= {
+            "scaling_policy": self._scaling_policy,
+            "failure_policy": self._failure_policy(self.run_config.failure_config),
+        }
+        with replaced(data_parallel_trainer, "TrainController", PatientController):
+            return super()._initialize_and_run_controller(**arguments)
+
+    def _create_default_callbacks(self) -> list[Any]:
+        with replaced(data_parallel_trainer, "PlacementGroupCleanerCallback", CleanerCallback):
+            return list(super()._create_default_callbacks())

@@ -1,0 +1,92 @@
+"""Checkpoints on their way: a local copy to read, the upload of one rank's files, and what a full disk means."""
+
+from __future__ import annotations
+
+import glob
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from glscl.errors import UserError
+from glscl.system import storage
+from glscl.training.checkpoint.format import LIST_PREFIX, IncompleteCheckpointError, file_names
+
+_TORCH_CANNOT_WRITE = ("inline_container.cc", "PytorchStreamWriter", "iostream error")  # it has no type for that
+
+
+@contextmanager
+def local_copy(uri: str, scratch: str | None = None) -> Iterator[str]:
+    """A checkpoint's files in a local folder: where they are, or fetched by the names that its lists give.
+
+    Args:
+        uri: folder or prefix.
+        scratch: where to make the folder for what is fetched, or for a link; it goes with the end of the block.
+
+    Raises:
+        IncompleteCheckpointError: naming the file that is not there.
+    """
+    if not storage.is_remote(uri):
+        if glob.escape(uri) == uri:
+            yield uri
+            return
+        with tempfile.TemporaryDirectory(prefix="checkpoint-", dir=scratch) as folder:
+            link = Path(folder, "files")  # DeepSpeed takes paths for patterns
+            link.symlink_to(uri)
+            yield str(link)
+        return
+    names = file_names(uri)
+    with tempfile.TemporaryDirectory(prefix="checkpoint-", dir=scratch) as folder:
+
+        def fetch(name: str) -> None:
+            target = Path(folder, name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                storage.download(storage.join(uri, name), str(target))
+            except FileNotFoundError:
+                raise IncompleteCheckpointError(f"{name}: missing") from None
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(fetch, names))
+        yield folder
+
+
+def upload(folder: str, uri: str) -> None:
+    """Copy one rank's files to storage, its list last.
+
+    Raises:
+        UserError: the disk there is full.
+    """
+    paths = [path for path in Path(folder).rglob("*") if path.is_file()]
+    for path in sorted(paths, key=lambda path: path.name.startswith(LIST_PREFIX)):
+        try:
+            storage.upload(str(path), storage.join(uri, path.relative_to(folder).as_posix()))
+        except OSError as error:
+            raise UserError(
+                f"{uri}: the checkpoint could not be written ({_reason(error)}): free space there or lower "
+                f"checkpoint.keep, then start the same run again; the checkpoints before it are intact"
+            ) from error
+
+
+@contextmanager
+def explained_full_disk(folder: str) -> Iterator[None]:
+    """Turn the error of a full disk, where a checkpoint is first written, into one that says what to do."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in _TORCH_CANNOT_WRITE):
+            raise
+        raise UserError(
+            f"{folder}: a checkpoint could not be written ({_reason(error)}; "
+            f"{shutil.disk_usage(os.path.dirname(folder)).free / 1e6:.0f} MB are free): free space there, or let Ray's "
+            f"session lie on another disk (ray start --temp-dir, or RAY_TMPDIR), then start the same run again"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error).splitlines()[0][:200]

@@ -1,0 +1,228 @@
+"""Heartbeats: what a rank does right now, which it sends to the driver from a thread of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from glscl.data.activity import Activity, Board
+from glscl.training.health.consensus import StepRequest
+
+CHECK_PREEMPTION_EVERY_S = 5.0
+HEARTBEAT_PREFIX = "heartbeat-"
+UNUSABLE_PREFIX = "unusable-"
+ORDERS = "orders"
+
+
+class Phase(StrEnum):
+    """What a rank does, in the order of the loop."""
+
+    STARTING = "starting"
+    LOADING = "loading"
+    STEPPING = "stepping"
+    LOGGING = "logging"
+    EVALUATING = "evaluating"
+    SAVING = "saving"
+
+    @property
+    def position(self) -> int:
+        """Place in the order of the loop."""
+        return list(Phase).index(self)
+
+
+class HeartbeatStore(Protocol):
+    """Keys and values that the driver and all ranks see; in a run it is Ray's (`KeyValueStore`)."""
+
+    def put(self, key: str, value: bytes) -> None: ...
+
+    def get(self, key: str) -> bytes | None: ...
+
+    def keys(self, prefix: str) -> list[str]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long nothing may happen, in seconds.
+
+    Attributes:
+        stall_s: that a stream gives no batch, or one video is opened or decoded (``data.stall_timeout_s``).
+        hang_s: that a rank is in one step, or is not heard of (``training.hang_timeout_s``).
+    """
+
+    stall_s: float
+    hang_s: float
+
+    @property
+    def period_s(self) -> float:
+        """Seconds between two heartbeats of a rank."""
+        return min(1.0, self.stall_s / 10, self.hang_s / 10)
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """What a rank does.
+
+    Attributes:
+        attempt: token of the worker group.
+        number: of this heartbeat, rising.
+        seconds: how long the rank has been in this phase.
+        reading: what the reader does that has been busy for the longest; if none is, the one that is waited for.
+        reading_s: how long it has been busy; 0 if it is not.
+    """
+
+    attempt: str
+    rank: int
+    host: str
+    pid: int
+    number: int
+    phase: Phase
+    step: int
+    seconds: float
+    reading: str = ""
+    reading_s: float = 0.0
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Heartbeat:
+        """Read what `to_json` wrote."""
+        values = json.loads(text)
+        return cls(**values | {"phase": Phase(values["phase"])})
+
+    def to_json(self) -> bytes:
+        """JSON in UTF-8."""
+        return json.dumps(asdict(self)).encode()
+
+    def name(self) -> str:
+        """Who, for a message."""
+        return f"rank {self.rank} ({self.host}, pid {self.pid})"
+
+    def doing(self) -> str:
+        """What, for a message."""
+        since = f" for {self.reading_s:.0f} s" if self.reading_s else ""
+        reading = f"; {self.reading}{since}" if self.reading else ""
+        return f"{self.phase} at step {self.step} for {self.seconds:.0f} s{reading}"
+
+
+class HeartbeatSender:
+    """A rank's side: sends heartbeats and reads the driver's orders. Use as a context manager; the loop calls `at`.
+
+    Args:
+        store: shared with the driver.
+        limits: give the time between two heartbeats.
+        attempt: the same on all ranks of this worker group, another in each.
+        rank: this rank.
+        boards: what the processes that read for it do; the first is that of the training stream.
+        checks_preemption: ask for preemptions now and then (one rank does).
+        end: called with the message when the driver gives the worker group up.
+    """
+
+    def __init__(
+        self,
+        store: HeartbeatStore,
+        limits: Limits,
+        attempt: str,
+        rank: int,
+        boards: Sequence[Board],
+        checks_preemption: bool = False,
+        end: Callable[[str], None] | None = None,
+    ) -> None:
+        self._store, self._limits, self._attempt, self._rank, self._boards = store, limits, attempt, rank, boards
+        self._end = end or end_process
+        self._at = (Phase.STARTING, 0, time.monotonic())
+        self._stop_requested = False
+        self._check_at = time.monotonic() + CHECK_PREEMPTION_EVERY_S if checks_preemption else float("inf")
+        self._sent = self._reports = 0
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="glscl-heartbeat", daemon=True)
+
+    def __enter__(self) -> HeartbeatSender:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closed.set()
+        self._thread.join(self._limits.period_s)
+
+    def at(self, phase: Phase, step: int) -> None:
+        """Say where the loop is."""
+        self._at = (phase, step, time.monotonic())
+
+    def step_request(self) -> StepRequest:
+        """What this rank asks for after the step that begins."""
+        if self._stop_requested:
+            return StepRequest.STOP
+        if time.monotonic() >= self._check_at:
+            self._check_at = time.monotonic() + CHECK_PREEMPTION_EVERY_S
+            return StepRequest.CHECK_PREEMPTION
+        return StepRequest.NONE
+
+    def report_unusable(self, part: str, entries: Sequence[dict[str, str]]) -> None:
+        """Tell the driver of videos that cannot be used (see `quarantine_entry`) at once, however this process ends."""
+        import ray
+
+        if entries:
+            self._reports += 1
+            values = json.dumps([{"part": part, **entry} for entry in entries])
+            with suppress(ray.exceptions.RayError, OSError):  # the store is away: the next row of the log has them
+                key = f"{UNUSABLE_PREFIX}{self._attempt}-{self._rank:05d}-{self._reports}"
+                self._store.put(key, values.encode())
+
+    def beat(self) -> None:
+        """Send a heartbeat and read the orders: what the thread does once per period."""
+        phase, step, since = self._at
+        longest = self._longest_activity()
+        reading = str(longest) if longest else ""
+        if phase == Phase.LOADING and not reading:
+            reading = str(self._boards[0].read()[self._boards[0].awaited])
+        self._sent += 1
+        heartbeat = Heartbeat(
+            self._attempt,
+            self._rank,
+            socket.gethostname(),
+            os.getpid(),
+            self._sent,
+            phase,
+            step,
+            time.monotonic() - since,
+            reading,
+            longest.seconds if longest else 0.0,
+        )
+        self._store.put(f"{HEARTBEAT_PREFIX}{self._rank:05d}", heartbeat.to_json())
+        orders = json.loads(self._store.get(ORDERS) or b"{}")
+        self._stop_requested = bool(orders.get("stop", False))
+        if orders.get("attempt") == self._attempt:
+            self._end(orders["failure"])
+
+    def _longest_activity(self) -> Activity | None:
+        busy = [activity for board in self._boards if (activity := board.longest())]
+        return max(busy, key=lambda activity: activity.seconds, default=None)
+
+    def _loop(self) -> None:
+        import ray
+
+        while not self._closed.wait(self._limits.period_s):
+            try:
+                self.beat()
+            except (ray.exceptions.RayError, OSError):
+                continue  # the store is away for a moment, or for good: then Ray ends this process
+            except Exception as error:  # else the driver would hear nothing any more, and call it a hang
+                self._end(f"rank {self._rank} cannot say how it is ({type(error).__name__}: {error})")
+                return
+
+
+def end_process(message: str) -> None:
+    """End this process and the loader processes it started, whatever they hang in."""
+    import psutil
+
+    print(f"watchdog: {message}", file=sys.stderr, flush=True)
+    for child in psutil.Process().children(recursive=True):
+        child.kill()
+    os._exit(1)
