@@ -218,7 +218,7 @@ def _run(config: Any, ready: Any) -> str:
 
 def _print_results(results: dict[str, Any]) -> None:
     """The tables of an evaluation, as far as there is something in them."""
-    from glscl.reporting.console import normalised_table, results_table
+    from glscl.evaluation.console import normalised_table, results_table
 
     if results["tests"]:
         results_table(results)

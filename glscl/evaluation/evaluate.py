@@ -16,10 +16,11 @@ from glscl.data.shards import ShardSet, open_shard_set
 from glscl.errors import BrokenRunError, UserError
 from glscl.evaluation.embed import Embeddings, concatenate, embed
 from glscl.evaluation.leakage import LeakageList, leakage_lists, leave_out
-from glscl.evaluation.metrics import Ranks
-from glscl.evaluation.normalise import Bank, Direction, normalised_metrics
+from glscl.evaluation.metrics import Direction
+from glscl.evaluation.normalise import Bank, normalised_metrics
 from glscl.evaluation.options import EvaluationConfig
 from glscl.evaluation.oracles import attribute_accuracy, attribute_pair_oracles, single_attribute_oracles
+from glscl.evaluation.ranks import Ranks
 from glscl.evaluation.retrieval import Part, metrics_of, score_part, similarity_part
 from glscl.evaluation.saved import ModelCard, check_weights, load_model, read_card
 from glscl.evaluation.scoring import ScoringResult, merge, rank_matrix, split_rows

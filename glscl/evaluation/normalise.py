@@ -17,21 +17,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from glscl.errors import UserError, did_you_mean
-from glscl.evaluation.metrics import (
-    Ranks,
-    RetrievalMetrics,
-    check_similarity,
-    text_to_video_ranks,
-    video_to_text_ranks,
-)
-
-Direction = Literal["text_to_video", "video_to_text"]
+from glscl.evaluation.metrics import DIRECTIONS, Direction, RetrievalMetrics
+from glscl.evaluation.ranks import Ranks, check_similarity, text_to_video_ranks, video_to_text_ranks
 
 _QUERIES: dict[Direction, str] = {"text_to_video": "captions", "video_to_text": "videos"}
 _CANDIDATES: dict[Direction, str] = {"text_to_video": "videos", "video_to_text": "captions"}
@@ -276,10 +269,9 @@ def normalised_metrics(
     Returns:
         one entry each: ``name``, ``label``, ``source``, ``saw``, ``direction``, and ``metrics`` by customary name.
     """
-    directions: tuple[Direction, ...] = ("text_to_video", "video_to_text")
     columns = []
     for name, entry in NORMALISATIONS.items():
-        for direction in directions:
+        for direction in DIRECTIONS:
             bank = (banks or {}).get(direction)
             if entry.needs_bank and bank is None:
                 continue

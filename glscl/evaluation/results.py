@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from glscl.data.records import share
 from glscl.errors import UserError
+from glscl.evaluation.metrics import Direction
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -67,7 +68,7 @@ class NormalisedColumn(_Section):
     """Publication or code."""
     saw: str
     """What it was allowed to see, as a sentence."""
-    direction: Literal["text_to_video", "video_to_text"]
+    direction: Direction
     metrics: dict[str, float]
     """``RetrievalMetrics.to_dict()``."""
 

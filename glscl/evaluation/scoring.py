@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from glscl.evaluation.metrics import (
+from glscl.evaluation.ranks import (
     Ranks,
     check_similarity,
     check_text_to_video,

@@ -18,6 +18,7 @@ from glscl.data.shards import ShardSet, open_shard_set
 from glscl.data.video import FrameSampling
 from glscl.errors import RunStoppedError
 from glscl.evaluation.embed import Embeddings, concatenate, embed
+from glscl.evaluation.metrics import MAIN_METRIC, RECALLS
 from glscl.evaluation.retrieval import Part, metrics_of, score_part
 from glscl.evaluation.scoring import merge, split_rows
 from glscl.models.tokenizer import tokenize
@@ -76,7 +77,7 @@ class HeldOut:
                 metrics |= self._score(model, label, embeddings)
         if problems:
             raise RunStoppedError("; ".join(problems))
-        recalls = [value for name, value in metrics.items() if name.endswith("text_to_video_R@1")]
+        recalls = [value for name, value in metrics.items() if name.endswith(f"text_to_video_{MAIN_METRIC}")]
         metrics[SELECTION_METRIC] = sum(recalls) / len(recalls)
         return metrics
 
@@ -98,7 +99,7 @@ class HeldOut:
             result = score_part(partial(model, "score"), embeddings, self.config.evaluation, part, self.device)
         distributed.all_gather_object(scores, result)
         return {
-            f"validation/{label}/{direction}_R@{k}": float(values[f"R@{k}"])
+            f"validation/{label}/{direction}_{name}": float(values[name])
             for direction, values in metrics_of(merge(scores)).items()
-            for k in (1, 5, 10)
+            for name in RECALLS
         }

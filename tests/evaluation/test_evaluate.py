@@ -20,9 +20,10 @@ from glscl.data.shards import ShardSet
 from glscl.errors import UserError
 from glscl.evaluation.embed import Embeddings, embed
 from glscl.evaluation.evaluate import check_tests, evaluate_model, without_thumbnails
-from glscl.evaluation.metrics import Ranks, RetrievalMetrics
+from glscl.evaluation.metrics import RetrievalMetrics
 from glscl.evaluation.normalise import NORMALISATIONS, Bank, normalised_metrics
 from glscl.evaluation.options import EvaluationConfig
+from glscl.evaluation.ranks import Ranks
 from glscl.evaluation.retrieval import Part, metrics_of, score_part
 from glscl.evaluation.saved import ModelCard, load_model, save_model
 from glscl.models import ModelConfig, Retriever

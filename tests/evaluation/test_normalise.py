@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from glscl.errors import UserError
-from glscl.evaluation.metrics import text_to_video_ranks, video_to_text_ranks
 from glscl.evaluation.normalise import (
     NORMALISATIONS,
     Bank,
@@ -21,6 +20,7 @@ from glscl.evaluation.normalise import (
     normalised_metrics,
     qb_norm,
 )
+from glscl.evaluation.ranks import text_to_video_ranks, video_to_text_ranks
 
 torch.set_num_threads(1)
 

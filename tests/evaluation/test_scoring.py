@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from glscl.errors import UserError
-from glscl.evaluation.metrics import (
+from glscl.evaluation.ranks import (
     expected_occurrences,
     rank_targets,
     skewness,

@@ -18,7 +18,8 @@ from glscl.data import shared_memory
 from glscl.data.quarantine import read_quarantine
 from glscl.data.shards import ShardSet
 from glscl.errors import UserError, full_disk
-from glscl.evaluation.metrics import RetrievalMetrics, rank_targets
+from glscl.evaluation.metrics import RetrievalMetrics
+from glscl.evaluation.ranks import rank_targets
 from glscl.evaluation.saved import ModelCard
 from glscl.models import ModelConfig
 from glscl.training.config import run_config
