@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from glscl.evaluation.metrics import HELD_OUT_METRICS
 from glscl.options.packaged import yaml_names
 from glscl.study.options import RunsConfig, Values, load_runs, merge, packaged_text
 from glscl.system import storage
 from tune.space import Draw, Space, ready_made
 
 Objective = Literal["mean", "worst", "leave_one_domain_out"]
-Metric = Literal[
-    "text_to_video_R@1",
-    "text_to_video_R@5",
-    "text_to_video_R@10",
-    "video_to_text_R@1",
-    "video_to_text_R@5",
-    "video_to_text_R@10",
-]
+if TYPE_CHECKING:
+    Metric = str
+else:
+    Metric = Literal[HELD_OUT_METRICS]
 _POPULATION = ("pbt", "pb2", "population", "population_based", "pbt_replay")
 
 
@@ -43,7 +40,7 @@ class SweepConfig(RunsConfig):
     objective: Objective = "mean"
     """Across domains: the mean of their held-out parts' scores, the worst of them, or, of trainings that each leave one
     domain out, the mean of the scores on the held-out part of the one left out."""
-    metric: Metric = "text_to_video_R@1"
+    metric: Metric = HELD_OUT_METRICS[0]
     """What a domain's held-out part is scored by."""
     cost: Literal["none", "multiply_adds"] = "none"
     """Second objective: the head's multiply-adds per pair of a text and a video, to be low."""

@@ -1,72 +1,92 @@
-"""Exact ranks and retrieval metrics, for one or several captions per video.
+"""Retrieval metrics: the recall levels, the metrics and the directions that every table, log, page and study has.
 
-Text-to-video: every caption is a query against all videos; the right answer is the caption's own video.
-
-Video-to-text: every captioned video is a query against all captioned videos, each of which stands for its captions:
-the similarity of query video ``i`` to video ``j`` is the maximum over the captions of ``j``, and the rank is that of
-``j = i``. This is the multi-sentence protocol of CLIP4Clip (``tensor_video_to_text_sim``: maximum over the caption
-axis, then the diagonal's rank) used for MSVD and VATEX. With one caption per video the maximum is over one
-element and the rule is the plain one: the rank of the video's own caption among all captions.
-
-Ties: every figure but the median is the expectation over breaking them at random. A right answer that shares its
-similarity with ``tied - 1`` other candidates, ``greater`` being above, takes each of the ranks ``greater + 1`` to
-``greater + tied`` with equal chance. So it counts for R@k with ``clamp((k - greater) / tied, 0, 1)``, its rank counts
-with the mean ``1 + greater + (tied - 1) / 2``, and the median rank is the median of these means. What breaking all ties
-against or in favour of the right answers would give stands beside R@1. CLIP4Clip's ``compute_metrics`` instead yields
-one extra "query" per tie, which changes every number as soon as two captions or two embeddings are equal.
+A level added to `RECALL_LEVELS` is measured, logged, printed and drawn everywhere. Nothing here imports torch, so that
+configurations and pages may use the names.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from glscl.errors import UserError
+    from glscl.evaluation.ranks import Ranks
+
+Direction = Literal["text_to_video", "video_to_text"]
+
+DIRECTIONS: dict[Direction, str] = {"text_to_video": "Text to video", "video_to_text": "Video to text"}
+"""Every direction, and its title."""
+SHORT_DIRECTIONS: dict[Direction, str] = {"text_to_video": "T→V", "video_to_text": "V→T"}
+"""The same where there is little room."""
+
+RECALL_LEVELS = (1, 5, 10)
+"""Every k of R@k that is measured and shown everywhere."""
+DEEP_LEVEL = 50
+"""One more k, measured for every test set and shown in its report only."""
 
 
-@dataclass(frozen=True)
-class Ranks:
-    """Ranks of the right answers, one per query, counted from 1.
+def recall_name(k: int) -> str:
+    """``R@k``."""
+    return f"R@{k}"
+
+
+RECALLS = tuple(map(recall_name, RECALL_LEVELS))
+"""Names of the recalls that are shown everywhere."""
+MAIN_METRIC = recall_name(1)
+"""The metric that checkpoints are chosen by and that sentences, maps and differences are about."""
+MEDIAN_RANK, MEAN_RANK = "MdR", "MnR"
+RANK_TITLES = {MEDIAN_RANK: "median rank", MEAN_RANK: "mean rank"}
+OPTIMISTIC, PESSIMISTIC = f"{MAIN_METRIC}_optimistic", f"{MAIN_METRIC}_pessimistic"
+"""R@1 with every tie broken in favour of, and against, the right answer."""
+SUMMARY = (*RECALLS, *RANK_TITLES)
+"""The metrics of a row in a table of results."""
+FULL_SUMMARY = (*RECALLS, recall_name(DEEP_LEVEL), *RANK_TITLES)
+"""The same with the deep level."""
+HELD_OUT_METRICS = tuple(f"{direction}_{name}" for direction in DIRECTIONS for name in RECALLS)
+"""What held-out sets are scored by during training; a sweep may search for any of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A metric that is a mean over queries, so that a study can resample it.
 
     Attributes:
-        optimistic: (Q,) int64, ties broken in the right answer's favour: ``1 + #greater``.
-        pessimistic: (Q,) int64, ties broken against it: ``1 + #greater + #equal others``.
+        title: in words.
+        per_cent: whether it is a percentage; a difference is then in points.
+        higher_is_better: whether it is.
+        of_ranks: ranks of Q queries -> values (Q,), expectations over breaking ties at random.
     """
 
-    optimistic: Tensor
-    pessimistic: Tensor
+    title: str
+    per_cent: bool
+    higher_is_better: bool
+    of_ranks: Callable[[Ranks], Tensor]
 
     @property
-    def mid(self) -> Tensor:
-        """(Q,) float64, the expected rank, the mean of the two bounds: ``1 + #greater + 0.5 * #equal others``."""
-        return (self.optimistic + self.pessimistic).double() / 2
+    def unit(self) -> str:
+        """Unit of a difference, for sentences."""
+        return "points" if self.per_cent else "ranks"
 
     @property
-    def tied(self) -> Tensor:
-        """(Q,) int64, candidates that share the right answer's similarity, itself included."""
-        return self.pessimistic - self.optimistic + 1
+    def bounds(self) -> tuple[float, float]:
+        """The values that it can have."""
+        return (0.0, 100.0) if self.per_cent else (1.0, float("inf"))
 
-    def found(self, k: int) -> Tensor:
-        """(Q,) float64, the chance that each right answer is among the first ``k`` if ties are broken at random.
 
-        That is ``clamp((k - greater) / tied, 0, 1)``: 1 or 0 for every query without ties.
-        """
-        return ((k + 1 - self.optimistic).double() / self.tied).clamp(0, 1)
+def _recall(k: int) -> Metric:
+    return Metric(f"recall at {k}", True, True, lambda ranks: 100.0 * ranks.within(k))
 
-    def __len__(self) -> int:
-        return len(self.optimistic)
 
-    @staticmethod
-    def concatenate(parts: Sequence[Ranks]) -> Ranks:
-        """Join the ranks of consecutive blocks of queries."""
-        if not parts:
-            empty = torch.zeros(0, dtype=torch.int64)
-            return Ranks(empty, empty.clone())
-        return Ranks(torch.cat([p.optimistic for p in parts]), torch.cat([p.pessimistic for p in parts]))
+METRICS: dict[str, Metric] = {
+    **{recall_name(k): _recall(k) for k in RECALL_LEVELS},
+    "MRR": Metric("mean reciprocal rank", True, True, lambda ranks: 100.0 * ranks.reciprocal),
+    MEAN_RANK: Metric(RANK_TITLES[MEAN_RANK], False, False, lambda ranks: ranks.mid),
+}
+"""The metrics of a study, by name. The median rank is no mean over queries and is not among them."""
 
 
 @dataclass(frozen=True)
@@ -74,14 +94,14 @@ class RetrievalMetrics:
     """Recall in per cent, and median and mean rank, of one direction.
 
     A query counts for R@k with the chance that its right answer is among the first k when ties are broken at random
-    (`Ranks.found`). The optimistic and pessimistic R@1 bound what any way of breaking ties could give; they differ from
-    R@1 only if there are ties for the first place.
+    (`Ranks.within`). The optimistic and pessimistic R@1 bound what any way of breaking ties could give; they differ
+    from R@1 only if there are ties for the first place.
+
+    Attributes:
+        recalls: by level.
     """
 
-    recall_at_1: float
-    recall_at_5: float
-    recall_at_10: float
-    recall_at_50: float
+    recalls: Mapping[int, float]
     median_rank: float
     mean_rank: float
     queries: int
@@ -98,15 +118,8 @@ class RetrievalMetrics:
         if len(ranks) == 0:
             raise ValueError("no queries: there is nothing to measure")
         mid = ranks.mid
-
-        def recall(k: int) -> float:
-            return 100.0 * float(ranks.found(k).sum()) / len(ranks)
-
         return cls(
-            recall_at_1=recall(1),
-            recall_at_5=recall(5),
-            recall_at_10=recall(10),
-            recall_at_50=recall(50),
+            recalls={k: 100.0 * float(ranks.within(k).sum()) / len(ranks) for k in (*RECALL_LEVELS, DEEP_LEVEL)},
             # Not torch.median, which returns the lower of the two middle values.
             median_rank=statistics.median(mid.tolist()),
             mean_rank=float(mid.mean()),
@@ -115,147 +128,13 @@ class RetrievalMetrics:
             recall_at_1_pessimistic=100.0 * int((ranks.pessimistic == 1).sum()) / len(ranks),
         )
 
-    def to_dict(self) -> dict[str, float | int]:
+    def to_dict(self) -> dict[str, int | float]:
         """The metrics under their customary names."""
         return {
-            "R@1": self.recall_at_1,
-            "R@5": self.recall_at_5,
-            "R@10": self.recall_at_10,
-            "R@50": self.recall_at_50,
-            "MdR": self.median_rank,
-            "MnR": self.mean_rank,
+            **{recall_name(k): recall for k, recall in self.recalls.items()},
+            MEDIAN_RANK: self.median_rank,
+            MEAN_RANK: self.mean_rank,
             "queries": self.queries,
-            "R@1_optimistic": self.recall_at_1_optimistic,
-            "R@1_pessimistic": self.recall_at_1_pessimistic,
+            OPTIMISTIC: self.recall_at_1_optimistic,
+            PESSIMISTIC: self.recall_at_1_pessimistic,
         }
-
-
-def check_similarity(similarity: Tensor) -> Tensor:
-    """Return ``similarity`` in the precision that it is ranked in: as it is in fp32 and fp64, half precision in fp32.
-
-    Raises:
-        UserError: it contains NaN, which has no rank.
-    """
-    bad = int(similarity.isnan().sum())
-    if bad:
-        raise UserError(
-            f"{bad} of {similarity.numel()} similarities are NaN, so there are no ranks: the checkpoint has diverged "
-            "or the model overflows in half precision; evaluate an earlier checkpoint or in fp32"
-        )
-    return similarity if similarity.dtype == torch.float64 else similarity.float()
-
-
-def check_text_to_video(text_to_video: Tensor, texts: int, videos: int) -> Tensor:
-    """Return ``text_to_video`` as int64.
-
-    Raises:
-        ValueError: it is not (texts,) integers within ``[0, videos)``.
-    """
-    if text_to_video.shape != (texts,) or text_to_video.is_floating_point():
-        raise ValueError(
-            f"text_to_video must be ({texts},) integers, not {tuple(text_to_video.shape)} {text_to_video.dtype}"
-        )
-    text_to_video = text_to_video.long()
-    if texts and not 0 <= int(text_to_video.min()) <= int(text_to_video.max()) < videos:
-        raise ValueError(
-            f"text_to_video must lie in [0, {videos}), not [{int(text_to_video.min())}, {int(text_to_video.max())}]"
-        )
-    return text_to_video
-
-
-def rank_targets(similarity: Tensor, target: Tensor) -> Ranks:
-    """Rank one candidate of every row.
-
-    Args:
-        similarity: (Q, C), larger is closer.
-        target: (Q,) int64, the column of each query's right answer.
-
-    Raises:
-        UserError: NaN.
-    """
-    similarity = check_similarity(similarity)
-    own = similarity.gather(1, target[:, None])
-    optimistic = 1 + (similarity > own).sum(1)
-    pessimistic = (similarity >= own).sum(1)  # the right answer equals itself: this is 1 + greater + equal others
-    return Ranks(optimistic.cpu(), pessimistic.cpu())
-
-
-def text_to_video_ranks(similarity: Tensor, text_to_video: Tensor) -> Ranks:
-    """Rank each text's video among all videos.
-
-    Args:
-        similarity: (A, N) of every text and every video.
-        text_to_video: (A,) the video of each text.
-
-    Raises:
-        UserError: NaN.
-        ValueError: shapes that do not fit.
-    """
-    target = check_text_to_video(text_to_video, *similarity.shape).to(similarity.device)
-    return rank_targets(similarity, target)
-
-
-def video_to_text_ranks(similarity: Tensor, text_to_video: Tensor) -> Ranks:
-    """Rank each captioned video's best caption among the best captions of all captioned videos.
-
-    A video without captions has no right answer: it is no query here, and no candidate.
-
-    Args:
-        similarity: (A, N) of every text and every video.
-        text_to_video: (A,) the video of each text.
-
-    Returns:
-        One rank per captioned video, in increasing order of video.
-
-    Raises:
-        UserError: NaN.
-        ValueError: shapes that do not fit.
-    """
-    target = check_text_to_video(text_to_video, *similarity.shape).to(similarity.device)
-    captioned, group = target.unique(return_inverse=True)
-    similarity = check_similarity(similarity)[:, captioned].T
-    best = similarity.new_full((len(captioned), len(captioned)), -torch.inf)
-    fold_captions(best, similarity, group)
-    return rank_targets(best, torch.arange(len(captioned), device=best.device))
-
-
-def fold_captions(best: Tensor, similarity: Tensor, group: Tensor) -> None:
-    """Update, in place, each row's best caption per video.
-
-    Args:
-        best: (B, G) running maxima.
-        similarity: (B, a) of B videos and a texts.
-        group: (a,) int64, the column of ``best`` that each text belongs to.
-    """
-    best.scatter_reduce_(1, group.expand(len(similarity), -1), similarity, "amax")
-
-
-def expected_occurrences(similarity: Tensor, k: int) -> Tensor:
-    """How often each candidate is expected among the queries' ``k`` best, ties for the last place broken at random.
-
-    Args:
-        similarity: (Q, C), without NaN.
-        k: places; all C candidates have one if there are no more.
-
-    Returns:
-        (C,) float64; the sum is ``Q * min(k, C)``.
-    """
-    k = min(k, similarity.shape[1])
-    last = similarity.topk(k, 1).values[:, -1:]
-    above, level = similarity > last, similarity == last
-    share = (k - above.sum(1, keepdim=True)) / level.sum(1, keepdim=True).double()
-    return above.sum(0).double() + share[:, 0] @ level.double()  # one double copy of the block at a time
-
-
-def skewness(counts: Tensor) -> float:
-    """Skewness of the k-occurrence: how unevenly videos appear among the texts' k nearest (Radovanovic et al., 2010).
-
-    Args:
-        counts: (N,) occurrences of each video (`expected_occurrences`).
-
-    Returns:
-        The third standardised moment of the counts; 0 if all are equal.
-    """
-    centred = counts.double() - counts.double().mean()
-    variance = centred.square().mean()
-    return float(centred.pow(3).mean() / variance.pow(1.5)) if variance > 1e-18 else 0.0  # more than rounding

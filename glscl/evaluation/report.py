@@ -11,14 +11,24 @@ from dataclasses import dataclass
 from typing import Any
 
 from glscl import __version__
+from glscl.evaluation.metrics import (
+    DIRECTIONS,
+    FULL_SUMMARY,
+    MAIN_METRIC,
+    OPTIMISTIC,
+    PESSIMISTIC,
+    RANK_TITLES,
+    RECALL_LEVELS,
+    RECALLS,
+    SHORT_DIRECTIONS,
+    recall_name,
+)
 from glscl.evaluation.results import Example, Results, Test, WithoutLeaked, parse_results
 from glscl.reporting.charts import BOTTOM, HEIGHT, LEFT, RIGHT, WIDTH, training_charts
 from glscl.reporting.formats import number, when
 from glscl.reporting.page import environment, thumbnails
 from glscl.reporting.published import PublishedRow, for_domain, read_published
 from glscl.system.storage import write_bytes
-
-RECALL_LEVELS = (1, 5, 10)
 
 
 @dataclass(frozen=True)
@@ -60,7 +70,11 @@ def render_report(results: Mapping[str, Any] | Results, published: Sequence[Publ
     return template.render(
         results=parsed,
         version=__version__,
-        directions=(("text_to_video", "Text to video", "T→V"), ("video_to_text", "Video to text", "V→T")),
+        directions=[(key, name, SHORT_DIRECTIONS[key]) for key, name in DIRECTIONS.items()],
+        recall_levels=RECALL_LEVELS,
+        recalls=RECALLS,
+        summary=FULL_SUMMARY,
+        rank_titles=RANK_TITLES,
         recall_bars=recall_bars,
         chance=chance,
         bounds=bounds,
@@ -84,19 +98,23 @@ def chance(test: Test | WithoutLeaked, direction: str, k: int) -> float:
 
 def bounds(metrics: Mapping[str, float]) -> str:
     """The R@1 that any way of breaking ties could give, or nothing if all give the same."""
-    low, high = number(metrics["R@1_pessimistic"]), number(metrics["R@1_optimistic"])
+    low, high = number(metrics[PESSIMISTIC]), number(metrics[OPTIMISTIC])
     return f"{low}–{high}" if low != high else ""
 
 
 def recall_bars(test: Test, direction: str) -> list[Bar]:
-    """R@1, R@5 and R@10 of one direction."""
+    """The recalls of one direction that were measured."""
     metrics: dict[str, float] = getattr(test, direction)
-    return [Bar(f"R@{k}", metrics[f"R@{k}"], chance(test, direction, k), direction) for k in RECALL_LEVELS]
+    return [
+        Bar(name, metrics[name], chance(test, direction, k), direction)
+        for k in RECALL_LEVELS
+        if (name := recall_name(k)) in metrics
+    ]
 
 
 def oracle_bars(test: Test) -> list[Bar]:
     """The model's text-to-video R@1 beside the best oracles and chance."""
-    bars = [Bar("this model", test.text_to_video["R@1"], kind="text_to_video")]
+    bars = [Bar("this model", test.text_to_video[MAIN_METRIC], kind="text_to_video")]
     if test.oracles:
         for kind, scores in (("two attributes", test.oracles.pair), ("one attribute", test.oracles.single)):
             if scores:

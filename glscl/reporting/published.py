@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from glscl.errors import UserError
 from glscl.system.storage import read_bytes
 
 COLUMNS = ("method", "backbone", "dataset", "direction", "recall_at_1", "recall_at_5", "recall_at_10")
-RECALLS = COLUMNS[4:]
 NAMES = ("method", "venue", "backbone", "note", "source", "dataset")
 
 
@@ -21,7 +22,7 @@ PACKAGED = str(Path(__file__).parent / "published_results.csv")
 
 @dataclass(frozen=True)
 class PublishedRow:
-    """A method's recalls (R@1, R@5, R@10; None where unpublished) on one data set."""
+    """A method's published recalls in per cent, by level (1 for R@1), on one data set."""
 
     method: str
     venue: str
@@ -29,15 +30,15 @@ class PublishedRow:
     note: str
     source: str
     dataset: str
-    text_to_video: tuple[float | None, ...] = (None, None, None)
-    video_to_text: tuple[float | None, ...] = (None, None, None)
+    text_to_video: Mapping[int, float] = field(default_factory=dict)
+    video_to_text: Mapping[int, float] = field(default_factory=dict)
 
 
 def read_published(uri: str) -> list[PublishedRow]:
     """Read a CSV with the columns ``method, backbone, dataset, direction, recall_at_1, recall_at_5, recall_at_10``.
 
-    ``venue``, ``note`` (say, the post-processing) and ``source`` are optional; ``direction`` is ``text_to_video`` or
-    ``video_to_text``.
+    Further recalls (``recall_at_20``), ``venue``, ``note`` (say, the post-processing) and ``source`` are optional;
+    ``direction`` is ``text_to_video`` or ``video_to_text``.
 
     Raises:
         UserError: the file is missing, a column is missing, or a value is no number.
@@ -52,13 +53,16 @@ def read_published(uri: str) -> list[PublishedRow]:
     missing = [name for name in COLUMNS if name not in (reader.fieldnames or [])]
     if missing:
         raise UserError(f"{uri}: no column {', '.join(missing)}; needed are {', '.join(COLUMNS)}")
+    levels = {
+        name: int(level[1]) for name in reader.fieldnames or () if (level := re.fullmatch(r"recall_at_(\d+)", name))
+    }
     found: dict[tuple[str, ...], PublishedRow] = {}
     for row in reader:
         direction, line = row["direction"], f"{uri}:{reader.line_num}"
         if direction not in ("text_to_video", "video_to_text"):
             raise UserError(f"{line}: direction is '{direction}', not text_to_video or video_to_text")
         try:
-            recalls = tuple(float(row[name]) if row[name] else None for name in RECALLS)
+            recalls = {level: float(row[name]) for name, level in levels.items() if row[name]}
         except ValueError as error:
             raise UserError(f"{line}: {error}") from None
         method, venue, backbone, note, source, dataset = key = tuple(row.get(name) or "" for name in NAMES)

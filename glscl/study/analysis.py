@@ -17,13 +17,23 @@ from numpy.typing import NDArray
 from glscl.data.quarantine import fewest_of, incomplete_in_words
 from glscl.data.shards import open_shard_set
 from glscl.errors import UserError
-from glscl.evaluation.metrics import Ranks
+from glscl.evaluation.metrics import (
+    DIRECTIONS,
+    MAIN_METRIC,
+    MEDIAN_RANK,
+    METRICS,
+    OPTIMISTIC,
+    PESSIMISTIC,
+    RECALL_LEVELS,
+    Direction,
+    recall_name,
+)
+from glscl.evaluation.ranks import Ranks
 from glscl.study.grid import Cell
 from glscl.study.options import StudyConfig
 from glscl.study.results import UNION, ZERO_SHOT
 from glscl.study.statistics import (
     LEVEL,
-    METRICS,
     Interval,
     QueryBootstrap,
     System,
@@ -34,11 +44,6 @@ from glscl.study.statistics import (
     per_query,
 )
 from glscl.training.driver.outputs import git_commit
-
-MAIN = "R@1"
-DIRECTIONS = ("text_to_video", "video_to_text")
-_WORDS = {"text_to_video": "text-to-video", "video_to_text": "video-to-text"}
-_BOUNDS = {"MRR": (0.0, 100.0), "MnR": (1.0, np.inf)}
 
 Key = tuple[str, str]  # variant, training
 Finished = Sequence[tuple[Cell, Mapping[str, Any]]]
@@ -182,7 +187,7 @@ def _panels(study: StudyConfig, comparable: Finished) -> dict[str, Panel]:
             if direction == "video_to_text":
                 queries = len(next(iter(panel.cells.values()))[0]["per_query"]["query_videos"])
             panel.bootstraps[direction] = QueryBootstrap(
-                queries, study.resamples, 2 * number + DIRECTIONS.index(direction)
+                queries, study.resamples, 2 * number + list(DIRECTIONS).index(direction)
             )
             tables = {}
             for (variant, training), entries in panel.cells.items():
@@ -227,14 +232,14 @@ def _result(
     for direction in DIRECTIONS:
         bootstrap, systems = panel.bootstraps[direction], panel.systems[direction]
         figures[direction] = {}
-        for metric in METRICS:
+        for metric, kind in METRICS.items():
             system = systems[variant, training, metric]
-            interval = bootstrap.mean(system, _BOUNDS.get(metric, (0.0, 100.0)))
+            interval = bootstrap.mean(system, kind.bounds)
             figures[direction][metric] = _estimate(interval, system.units.mean(1))
     bootstrap, systems = panel.bootstraps["text_to_video"], panel.systems["text_to_video"]
-    own = systems[variant, training, MAIN]
-    at_home = systems.get((variant, panel.test, MAIN))
-    zero_shot = systems.get((ZERO_SHOT, ZERO_SHOT, MAIN))
+    own = systems[variant, training, MAIN_METRIC]
+    at_home = systems.get((variant, panel.test, MAIN_METRIC))
+    zero_shot = systems.get((ZERO_SHOT, ZERO_SHOT, MAIN_METRIC))
     relation = _relation(training, domains, panel.test)
     kept = bootstrap.retention(own, at_home) if at_home is not None and relation == "cross-domain" else None
     lift = bootstrap.difference(own, zero_shot) if zero_shot is not None and training != ZERO_SHOT else None
@@ -247,10 +252,9 @@ def _result(
         "test": panel.test,
         "relation": relation,
         **figures,
-        "median_rank": {d: _mean(entry[d]["MdR"] for entry in entries) for d in DIRECTIONS},
+        "median_rank": {d: _mean(entry[d][MEDIAN_RANK] for entry in entries) for d in DIRECTIONS},
         "ties": {
-            d: [_mean(entry[d][f"R@1_{kind}"] for entry in entries) for kind in ("pessimistic", "optimistic")]
-            for d in DIRECTIONS
+            d: [_mean(entry[d][bound] for entry in entries) for bound in (PESSIMISTIC, OPTIMISTIC)] for d in DIRECTIONS
         },
         "hubness": {
             "estimate": skewness.mean,
@@ -266,7 +270,7 @@ def _result(
         "without_leaked": {
             "note": leaked[0]["note"],
             "videos": leaked[0]["videos"],
-            **{d: _mean(entry[d]["R@1"] for entry in leaked) for d in DIRECTIONS},
+            **{d: _mean(entry[d][MAIN_METRIC] for entry in leaked) for d in DIRECTIONS},
         }
         if all(leaked)
         else None,
@@ -283,7 +287,11 @@ def _columns(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     columns = []
     for number, column in enumerate(entries[0]["normalised"]):
         seeds = [entry["normalised"][number]["metrics"] for entry in entries]
-        recalls = {f"recall_at_{k}": _mean(seed[f"R@{k}"] for seed in seeds) for k in (1, 5, 10)}
+        recalls = {
+            f"recall_at_{k}": _mean(seed[name] for seed in seeds)
+            for k in RECALL_LEVELS
+            if all((name := recall_name(k)) in seed for seed in seeds)
+        }
         columns.append({key: column[key] for key in ("label", "saw", "direction")} | recalls)
     return columns
 
@@ -304,7 +312,7 @@ def _comparisons(
             for test, panel in panels.items():
                 systems = panel.systems[direction]
                 for training in domains:
-                    one, two = (systems.get((variant, training, MAIN)) for variant in (first, second))
+                    one, two = (systems.get((variant, training, MAIN_METRIC)) for variant in (first, second))
                     if one is None or two is None:
                         continue
                     relation = _relation(training, domains, test)
@@ -319,7 +327,7 @@ def _comparisons(
             adjusted = holm({key: interval.p_value or 0.0 for key, interval in family.items()})
             for (first, second, scope, relation), interval in family.items():
                 p = adjusted[first, second, scope, relation]
-                where = f"({_WORDS[direction]}, {scope}{f', {condition}' if len(study.conditions) > 1 else ''})"
+                where = f"({in_words(direction)}, {scope}{f', {condition}' if len(study.conditions) > 1 else ''})"
                 found.append(
                     {
                         "condition": condition,
@@ -328,14 +336,14 @@ def _comparisons(
                         "scope": scope,
                         "relation": relation,
                         "direction": direction,
-                        "metric": MAIN,
+                        "metric": MAIN_METRIC,
                         "estimate": interval.estimate,
                         "low": interval.low,
                         "high": interval.high,
                         "p_value": interval.p_value,
                         "adjusted_p": p,
                         "shown": interval.excludes_null and p <= 1 - LEVEL,
-                        "sentence": claim(interval, first, second, MAIN, where, p),
+                        "sentence": claim(interval, first, second, MAIN_METRIC, where, p),
                     }
                 )
     return found
@@ -357,7 +365,7 @@ def _claims(study: StudyConfig, comparisons: Sequence[Mapping[str, Any]]) -> lis
             where = "Across domains" if relation == "cross-domain" else "In the domain trained on"
             claims.append(
                 f"{where}{f' ({condition})' if len(study.conditions) > 1 else ''}, global-local consistency against "
-                f"attention: {_tally(asked)} (mean text-to-video {MAIN}, Holm's correction)."
+                f"attention: {_tally(asked)} (mean text-to-video {MAIN_METRIC}, Holm's correction)."
             )
     return [*claims, *sentences]
 
@@ -411,7 +419,7 @@ def _protocol(study: StudyConfig, cells: Sequence[Cell]) -> dict[str, str]:
     sets = {c.training: c.config.data.train for c in cells if c.training in study.domains}
     videos = {name: sum(open_shard_set(uri).manifest.videos for uri in uris) for name, uris in sets.items()}
     towers = f"pretrained here on {study.pretraining.domain}" if study.pretraining else str(config.model.pretrained)
-    rule = f"best held-out {MAIN} of the training domain" if trained.data.validation else "last step"
+    rule = f"best held-out {MAIN_METRIC} of the training domain" if trained.data.validation else "last step"
     return {
         "Towers": f"{config.model.clip}, {towers}; the same for all",
         "Frame context": f"{config.model.frame_context}, the same for all heads"
@@ -431,6 +439,11 @@ def _protocol(study: StudyConfig, cells: Sequence[Cell]) -> dict[str, str]:
         "Retention": "R@1 on a domain after training on another, over R@1 there after training there",
         "Lift": "R@1 minus that of the towers before any training",
     }
+
+
+def in_words(direction: Direction) -> str:
+    """``text-to-video``."""
+    return direction.replace("_", "-")
 
 
 def machine(use_gpu: bool) -> str:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from glscl.data.shards import open_shard_set
 from glscl.errors import UserError
-from glscl.evaluation.evaluate import without_thumbnails
+from glscl.evaluation.results import Results
 from glscl.evaluation.saved import FOLDER, ModelCard, load_model, save_model
 from glscl.models.retriever import Retriever
 from glscl.study.grid import RESULT, Cell
@@ -26,7 +26,7 @@ from glscl.training.checkpoint.retention import INDEX, PREFIX, RAY_REGISTER
 from glscl.training.config import RunConfig
 from glscl.training.driver.launch import incomplete_sets, quarantine_of, score_tests, train
 from glscl.training.driver.machines import with_machines
-from glscl.training.driver.outputs import status_on_failure, write_results, write_status
+from glscl.training.driver.outputs import build_results, status_on_failure, write_results, write_status
 from glscl.training.driver.preflight import CONFIG, preflight
 
 PATIENCE_S = 90.0
@@ -88,10 +88,10 @@ def run_cell(cell: Cell, keep_model: bool) -> dict[str, Any]:
         done = _towers(cell.config) if cell.training == ZERO_SHOT else _trained(cell.config, owner)
         result = {
             "config": cell.config.model_dump(mode="json"),
-            "tests": [entry | {"examples": []} for entry in without_thumbnails(done["tests"])],
-            "step": done["checkpoint_step"],
-            "validation": done["validation"],
-            "incomplete": done["incomplete"],
+            "tests": [test.model_copy(update={"examples": []}).to_json() for test in done.tests],
+            "step": done.checkpoint_step,
+            "validation": done.validation,
+            "incomplete": [entry.model_dump() for entry in done.incomplete],
             "seconds": round(time.monotonic() - began, 2),
         }
         owner.fence.check()
@@ -112,23 +112,23 @@ def remove_checkpoints(run_directory: str) -> None:
             storage.tidy(storage.join(run_directory, name), storage.remove)
 
 
-def _trained(config: RunConfig, owner: Owner) -> dict[str, Any]:
+def _trained(config: RunConfig, owner: Owner) -> Results:
     """An ordinary run, in the cell's folder."""
     config = with_machines(config, alive_nodes, alone=False)
     write_status(config.run_directory, state="running", verdict="")
     with status_on_failure(owner.fence):
         results = train(config, preflight(config), owner, keep_ranks=True)
         owner.fence.check()
-        tests = [{key: value for key, value in test.items() if key != "per_query"} for test in results["tests"]]
+        tests = [test.model_copy(update={"per_query": None}) for test in results.tests]
         command = (
             f"{config.name}: one of the runs of a study or sweep"  # this process's own command line is a Ray worker's
         )
-        write_results(results | {"tests": tests, "command": command}, config.run_directory)
-    write_status(config.run_directory, state="finished", verdict=results["verdict"])
+        write_results(results.model_copy(update={"tests": tests, "command": command}), config.run_directory)
+    write_status(config.run_directory, state="finished", verdict=results.verdict)
     return results
 
 
-def _towers(config: RunConfig) -> dict[str, Any]:
+def _towers(config: RunConfig) -> Results:
     """The clip towers as they are, frames pooled by their mean."""
     config = with_machines(config, alive_nodes, alone=False)
     training = config.training
@@ -147,9 +147,8 @@ def _towers(config: RunConfig) -> dict[str, Any]:
     storage.write_json(storage.join(config.run_directory, CONFIG), config.model_dump(mode="json"))
     save_model(storage.join(config.run_directory, FOLDER), card, Retriever(config.model).state_dict())
     quarantine = quarantine_of(config)
-    entries = score_tests(config, quarantine, keep_ranks=True)
-    sets = incomplete_sets(config, quarantine)
-    return {"tests": entries, "checkpoint_step": 0, "validation": {}, "incomplete": sets}
+    tests = score_tests(config, quarantine, keep_ranks=True)
+    return build_results(card, tests, [], incomplete_sets(config, quarantine), quarantine.entries)
 
 
 def export_towers(model_uri: str, output: str) -> None:

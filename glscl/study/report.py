@@ -15,6 +15,7 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from glscl import __version__
+from glscl.evaluation.metrics import DIRECTIONS, MAIN_METRIC, METRICS, RECALL_LEVELS, RECALLS, Direction
 from glscl.reporting import formats
 from glscl.reporting.charts import ticks
 from glscl.reporting.formats import when
@@ -25,7 +26,6 @@ from glscl.study.results import (
     ZERO_SHOT,
     Comparison,
     Cost,
-    Direction,
     Estimate,
     Relation,
     Result,
@@ -37,12 +37,6 @@ from glscl.study.results import (
 )
 from glscl.system.storage import write_bytes
 
-MAIN_METRIC = "R@1"
-METRICS = ("R@1", "R@5", "R@10", "MRR", "MnR")
-DIRECTIONS: tuple[tuple[Direction, str], ...] = (
-    ("text_to_video", "Text to video"),
-    ("video_to_text", "Video to text"),
-)
 REFERENCE_METHOD = "GLSCL"
 """The row of the paper's cost table that the ratios are over."""
 
@@ -189,8 +183,11 @@ def render_study(results: Mapping[str, Any] | StudyResults, published: Sequence[
         study=study,
         version=__version__,
         conditions=conditions,
-        directions=DIRECTIONS,
+        directions=tuple(DIRECTIONS.items()),
         metrics=METRICS,
+        main_metric=MAIN_METRIC,
+        recalls=RECALLS,
+        recall_levels=RECALL_LEVELS,
         trained=[variant for variant in study.variants if variant.name != ZERO_SHOT],
         zero_shot=ZERO_SHOT,
         light=charts.shades(charts.LIGHT_STOPS),
@@ -296,7 +293,7 @@ def _condition(study: StudyResults, name: str) -> Condition:
         _heat_maps(study, results),
         {
             direction: Forest(axis, blocks)
-            for direction, _ in DIRECTIONS
+            for direction in DIRECTIONS
             if (blocks := _blocks([row for row in main if row.direction == direction]))
         },
         [row for row in comparisons if row.metric != MAIN_METRIC],
@@ -305,14 +302,10 @@ def _condition(study: StudyResults, name: str) -> Condition:
         costs,
         hubness,
         charts.row_axis(value for row in hubness for values in row.by_relation.values() for value in values),
-        {
-            direction: table
-            for direction, _ in DIRECTIONS
-            if (table := _normalised(study, results, direction)) is not None
-        },
+        {direction: table for direction in DIRECTIONS if (table := _normalised(study, results, direction)) is not None},
         [
             (result, direction)
-            for direction, _ in DIRECTIONS
+            for direction in DIRECTIONS
             for result in results
             if f"{result.ties[direction][0]:.1f}" != f"{result.ties[direction][1]:.1f}"
         ],
@@ -426,7 +419,7 @@ def _normalised(study: StudyResults, results: Sequence[Result], direction: Direc
                 if (result.training, result.test) != (training.name, test.name):
                     continue
                 own = {column.label: column for column in result.columns if column.direction == direction}
-                rows.append(Normalised(result, [own[label].recall_at_1 if label in own else None for label in saw]))
+                rows.append(Normalised(result, [own[label].recall(1) if label in own else None for label in saw]))
                 for label, column in own.items():
                     if len(saw[label]) > 1:
                         notes.setdefault(column.saw, set()).add(numbers[label])

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from glscl.data.records import share
+from glscl.evaluation.metrics import Direction
 from glscl.evaluation.results import Incomplete, parse
 
 ZERO_SHOT = "zero-shot"
@@ -22,7 +23,6 @@ UNION = "union"
 """Name of the training on all domains at once."""
 
 Relation = Literal["in-domain", "cross-domain", "union", "zero-shot"]
-Direction = Literal["text_to_video", "video_to_text"]
 Group = Literal["consistency", "attention", "pooling", "ablation"]
 
 
@@ -100,14 +100,21 @@ class TestSet(_Section):
 
 
 class Column(_Section):
-    """R@1 after a normalisation that looked beyond the query at hand; means over seeds."""
+    """Recalls after a normalisation that looked beyond the query at hand; means over seeds.
+
+    They are the fields ``recall_at_K``, of every level that was measured.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, float]
 
     label: str
     saw: str
     direction: Direction
-    recall_at_1: float
-    recall_at_5: float
-    recall_at_10: float
+
+    def recall(self, k: int) -> float | None:
+        """R@k in per cent; None where it was not measured."""
+        return self.__pydantic_extra__.get(f"recall_at_{k}")
 
 
 class WithoutLeaked(_Section):
@@ -129,7 +136,7 @@ class Result(_Section):
     test: str
     relation: Relation
     text_to_video: dict[str, Estimate]
-    """R@1, R@5, R@10, MRR and MnR, with intervals."""
+    """`METRICS` by name, with intervals."""
     video_to_text: dict[str, Estimate]
     median_rank: dict[Direction, float]
     """Mean over seeds."""

@@ -55,9 +55,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 from scipy.optimize import brentq
-from scipy.special import digamma, stdtrit
+from scipy.special import stdtrit
 
-from glscl.evaluation.metrics import Ranks
+from glscl.evaluation.metrics import METRICS
+from glscl.evaluation.ranks import Ranks
 
 Array = NDArray[np.floating[Any]]
 Key = TypeVar("Key", bound=Hashable)
@@ -66,37 +67,6 @@ LEVEL = 0.95
 _EXPONENT = 5 / 4  # of V / seeds in the degrees of freedom
 _CHUNK = 1 << 22  # resampled queries held at a time
 _LEAST = 1e-100  # p-value; quantiles further out overflow
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """A metric that is a mean over queries.
-
-    Attributes:
-        unit: of a difference, for sentences.
-        higher_is_better: whether it is.
-        of_ranks: ranks of Q queries -> values (Q,), expectations over breaking ties at random.
-    """
-
-    unit: str
-    higher_is_better: bool
-    of_ranks: Callable[[Ranks], Any]
-
-
-def _reciprocal(ranks: Ranks) -> Array:
-    """Mean of 1 / rank over the ranks that ties leave open; a difference of digammas sums 1 / n."""
-    first, last, tied = (x.double().numpy() for x in (ranks.optimistic, ranks.pessimistic, ranks.tied))
-    return np.where(tied == 1, 1 / first, (digamma(last + 1) - digamma(first)) / tied)
-
-
-METRICS: dict[str, Metric] = {
-    "R@1": Metric("points", True, lambda ranks: 100.0 * ranks.found(1)),
-    "R@5": Metric("points", True, lambda ranks: 100.0 * ranks.found(5)),
-    "R@10": Metric("points", True, lambda ranks: 100.0 * ranks.found(10)),
-    "MRR": Metric("points", True, lambda ranks: 100.0 * _reciprocal(ranks)),
-    "MnR": Metric("ranks", False, lambda ranks: ranks.mid),
-}
-"""Metrics by name; R@k and the mean reciprocal rank in per cent. The median rank is no mean and is not among them."""
 
 
 def per_query(ranks: Ranks) -> dict[str, Array]:

@@ -12,8 +12,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from glscl.evaluation.metrics import DIRECTIONS, MAIN_METRIC, MEDIAN_RANK, RECALL_LEVELS, recall_name
 from glscl.study.charts import si
-from glscl.study.report import DIRECTIONS, MAIN_METRIC, interval, p_value, signed
+from glscl.study.report import interval, p_value, signed
 from glscl.study.results import ZERO_SHOT, Estimate, Result, StudyResults, parse_study
 from glscl.system.storage import join, write_bytes
 
@@ -133,29 +134,26 @@ def _result_rows(study: StudyResults) -> Iterable[dict[str, Any]]:
             fields = {"low": value.low, "high": value.high, "sd": value.deviation, "seeds": value.seeds}
             return {**plain(direction, metric, value.estimate, note=value.note, common=common), **fields}
 
-        for direction, metrics in (
-            ("text_to_video", result.text_to_video),
-            ("video_to_text", result.video_to_text),
-        ):
-            for metric, value in metrics.items():
+        for direction in DIRECTIONS:
+            for metric, value in getattr(result, direction).items():
                 yield bounded(direction, metric, value)
         for side, rank in result.median_rank.items():
-            yield plain(side, "MdR", rank)
+            yield plain(side, MEDIAN_RANK, rank)
         for side, (pessimistic, optimistic) in result.ties.items():
-            yield plain(side, "R@1 pessimistic", pessimistic)
-            yield plain(side, "R@1 optimistic", optimistic)
+            yield plain(side, f"{MAIN_METRIC} pessimistic", pessimistic)
+            yield plain(side, f"{MAIN_METRIC} optimistic", optimistic)
         yield bounded("text_to_video", "hubness", result.hubness)
         for name, relative in (("retention", result.retention), ("lift", result.lift)):
             if relative:
                 yield bounded("text_to_video", name, relative)
         for column in result.columns:
-            for k in (1, 5, 10):
-                recall = getattr(column, f"recall_at_{k}")
-                yield plain(column.direction, f"R@{k}", recall, column.label, column.saw)
+            for k in RECALL_LEVELS:
+                if (recall := column.recall(k)) is not None:
+                    yield plain(column.direction, recall_name(k), recall, column.label, column.saw)
         if result.without_leaked:
-            for direction, _ in DIRECTIONS:
+            for direction in DIRECTIONS:
                 recall = getattr(result.without_leaked, direction)
-                yield plain(direction, "R@1", recall, "without leaked videos", result.without_leaked.note)
+                yield plain(direction, MAIN_METRIC, recall, "without leaked videos", result.without_leaked.note)
 
 
 def _matrix(study: StudyResults) -> str:
@@ -225,7 +223,7 @@ def _matrix_cell(result: Result | None, best: float) -> str:
 def _differences(study: StudyResults) -> str:
     lines = [r"Scope & Difference & Points & 95\,\% interval & adjusted $p$ \\"]
     for condition in study.conditions:
-        for direction, words in DIRECTIONS:
+        for direction, words in DIRECTIONS.items():
             rows = [row for row in study.comparisons if (row.condition, row.direction) == (condition, direction)]
             if not rows:
                 continue

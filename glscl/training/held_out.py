@@ -17,7 +17,8 @@ from glscl.data.shards import ShardSet, open_shard_set
 from glscl.data.video import FrameSampling
 from glscl.errors import RunStoppedError
 from glscl.evaluation.embed import Embeddings, concatenate, embed
-from glscl.evaluation.retrieval import Part, metrics_of, score_part
+from glscl.evaluation.metrics import MAIN_METRIC, RECALLS
+from glscl.evaluation.retrieval import RowShard, measure, score_rows
 from glscl.evaluation.scoring import merge, split_rows
 from glscl.models.tokenizer import tokenize
 from glscl.training.checkpoint.format import SELECTION_METRIC
@@ -72,7 +73,7 @@ class HeldOut:
                 metrics |= self._score(model, label, embeddings)
         if problems:
             raise RunStoppedError("; ".join(problems))
-        recalls = [value for name, value in metrics.items() if name.endswith("text_to_video_R@1")]
+        recalls = [value for name, value in metrics.items() if name.endswith(f"text_to_video_{MAIN_METRIC}")]
         metrics[SELECTION_METRIC] = sum(recalls) / len(recalls)
         return metrics
 
@@ -86,11 +87,11 @@ class HeldOut:
         return gather_objects(embeddings)
 
     def _score(self, model: Any, label: str, embeddings: Embeddings) -> dict[str, float]:
-        part = Part(rank(), world_size())
+        shard = RowShard(rank(), world_size())
         with torch.no_grad():
-            result = score_part(partial(model, "score"), embeddings, self.config.evaluation, part, self.device)
+            result = score_rows(partial(model, "score"), embeddings, self.config.evaluation, shard, self.device)
         return {
-            f"validation/{label}/{direction}_R@{k}": float(values[f"R@{k}"])
-            for direction, values in metrics_of(merge(gather_objects(result))).items()
-            for k in (1, 5, 10)
+            f"validation/{label}/{direction}_{name}": float(values[name])
+            for direction, values in measure(merge(gather_objects(result))).items()
+            for name in RECALLS
         }

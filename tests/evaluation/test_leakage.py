@@ -12,7 +12,7 @@ import torch
 from glscl.errors import UserError
 from glscl.evaluation.embed import Embeddings
 from glscl.evaluation.leakage import leakage_lists, leave_out, read_leakage_list
-from glscl.evaluation.metrics import text_to_video_ranks
+from glscl.evaluation.ranks import text_to_video_ranks
 from glscl.system import storage
 
 torch.set_num_threads(1)

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glscl.errors import UserError
-from glscl.evaluation.metrics import (
+from glscl.evaluation.metrics import RetrievalMetrics
+from glscl.evaluation.ranks import (
     Ranks,
-    RetrievalMetrics,
     check_similarity,
     check_text_to_video,
     expected_occurrences,
@@ -97,7 +97,7 @@ def test_constant_matrix_has_the_mean_rank_and_one_rank_per_query() -> None:
     for ranks in (text_to_video_ranks(similarity, owners), video_to_text_ranks(similarity, owners)):
         assert ranks.mid.tolist() == [25.5] * 50
         metrics = RetrievalMetrics.from_ranks(ranks)
-        assert (metrics.queries, metrics.median_rank, metrics.recall_at_1) == (50, 25.5, pytest.approx(2.0))
+        assert (metrics.queries, metrics.median_rank, metrics.recalls[1]) == (50, 25.5, pytest.approx(2.0))
         assert (metrics.recall_at_1_optimistic, metrics.recall_at_1_pessimistic) == (100.0, 0.0)
 
 
@@ -178,8 +178,8 @@ def test_one_caption_of_several_videos_and_several_captions_of_one() -> None:
 def test_a_right_answer_below_others_shares_what_is_left_of_the_places() -> None:
     ranks = Ranks(torch.tensor([4, 4, 6, 5]), torch.tensor([6, 4, 9, 5]))
     assert ranks.tied.tolist() == [3, 1, 4, 1]
-    assert ranks.found(5).tolist() == pytest.approx([2 / 3, 1, 0, 1])
-    assert ranks.found(3).tolist() == [0, 0, 0, 0]
+    assert ranks.within(5).tolist() == pytest.approx([2 / 3, 1, 0, 1])
+    assert ranks.within(3).tolist() == [0, 0, 0, 0]
 
 
 def test_float64_is_ranked_in_float64() -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from glscl.reporting.console import normalised_table, results_table, start_panel, verdict
+from glscl.evaluation.console import normalised_table, results_table
+from glscl.reporting.console import start_panel, verdict
 
 METRICS = {"R@1": 63.52, "R@5": 91.0, "R@10": 96.5, "MdR": 1.0, "MnR": 2.25, "queries": 200}
 TEST: dict[str, Any] = {

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from glscl.evaluation.metrics import Ranks, RetrievalMetrics
+from glscl.evaluation.metrics import RetrievalMetrics
+from glscl.evaluation.ranks import Ranks
 from glscl.study.grid import Cell, cells, shard_sets
 from glscl.study.options import StudyConfig
 

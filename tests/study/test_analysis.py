@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from glscl.errors import UserError
-from glscl.study.analysis import DIRECTIONS, _panels, _protocol, _tally, analyse, compact
+from glscl.evaluation.metrics import DIRECTIONS
+from glscl.study.analysis import _panels, _protocol, _tally, analyse, compact
 from glscl.study.examples import _queries
 from glscl.study.grid import Cell, cells, shard_sets
 from glscl.study.results import UNION, ZERO_SHOT, parse_study

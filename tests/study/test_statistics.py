@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from scipy import stats
 from scipy.special import stdtrit
 
-from glscl.evaluation.metrics import Ranks, RetrievalMetrics
+from glscl.evaluation.metrics import METRICS, RetrievalMetrics
+from glscl.evaluation.ranks import Ranks
 from glscl.study.statistics import (
-    METRICS,
     Interval,
     QueryBootstrap,
     _Tail,
