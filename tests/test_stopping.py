@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from glscl.errors import Stopped
-from glscl.system.stopping import deferred, ends_by_signal, take_back
+from glscl.system.stopping import deferred, ends_by_signal, reinstall_handlers
 
 
 def test_a_signal_ends_a_command_with_its_name() -> None:
@@ -17,7 +17,7 @@ def test_a_signal_ends_a_command_with_its_name() -> None:
     def command() -> None:
         with ends_by_signal():
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as ray.init sets one of its own
-            take_back()
+            reinstall_handlers()
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Stopped, match="stopped by SIGTERM") as stop:
@@ -44,6 +44,6 @@ def test_the_first_signal_is_noted_and_the_second_ends() -> None:
 def test_a_program_that_imports_glscl_keeps_its_signals() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with deferred() as asked:
-        take_back()
+        reinstall_handlers()
         assert signal.getsignal(signal.SIGTERM) is before
         assert asked() == 0

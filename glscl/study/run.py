@@ -25,7 +25,7 @@ from glscl.system import storage
 from glscl.system.hardware import Share
 from glscl.system.ownership import ANOTHER_NAME, Owner, owned
 from glscl.system.progress import time_left
-from glscl.system.session import alive_nodes, check_resources, room
+from glscl.system.session import alive_nodes, check_resources, worker_capacity
 from glscl.training.driver.launch import train
 from glscl.training.driver.machines import with_machines
 from glscl.training.driver.outputs import status_on_failure, write_status
@@ -211,7 +211,7 @@ def _task(values: Mapping[str, Any], keep_model: bool) -> dict[str, Any]:
 
 def room_for(training: TrainingConfig) -> int:
     """Trainings whose workers all fit on the nodes there are."""
-    return room(training.cpus, training.on_gpu) // training.most_workers
+    return worker_capacity(training.cpus, training.on_gpu) // training.most_workers
 
 
 def _yaml(study: StudyConfig) -> str:

@@ -80,7 +80,7 @@ def ray_session(quiet: bool = False) -> Iterator[None]:
             yield
         return
     ray.init(address=address, logging_level="error", log_to_driver=not quiet)
-    stopping.take_back()
+    stopping.reinstall_handlers()
     try:
         yield
     finally:
@@ -108,7 +108,7 @@ def _own_cluster(quiet: bool) -> Iterator[None]:
     try:
         with _temporary_files_in(os.path.join(folder, "tmp")):
             _start_ray(folder, quiet)
-            stopping.take_back()
+            stopping.reinstall_handlers()
             yield
     except (UserError, KeyboardInterrupt):
         raise
@@ -287,12 +287,12 @@ def alive_nodes() -> list[Mapping[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def room(cpus_per_worker: float, use_gpu: bool) -> int:
+def worker_capacity(cpus_per_worker: float, use_gpu: bool) -> int:
     """Workers that the nodes there are can hold, counted node by node: a worker is never split over two."""
-    return room_on(alive_nodes(), cpus_per_worker, use_gpu)
+    return capacity_of(alive_nodes(), cpus_per_worker, use_gpu)
 
 
-def room_on(nodes: Iterable[Mapping[str, float]], cpus_per_worker: float, use_gpu: bool) -> int:
+def capacity_of(nodes: Iterable[Mapping[str, float]], cpus_per_worker: float, use_gpu: bool) -> int:
     """Workers that nodes of these resources hold."""
     workers = 0
     for node in nodes:
@@ -317,26 +317,28 @@ def check_resources(
         UserError: naming the knob.
     """
     deadline = time.monotonic() + wait_s
-    if wait_s and room(cpus_per_worker, use_gpu) < workers:
+    if wait_s and worker_capacity(cpus_per_worker, use_gpu) < workers:
         from glscl.system.nodes import NodeRequest
 
         bundle = {"CPU": max(1, round(cpus_per_worker))} | ({"GPU": 1} if use_gpu else {})
         with NodeRequest([bundle] * (most or workers)) as request:  # the placement group keeps the nodes afterwards
-            while room(cpus_per_worker, use_gpu) < workers and time.monotonic() < deadline:
+            while worker_capacity(cpus_per_worker, use_gpu) < workers and time.monotonic() < deadline:
                 request.renew()
                 time.sleep(1.0)
-    if room(cpus_per_worker, use_gpu) < workers:
-        raise UserError(lacking(workers, cpus_per_worker, use_gpu, alive_nodes()))
+    if worker_capacity(cpus_per_worker, use_gpu) < workers:
+        raise UserError(missing_resources(workers, cpus_per_worker, use_gpu, alive_nodes()))
 
 
-def lacking(workers: int, cpus_per_worker: float, use_gpu: bool, nodes: Collection[Mapping[str, float]]) -> str:
+def missing_resources(
+    workers: int, cpus_per_worker: float, use_gpu: bool, nodes: Collection[Mapping[str, float]]
+) -> str:
     """What so many workers need that nodes of these resources have not, and the knobs."""
     there = {kind: sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU")}
     wanted = {"CPU": workers * cpus_per_worker} | ({"GPU": float(workers)} if use_gpu else {})
     short = [f"{n:g} {kind} (there: {there[kind]:g})" for kind, n in wanted.items() if n > there[kind]]
     need = " and ".join(short) or (
         f"{cpus_per_worker:g} CPU {'and a GPU ' if use_gpu else ''}each on one node (there is room for "
-        f"{room_on(nodes, cpus_per_worker, use_gpu)})"
+        f"{capacity_of(nodes, cpus_per_worker, use_gpu)})"
     )
     return (
         f"{workers} workers need {need}: lower training.num_workers or training.cpus_per_worker, set training.use_gpu "

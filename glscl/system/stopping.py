@@ -40,7 +40,7 @@ def ends_by_signal() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def take_back() -> None:
+def reinstall_handlers() -> None:
     """Handle the signals again after ``ray.init``, which sets a handler that ends without a word."""
     if _owned and threading.current_thread() is threading.main_thread():
         for number in _SIGNALS:
@@ -69,4 +69,4 @@ def deferred() -> Iterator[Callable[[], int]]:
     try:
         yield lambda: came[0] if came else 0
     finally:
-        take_back()
+        reinstall_handlers()

@@ -50,7 +50,7 @@ from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2.api import data_parallel_trainer
 
 from glscl.errors import UserError
-from glscl.system.session import lacking, room_on, use_interface_of_node
+from glscl.system.session import capacity_of, missing_resources, use_interface_of_node
 from glscl.training.driver.cleaner import CleanerCallback
 from glscl.training.options import TrainingConfig
 
@@ -174,7 +174,7 @@ class NodesPolicy(ElasticScalingPolicy):  # type: ignore[misc]  # Ray's packages
 
     def _largest(self, nodes: Iterable[Mapping[str, float]]) -> int:
         """The largest usable number of workers that these resources hold; 0 if none."""
-        holds = room_on(nodes, self._training.cpus, self._training.on_gpu)
+        holds = capacity_of(nodes, self._training.cpus, self._training.on_gpu)
         return max((size for size in self._sizes if size <= holds), default=0)
 
     def _seconds_left(self, statuses: Mapping[int, Any]) -> float | None:
@@ -192,7 +192,7 @@ class NodesPolicy(ElasticScalingPolicy):  # type: ignore[misc]  # Ray's packages
     def _wait(self, nodes: Collection[Mapping[str, float]]) -> ScalingDecision:
         now = time.monotonic()
         training = self._training
-        reason = lacking(self._sizes[0], training.cpus, training.on_gpu, nodes)
+        reason = missing_resources(self._sizes[0], training.cpus, training.on_gpu, nodes)
         self._waits_since = self._waits_since or now
         if now - self._waits_since >= training.wait_for_nodes_s:
             raise UserError(

@@ -21,7 +21,7 @@ from glscl.evaluation.saved import FOLDER, ModelCard, read_card, save_model
 from glscl.system import stopping, storage
 from glscl.system.hardware import Share
 from glscl.system.ownership import Owner
-from glscl.system.session import check_resources, room
+from glscl.system.session import check_resources, worker_capacity
 from glscl.training.checkpoint.format import TAG, IncompleteCheckpointError, check_complete, local_copy
 from glscl.training.checkpoint.retention import ANOTHER, Keeper, Retention, cause_in
 from glscl.training.checkpoint.safe_load import safe_loading
@@ -101,7 +101,7 @@ def score_tests(
         keep_ranks: see `evaluate_model`.
     """
     training = config.training
-    there = room(training.cpus, training.on_gpu)
+    there = worker_capacity(training.cpus, training.on_gpu)
     return evaluate_model(
         config.run_directory,
         config.data.test,
