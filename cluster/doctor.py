@@ -30,7 +30,8 @@ from glscl.options import Options
 from glscl.reporting.console import print_table
 from glscl.system import storage
 from glscl.system.environment import TOKEN_KNOB
-from glscl.system.session import check_resources, ray_session
+from glscl.system.nodes import check_resources
+from glscl.system.session import ray_session
 from glscl.training.options import Workers, fewest, most
 
 STORAGE_S = 30.0

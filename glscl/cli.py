@@ -16,7 +16,7 @@ from typing import Any
 
 from glscl.errors import BrokenRunError, Stopped, UserError, did_you_mean, full_disk
 from glscl.system import storage
-from glscl.system.environment import check_environment, check_working_folder
+from glscl.system.environment import check_environment, check_working_folder, first_answer_due
 from glscl.system.hardware import Auto, choose
 from glscl.system.redaction import OutputClosedError, redacted_output
 from glscl.system.stopping import ends_by_signal
@@ -86,7 +86,7 @@ def _run_command(words: list[str]) -> int:
         return 0
     try:
         check_working_folder()
-        storage.first_answer_due.set()
+        first_answer_due.set()
         name, command, rest = _command(words)
         text = command(rest, f"glscl {name}")
     except UserError as error:
@@ -178,7 +178,7 @@ def _train(words: list[str], program: str) -> str:
     config = run_config([word for word in words if word != "--dry-run"], program, ABOUT_TRAIN).resolved()
 
     from glscl.reporting.console import start_panel
-    from glscl.system.nodes import cluster_nodes
+    from glscl.system.session import cluster_nodes
     from glscl.training.driver.machines import with_machines
     from glscl.training.driver.preflight import as_begun, preflight
 
@@ -321,8 +321,9 @@ def _evaluate(words: list[str], program: str) -> str:
     output = storage.resolve(options.output) if options.output else storage.join(run, "eval")
     storage.check_writable(output, "--output")
 
+    from glscl.system.nodes import alive_nodes
     from glscl.system.ownership import owned
-    from glscl.system.session import alive_nodes, ray_session
+    from glscl.system.session import ray_session
     from glscl.training.driver.launch import evaluate
     from glscl.training.driver.outputs import REPORT, write_results
 
@@ -687,7 +688,8 @@ def _quickstart(words: list[str], program: str) -> str:
 
     from glscl.quickstart import quickstart_config
     from glscl.reporting.console import start_panel
-    from glscl.system.session import alive_nodes, ray_session
+    from glscl.system.nodes import alive_nodes
+    from glscl.system.session import ray_session
     from glscl.training.driver.machines import with_machines
     from glscl.training.driver.preflight import preflight
 

@@ -19,14 +19,9 @@ import ray._private.utils
 
 from glscl.errors import BrokenRunError, UserError
 from glscl.system import session
+from glscl.system.nodes import capacity_of, check_resources
 from glscl.system.processes import start_of
-from glscl.system.session import (
-    capacity_of,
-    check_resources,
-    cluster_of_this_machine,
-    ray_session,
-    use_interface_of_node,
-)
+from glscl.system.session import cluster_of_this_machine, ray_session, use_interface_of_node
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from glscl.models.retriever import Retriever
 from glscl.study.grid import RESULT, Cell
 from glscl.study.results import ZERO_SHOT
 from glscl.system import storage
+from glscl.system.nodes import alive_nodes, check_resources
 from glscl.system.ownership import ANOTHER_NAME, Owner, owned
-from glscl.system.session import alive_nodes, check_resources
 from glscl.training.checkpoint.format import differing_keys
 from glscl.training.checkpoint.retention import INDEX, PREFIX, RAY_REGISTER
 from glscl.training.config import RunConfig

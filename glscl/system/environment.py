@@ -12,6 +12,7 @@ import re
 import shutil
 import socket
 import tempfile
+import threading
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -30,6 +31,9 @@ LONGEST_SOCKET = 107
 LEAST_FREE = 64 << 20
 """Bytes that have to be free for Ray's logs and for temporary files."""
 _MODES = ("disabled", "token")
+first_answer_due = threading.Event()
+"""Set by a command that starts, cleared by the first answer of an S3 endpoint. Until then an endpoint that cannot be
+reached is a typing error, not an outage."""
 _ASKS = "/ray.rpc.NodeInfoGcsService/CheckAlive"
 
 

@@ -21,8 +21,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 from fsspec.asyn import sync_wrapper
 
 from glscl.errors import StorageError, UserError
+from glscl.system.environment import first_answer_due
 from glscl.system.s3_errors import advice, checksum_advice, code_of, may_pass, words
-from glscl.system.storage import first_answer_due
 
 DEADLINE = "GLSCL_STORAGE_DEADLINE_S"
 """Environment variable: seconds for which one request is tried again."""

@@ -10,7 +10,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,8 @@ from glscl.system.environment import (
     ray_token,
     temporary_folder,
 )
+from glscl.system.hardware import Node
+from glscl.system.nodes import alive_nodes
 from glscl.system.processes import start_of
 
 _PREFIX = "glscl-ray-"
@@ -280,70 +282,27 @@ def _answers(address: str) -> bool:
     return True
 
 
-def alive_nodes() -> list[Mapping[str, float]]:
-    """Resources of the nodes there are."""
-    import ray
-
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-
-def worker_capacity(cpus_per_worker: float, use_gpu: bool) -> int:
-    """Workers that the nodes there are can hold, counted node by node: a worker is never split over two."""
-    return capacity_of(alive_nodes(), cpus_per_worker, use_gpu)
-
-
-def capacity_of(nodes: Iterable[Mapping[str, float]], cpus_per_worker: float, use_gpu: bool) -> int:
-    """Workers that nodes of these resources hold."""
-    workers = 0
-    for node in nodes:
-        fits = int(node.get("CPU", 0.0) / cpus_per_worker + 1e-9)  # 0.3 / 0.1 is a little less than 3
-        workers += min(fits, int(node.get("GPU", 0.0))) if use_gpu else fits
-    return workers
-
-
-def check_resources(
-    workers: int, cpus_per_worker: float, use_gpu: bool, wait_s: float = 0.0, most: int | None = None
-) -> None:
-    """Refuse what the cluster does not have (Ray would wait for ever), after giving an autoscaler time to bring it.
-
-    Args:
-        workers: that have to be there (of a range, the fewest).
-        cpus_per_worker: CPUs of each, on one node.
-        use_gpu: each has a GPU.
-        wait_s: seconds that the cluster is given.
-        most: of a range, what an autoscaler is asked for meanwhile.
+def cluster_nodes() -> list[Node]:
+    """Resources of the nodes of the cluster that `ray_session` would use; nothing is started.
 
     Raises:
-        UserError: naming the knob.
+        UserError: see `glscl.system.environment.check_environment`.
     """
-    deadline = time.monotonic() + wait_s
-    if wait_s and worker_capacity(cpus_per_worker, use_gpu) < workers:
-        from glscl.system.nodes import NodeRequest
+    import ray
+    from ray._private.resource_and_label_spec import ResourceAndLabelSpec
+    from ray._private.services import _get_gcs_client_options
+    from ray._private.state import GlobalState
 
-        bundle = {"CPU": max(1, round(cpus_per_worker))} | ({"GPU": 1} if use_gpu else {})
-        with NodeRequest([bundle] * (most or workers)) as request:  # the placement group keeps the nodes afterwards
-            while worker_capacity(cpus_per_worker, use_gpu) < workers and time.monotonic() < deadline:
-                request.renew()
-                time.sleep(1.0)
-    if worker_capacity(cpus_per_worker, use_gpu) < workers:
-        raise UserError(missing_resources(workers, cpus_per_worker, use_gpu, alive_nodes()))
-
-
-def missing_resources(
-    workers: int, cpus_per_worker: float, use_gpu: bool, nodes: Collection[Mapping[str, float]]
-) -> str:
-    """What so many workers need that nodes of these resources have not, and the knobs."""
-    there = {kind: sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU")}
-    wanted = {"CPU": workers * cpus_per_worker} | ({"GPU": float(workers)} if use_gpu else {})
-    short = [f"{n:g} {kind} (there: {there[kind]:g})" for kind, n in wanted.items() if n > there[kind]]
-    need = " and ".join(short) or (
-        f"{cpus_per_worker:g} CPU {'and a GPU ' if use_gpu else ''}each on one node (there is room for "
-        f"{capacity_of(nodes, cpus_per_worker, use_gpu)})"
-    )
-    return (
-        f"{workers} workers need {need}: lower training.num_workers or training.cpus_per_worker, set training.use_gpu "
-        f"to false, or raise training.wait_for_nodes_s where the cluster can grow"
-    )
+    if ray.is_initialized():
+        return alive_nodes()
+    check_environment()
+    named = named_cluster()
+    address = cluster_of_this_machine(say=False) if named in (None, "auto") else named
+    if address in (None, "local"):
+        return [ResourceAndLabelSpec().resolve(is_head=True).to_resource_dict()]
+    state = GlobalState()
+    state._initialize_global_state(_get_gcs_client_options(address))
+    return [node["Resources"] for node in state.node_table() if node["Alive"]]
 
 
 def use_interface_of_node() -> None:

@@ -13,7 +13,6 @@ import contextlib
 import json
 import os
 import shutil
-import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any
@@ -28,9 +27,6 @@ S3_OPTIONS: dict[str, Any] = {
     "max_concurrency": 4,  # parts of a file held in memory at once: 50 MB each on the way up
     "config_kwargs": {"retries": {"total_max_attempts": 1}, "connect_timeout": 5, "read_timeout": 60},
 }
-first_answer_due = threading.Event()
-"""Set by a command that starts, cleared by the first answer of an endpoint: before it, an endpoint that cannot be
-reached is a typing error, not an outage."""
 
 
 def is_remote(uri: str) -> bool:
@@ -58,7 +54,7 @@ def filesystem(uri: str) -> tuple[Any, str]:
     uri = resolve(uri)
     if is_remote(uri):
         check_s3()
-        from glscl.system.s3 import S3  # takes a second to import
+        from glscl.system.s3 import S3  # lazy: takes a second, which commands on local paths need not wait for
 
         return S3(**S3_OPTIONS), uri.removeprefix("s3://")
     return fsspec.filesystem("file"), uri

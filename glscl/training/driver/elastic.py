@@ -50,7 +50,8 @@ from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2.api import data_parallel_trainer
 
 from glscl.errors import UserError
-from glscl.system.session import capacity_of, missing_resources, use_interface_of_node
+from glscl.system.nodes import capacity_of, missing_resources
+from glscl.system.session import use_interface_of_node
 from glscl.training.driver.cleaner import CleanerCallback
 from glscl.training.options import TrainingConfig
 
