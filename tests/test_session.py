@@ -19,7 +19,7 @@ import ray._private.utils
 
 from glscl.errors import BrokenRunError, UserError
 from glscl.system import session
-from glscl.system.nodes import capacity_of, check_resources
+from glscl.system.nodes import capacity_of_nodes, check_resources
 from glscl.system.processes import start_of
 from glscl.system.session import cluster_of_this_machine, ray_session, use_interface_of_node
 
@@ -194,9 +194,9 @@ def test_gloo_takes_the_interface_of_the_nodes_address(monkeypatch: pytest.Monke
 
 
 def test_workers_fit_whole_on_nodes() -> None:
-    assert capacity_of([{"CPU": 7.0}, {"CPU": 7.0}], 4, use_gpu=False) == 2
-    assert capacity_of([{"CPU": 0.3}], 0.1, use_gpu=False) == 3
-    assert capacity_of([{"CPU": 40.0, "GPU": 8.0}, {"CPU": 4.0, "GPU": 8.0}, {"CPU": 64.0}], 5, use_gpu=True) == 8
+    assert capacity_of_nodes([{"CPU": 7.0}, {"CPU": 7.0}], 4, use_gpu=False) == 2
+    assert capacity_of_nodes([{"CPU": 0.3}], 0.1, use_gpu=False) == 3
+    assert capacity_of_nodes([{"CPU": 40.0, "GPU": 8.0}, {"CPU": 4.0, "GPU": 8.0}, {"CPU": 64.0}], 5, use_gpu=True) == 8
 
 
 def test_enough_cpus_of_which_no_node_has_enough(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,10 +57,10 @@ def alive_nodes() -> list[Node]:
 
 def worker_capacity(cpus_per_worker: float, use_gpu: bool) -> int:
     """Number of workers that the cluster's nodes hold. Counted node by node: a worker is never split over two."""
-    return capacity_of(alive_nodes(), cpus_per_worker, use_gpu)
+    return capacity_of_nodes(alive_nodes(), cpus_per_worker, use_gpu)
 
 
-def capacity_of(nodes: Iterable[Node], cpus_per_worker: float, use_gpu: bool) -> int:
+def capacity_of_nodes(nodes: Iterable[Node], cpus_per_worker: float, use_gpu: bool) -> int:
     """Number of workers that these nodes hold."""
     workers = 0
     for node in nodes:
@@ -102,7 +102,7 @@ def missing_resources(workers: int, cpus_per_worker: float, use_gpu: bool, nodes
     short = [f"{n:g} {kind} (there: {available[kind]:g})" for kind, n in wanted.items() if n > available[kind]]
     need = " and ".join(short) or (
         f"{cpus_per_worker:g} CPU {'and a GPU ' if use_gpu else ''}each on one node (there is room for "
-        f"{capacity_of(nodes, cpus_per_worker, use_gpu)})"
+        f"{capacity_of_nodes(nodes, cpus_per_worker, use_gpu)})"
     )
     return (
         f"{workers} workers need {need}: lower training.num_workers or training.cpus_per_worker, set training.use_gpu "

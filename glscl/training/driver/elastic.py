@@ -50,7 +50,7 @@ from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2.api import data_parallel_trainer
 
 from glscl.errors import UserError
-from glscl.system.nodes import capacity_of, missing_resources
+from glscl.system.nodes import capacity_of_nodes, missing_resources
 from glscl.system.session import use_interface_of_node
 from glscl.training.driver.cleaner import CleanerCallback
 from glscl.training.options import TrainingConfig
@@ -175,7 +175,7 @@ class NodesPolicy(ElasticScalingPolicy):  # type: ignore[misc]  # Ray's packages
 
     def _largest(self, nodes: Iterable[Mapping[str, float]]) -> int:
         """The largest usable number of workers that these resources hold; 0 if none."""
-        holds = capacity_of(nodes, self._training.cpus, self._training.on_gpu)
+        holds = capacity_of_nodes(nodes, self._training.cpus, self._training.on_gpu)
         return max((size for size in self._sizes if size <= holds), default=0)
 
     def _seconds_left(self, statuses: Mapping[int, Any]) -> float | None:

@@ -1,0 +1,97 @@
+"""The commands of ``glscl``, one module each. A new command is one new file in this folder.
+
+The file's name is the command: ``shards_build.py`` is `glscl shards build`. A name with a leading underscore is no
+command. Each file has
+
+- ``HELP = "..."``, its line in `glscl --help`, and ``ORDER = 60``, its place there. Both are literals: the table below
+  reads them from the text of the file, because `glscl --help` and a misspelt command must not wait for the imports.
+- ``run(words, program)``, which does what the words after the command ask for and returns the verdict. It raises
+  `UserError` for bad input, and `CommandFailed` where something that ran elsewhere has failed.
+
+Options that need no torch and no Ray are parsed before either is imported: both take seconds, which a misspelt option
+should not cost. That is the only reason for an import inside a command's function.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from glscl.errors import UserError, did_you_mean
+
+
+class CommandFailed(Exception):  # noqa: N818  # the command failed, not the program
+    """What ran elsewhere has failed: its exit status and its verdict become this command's."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class Command(NamedTuple):
+    """A command, not yet imported."""
+
+    order: int
+    name: str
+    help: str
+
+    def run(self, words: Sequence[str]) -> str:
+        """Import the command's module and run it; returns the verdict."""
+        module = importlib.import_module(f"{__name__}.{self.name.replace(' ', '_')}")
+        verdict: str = module.run(list(words), f"glscl {self.name}")
+        return verdict
+
+
+@cache
+def commands() -> dict[str, Command]:
+    """Every command by its name, in the order of the help."""
+    files = [file for file in Path(__file__).parent.glob("*.py") if not file.stem.startswith("_")]
+    return {command.name: command for command in sorted(map(_read_command, files))}
+
+
+def _read_command(file: Path) -> Command:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    constants = {
+        statement.targets[0].id: ast.literal_eval(statement.value)
+        for statement in tree.body
+        if isinstance(statement, ast.Assign)
+        and isinstance(statement.targets[0], ast.Name)
+        and statement.targets[0].id in ("HELP", "ORDER")
+    }
+    return Command(constants["ORDER"], file.stem.replace("_", " "), constants["HELP"])
+
+
+def usage() -> str:
+    """What `glscl --help` prints."""
+    lines = [f"  {command.name:<15} {command.help}" for command in commands().values()]
+    return "\n".join(
+        [
+            "usage: glscl COMMAND [options]\n",
+            *lines,
+            "\n`glscl COMMAND --help` explains a command's options. Paths may be local or s3://.",
+        ]
+    )
+
+
+def find_command(words: Sequence[str]) -> tuple[Command, Sequence[str]]:
+    """The command that a command line begins with, and the words after it.
+
+    Raises:
+        UserError: there is none of that name.
+        SystemExit: the usage was asked for, and has been printed.
+    """
+    known = commands()
+    for length in (2, 1):
+        name = " ".join(words[:length])
+        if name in known:
+            return known[name], words[length:]
+    if second := [name.partition(" ")[2] for name in known if name.startswith(f"{words[0]} ")]:
+        if words[1:] in (["-h"], ["--help"]):
+            print(usage())
+            raise SystemExit(0)
+        raise UserError(f"`glscl {words[0]}` needs {', '.join(second[:-1])} or {second[-1]}")
+    raise UserError(f"unknown command '{words[0]}'{did_you_mean(words[0], known)}; see `glscl --help`")
