@@ -35,9 +35,9 @@ from cluster.checks import (
     check_storage_of_nodes,
     check_versions,
     guard,
-    storage_problem,
 )
 from cluster.nodes import NodeReport, Space
+from cluster.storage_probe import storage_problem
 from glscl.cli import main
 from glscl.data.shards import ShardSet
 from glscl.errors import UserError
@@ -59,7 +59,7 @@ SOUND = NodeReport(
 
 def found(check: Check, state: str, says: str, knob: str = "") -> None:
     assert check.state == state, check
-    assert re.search(says, check.found), check
+    assert re.search(says, check.finding), check
     assert re.search(knob, check.knob), check
 
 
@@ -76,7 +76,7 @@ def test_a_node_with_another_ray_is_named() -> None:
 
 
 def test_this_machine_reports_itself() -> None:
-    report = nodes.report()
+    report = nodes.report_this_machine()
     assert report.versions.keys() == {"glscl", "python", "ray", "torch", "deepspeed"}
     assert "missing" not in report.versions.values()
     assert 0 < report.disk.free <= report.disk.total
@@ -91,7 +91,7 @@ def test_a_full_disk_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         return SimpleNamespace(f_blocks=stat.f_blocks, f_frsize=stat.f_frsize, f_bavail=free)
 
     monkeypatch.setattr(os, "statvfs", full)
-    check = check_disk({"a": SOUND, "b": nodes.report()})
+    check = check_disk({"a": SOUND, "b": nodes.report_this_machine()})
     found(check, "fail", r"^full: b .* GiB free in ", "data.cache_dir")
     monkeypatch.undo()
     found(check_disk({"a": replace(SOUND, disk=Space(100 * GIB, 10 * GIB))}), "warn", r"a 10\.0 of 100 GiB")
@@ -102,7 +102,7 @@ def test_shared_memory() -> None:
     docker = replace(SOUND, shm=Space(64 << 20, 64 << 20))
     found(check_shared_memory({"a": SOUND, "b": docker}), "fail", "b 0.06 GiB", "--shm-size")
     found(check_shared_memory({"a": replace(SOUND, shm=Space(GIB, GIB))}), "warn", "a 1.00 GiB", "emptyDir")
-    found(check_shared_memory({"a": replace(SOUND, shm=nodes.space("/no/such/folder"))}), "fail", "a 0.00 GiB")
+    found(check_shared_memory({"a": replace(SOUND, shm=nodes.measure_space("/no/such/folder"))}), "fail", "a 0.00 GiB")
     found(check_shared_memory({"a": SOUND}), "ok", "a 32.00 GiB")
 
 
@@ -230,7 +230,7 @@ def test_wrong_credentials(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     with _refusing_s3(monkeypatch, code, "GET", "PUT", "HEAD", "DELETE", "POST"):
         check = check_storage("s3://data/runs")
     found(check, "fail", rf"wrong credentials \({code}\)", "AWS_ACCESS_KEY_ID")
-    assert "secret" not in check.found + check.knob
+    assert "secret" not in check.finding + check.knob
 
 
 def test_no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -260,7 +260,7 @@ def test_storage_that_never_answers_is_unreachable(
 ) -> None:
     monkeypatch.setattr(module, "STORAGE_S", 0.2)
     monkeypatch.setattr(module, "check_storage", lambda _: time.sleep(5))
-    monkeypatch.setattr(module, "_of_cluster", lambda *_, **__: [])
+    monkeypatch.setattr(module, "_check_cluster", lambda *_, **__: [])
     monkeypatch.setattr(module, "ray_session", _no_session)
     assert main(["doctor", "--storage", "s3://data/runs"]) == 1
     assert "s3://data/runs: unreachable: no answer in 0.2 s" in capsys.readouterr().out
@@ -331,7 +331,7 @@ def test_table_verdict_and_exit_status(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], make_shards: Callable[..., ShardSet]
 ) -> None:
     checks = [Check("cluster", "ok", "4 nodes"), Check("disk", "warn", "little", "a larger volume")]
-    monkeypatch.setattr(module, "_of_cluster", lambda *_, **__: checks)
+    monkeypatch.setattr(module, "_check_cluster", lambda *_, **__: checks)
     monkeypatch.setattr(module, "ray_session", _no_session)
     assert main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -349,13 +349,11 @@ def test_a_node_with_another_ray_stops_the_run_and_nothing_else_stops_the_doctor
 ) -> None:
     """Two reports are faked, one of another Ray; everything that would ask the nodes themselves breaks down."""
     set_token("wrong-but-of-good-length")
-    mine = replace(SOUND, versions=nodes.versions())
+    mine = replace(SOUND, versions=nodes.read_versions())
     reports = {"10.0.0.1": mine, "10.0.0.2": replace(mine, versions=mine.versions | {"ray": "2.59.1"})}
     broken = SimpleNamespace(report=SimpleNamespace(remote=lambda: None))
-    monkeypatch.setattr(
-        module, "start_nodes", lambda _: (dict.fromkeys(reports, broken), {n: {"CPU": 8} for n in reports})
-    )
-    monkeypatch.setattr(module, "gather", lambda _: reports)
+    monkeypatch.setattr(module, "start_actors", lambda _: dict.fromkeys(reports, nodes.ClusterNode({"CPU": 8}, broken)))
+    monkeypatch.setattr(module, "gather_answers", lambda _: reports)
     monkeypatch.setattr(module, "ray_session", _no_session)
     address = SimpleNamespace(address_info={"webui_url": guarded.removeprefix("http://")})
     monkeypatch.setattr("ray.init", lambda **_: address)
