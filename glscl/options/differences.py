@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
 
-Values = Mapping[str, Any]
+Values = Mapping[str, object]
 """Nested plain values, as a configuration's JSON holds them."""
 
 

@@ -10,14 +10,14 @@ import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeVar, cast, get_args
+from typing import TypeVar, cast, get_args
 
 import tyro
 from pydantic import BaseModel, ValidationError
 
 from glscl.errors import UserError
 from glscl.options import Options
-from glscl.options.mistakes import annotations, describe_mistake, keys_of, nearest_key
+from glscl.options.mistakes import annotated_keys, describe_mistake, keys_of, nearest_key
 
 SURE_LIKENESS = 0.9
 """From it on, a known key is meant whatever other keys there are."""
@@ -26,16 +26,20 @@ SectionType = TypeVar("SectionType", bound=Options)
 
 
 def parse_options(
-    kind: type[SectionType], arguments: Sequence[str], program: str, default: Any = None, about: str | None = None
+    kind: type[SectionType],
+    arguments: Sequence[str],
+    program: str,
+    default: SectionType | None = None,
+    about: str | None = None,
 ) -> SectionType:
     """Parse ``--a.b value`` options with tyro; ``--help`` prints every key and leaves.
 
     Args:
-        kind: class of the result.
+        kind: class of the options.
         arguments: command-line words.
-        program: what the help calls the command.
-        default: values where no option is given; None takes the class's own.
-        about: what the help says first; None is the class's docstring.
+        program: name of the command in the help.
+        default: values of options that are not given; None is the class's defaults.
+        about: first text of the help; None is the class's docstring.
 
     Raises:
         UserError: unknown option, or a value of the wrong type.
@@ -63,10 +67,10 @@ def parse_options(
 
 
 def _spelt_out(arguments: Sequence[str], kind: type[BaseModel]) -> list[str]:
-    """With a value after every switch that is on, off or "auto": tyro takes no bare ``--a.b`` for these."""
+    """Add a value after every switch that is on, off or "auto", because tyro takes no bare ``--a.b`` for these."""
     switches = {
         name.replace("_", "-")
-        for name, annotation in annotations(kind)
+        for name, annotation in annotated_keys(kind)
         if bool in get_args(annotation) and len(get_args(annotation)) > 1
     }
     words: list[str] = []
@@ -91,10 +95,10 @@ def _spelt_out(arguments: Sequence[str], kind: type[BaseModel]) -> list[str]:
 def check_spelling(arguments: Iterable[str], sections: Mapping[str, type[Options]]) -> None:
     """Refuse an option that is nearly a key of these sections, before the whole configuration is imported.
 
-    What is less clear is left to `parse_options`, which knows all keys.
+    Less clear mistakes are left to `parse_options`, which knows all keys.
 
     Raises:
-        UserError: naming the key that is meant.
+        UserError: an option is misspelt; the message names the right key.
     """
     known = {f"{name}.{key}".replace("_", "-") for name, kind in sections.items() for key in keys_of(kind)}
     for argument in arguments:
@@ -107,7 +111,7 @@ def check_spelling(arguments: Iterable[str], sections: Mapping[str, type[Options
 
 
 def _one_line(printed: str, leaving: SystemExit, kind: type[BaseModel]) -> str:
-    """What tyro complains about, without its box, its rules and the help that it repeats."""
+    """The message of tyro, without its box, its rules and the help that it repeats."""
     words = " ".join(re.sub(r"[│╭╮╰╯|+]", " ", printed).split())
     blocks = [block.strip() for block in re.split(r"[-─]{4,}", words) if block.strip()]
     text = blocks[1] if len(blocks) > 1 else words
@@ -127,6 +131,6 @@ def _one_line(printed: str, leaving: SystemExit, kind: type[BaseModel]) -> str:
 
 
 def _is_no_flag(name: str, known: set[str]) -> bool:
-    """True for the negative form of a boolean, ``--a.no-b``."""
+    """Whether a name is the negative form of a switch, ``--a.no-b``."""
     head, _, last = name.rpartition(".")
     return last.startswith("no-") and ".".join(filter(None, [head, last[3:]])) in known

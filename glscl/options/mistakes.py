@@ -1,11 +1,11 @@
-"""What pydantic found wrong, in one line, and the known key that a misspelt one means."""
+"""Pydantic's first error as one line, and the known key that a misspelt one means."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -17,9 +17,9 @@ LEAST_LIKENESS = 0.6
 
 @dataclass(frozen=True, slots=True)
 class Mistake:
-    """One thing that is wrong with a value: where it is, as a dotted key, and pydantic's message.
+    """The dotted key of a wrong value, and pydantic's message. ``str()`` gives ``key: message``.
 
-    ``str()`` gives ``key: message``; the key is empty where the outermost value itself is wrong.
+    The key is empty where the outermost value itself is wrong.
     """
 
     key: str
@@ -30,35 +30,35 @@ class Mistake:
 
 
 def first_mistake(error: ValidationError, outermost: str = "") -> Mistake:
-    """The first thing that is wrong.
+    """The first error of a validation.
 
     Args:
-        error: pydantic's.
-        outermost: what the key is called where the outermost value itself is wrong.
+        error: pydantic's error.
+        outermost: name of the key where the outermost value itself is wrong.
     """
     first = error.errors(include_url=False)[0]
     return Mistake(".".join(map(str, first["loc"])) or outermost, first["msg"])
 
 
 def describe_mistake(error: ValidationError, kind: type[BaseModel], prefix: str = "") -> str:
-    """The first option that is wrong, in one line: its full key, the value, the message, and how many more there are.
+    """The first wrong option in one line: its full key, the value, the message, and the number of further mistakes.
 
     Args:
-        error: pydantic's.
+        error: pydantic's error.
         kind: class of the options.
         prefix: key of the section that was validated, if it was not the whole.
     """
-    several = {name for name, annotation in annotations(kind) if Literal["auto"] in get_args(annotation)}
+    several = {name for name, annotation in annotated_keys(kind) if Literal["auto"] in get_args(annotation)}
 
-    def key_of(place: Mapping[str, Any]) -> str:
-        """Without what pydantic adds for each of several types that a value may have."""
-        words = [*filter(None, [prefix]), *map(str, place["loc"])]
+    def key_of(location: tuple[int | str, ...]) -> str:
+        """Dotted, without the name that pydantic adds for each of several types that a value may have."""
+        words = [*filter(None, [prefix]), *map(str, location)]
         shorter = ".".join(words[:-1])
         return shorter if shorter in several else ".".join(words)
 
-    mistakes = {key_of(each): each for each in reversed(error.errors())}
+    mistakes = {key_of(each["loc"]): each for each in reversed(error.errors())}
     first = error.errors()[0]
-    key = key_of(first)
+    key = key_of(first["loc"])
     if first["type"] == "extra_forbidden":
         return f"unknown key '{key}'{nearest_key(key, keys_of(kind))}"
     try:
@@ -86,15 +86,15 @@ def nearest_key(name: str, known: Iterable[str], least: float = LEAST_LIKENESS) 
 
 def keys_of(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """Every configuration key, dotted."""
-    for name, _ in annotations(model, prefix):
+    for name, _ in annotated_keys(model, prefix):
         yield name
 
 
-def annotations(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def annotated_keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, object]]:
     """Every configuration key with its type."""
     for name, field in model.model_fields.items():
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from annotations(kind, f"{prefix}{name}.")
+            yield from annotated_keys(kind, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", kind

@@ -1,10 +1,9 @@
-"""What an error of an S3 store means: whether it may pass, what it says, and what a user can change."""
+"""Meaning of an S3 store's errors: whether a request may succeed later, and what a user can change."""
 
 from __future__ import annotations
 
 import os
 import re
-from typing import Any
 
 import aiohttp
 from botocore.exceptions import (
@@ -95,8 +94,8 @@ def may_pass(error: BaseException, attempt: int) -> bool:
     """Whether the same request may succeed later.
 
     Args:
-        error: what it ended with.
-        attempt: how often it has failed, this time included.
+        error: the error of the request.
+        attempt: how often the request has failed, this time included.
     """
     if isinstance(error, FlexibleChecksumError) or code_of(error) in DAMAGED_CODES:
         return attempt < DAMAGED_TRIES
@@ -113,11 +112,11 @@ def may_pass(error: BaseException, attempt: int) -> bool:
 
 
 def advice(error: BaseException, method: str) -> str:
-    """What a user can change about a request that was refused.
+    """What a user can change after a request was refused.
 
     Args:
-        error: the client's.
-        method: of the client, as in ``put_object``.
+        error: the client's error.
+        method: the client's method, as in ``put_object``.
     """
     if isinstance(error, SSLError):
         return "check AWS_ENDPOINT_URL (http:// or https://) and AWS_CA_BUNDLE, the file of certificates to trust"
@@ -127,7 +126,7 @@ def advice(error: BaseException, method: str) -> str:
 
 
 def checksum_advice(error: BaseException, method: str) -> str:
-    """The knob, where the store may have refused the checksums that AWS's client adds; else an empty string."""
+    """Which variables to set, if the store may have refused the checksums of AWS's client; else an empty string."""
     if isinstance(error, FlexibleChecksumError):
         return f"if that comes again, the store's checksums are of another kind: set {RESPONSE_CHECKSUMS}=when_required"
     if os.environ.get(REQUEST_CHECKSUMS, "").lower() == "when_required" or not isinstance(error, ClientError):
@@ -143,7 +142,7 @@ def checksum_advice(error: BaseException, method: str) -> str:
 
 
 def code_of(error: BaseException) -> str:
-    """The store's word for an error; empty where there is none."""
+    """The store's code of an error; empty if it has none."""
     return str(error.response.get("Error", {}).get("Code", "")) if isinstance(error, ClientError) else ""
 
 
@@ -154,5 +153,4 @@ def words(error: BaseException) -> str:
 
 
 def _status(error: ClientError) -> int:
-    metadata: dict[str, Any] = error.response.get("ResponseMetadata", {})
-    return int(metadata.get("HTTPStatusCode", 0))
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))

@@ -1,4 +1,4 @@
-"""The Ray cluster that a command uses."""
+"""The Ray cluster that a command uses: an existing one, or a local one that ends with the command."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ PATIENCE = {
 
 @contextmanager
 def ray_session(quiet: bool = False) -> Iterator[None]:
-    """Use the cluster that ``RAY_ADDRESS`` or ``ray start`` offers, else a local one that ends with this block.
+    """Connect to the cluster of ``RAY_ADDRESS`` or ``ray start``, else to a local one that ends with this block.
 
     Args:
-        quiet: leave what tasks and workers print in Ray's log files: many runs at once would talk all together.
+        quiet: do not print the output of tasks and workers (it is in Ray's log files): that of many runs would mix.
 
     Raises:
         UserError: see `glscl.system.environment.check_environment`.
@@ -78,7 +78,7 @@ def ray_session(quiet: bool = False) -> Iterator[None]:
         raise UserError("RAY_ADDRESS=auto: no Ray cluster runs on this machine; start one, or unset RAY_ADDRESS")
     if address in (None, "local"):
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody reclaims this machine
-        with _own_cluster(quiet):
+        with _local_cluster(quiet):
             yield
         return
     ray.init(address=address, logging_level="error", log_to_driver=not quiet)
@@ -99,12 +99,12 @@ def on_this_machine() -> bool:
 
 
 @contextmanager
-def _own_cluster(quiet: bool) -> Iterator[None]:
-    """A local cluster that leaves neither processes nor files behind, but its logs where something went wrong."""
+def _local_cluster(quiet: bool) -> Iterator[None]:
+    """Run a local cluster that leaves no processes and no files behind, except for the logs of a failure."""
     parent = temporary_folder()
     _remove_left_folders(parent)
     folder = tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
-    _own(folder)
+    _mark_owned(folder)
     before = _children()
     failed = False
     try:
@@ -121,7 +121,7 @@ def _own_cluster(quiet: bool) -> Iterator[None]:
         _end(before)
         if failed:
             _remove(os.path.join(folder, "tmp"))
-            _own(folder, failed=True)
+            _mark_owned(folder, failed=True)
             print(f"Ray's logs of this command: {folder} (removed after {_KEEP_DAYS} days)", flush=True)
         else:
             _remove(folder)
@@ -215,21 +215,21 @@ def _temporary_files_in(folder: str) -> Iterator[None]:
             os.environ["TMPDIR"] = variable
 
 
-def _descendants(process: Any) -> list[Any]:
+def _descendants(process: psutil.Process) -> list[psutil.Process]:
     try:
         return process.children(recursive=True)  # type: ignore[no-any-return]
     except psutil.NoSuchProcess:
         return []
 
 
-def _own(folder: str, **more: Any) -> None:
-    """Mark a folder as this process's."""
-    owner = {"pid": os.getpid(), "start": start_of(os.getpid()), **more}
+def _mark_owned(folder: str, failed: bool = False) -> None:
+    """Write into a folder which process it belongs to, and whether its command has failed."""
+    owner = {"pid": os.getpid(), "start": start_of(os.getpid()), **({"failed": True} if failed else {})}
     Path(folder, _OWNER).write_text(json.dumps(owner), encoding="utf-8")
 
 
 def _remove_left_folders(parent: str) -> None:
-    """Delete what commands that were killed have left, and the logs of failed ones that are old."""
+    """Delete the folders of commands that were killed, and old logs of commands that failed."""
     for mark in Path(parent).glob(f"{_PREFIX}*/{_OWNER}"):
         try:
             owner = json.loads(mark.read_text(encoding="utf-8"))
@@ -256,7 +256,7 @@ def _remove(folder: str) -> None:
 
 
 def cluster_of_this_machine(say: bool = True) -> str | None:
-    """Address of what ``ray start`` has left running here; None if it is gone (Ray itself would wait for minutes)."""
+    """Address of the cluster that ``ray start`` made on this machine; None if it is gone (Ray would wait minutes)."""
     from ray._private.utils import read_ray_address
 
     address = read_ray_address()
@@ -271,7 +271,7 @@ def cluster_of_this_machine(say: bool = True) -> str | None:
 
 
 def _answers(address: str) -> bool:
-    """Whether somebody listens at ``host:port`` (other forms of address are left to Ray)."""
+    """Whether a server listens at ``host:port``; other forms of address are left to Ray."""
     host, _, port = address.rpartition(":")
     if "://" in address or not host or not port.isdigit():
         return True
@@ -306,7 +306,7 @@ def cluster_nodes() -> list[Node]:
 
 
 def use_interface_of_node() -> None:
-    """Have gloo use the interface of this node's address in the cluster, unless ``GLOO_SOCKET_IFNAME`` says which."""
+    """Set ``GLOO_SOCKET_IFNAME`` to the interface of this node's address in the cluster, unless it is set."""
     import ray
 
     address = ray.util.get_node_ip_address()
