@@ -1,15 +1,15 @@
 """The commands of ``glscl``, one module each. A new command is one new file in this folder.
 
-The file's name is the command: ``shards_build.py`` is `glscl shards build`. A name with a leading underscore is no
-command. Each file has
+The file's name is the command: ``shards_build.py`` is `glscl shards build`. Files with a leading underscore are shared
+by commands. Each command's file has
 
-- ``HELP = "..."``, its line in `glscl --help`, and ``ORDER = 60``, its place there. Both are literals: the table below
-  reads them from the text of the file, because `glscl --help` and a misspelt command must not wait for the imports.
-- ``run(words, program)``, which does what the words after the command ask for and returns the verdict. It raises
-  `UserError` for bad input, and `CommandFailed` where something that ran elsewhere has failed.
+- ``HELP = "..."``, the line in `glscl --help`, and ``ORDER = 60``, the place of that line. Both are literals. They are
+  read from the file's text, so that `glscl --help` and a misspelt command wait for no imports.
+- ``run(words, program)``, which takes the words after the command and returns the verdict. It raises `UserError` for
+  bad input, and `CommandFailed` if something that ran elsewhere has failed.
 
-Options that need no torch and no Ray are parsed before either is imported: both take seconds, which a misspelt option
-should not cost. That is the only reason for an import inside a command's function.
+An import stands inside a command's function for one reason only: it brings torch or Ray, which take seconds, and a
+misspelt option is refused before that.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Command(NamedTuple):
 @cache
 def commands() -> dict[str, Command]:
     """Every command by its name, in the order of the help."""
-    files = [file for file in Path(__file__).parent.glob("*.py") if not file.stem.startswith("_")]
+    files = [file for folder in __path__ for file in Path(folder).glob("*.py") if not file.stem.startswith("_")]
     return {command.name: command for command in sorted(map(_read_command, files))}
 
 

@@ -34,14 +34,14 @@ class ManyRuns(Options):
         for field in cls.model_fields.values():
             field.description = str(field.description).format(kind=cls.kind)
 
-    def changes(self) -> dict[str, str]:
+    def changed_keys(self) -> dict[str, str]:
         """The keys of the configuration that the command line replaces."""
         given = {"name": self.name, "storage": self.storage, "root": self.root}
         return {key: value for key, value in given.items() if value}
 
 
 @contextmanager
-def started(runs: RunsConfig) -> Iterator[Owner]:
+def open_session(runs: RunsConfig) -> Iterator[Owner]:
     """Check the shard sets and the storage, own the directory, and have Ray running in this block."""
     from glscl.study.grid import check_given_sets
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from glscl.commands._many_runs import ManyRuns, started
+from glscl.commands._many_runs import ManyRuns, open_session
 from glscl.options.flags import parse_options
 from glscl.reporting.console import start_panel
 from glscl.study.options import load_study
@@ -31,7 +31,7 @@ def run(words: list[str], program: str) -> str:
     options = parse_options(Study, words, program)
     if not (options.dry_run or options.report_only):
         check_environment()
-    study = load_study(options.config, **options.changes())
+    study = load_study(options.config, **options.changed_keys())
 
     from glscl.study.plan import describe, plan
     from glscl.study.run import report, run_study
@@ -42,5 +42,5 @@ def run(words: list[str], program: str) -> str:
         return f"dry run: {len(cells)} cells, {finished} of them finished; nothing was started"
     if options.report_only:
         return report(study)
-    with started(study) as owner:
+    with open_session(study) as owner:
         return run_study(study, owner)

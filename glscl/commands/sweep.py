@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from glscl.commands._many_runs import ManyRuns, started
+from glscl.commands._many_runs import ManyRuns, open_session
 from glscl.options.flags import parse_options
 from glscl.reporting.console import start_panel
 from glscl.system.environment import check_environment
@@ -32,7 +32,7 @@ def run(words: list[str], program: str) -> str:
     options = parse_options(Sweep, words, program)
     if not options.report_only:
         check_environment()
-    sweep = load_sweep(options.config, **options.changes())
+    sweep = load_sweep(options.config, **options.changed_keys())
 
     from tune.plan import describe, plan
     from tune.sweep import places, report, run_sweep
@@ -45,5 +45,5 @@ def run(words: list[str], program: str) -> str:
         with ray_session(quiet=True):
             at_once = places(sweep, default)
         return f"dry run: {sweep.trials} trials, {at_once} at once on this cluster; none was started"
-    with started(sweep) as owner:
+    with open_session(sweep) as owner:
         return run_sweep(sweep, owner)
