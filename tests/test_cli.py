@@ -123,7 +123,7 @@ def test_mistakes_in_a_run_wait_for_torch_alone(tmp_path: Path) -> None:
 
 
 def test_a_command_is_one_file(capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = ["HELP = 'greet somebody'", "ORDER = 15", "def run(words, program):", "    return f'{program}: {words}'"]
+    lines = ['HELP = "greet somebody"', "ORDER = 15", "def run(words, program):", "    return f'{program}: {words}'"]
     (tmp_path / "say_hello.py").write_text("\n".join(lines), encoding="utf-8")
     monkeypatch.setattr(commands, "__path__", [*commands.__path__, str(tmp_path)])
     commands.commands.cache_clear()

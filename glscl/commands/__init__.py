@@ -3,25 +3,27 @@
 The file's name is the command: ``shards_build.py`` is `glscl shards build`. Files with a leading underscore are shared
 by commands. Each command's file has
 
-- ``HELP = "..."``, the line in `glscl --help`, and ``ORDER = 60``, the place of that line. Both are literals. They are
-  read from the file's text, so that `glscl --help` and a misspelt command wait for no imports.
+- ``HELP = "..."``, the line in `glscl --help`, and ``ORDER = 60``, the place of that line. They are read from the
+  file's text, so that `glscl --help` and a misspelt command wait for no imports. Write them exactly like this.
 - ``run(words, program)``, which takes the words after the command and returns the verdict. It raises `UserError` for
   bad input, and `CommandFailed` if something that ran elsewhere has failed.
 
-An import stands inside a command's function for one reason only: it brings torch or Ray, which take seconds, and a
+An import stands inside a command's function for one reason only: it brings torch, Ray or what starts Ray, and a
 misspelt option is refused before that.
 """
 
 from __future__ import annotations
 
-import ast
 import importlib
+import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 from glscl.errors import UserError, did_you_mean
+
+_CONSTANT = re.compile(r'^(HELP|ORDER) = ("[^"\n]*"|[0-9]+)$', re.MULTILINE)
 
 
 class CommandFailed(Exception):  # noqa: N818  # the command failed, not the program
@@ -54,15 +56,8 @@ def commands() -> dict[str, Command]:
 
 
 def _read_command(file: Path) -> Command:
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    constants = {
-        statement.targets[0].id: ast.literal_eval(statement.value)
-        for statement in tree.body
-        if isinstance(statement, ast.Assign)
-        and isinstance(statement.targets[0], ast.Name)
-        and statement.targets[0].id in ("HELP", "ORDER")
-    }
-    return Command(constants["ORDER"], file.stem.replace("_", " "), constants["HELP"])
+    constants = dict(_CONSTANT.findall(file.read_text(encoding="utf-8")))
+    return Command(int(constants["ORDER"]), file.stem.replace("_", " "), constants["HELP"].strip('"'))
 
 
 def usage() -> str:

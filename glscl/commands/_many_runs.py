@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 from glscl.options import Options
 from glscl.system import storage
-from glscl.system.ownership import ANOTHER_NAME, Owner, owned
-from glscl.system.session import ray_session
 
 if TYPE_CHECKING:
     from glscl.study.options import RunsConfig
+    from glscl.system.ownership import Owner
 
 
 class ManyRuns(Options):
@@ -44,6 +43,8 @@ class ManyRuns(Options):
 def open_session(runs: RunsConfig) -> Iterator[Owner]:
     """Check the shard sets and the storage, own the directory, and have Ray running in this block."""
     from glscl.study.grid import check_given_sets
+    from glscl.system.ownership import ANOTHER_NAME, owned
+    from glscl.system.session import ray_session
 
     check_given_sets(runs)
     storage.check_writable(runs.directory, "--storage")

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from glscl.commands._results import print_results
-from glscl.data.quarantine import Quarantine
-from glscl.data.shards import open_shard_set
 from glscl.errors import UserError
 from glscl.evaluation.locate import find_model
 from glscl.evaluation.options import EvaluationConfig
@@ -15,9 +12,6 @@ from glscl.options.flags import parse_options
 from glscl.system import storage
 from glscl.system.environment import check_environment
 from glscl.system.hardware import Auto, choose
-from glscl.system.nodes import alive_nodes
-from glscl.system.ownership import owned
-from glscl.system.session import ray_session
 
 HELP = "score a finished run on any shard sets, in and across domains"
 ORDER = 30
@@ -60,6 +54,9 @@ def run(words: list[str], program: str) -> str:
     _check(options)
     check_environment()
     find_model(options.run)
+
+    from glscl.data.shards import open_shard_set
+
     for uri in (*options.test, *options.bank):
         open_shard_set(uri)
 
@@ -90,6 +87,11 @@ def _check(options: Eval) -> None:
 
 
 def _evaluate(options: Eval, config: EvaluationConfig, run_directory: str, output: str) -> str:
+    from glscl.commands._results import print_results
+    from glscl.data.quarantine import Quarantine
+    from glscl.system.nodes import alive_nodes
+    from glscl.system.ownership import owned
+    from glscl.system.session import ray_session
     from glscl.training.driver.launch import evaluate
     from glscl.training.driver.outputs import REPORT, write_results
 

@@ -6,14 +6,11 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from glscl.commands.train import train_and_report
 from glscl.options import Options
 from glscl.options.flags import parse_options
 from glscl.reporting.console import start_panel
 from glscl.system import storage
 from glscl.system.environment import check_environment
-from glscl.system.nodes import alive_nodes
-from glscl.system.session import ray_session
 
 if TYPE_CHECKING:
     from glscl.training.config import RunConfig
@@ -45,6 +42,9 @@ def run(words: list[str], program: str) -> str:
     check_environment()
     storage.check_writable(storage.resolve(options.storage), "--storage")
 
+    from glscl.commands._training import train_and_report
+    from glscl.system.nodes import alive_nodes
+    from glscl.system.session import ray_session
     from glscl.training.driver.machines import with_machines
     from glscl.training.driver.preflight import preflight
 

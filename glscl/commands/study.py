@@ -5,7 +5,6 @@ from __future__ import annotations
 from glscl.commands._many_runs import ManyRuns, open_session
 from glscl.options.flags import parse_options
 from glscl.reporting.console import start_panel
-from glscl.study.options import load_study
 from glscl.system.environment import check_environment
 
 HELP = "heads x training domains x test domains x seeds, with intervals and a report:  --config NAME|FILE.yaml"
@@ -31,6 +30,9 @@ def run(words: list[str], program: str) -> str:
     options = parse_options(Study, words, program)
     if not (options.dry_run or options.report_only):
         check_environment()
+
+    from glscl.study.options import load_study
+
     study = load_study(options.config, **options.changed_keys())
 
     from glscl.study.plan import describe, plan

@@ -6,8 +6,6 @@ from glscl.commands._many_runs import ManyRuns, open_session
 from glscl.options.flags import parse_options
 from glscl.reporting.console import start_panel
 from glscl.system.environment import check_environment
-from glscl.system.session import ray_session
-from tune.options import load_sweep
 
 HELP = "search loss weights, temperature, rates ... across domains:  --config NAME|FILE.yaml  [--dry-run]"
 ORDER = 50
@@ -32,8 +30,12 @@ def run(words: list[str], program: str) -> str:
     options = parse_options(Sweep, words, program)
     if not options.report_only:
         check_environment()
+
+    from tune.options import load_sweep
+
     sweep = load_sweep(options.config, **options.changed_keys())
 
+    from glscl.system.session import ray_session
     from tune.plan import describe, plan
     from tune.sweep import places, report, run_sweep
 
