@@ -335,8 +335,8 @@ def test_info_and_verify(capsys: Capture, shard_set: ShardSet) -> None:
     data = bytearray(tar.read_bytes())
     data[data.index(b"ftyp") + 40] ^= 0xFF  # in a video, not in a header
     tar.write_bytes(data)
-    said = refused(capsys, "shards", "verify", shard_set.uri)
-    assert "1 problem" in said
+    verdict = refused(capsys, "shards", "verify", shard_set.uri)
+    assert "1 problem" in verdict
 
 
 def test_toy_writes_videos_and_annotations(capsys: Capture, tmp_path: Path) -> None:

@@ -100,8 +100,8 @@ def test_a_start_of_ray_that_fails_is_tried_again(
     with ray_session():
         pass
     assert len(starts) == 2
-    said = capsys.readouterr().out
-    assert said == (
+    printed = capsys.readouterr().out
+    assert printed == (
         "Ray has not started (Exception: The current node timed out during startup. This could happen); trying again\n"
     )
     starts[:] = ["", ""]
