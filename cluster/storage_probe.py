@@ -77,7 +77,7 @@ def storage_problem(uri: str, others: str | None = None) -> StorageProblem | Non
 def _explain(error: BaseException, step: str) -> StorageProblem:
     """Tell apart what a user would mend in different places."""
     # Lazy, because it brings aiohttp, which a misspelt option need not wait for.
-    from glscl.system.s3_errors import advice, code_of
+    from glscl.system.s3_errors import advise, code_of
 
     causes = list(_causes(error))
     code = next(filter(None, map(code_of, causes)), "")
@@ -99,7 +99,7 @@ def _explain(error: BaseException, step: str) -> StorageProblem:
         knob = f"{_RIGHTS[step]} for this prefix, or the folder's owner, mode and mount"
         return StorageProblem(f"{read_only}may not {step}", knob)
     if refused := next((cause for cause in causes if isinstance(cause, ClientError)), None):
-        return StorageProblem(f"cannot {step}: {shorten(refused)}", advice(refused, _REQUESTS[step]))
+        return StorageProblem(f"cannot {step}: {shorten(refused)}", advise(refused, _REQUESTS[step]))
     return StorageProblem(f"cannot {step}: {type(error).__name__}: {shorten(error)}", "--storage")
 
 

@@ -14,7 +14,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from glscl.commands import CommandFailed, find_command, usage
+from glscl.commands import CommandFailed, find_command, format_usage
 from glscl.errors import BrokenRunError, Stopped, UserError, full_disk
 from glscl.system.environment import check_working_folder, first_answer_due
 from glscl.system.redaction import OutputClosedError, redacted_output
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run_command(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
-        print(usage())
+        print(format_usage())
         return 0
     try:
         check_working_folder()

@@ -126,13 +126,13 @@ def test_a_command_is_one_file(capsys: Capture, tmp_path: Path, monkeypatch: pyt
     lines = ['HELP = "greet somebody"', "ORDER = 15", "def run(words, program):", "    return f'{program}: {words}'"]
     (tmp_path / "say_hello.py").write_text("\n".join(lines), encoding="utf-8")
     monkeypatch.setattr(commands, "__path__", [*commands.__path__, str(tmp_path)])
-    commands.commands.cache_clear()
+    commands.list_commands.cache_clear()
     try:
         _, out = run(capsys, "--help")
         assert run(capsys, "say", "hello", "you") == (0, "glscl: OK glscl say hello: ['you']\n")
         assert "did you mean 'say hello'" in refused(capsys, "say-hello")
     finally:
-        commands.commands.cache_clear()
+        commands.list_commands.cache_clear()
     names = re.findall(r"^  (\S+(?: \S+)?)  ", out, re.MULTILINE)
     assert names[:3] == ["quickstart", "say hello", "train"]
 

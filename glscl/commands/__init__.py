@@ -49,7 +49,7 @@ class Command(NamedTuple):
 
 
 @cache
-def commands() -> dict[str, Command]:
+def list_commands() -> dict[str, Command]:
     """Every command by its name, in the order of the help."""
     files = [file for folder in __path__ for file in Path(folder).glob("*.py") if not file.stem.startswith("_")]
     return {command.name: command for command in sorted(map(_read_command, files))}
@@ -60,9 +60,9 @@ def _read_command(file: Path) -> Command:
     return Command(int(constants["ORDER"]), file.stem.replace("_", " "), constants["HELP"].strip('"'))
 
 
-def usage() -> str:
+def format_usage() -> str:
     """What `glscl --help` prints."""
-    lines = [f"  {command.name:<15} {command.help}" for command in commands().values()]
+    lines = [f"  {command.name:<15} {command.help}" for command in list_commands().values()]
     return "\n".join(
         [
             "usage: glscl COMMAND [options]\n",
@@ -79,14 +79,14 @@ def find_command(words: Sequence[str]) -> tuple[Command, Sequence[str]]:
         UserError: there is none of that name.
         SystemExit: the usage was asked for, and has been printed.
     """
-    known = commands()
+    known = list_commands()
     for length in (2, 1):
         name = " ".join(words[:length])
         if name in known:
             return known[name], words[length:]
     if second := [name.partition(" ")[2] for name in known if name.startswith(f"{words[0]} ")]:
         if words[1:] in (["-h"], ["--help"]):
-            print(usage())
+            print(format_usage())
             raise SystemExit(0)
         raise UserError(f"`glscl {words[0]}` needs {', '.join(second[:-1])} or {second[-1]}")
     raise UserError(f"unknown command '{words[0]}'{did_you_mean(words[0], known)}; see `glscl --help`")

@@ -31,7 +31,7 @@ from dataclasses import asdict, dataclass
 from glscl.errors import UserError
 from glscl.system import exclusive, storage
 from glscl.system.exclusive import Seen
-from glscl.system.processes import machine, start_of
+from glscl.system.processes import machine_id, start_of
 
 FOLDER = "owner"
 PERIOD_S = 5.0
@@ -54,7 +54,7 @@ class Claim:
     Attributes:
         token: unique to this claim.
         command: the owner's command in words, for people; so is ``host``.
-        machine: the place where ``pid`` means a process (`processes.machine`).
+        machine: the place where ``pid`` means a process (`processes.machine_id`).
         pid: the owner's process.
         started: when that process began (`processes.start_of`).
         beat: number of heartbeats, where they are counted in the file.
@@ -74,7 +74,7 @@ class Claim:
     def of_this_process(cls) -> Claim:
         """A new claim of this process."""
         pid = os.getpid()
-        return cls(uuid.uuid4().hex, _command(), socket.gethostname(), machine(), pid, start_of(pid) or "")
+        return cls(uuid.uuid4().hex, _command(), socket.gethostname(), machine_id(), pid, start_of(pid) or "")
 
     @classmethod
     def parse(cls, data: bytes) -> Claim | None:
@@ -257,7 +257,7 @@ class _OwnerProbe:
             if claim is not None and claim.released:
                 return ""
             who = claim or "a command that has just begun"
-            if claim is not None and claim.machine == machine():
+            if claim is not None and claim.machine == machine_id():
                 if claim.is_running():
                     return self._reason(who, where)
                 self.say(f"taken over from {who}, whose process is gone")

@@ -28,7 +28,7 @@ def start_of(pid: int) -> str | None:
         return None
 
 
-def machine() -> str:
+def machine_id() -> str:
     """Name of the place where a process number means one process: host, boot and process namespace (a container's)."""
     names = [socket.gethostname()]
     for read in (

@@ -23,7 +23,7 @@ from fsspec.asyn import sync_wrapper
 
 from glscl.errors import StorageError, UserError
 from glscl.system.environment import first_answer_due
-from glscl.system.s3_errors import advice, checksum_advice, code_of, may_pass, words
+from glscl.system.s3_errors import advise, advise_on_checksums, code_of, describe_error, may_pass
 
 DEADLINE = "GLSCL_STORAGE_DEADLINE_S"
 """Environment variable: seconds for which one request is tried again."""
@@ -81,23 +81,27 @@ class S3(s3fs.S3FileSystem):  # type: ignore[misc]
                     raise
                 where, what = _uri(options), method.replace("_", " ")
                 if method == "abort_multipart_upload":  # tidying up after a failure that is being reported
-                    _logger.warning(f"{where}: parts of an unfinished upload stay behind ({words(cause)})")
+                    _logger.warning(f"{where}: parts of an unfinished upload stay behind ({describe_error(cause)})")
                     return {}
                 attempt += 1
                 if not may_pass(cause, attempt):
                     if isinstance(cause, ClientError | BotoCoreError):
-                        raise StorageError(f"{where}: {what}: {words(cause)}; {advice(cause, method)}") from error
+                        raise StorageError(
+                            f"{where}: {what}: {describe_error(cause)}; {advise(cause, method)}"
+                        ) from error
                     raise
                 now = time.monotonic()
                 left = began + _patience() - now
                 if left <= 0:
                     raise StorageError(
                         f"{where}: {what} failed for {now - began:.0f} s, {attempt} times; the last time: "
-                        f"{words(cause)}; {checksum_advice(cause, method) or _patience_advice()}"
+                        f"{describe_error(cause)}; {advise_on_checksums(cause, method) or _advise_on_patience()}"
                     ) from error
                 if now - last_warning > SAY_EVERY_S:
                     last_warning = now
-                    _logger.warning(f"{where}: {what} has failed for {now - began:.0f} s ({words(cause)}); trying on")
+                    _logger.warning(
+                        f"{where}: {what} has failed for {now - began:.0f} s ({describe_error(cause)}); trying on"
+                    )
                 await asyncio.sleep(min(left, _jitter.uniform(0, min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**attempt))))
             else:
                 first_answer_due.clear()
@@ -193,7 +197,7 @@ def _patience() -> float:
         raise UserError(f"{DEADLINE}={text}: not a number of seconds") from None
 
 
-def _patience_advice() -> str:
+def _advise_on_patience() -> str:
     if first_answer_due.is_set():
         return "check AWS_ENDPOINT_URL and the network"
     return f"{DEADLINE} ({_patience():g}) says for how long one request is tried"

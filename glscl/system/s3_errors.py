@@ -111,7 +111,7 @@ def may_pass(error: BaseException, attempt: int) -> bool:
     )
 
 
-def advice(error: BaseException, method: str) -> str:
+def advise(error: BaseException, method: str) -> str:
     """What a user can change after a request was refused.
 
     Args:
@@ -120,12 +120,12 @@ def advice(error: BaseException, method: str) -> str:
     """
     if isinstance(error, SSLError):
         return "check AWS_ENDPOINT_URL (http:// or https://) and AWS_CA_BUNDLE, the file of certificates to trust"
-    if hint := checksum_advice(error, method):
+    if hint := advise_on_checksums(error, method):
         return hint
     return _ADVICE.get(code_of(error), CREDENTIALS)
 
 
-def checksum_advice(error: BaseException, method: str) -> str:
+def advise_on_checksums(error: BaseException, method: str) -> str:
     """Which variables to set, if the store may have refused the checksums of AWS's client; else an empty string."""
     if isinstance(error, FlexibleChecksumError):
         return f"if that comes again, the store's checksums are of another kind: set {RESPONSE_CHECKSUMS}=when_required"
@@ -133,7 +133,11 @@ def checksum_advice(error: BaseException, method: str) -> str:
         return ""
     code, status = code_of(error), _status(error)
     knobs = f"set {REQUEST_CHECKSUMS}=when_required and {RESPONSE_CHECKSUMS}=when_required"
-    if code in DAMAGED_CODES or status in (411, 501) or (status < 500 and _ABOUT_CHECKSUMS.search(words(error))):
+    if (
+        code in DAMAGED_CODES
+        or status in (411, 501)
+        or (status < 500 and _ABOUT_CHECKSUMS.search(describe_error(error)))
+    ):
         return f"the store may not know the checksums that AWS's client adds: {knobs}"
     if method in WRITES and (code in _VAGUE or status >= 500):
         other = CREDENTIALS if code == "SignatureDoesNotMatch" else "see what the store says"
@@ -146,7 +150,7 @@ def code_of(error: BaseException) -> str:
     return str(error.response.get("Error", {}).get("Code", "")) if isinstance(error, ClientError) else ""
 
 
-def words(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """An error on one line."""
     text = " ".join(str(error).split())[:300]
     return text if isinstance(error, ClientError) else f"{type(error).__name__}: {text}"
