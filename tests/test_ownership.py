@@ -21,7 +21,7 @@ from glscl.data.quarantine import Quarantine
 from glscl.errors import StorageError, UserError
 from glscl.system import exclusive, ownership, storage
 from glscl.system.ownership import Claim, Fence, TakenOverError, owned
-from glscl.system.processes import machine, start_of
+from glscl.system.processes import machine_id, start_of
 from glscl.system.s3 import S3
 from glscl.training.checkpoint.retention import INDEX, Retention
 from glscl.training.driver.outputs import STATUS, status_on_failure, write_status
@@ -52,7 +52,7 @@ def child() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def claim_of(pid: int, **changes: Any) -> Claim:
-    claim = Claim("token-of-another", "glscl train", "box", machine(), pid, start_of(pid) or "")
+    claim = Claim("token-of-another", "glscl train", "box", machine_id(), pid, start_of(pid) or "")
     return replace(claim, **changes)
 
 
