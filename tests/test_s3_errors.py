@@ -101,10 +101,10 @@ def test_checksums_are_suspected_where_they_are_sent(monkeypatch: pytest.MonkeyP
         assert BOTH in advise(error, "put_object")
         assert BOTH not in advise(error, "get_object")
     assert "AWS_PROFILE" in advise(_error(403, "SignatureDoesNotMatch"), "put_object")
-    assert BOTH in s3_errors.checksum_advice(_error(500, "InternalError"), "upload_part")
-    assert s3_errors.checksum_advice(_error(500, "InternalError", "checksum store is down"), "get_object") == ""
-    assert s3_errors.checksum_advice(_error(403, "AccessDenied"), "put_object") == ""
-    assert s3_errors.checksum_advice(ConnectionResetError(), "put_object") == ""
+    assert BOTH in s3_errors.advise_on_checksums(_error(500, "InternalError"), "upload_part")
+    assert s3_errors.advise_on_checksums(_error(500, "InternalError", "checksum store is down"), "get_object") == ""
+    assert s3_errors.advise_on_checksums(_error(403, "AccessDenied"), "put_object") == ""
+    assert s3_errors.advise_on_checksums(ConnectionResetError(), "put_object") == ""
     monkeypatch.setenv(REQUEST_CHECKSUMS, "when_required")
     assert BOTH not in advise(_error(501, "NotImplemented"), "put_object")
 
