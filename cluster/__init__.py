@@ -1,1 +1,1 @@
-"""Running glscl on a Ray cluster: checks of the files that describe one. Imports glscl, never the reverse."""
+"""glscl on a Ray cluster: jobs, checks of a cluster, and checks of the files that describe one."""

@@ -1,13 +1,17 @@
-"""The way into a cluster from outside: the dashboard's address and the token that Ray asks for."""
+"""A cluster's dashboard: its address, its token, and the client that submits jobs through it."""
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from glscl.errors import UserError
 from glscl.system.environment import TOKEN_KNOB
+
+if TYPE_CHECKING:
+    from ray.exceptions import AuthenticationError
+    from ray.job_submission import JobSubmissionClient
 
 DEFAULT = "http://127.0.0.1:8265"
 VARIABLE = "RAY_API_SERVER_ADDRESS"
@@ -15,7 +19,7 @@ TIMEOUT_S = 10.0
 
 
 def dashboard_address(given: str) -> str:
-    """The dashboard's URL: what was given, else what Ray's own variables name, else this machine's.
+    """The dashboard's URL: the given one, else that of Ray's variables, else this machine's.
 
     Raises:
         UserError: not ``http://`` or ``https://``.
@@ -30,7 +34,7 @@ def dashboard_address(given: str) -> str:
 
 
 def demands_token(url: str) -> bool:
-    """Whether the dashboard refuses who brings no token; asked without one.
+    """Whether the dashboard refuses a request without a token.
 
     Raises:
         UserError: nobody answers.
@@ -47,8 +51,8 @@ def demands_token(url: str) -> bool:
     return status in (401, 403)
 
 
-def connect(url: str) -> Any:
-    """A `JobSubmissionClient` that the dashboard has accepted.
+def connect(url: str) -> JobSubmissionClient:
+    """A client that the dashboard has accepted.
 
     Raises:
         UserError: unreachable, no token or a wrong one, or not a Ray dashboard.
@@ -74,8 +78,8 @@ def connect(url: str) -> Any:
             os.environ[VARIABLE] = before
 
 
-def token_problem(error: Any) -> str:
-    """What Ray's `AuthenticationError` means, without what the server said and without the token."""
+def token_problem(error: AuthenticationError) -> str:
+    """What Ray's error means, without the server's words and without the token."""
     if error.message.startswith("Authentication required"):
         return "the cluster demands a token and got none"
     if error.message.startswith("Authentication failed"):

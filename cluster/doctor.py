@@ -1,15 +1,13 @@
-"""``glscl doctor``: is this cluster fit for the run that is planned? A table, and exit status 0 or 1."""
+"""``glscl doctor``: whether a cluster is fit for a planned run. A table of checks, and exit status 0 or 1."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from pydantic import Field
 
 from cluster.checks import (
-    NETWORK,
     Check,
     check_clocks,
     check_dashboard,
@@ -24,13 +22,24 @@ from cluster.checks import (
     guard,
 )
 from cluster.dashboard import dashboard_address
-from cluster.nodes import ANSWER_S, RING_S, NodeReport, clock_offset, gather, start_nodes, versions
+from cluster.nodes import (
+    ANSWER_S,
+    RING_S,
+    ClusterNode,
+    NodeReport,
+    clock_offset,
+    gather_answers,
+    read_versions,
+    start_actors,
+)
+from cluster.storage_probe import NETWORK, StorageProblem
 from cluster.submit import Ending, Submit, submit
 from glscl.options import Options
 from glscl.reporting.console import print_table
 from glscl.system import storage
 from glscl.system.environment import TOKEN_KNOB
-from glscl.system.session import check_resources, ray_session
+from glscl.system.nodes import check_resources
+from glscl.system.session import ray_session
 from glscl.training.options import Workers, fewest, most
 
 STORAGE_S = 30.0
@@ -64,11 +73,11 @@ def doctor(options: Doctor, words: Sequence[str]) -> Ending:
     """Check, print the table, and say how many checks failed.
 
     Args:
-        options: what is planned.
-        words: the command line that gave them, which is what runs on a cluster that is checked from outside.
+        options: the planned run.
+        words: the command line; with an address, it runs as a job on that cluster.
     """
     if options.address:
-        return _from_outside(options, words)
+        return _check_from_outside(options, words)
     checks = []
     if options.storage:
         late = (f"{options.storage}: unreachable: ", NETWORK)
@@ -78,111 +87,110 @@ def doctor(options: Doctor, words: Sequence[str]) -> Ending:
         checks.append(guard("shards", STORAGE_S, check_shards, *numbers))
     try:
         with ray_session(quiet=True):
-            checks = [*_of_cluster(options, storage_works=_fine(checks, "storage")), *checks]
+            storage_works = any(check.name == "storage" and check.state == "ok" for check in checks)
+            checks = [*_check_cluster(options, storage_works), *checks]
     except ConnectionError as error:  # Ray says no more than that after half a minute, though somebody has answered
-        found = f"{' '.join(str(error).split())}: a wrong or missing token, or another version of Ray"
-        checks.insert(0, Check("cluster", "fail", found, TOKEN_KNOB))
+        finding = f"{' '.join(str(error).split())}: a wrong or missing token, or another version of Ray"
+        checks.insert(0, Check("cluster", "fail", finding, TOKEN_KNOB))
     except Exception as error:  # connecting failed; what is inside the block does not raise
         checks.insert(0, Check("cluster", "fail", f"{' '.join(str(error).split())[:400]}", "RAY_ADDRESS"))
-    return _ending(checks)
+    return _conclude(checks)
 
 
-def _fine(checks: Sequence[Check], name: str) -> bool:
-    return any(check.name == name and check.state == "ok" for check in checks)
-
-
-def _of_cluster(options: Doctor, storage_works: bool) -> list[Check]:
+def _check_cluster(options: Doctor, storage_works: bool) -> list[Check]:
     """The checks that need a cluster."""
     import ray
 
-    found = [guard("cluster", options.wait_for_nodes_s + ANSWER_S, _resources, options)]
-    actors, resources = start_nodes(options.use_gpu)
-    answers = gather({node: actor.report.remote() for node, actor in actors.items()})
-    silent = {node: answer for node, answer in answers.items() if isinstance(answer, Exception)}
-    if silent:
-        text = "; ".join(f"{node}: {' '.join(str(answer).split())[:300]}" for node, answer in silent.items())
+    checks = [guard("cluster", options.wait_for_nodes_s + ANSWER_S, _check_resources, options)]
+    nodes = start_actors(options.use_gpu)
+    pending = {name: node.actor.report.remote() for name, node in nodes.items()}
+    answers: dict[str, NodeReport | Exception] = gather_answers(pending)
+    reports = {name: answer for name, answer in answers.items() if not isinstance(answer, Exception)}
+    if silent := {name: answer for name, answer in answers.items() if isinstance(answer, Exception)}:
+        text = "; ".join(f"{name}: {' '.join(str(answer).split())[:300]}" for name, answer in silent.items())
         knob = "install glscl there" + (", or wait until one of its GPUs is free" if options.use_gpu else "")
-        found.append(Check("nodes", "fail", text, knob))
-    actors = {node: actor for node, actor in actors.items() if node not in silent}
-    reports: dict[str, NodeReport] = {node: answers[node] for node in actors}
+        checks.append(Check("nodes", "fail", text, knob))
+    nodes = {name: nodes[name] for name in reports}
     if reports:
-        declared = {node: int(resources[node].get("GPU", 0)) for node in reports}
-        found += [
-            guard("versions", ANSWER_S, check_versions, reports, versions()),
+        declared = {name: int(node.resources.get("GPU", 0)) for name, node in nodes.items()}
+        checks += [
+            guard("versions", ANSWER_S, check_versions, reports, read_versions()),
             guard("GPUs", ANSWER_S, check_gpus, reports, declared, options.use_gpu),
-            guard("network", 2 * ANSWER_S + RING_S, _network, actors, resources, options.use_gpu),
-            guard("clocks", ANSWER_S, _clocks, actors),
+            guard("network", 2 * ANSWER_S + RING_S, _check_network, nodes, options.use_gpu),
+            guard("clocks", ANSWER_S, _check_clocks, nodes),
             guard("disk", ANSWER_S, check_disk, reports),
             guard("shared memory", ANSWER_S, check_shared_memory, reports),
         ]
     url = ray.init(ignore_reinit_error=True, logging_level="error").address_info["webui_url"]
-    found.append(guard("dashboard", ANSWER_S, check_dashboard, f"http://{url}"))
+    checks.append(guard("dashboard", ANSWER_S, check_dashboard, f"http://{url}"))
     if storage_works:
-        found.append(guard("storage of nodes", ANSWER_S, _storage_of_nodes, options.storage, actors))
-    return found
+        checks.append(guard("storage of nodes", ANSWER_S, _check_storage_of_nodes, options.storage, nodes))
+    return checks
 
 
-def _resources(options: Doctor) -> Check:
+def _check_resources(options: Doctor) -> Check:
     import ray
 
     wanted, wait_s = most(options.workers), options.wait_for_nodes_s
     check_resources(fewest(options.workers), 1.0, options.use_gpu, wait_s, wanted)
-    there = ray.cluster_resources()
+    total = ray.cluster_resources()
     nodes = sum(node["Alive"] for node in ray.nodes())
-    return Check("cluster", "ok", f"nodes {nodes}, CPUs {there.get('CPU', 0):g}, GPUs {there.get('GPU', 0):g}")
+    return Check("cluster", "ok", f"nodes {nodes}, CPUs {total.get('CPU', 0):g}, GPUs {total.get('GPU', 0):g}")
 
 
-def _network(actors: dict[str, Any], resources: dict[str, dict[str, float]], use_gpu: bool) -> Check:
+def _check_network(nodes: Mapping[str, ClusterNode], use_gpu: bool) -> Check:
     """One rank on each node that training can use."""
     import ray
 
     kind, backend = ("GPU", "nccl") if use_gpu else ("CPU", "gloo")
-    training = [node for node in actors if resources[node].get(kind)]
-    answers: dict[str, Any] = {}
-    if training:
-        address = ray.get(actors[training[0]].meeting_point.remote(), timeout=ANSWER_S)
+    actors = {name: node.actor for name, node in nodes.items() if node.resources.get(kind)}
+    answers: dict[str, float | Exception] = {}
+    if actors:
+        address = ray.get(next(iter(actors.values())).meeting_point.remote(), timeout=ANSWER_S)
         pending = {
-            node: actors[node].all_reduce.remote(rank, len(training), address, backend)
-            for rank, node in enumerate(training)
+            name: actor.all_reduce.remote(rank, len(actors), address, backend)
+            for rank, (name, actor) in enumerate(actors.items())
         }
-        answers = gather(pending, ANSWER_S + RING_S)
+        answers = gather_answers(pending, ANSWER_S + RING_S)
     return check_network(answers, backend)
 
 
-def _clocks(actors: dict[str, Any]) -> Check:
-    return check_clocks({node: clock_offset(actor) for node, actor in actors.items()})
+def _check_clocks(nodes: Mapping[str, ClusterNode]) -> Check:
+    return check_clocks({name: clock_offset(node.actor) for name, node in nodes.items()})
 
 
-def _storage_of_nodes(uri: str, actors: dict[str, Any]) -> Check:
+def _check_storage_of_nodes(uri: str, nodes: Mapping[str, ClusterNode]) -> Check:
     uri = storage.resolve(uri)
-    mine = storage.join(uri, f".glscl-{uuid.uuid4().hex}")
-    storage.write_bytes(mine, b"")
+    written = storage.join(uri, f".glscl-{uuid.uuid4().hex}")
+    storage.write_bytes(written, b"")
     try:
-        answers = gather({node: actor.storage_problem.remote(uri, mine) for node, actor in actors.items()}, STORAGE_S)
+        pending = {name: node.actor.storage_problem.remote(uri, written) for name, node in nodes.items()}
+        answers: dict[str, StorageProblem | Exception | None] = gather_answers(pending, STORAGE_S)
     finally:
-        storage.remove(mine)
+        storage.remove(written)
     return check_storage_of_nodes(uri, answers)
 
 
-def _from_outside(options: Doctor, words: Sequence[str]) -> Ending:
+def _check_from_outside(options: Doctor, words: Sequence[str]) -> Ending:
     """Look at the dashboard from here; the rest of the command line runs on the cluster, as a job."""
     check = guard("dashboard", ANSWER_S, check_dashboard, dashboard_address(options.address))
-    ending = _ending([check])
+    ending = _conclude([check])
     if ending.status:
         return ending
-    rest = iter(words)
-    there = []
-    for word in rest:
+    remaining = iter(words)
+    job = []
+    for word in remaining:
         if word == "--address":
-            next(rest)
+            next(remaining)
         elif not word.startswith("--address="):
-            there.append(word)
-    return submit(["doctor", *there], Submit(address=options.address))
+            job.append(word)
+    return submit(["doctor", *job], Submit(address=options.address))
 
 
-def _ending(checks: Sequence[Check]) -> Ending:
+def _conclude(checks: Sequence[Check]) -> Ending:
+    """Print the table; the verdict counts the checks that failed."""
     print_table(
-        ["check", "state", "found", "knob"], [[c.name, c.state, c.found, c.knob] for c in checks], text_columns=4
+        ["check", "state", "found", "knob"], [[c.name, c.state, c.finding, c.knob] for c in checks], text_columns=4
     )
     failed = [check.name for check in checks if check.state == "fail"]
     warned = [check.name for check in checks if check.state == "warn"]

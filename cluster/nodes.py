@@ -1,4 +1,4 @@
-"""What ``glscl doctor`` does on the nodes: one small actor on each, which reserves no CPU."""
+"""The actor that ``glscl doctor`` starts on every node, and its reports. It reserves no CPU."""
 
 from __future__ import annotations
 
@@ -12,10 +12,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 import glscl
+from cluster.storage_probe import StorageProblem, storage_problem
+from glscl.system.hardware import Node
 from glscl.system.session import use_interface_of_node
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
+    from ray.actor import ActorHandle
+
+T = TypeVar("T")
 
 PACKAGES = ("ray", "torch", "deepspeed")
 ANSWER_S = 90.0
@@ -25,7 +33,7 @@ RING_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """Bytes of a file system, and those that an ordinary user may still fill."""
+    """Bytes of a file system, and how many of them an ordinary user may still fill."""
 
     total: int
     free: int
@@ -33,7 +41,7 @@ class Space:
 
 @dataclass(frozen=True, slots=True)
 class NodeReport:
-    """What a node says of itself."""
+    """Versions, GPUs and disks of a node. ``disk_path`` is where Ray's session and shards in transit lie."""
 
     versions: dict[str, str]
     gpus: int
@@ -42,19 +50,27 @@ class NodeReport:
     shm: Space
 
 
-def versions() -> dict[str, str]:
-    """Of everything that must be the same on every node."""
-    found = {"glscl": glscl.__version__, "python": platform.python_version()}
+@dataclass(frozen=True, slots=True)
+class ClusterNode:
+    """A node of the cluster: its resources by Ray's names, and the actor on it."""
+
+    resources: Node
+    actor: ActorHandle
+
+
+def read_versions() -> dict[str, str]:
+    """Versions of everything that must be the same on every node."""
+    versions = {"glscl": glscl.__version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            found[package] = "missing"
-    return found
+            versions[package] = "missing"
+    return versions
 
 
-def space(path: str) -> Space:
-    """Of the file system that holds ``path``; nothing where there is no such path."""
+def measure_space(path: str) -> Space:
+    """Space of the file system that holds ``path``; 0 where there is no such path."""
     try:
         stat = os.statvfs(path)
     except FileNotFoundError:
@@ -62,14 +78,15 @@ def space(path: str) -> Space:
     return Space(stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize)
 
 
-def report() -> NodeReport:
-    """What this machine says of itself."""
-    scratch = tempfile.gettempdir()  # of Ray's session and of shards in transit
-    return NodeReport(versions(), len(glob.glob("/dev/nvidia[0-9]*")), scratch, space(scratch), space("/dev/shm"))
+def report_this_machine() -> NodeReport:
+    """The report of the machine that this process runs on."""
+    scratch = tempfile.gettempdir()
+    gpus = len(glob.glob("/dev/nvidia[0-9]*"))
+    return NodeReport(read_versions(), gpus, scratch, measure_space(scratch), measure_space("/dev/shm"))
 
 
 def all_reduce(rank: int, world: int, address: str, backend: str) -> float:
-    """Seconds of one all-reduce of 1 MiB with all the others, who meet at ``host:port``.
+    """Time one all-reduce of 1 MiB with the other ranks, who meet at ``host:port``; returns seconds.
 
     Raises:
         RuntimeError: the sum is wrong, or the others are not reached.
@@ -95,11 +112,11 @@ def all_reduce(rank: int, world: int, address: str, backend: str) -> float:
         dist.destroy_process_group()
 
 
-class Node:
-    """The actor."""
+class NodeActor:
+    """What the doctor asks of a node."""
 
     def report(self) -> NodeReport:
-        return report()
+        return report_this_machine()
 
     def now(self) -> float:
         return time.time()
@@ -116,43 +133,40 @@ class Node:
         use_interface_of_node()  # as training does
         return all_reduce(rank, world, address, backend)
 
-    def storage_problem(self, uri: str, others: str) -> tuple[str, str] | None:
-        from cluster.checks import storage_problem
-
+    def storage_problem(self, uri: str, others: str) -> StorageProblem | None:
         return storage_problem(uri, others)
 
 
-def start_nodes(use_gpu: bool) -> tuple[dict[str, Any], dict[str, dict[str, float]]]:
+def start_actors(use_gpu: bool) -> dict[str, ClusterNode]:
     """Start the actor on every node that is alive.
 
     Returns:
-        actors and Ray's resources by the node's name: its address, with the port where several share one.
+        nodes by name: the address, with the port where several nodes share one.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    actor = ray.remote(Node)
+    actor = ray.remote(NodeActor)
     alive = [node for node in ray.nodes() if node["Alive"]]
     addresses = [node["NodeManagerAddress"] for node in alive]
-    actors: dict[str, Any] = {}
-    resources: dict[str, dict[str, float]] = {}
+    nodes: dict[str, ClusterNode] = {}
     for node, address in zip(alive, addresses, strict=True):
         name = address if addresses.count(address) == 1 else f"{address}:{node['NodeManagerPort']}"
-        resources[name] = node["Resources"]
-        actors[name] = actor.options(
+        handle = actor.options(
             num_cpus=0,
             num_gpus=1 if use_gpu and node["Resources"].get("GPU") else 0,
             scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
         ).remote()
-    return actors, resources
+        nodes[name] = ClusterNode(node["Resources"], handle)
+    return nodes
 
 
-def gather(pending: Mapping[str, Any], limit_s: float = ANSWER_S) -> dict[str, Any]:
-    """The nodes' answers; an exception in place of one that failed or did not come."""
+def gather_answers(pending: Mapping[str, ObjectRef[T]], limit_s: float = ANSWER_S) -> dict[str, T | Exception]:
+    """The nodes' answers by name; an exception in place of one that failed or is late."""
     import ray
 
     ready, _ = ray.wait(list(pending.values()), num_returns=len(pending), timeout=limit_s) if pending else ([], [])
-    answers: dict[str, Any] = {}
+    answers: dict[str, T | Exception] = {}
     for node, reference in pending.items():
         if reference not in ready:
             answers[node] = TimeoutError(f"no answer in {limit_s:g} s")
@@ -164,14 +178,14 @@ def gather(pending: Mapping[str, Any], limit_s: float = ANSWER_S) -> dict[str, A
     return answers
 
 
-def clock_offset(node: Any) -> float:
-    """Seconds that a node's clock is ahead of this one's: of three askings, the quickest."""
+def clock_offset(actor: ActorHandle) -> float:
+    """Seconds that a node's clock is ahead of this one's: the quickest of three answers decides."""
     import ray
 
     best = (float("inf"), 0.0)
     for _ in range(3):
         before = time.time()
-        there = ray.get(node.now.remote(), timeout=ANSWER_S)
+        remote = ray.get(actor.now.remote(), timeout=ANSWER_S)
         after = time.time()
-        best = min(best, (after - before, there - (before + after) / 2))
+        best = min(best, (after - before, remote - (before + after) / 2))
     return best[1]

@@ -1,4 +1,4 @@
-"""``glscl`` command lines as Ray jobs: submit one, follow it, and end as it ended."""
+"""``glscl`` command lines as Ray jobs: submit one, follow it, and end with its exit status."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 from tyro.conf import Positional
@@ -23,6 +23,9 @@ from glscl.reporting.console import print_table
 from glscl.system import storage
 from glscl.system.redaction import has_secret
 
+if TYPE_CHECKING:
+    from ray.job_submission import JobDetails, JobSubmissionClient
+
 VERDICT = re.compile(r"glscl: (OK|FAILED) (.*)")
 LOST_S = 60.0
 """Seconds without the dashboard after which following ends (the job does not)."""
@@ -32,7 +35,7 @@ MESSAGE_LENGTH = 300
 
 
 class AtDashboard(Options):
-    """What is asked of a cluster from outside."""
+    """Options of a command that talks to a cluster's dashboard."""
 
     address: str = ""
     """The dashboard, http://HEAD:8265; empty is RAY_API_SERVER_ADDRESS, RAY_ADDRESS or this machine's."""
@@ -78,6 +81,20 @@ class Ending:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The last line of a command."""
+
+    word: Literal["OK", "FAILED"]
+    text: str
+
+    @classmethod
+    def parse(cls, line: str) -> Verdict | None:
+        """None for a line that is no verdict."""
+        match = VERDICT.fullmatch(line.rstrip())
+        return cls("OK" if match[1] == "OK" else "FAILED", match[2]) if match else None
+
+
 def submit(words: Sequence[str], options: Submit) -> Ending:
     """Run ``glscl WORDS`` as a job.
 
@@ -116,16 +133,16 @@ def submit(words: Sequence[str], options: Submit) -> Ending:
 def logs(options: Jobs) -> Ending:
     """Follow a job from its first line to its end."""
     client = connect(dashboard_address(options.address))
-    _info(client, options.id)
+    _find_job(client, options.id)
     return follow(client, options.id)
 
 
 def status(options: JobsStatus) -> str:
-    """The state of one job, or a table of all."""
+    """Print a table of all jobs, unless one is named; returns the verdict."""
     client = connect(dashboard_address(options.address))
     if options.id:
-        info = _info(client, options.id)
-        return f"job {options.id} {info.status}: {info.entrypoint}"
+        details = _find_job(client, options.id)
+        return f"job {options.id} {details.status}: {details.entrypoint}"
     jobs = sorted((job for job in client.list_jobs() if job.submission_id), key=lambda job: job.start_time or 0)
     rows = [[job.submission_id, str(job.status), _clock(job.start_time), job.entrypoint] for job in jobs]
     print_table(["job", "state", "started (UTC)", "command"], rows, text_columns=4)
@@ -139,42 +156,42 @@ def stop(options: Jobs) -> str:
         UserError: no such job, or it does not end.
     """
     client = connect(dashboard_address(options.address))
-    if (state := _info(client, options.id).status).is_terminal():
+    if (state := _find_job(client, options.id).status).is_terminal():
         return f"job {options.id} had ended before: {state}"
     client.stop_job(options.id)
     deadline = time.monotonic() + STOP_S
-    while not (state := _info(client, options.id).status).is_terminal():
+    while not (state := _find_job(client, options.id).status).is_terminal():
         if time.monotonic() > deadline:
             raise UserError(f"job {options.id} is still {state} after {STOP_S:g} s; see `glscl jobs status`")
         time.sleep(0.5)
     return f"job {options.id}: {state}"
 
 
-def follow(client: Any, job: str) -> Ending:
-    """Print a job's log as it grows, but its verdict; that is what is returned."""
+def follow(client: JobSubmissionClient, job: str) -> Ending:
+    """Print a job's log as it grows, without its verdict; returns how the job ended."""
     log = _Log()
     try:
-        info = asyncio.run(_follow(client, job, log))
+        details = asyncio.run(_follow(client, job, log))
     except KeyboardInterrupt:
         return Ending(130, f"interrupted; job {job} goes on: `glscl jobs logs {job}`, `glscl jobs stop {job}`")
     log.end()
-    return _ending(job, info, log.verdict)
+    return _describe_ending(job, details, log.verdict)
 
 
 class _Log:
-    """Prints whole lines; the latest verdict is kept back, so that nothing can come after it."""
+    """Prints whole lines. The latest verdict is held back, so that nothing can come after it."""
 
     def __init__(self) -> None:
-        self.verdict: tuple[str, str] | None = None
+        self.verdict: Verdict | None = None
         self._rest = ""
 
     def add(self, text: str) -> None:
         *lines, self._rest = (self._rest + text).split("\n")
         for line in lines:
-            if match := VERDICT.fullmatch(line.rstrip()):
+            if verdict := Verdict.parse(line):
                 if self.verdict:
-                    print(f"glscl: {' '.join(self.verdict)}", flush=True)
-                self.verdict = (match.group(1), match.group(2))
+                    print(f"glscl: {self.verdict.word} {self.verdict.text}", flush=True)
+                self.verdict = verdict
             else:
                 print(line, flush=True)
 
@@ -183,8 +200,8 @@ class _Log:
             self.add("\n")
 
 
-async def _follow(client: Any, job: str, log: _Log) -> Any:
-    """Feed the log until the job has ended; a lost connection is taken up where it broke.
+async def _follow(client: JobSubmissionClient, job: str, log: _Log) -> JobDetails:
+    """Feed the log until the job has ended; a new connection continues where the lost one broke.
 
     Raises:
         UserError: the dashboard is gone for good.
@@ -195,7 +212,7 @@ async def _follow(client: Any, job: str, log: _Log) -> Any:
     failing_since: float | None = None
     while True:
         received = 0
-        ended = _ended(client, job)
+        ended = _details_if_ended(client, job)
         try:
             async for text in client.tail_job_logs(job):
                 new = text[max(0, taken - received) :]
@@ -203,10 +220,10 @@ async def _follow(client: Any, job: str, log: _Log) -> Any:
                 taken += len(new)
                 log.add(new)
                 failing_since = None if new else failing_since
-            info = client.get_job_info(job)
+            details = client.get_job_info(job)
             failing_since = None
-            if info.status.is_terminal():
-                return info
+            if details.status.is_terminal():
+                return details
         except (aiohttp.ClientError, OSError, RuntimeError) as error:
             if ended:  # before this connection was tried: its log is gone with its node
                 return ended
@@ -219,35 +236,34 @@ async def _follow(client: Any, job: str, log: _Log) -> Any:
         await asyncio.sleep(1.0)
 
 
-def _ended(client: Any, job: str) -> Any:
+def _details_if_ended(client: JobSubmissionClient, job: str) -> JobDetails | None:
     """The job's details if it is known to have ended."""
     try:
-        info = client.get_job_info(job)
+        details = client.get_job_info(job)
     except (OSError, RuntimeError):
         return None
-    return info if info.status.is_terminal() else None
+    return details if details.status.is_terminal() else None
 
 
-def _ending(job: str, info: Any, verdict: tuple[str, str] | None) -> Ending:
-    state = str(info.status)
-    code = info.driver_exit_code
-    failed = verdict is not None and verdict[0] == "FAILED"
+def _describe_ending(job: str, details: JobDetails, verdict: Verdict | None) -> Ending:
+    state, code = str(details.status), details.driver_exit_code
+    failure = verdict.text if verdict and verdict.word == "FAILED" else ""
     if state == "STOPPED":
-        return Ending(
-            128 + signal.SIGTERM, f"job {job} was stopped" + (f": {verdict[1]}" if verdict and failed else "")
-        )
+        return Ending(128 + signal.SIGTERM, f"job {job} was stopped" + (f": {failure}" if failure else ""))
     if state == "SUCCEEDED":
-        word, text = verdict or ("OK", f"job {job} succeeded")
-        return Ending(0 if word == "OK" else 1, text)
+        if verdict is None:
+            return Ending(0, f"job {job} succeeded")
+        return Ending(1 if failure else 0, verdict.text)
     status = 1 if not code else code if code > 0 else 128 - code  # a shell's way to name a signal
-    if verdict and failed:
-        return Ending(status, verdict[1])
-    after = f" after it had said 'OK {verdict[1]}'" if verdict else " without a verdict"
-    reason = f"exit status {status}" if code else " ".join((info.message or "no reason given").split())[:MESSAGE_LENGTH]
+    if failure:
+        return Ending(status, failure)
+    after = f" after it had said 'OK {verdict.text}'" if verdict else " without a verdict"
+    message = " ".join((details.message or "no reason given").split())[:MESSAGE_LENGTH]
+    reason = f"exit status {status}" if code else message
     return Ending(status, f"job {job} died{after} ({reason}); `glscl jobs logs {job}` shows its log")
 
 
-def _info(client: Any, job: str) -> Any:
+def _find_job(client: JobSubmissionClient, job: str) -> JobDetails:
     try:
         return client.get_job_info(job)
     except RuntimeError as error:

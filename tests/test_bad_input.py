@@ -19,7 +19,7 @@ from glscl.evaluation.saved import ModelCard, save_model
 from glscl.models import ModelConfig, Retriever
 from glscl.system import storage
 from glscl.system.ownership import Claim
-from glscl.system.processes import machine, start_of
+from glscl.system.processes import machine_id, start_of
 from glscl.training.config import load_config, run_config
 
 Refuse = Callable[..., str]
@@ -462,7 +462,7 @@ def test_a_directory_that_another_command_writes(
     knob = "--output" if command in ("eval", "shards build") else "--name"
     with subprocess.Popen(["sleep", "600"]) as other:
         try:
-            claim = Claim("token", "glscl train", "box", machine(), other.pid, start_of(other.pid) or "")
+            claim = Claim("token", "glscl train", "box", machine_id(), other.pid, start_of(other.pid) or "")
             storage.write_bytes(str(where / "owner" / "00000001.json"), claim.to_bytes())
             message = refused(*words)
         finally:

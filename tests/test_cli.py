@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from glscl import commands
 from glscl.cli import main
+from glscl.commands.shards_build import Build
+from glscl.data.benchmarks import benchmark_names
 from glscl.data.shards import ShardSet
 from glscl.options.packaged import preset_names, preset_text
 from glscl.study.options import study_names, study_text
@@ -117,6 +120,25 @@ def test_mistakes_in_a_run_wait_for_torch_alone(tmp_path: Path) -> None:
     lines = ["train --training.tau 3", "train --config tiny --model.head glcsl", "train --config nowhere.yaml"]
     lines += ["study --config nowhere.yaml", "sweep --config nowhere.yaml"]
     assert imported(tmp_path, *lines) <= {"torch"}
+
+
+def test_a_command_is_one_file(capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = ['HELP = "greet somebody"', "ORDER = 15", "def run(words, program):", "    return f'{program}: {words}'"]
+    (tmp_path / "say_hello.py").write_text("\n".join(lines), encoding="utf-8")
+    monkeypatch.setattr(commands, "__path__", [*commands.__path__, str(tmp_path)])
+    commands.list_commands.cache_clear()
+    try:
+        _, out = run(capsys, "--help")
+        assert run(capsys, "say", "hello", "you") == (0, "glscl: OK glscl say hello: ['you']\n")
+        assert "did you mean 'say hello'" in refused(capsys, "say-hello")
+    finally:
+        commands.list_commands.cache_clear()
+    names = re.findall(r"^  (\S+(?: \S+)?)  ", out, re.MULTILINE)
+    assert names[:3] == ["quickstart", "say hello", "train"]
+
+
+def test_a_reader_of_annotations_is_named_by_the_help() -> None:
+    assert set(re.findall(r"\w+", Build.model_fields["benchmark"].description or "")) > set(benchmark_names())
 
 
 @pytest.mark.parametrize("words", [[], ["-h"], ["--help"], ["help"], ["shards", "--help"]])
@@ -313,8 +335,8 @@ def test_info_and_verify(capsys: Capture, shard_set: ShardSet) -> None:
     data = bytearray(tar.read_bytes())
     data[data.index(b"ftyp") + 40] ^= 0xFF  # in a video, not in a header
     tar.write_bytes(data)
-    said = refused(capsys, "shards", "verify", shard_set.uri)
-    assert "1 problem" in said
+    verdict = refused(capsys, "shards", "verify", shard_set.uri)
+    assert "1 problem" in verdict
 
 
 def test_toy_writes_videos_and_annotations(capsys: Capture, tmp_path: Path) -> None:

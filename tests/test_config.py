@@ -1,4 +1,4 @@
-"""The run configuration: YAML and flags to one typed tree, and what is said about mistakes."""
+"""The run configuration: YAML and flags to one typed tree, and the messages about mistakes."""
 
 from __future__ import annotations
 
@@ -131,11 +131,11 @@ def test_mistakes_in_yaml_are_named_with_file_and_key(tmp_path: Path, text: str 
     ],
 )
 def test_yaml_means_what_version_1_2_says(tmp_path: Path, text: str, key: str, value: Any) -> None:
-    found: Any = load_config(write(tmp_path, text))
-    for part in key.split("."):
-        found = getattr(found, part)
-    assert found == value
-    assert type(found) is type(value)
+    current: Any = load_config(write(tmp_path, text))
+    for name in key.split("."):
+        current = getattr(current, name)
+    assert current == value
+    assert type(current) is type(value)
 
 
 @pytest.mark.parametrize(
@@ -220,16 +220,16 @@ def test_yaml_anchors_are_merged(tmp_path: Path) -> None:
 )
 def test_flag_sets_its_key_only(words: list[str], key: str, value: object) -> None:
     config = parse(*words)
-    found: Any = config
-    for part in key.split("."):
-        found = getattr(found, part)
-    assert found == value
-    assert type(found) is type(value)
+    current: Any = config
+    for name in key.split("."):
+        current = getattr(current, name)
+    assert current == value
+    assert type(current) is type(value)
     expected = RunConfig().model_dump()
     section = expected
     *path, last = key.split(".")
-    for part in path:
-        section = section[part]
+    for name in path:
+        section = section[name]
     section[last] = value
     if "--seed" in words:
         expected["seed"] = 1
@@ -355,8 +355,8 @@ def _of_kind(kind: Any, low: float | None, high: float | None) -> st.SearchStrat
     if get_origin(kind) is Literal:
         return st.sampled_from(get_args(kind))
     if get_origin(kind) is tuple:
-        inner = [_of_kind(part, low, high) for part in get_args(kind) if part is not ...]
-        assert all(part is not None for part in inner)
+        inner = [_of_kind(argument, low, high) for argument in get_args(kind) if argument is not ...]
+        assert all(argument is not None for argument in inner)
         return st.lists(inner[0], max_size=3) if ... in get_args(kind) else st.tuples(*inner).map(list)  # type: ignore[arg-type]
     if kind is bool:
         return st.booleans()
@@ -395,12 +395,12 @@ def test_any_valid_override_survives_yaml(tmp_path_factory: pytest.TempPathFacto
 def test_any_words_give_a_configuration_or_one_line(words: list[str]) -> None:
     if "--help" in words or "-h" in words:
         return
-    said = ""
+    message = ""
     try:
         parse(*words)
     except UserError as error:
-        said = str(error)
-    assert "\n" not in said
+        message = str(error)
+    assert "\n" not in message
 
 
 def test_resolved_configuration_has_absolute_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

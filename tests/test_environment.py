@@ -1,4 +1,4 @@
-"""What is wrong around a command is one line, said before anything slow is imported or started."""
+"""A fault in the environment is one line, printed before anything slow is imported or started."""
 
 from __future__ import annotations
 
@@ -169,8 +169,8 @@ def test_the_longest_folder_that_ray_can_use_is_taken() -> None:
     name = f"session_{'0' * 26}_{os.getpid()}"
     assert len(name) == len(environment.SESSION.format(pid=os.getpid()).partition("/")[0])
     assert "session_{date_str}_{os.getpid()}" in Path(node.__file__).read_text()
-    room = environment.LONGEST_SOCKET - len(f"/glscl-ray-12345678/{name}/sockets/plasma_store")
-    for length, fits in ((room, True), (room + 1, False)):
+    longest = environment.LONGEST_SOCKET - len(f"/glscl-ray-12345678/{name}/sockets/plasma_store")
+    for length, fits in ((longest, True), (longest + 1, False)):
         folder = "/" + "a" * (length - 1)
         path = f"{folder}/glscl-ray-12345678/{name}/sockets/plasma_store"
         with pytest.raises(UserError, match="cannot be written there" if fits else "too long by 1 characters"):

@@ -21,7 +21,7 @@ from glscl.data.quarantine import Quarantine
 from glscl.errors import StorageError, UserError
 from glscl.system import exclusive, ownership, storage
 from glscl.system.ownership import Claim, Fence, TakenOverError, owned
-from glscl.system.processes import machine, start_of
+from glscl.system.processes import machine_id, start_of
 from glscl.system.s3 import S3
 from glscl.training.checkpoint.retention import INDEX, Retention
 from glscl.training.driver.outputs import STATUS, status_on_failure, write_status
@@ -52,7 +52,7 @@ def child() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def claim_of(pid: int, **changes: Any) -> Claim:
-    claim = Claim("token-of-another", "glscl train", "box", machine(), pid, start_of(pid) or "")
+    claim = Claim("token-of-another", "glscl train", "box", machine_id(), pid, start_of(pid) or "")
     return replace(claim, **changes)
 
 
@@ -177,8 +177,8 @@ def test_a_claim_that_nobody_holds_is_free_at_once(
         assert [name for name, claim in claims(directory).items() if not claim.released][-1] == "00000002.json"
         owner.fence.check()
     assert claims(directory)["00000002.json"].released
-    said = f"{directory}: taken over from glscl train on host box, pid {os.getpid()}, whose process is gone"
-    assert (said in capsys.readouterr().out) is not released
+    text = f"{directory}: taken over from glscl train on host box, pid {os.getpid()}, whose process is gone"
+    assert (text in capsys.readouterr().out) is not released
 
 
 def test_an_owner_on_another_machine_is_watched(directory: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -200,9 +200,9 @@ def test_an_owner_on_another_machine_is_watched(directory: str, capsys: pytest.C
     renewing.join()
     with owned(directory, ADVICE) as owner:
         assert owner.fence.number == 2
-    said = capsys.readouterr().out
-    assert f"{directory}: owned by glscl train on host node-7, pid {os.getpid()}; up to 1 s for a sign of life" in said
-    assert "which was not heard of for 0.6 s" in said
+    text = capsys.readouterr().out
+    assert f"{directory}: owned by glscl train on host node-7, pid {os.getpid()}; up to 1 s for a sign of life" in text
+    assert "which was not heard of for 0.6 s" in text
 
 
 @pytest.mark.parametrize(("age_s", "wait_s"), [(7200.0, 15), (-7200.0, 60), (20.0, 40)])
@@ -221,9 +221,9 @@ def test_an_age_that_the_storage_tells_shortens_the_wait_but_no_clock_is_believe
     monkeypatch.setattr(ownership.time, "sleep", pass_time)
     with owned(str(tmp_path), ADVICE):
         pass
-    said = capsys.readouterr().out
-    seconds = int(said.partition("; up to ")[2].split()[0])
-    assert wait_s - 10 <= seconds <= wait_s, said  # the age is measured, on a machine that may be slow
+    text = capsys.readouterr().out
+    seconds = int(text.partition("; up to ")[2].split()[0])
+    assert wait_s - 10 <= seconds <= wait_s, text  # the age is measured, on a machine that may be slow
 
 
 def test_who_is_patient_waits_for_the_owners_end(
@@ -232,9 +232,9 @@ def test_who_is_patient_waits_for_the_owners_end(
     write_claim(directory, 1, claim_of(child.pid))
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(lambda: ownership._claim(directory, ADVICE, 600.0))
-        said = ""
-        while "waiting for its owner to end" not in said:
-            said += capsys.readouterr().out
+        text = ""
+        while "waiting for its owner to end" not in text:
+            text += capsys.readouterr().out
             time.sleep(0.01)
         assert not waiting.done()
         child.kill()
@@ -320,9 +320,9 @@ def test_storage_that_is_away_does_not_end_the_heartbeat(
                 raise OSError(28, "No space left on device")
 
             patch.setattr(exclusive, "renew", refuse)
-            said = ""
-            while "no heartbeat can be written" not in said:
-                said += capsys.readouterr().out
+            text = ""
+            while "no heartbeat can be written" not in text:
+                text += capsys.readouterr().out
                 time.sleep(0.01)
         where = storage.join(str(tmp_path), "owner", "00000001.json")
         first = exclusive.read(where)

@@ -85,8 +85,8 @@ def test_credentials_in_an_address_are_refused(capsys: pytest.CaptureFixture[str
     assert main(words) == 2
     assert main(["submit", "--address", "http://127.0.0.1:1", "--", *words]) == 2
     assert main(["submit", "--address", "http://127.0.0.1:1", "--", "train", "--name", SECRET]) == 2
-    said = capsys.readouterr().out
-    assert "myword" not in said
-    assert SECRET not in said
-    assert "a secret is part of the command, which the cluster keeps in its list of jobs" in said
-    assert said.count("credentials do not belong in an address") == 2
+    printed = capsys.readouterr().out
+    assert "myword" not in printed
+    assert SECRET not in printed
+    assert "a secret is part of the command, which the cluster keeps in its list of jobs" in printed
+    assert printed.count("credentials do not belong in an address") == 2

@@ -15,7 +15,7 @@ from botocore.exceptions import (
 from glscl.errors import StorageError
 from glscl.system import s3, s3_errors, storage
 from glscl.system.s3 import S3
-from glscl.system.s3_errors import DAMAGED_TRIES, REQUEST_CHECKSUMS, RESPONSE_CHECKSUMS, advice, may_pass
+from glscl.system.s3_errors import DAMAGED_TRIES, REQUEST_CHECKSUMS, RESPONSE_CHECKSUMS, advise, may_pass
 from tests.fault_proxy import STORES, FaultProxy
 
 BOTH = f"{REQUEST_CHECKSUMS}=when_required and {RESPONSE_CHECKSUMS}=when_required"
@@ -81,7 +81,7 @@ def test_what_may_pass_is_tried_again(error: Exception) -> None:
 )
 def test_what_will_not_pass_names_its_knob(error: Exception, knob: str) -> None:
     assert not may_pass(error, 1)
-    assert knob in advice(error, "list_objects_v2")
+    assert knob in advise(error, "list_objects_v2")
 
 
 @pytest.mark.parametrize("code", ["BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch"])
@@ -89,24 +89,24 @@ def test_damage_on_the_way_is_no_damage_for_ever(code: str) -> None:
     error = _error(400, code)
     assert may_pass(error, DAMAGED_TRIES - 1)
     assert not may_pass(error, DAMAGED_TRIES)
-    assert BOTH in advice(error, "put_object")
+    assert BOTH in advise(error, "put_object")
     answer = FlexibleChecksumError(error_msg="expected crc32")
     assert may_pass(answer, DAMAGED_TRIES - 1)
     assert not may_pass(answer, DAMAGED_TRIES)
-    assert f"{RESPONSE_CHECKSUMS}=when_required" in advice(answer, "get_object")
+    assert f"{RESPONSE_CHECKSUMS}=when_required" in advise(answer, "get_object")
 
 
 def test_checksums_are_suspected_where_they_are_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     for error in (_error(403, "SignatureDoesNotMatch"), _error(400, "InvalidArgument", "Invalid argument.")):
-        assert BOTH in advice(error, "put_object")
-        assert BOTH not in advice(error, "get_object")
-    assert "AWS_PROFILE" in advice(_error(403, "SignatureDoesNotMatch"), "put_object")
-    assert BOTH in s3_errors.checksum_advice(_error(500, "InternalError"), "upload_part")
-    assert s3_errors.checksum_advice(_error(500, "InternalError", "checksum store is down"), "get_object") == ""
-    assert s3_errors.checksum_advice(_error(403, "AccessDenied"), "put_object") == ""
-    assert s3_errors.checksum_advice(ConnectionResetError(), "put_object") == ""
+        assert BOTH in advise(error, "put_object")
+        assert BOTH not in advise(error, "get_object")
+    assert "AWS_PROFILE" in advise(_error(403, "SignatureDoesNotMatch"), "put_object")
+    assert BOTH in s3_errors.advise_on_checksums(_error(500, "InternalError"), "upload_part")
+    assert s3_errors.advise_on_checksums(_error(500, "InternalError", "checksum store is down"), "get_object") == ""
+    assert s3_errors.advise_on_checksums(_error(403, "AccessDenied"), "put_object") == ""
+    assert s3_errors.advise_on_checksums(ConnectionResetError(), "put_object") == ""
     monkeypatch.setenv(REQUEST_CHECKSUMS, "when_required")
-    assert BOTH not in advice(_error(501, "NotImplemented"), "put_object")
+    assert BOTH not in advise(_error(501, "NotImplemented"), "put_object")
 
 
 @pytest.mark.parametrize("store", STORES)

@@ -19,15 +19,10 @@ import ray._private.utils
 
 from glscl.errors import BrokenRunError, UserError
 from glscl.system import session
+from glscl.system.nodes import capacity_of_nodes, check_resources
 from glscl.system.processes import start_of
 from glscl.system.ray_internals import cluster as internals
-from glscl.system.session import (
-    capacity_of_nodes,
-    check_resources,
-    cluster_of_this_machine,
-    ray_session,
-    use_interface_of_node,
-)
+from glscl.system.session import cluster_of_this_machine, ray_session, use_interface_of_node
 
 
 @pytest.fixture
@@ -106,8 +101,8 @@ def test_a_start_of_ray_that_fails_is_tried_again(
     with ray_session():
         pass
     assert len(starts) == 2
-    said = capsys.readouterr().out
-    assert said == (
+    printed = capsys.readouterr().out
+    assert printed == (
         "Ray has not started (Exception: The current node timed out during startup. This could happen); trying again\n"
     )
     starts[:] = ["", ""]

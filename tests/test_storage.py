@@ -15,7 +15,7 @@ from botocore.exceptions import ClientError
 
 from glscl.cli import main
 from glscl.errors import StorageError, UserError
-from glscl.system import s3, storage
+from glscl.system import environment, s3, storage
 from glscl.system.s3 import S3
 from tests.fault_proxy import KINDS, FaultProxy
 
@@ -398,4 +398,4 @@ def test_a_command_whose_endpoint_cannot_be_reached_ends_soon(
     assert last.endswith(f'"{proxy.url}/data/shards/manifest.json"; check AWS_ENDPOINT_URL and the network')
     proxy.start()
     assert main(["shards", "info", f"{bucket}/shards"]) == 2
-    assert not storage.first_answer_due.is_set(), "after an answer the deadline is that of running work"
+    assert not environment.first_answer_due.is_set(), "after an answer the deadline is that of running work"

@@ -7,6 +7,7 @@ from typing import Any
 
 from glscl.data.shards import MANIFEST, open_shard_set
 from glscl.errors import UserError
+from glscl.options.differences import differing_keys
 from glscl.study.grid import Sets, pretraining_run, shard_sets
 from glscl.system import storage
 from glscl.training.config import RunConfig
@@ -44,7 +45,7 @@ def plan(sweep: SweepConfig) -> RunConfig:
                 "than the default: give 3 (2 at least), or 0 to leave the comparison out"
             )
     else:
-        different = _differing(storage.read_json(saved), identity(sweep))
+        different = differing_keys(storage.read_json(saved), identity(sweep), ())
         if different:
             raise UserError(
                 f"{sweep.directory} holds a sweep of another configuration: {'; '.join(different[:5])}. Choose "
@@ -121,20 +122,3 @@ def make_setup(sweep: SweepConfig, sets: Mapping[str, Sets]) -> Setup:
 
 def identity(sweep: SweepConfig) -> dict[str, Any]:
     return {k: v for k, v in sweep.model_dump(mode="json").items() if k not in FREE_KEYS}
-
-
-def _differing(saved: Any, current: Any, prefix: str = "") -> list[str]:
-    """``key: saved -> current`` for every key whose value differs; null is as good as not there."""
-    if not isinstance(saved, dict) or not isinstance(current, dict):
-        return [] if _said(saved) == _said(current) else [f"{prefix}: {saved} -> {current}"]
-    found = []
-    for key in sorted(saved.keys() | current.keys()):
-        found += _differing(saved.get(key), current.get(key), f"{prefix}.{key}" if prefix else key)
-    return found
-
-
-def _said(value: Any) -> Any:
-    """A value without the keys that say null, which presets gain when options come to be."""
-    if not isinstance(value, dict):
-        return value
-    return {key: own for key, inner in value.items() if (own := _said(inner)) is not None} or None

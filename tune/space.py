@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from glscl.errors import UserError, did_you_mean
 from glscl.options import Options
-from glscl.options.flags import nearest_key
+from glscl.options.mistakes import nearest_key
 from glscl.options.packaged import yaml_names
 from glscl.study.options import Values, merge
 

@@ -15,8 +15,8 @@ from glscl.study.cell import remove_checkpoints
 from glscl.study.grid import Sets, domain_of, named_sets, shard_sets
 from glscl.study.run import pretrain, room_for
 from glscl.system import storage
+from glscl.system.nodes import alive_nodes, check_resources
 from glscl.system.ownership import Owner
-from glscl.system.session import alive_nodes, check_resources
 from glscl.training.config import RunConfig, to_yaml
 from glscl.training.driver.machines import with_machines
 from glscl.training.driver.outputs import status_on_failure, write_status

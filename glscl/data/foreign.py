@@ -17,6 +17,7 @@ from glscl.data.records import composed
 from glscl.data.shards import FOREIGN, MANIFEST, Manifest, ShardEntry, local_file
 from glscl.data.tars import TarIndex, index_foreign
 from glscl.errors import UserError
+from glscl.options.mistakes import first_mistake
 from glscl.system import storage
 from glscl.system.progress import Progress
 
@@ -87,8 +88,8 @@ def index_shards(
             video_ids=tuple(video_id for tar in tars for video_id in tar.video_ids),
         )
     except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"--{first['loc'][0]}: {first['msg']}") from None
+        first = first_mistake(error)
+        raise UserError(f"--{first.key.partition('.')[0]}: {first.message}") from None
     storage.write_json(where, manifest.model_dump(mode="json"))
     times = Counter(video_id for tar in tars for video_id in tar.video_ids)
     repeated = [video_id for video_id, count in times.items() if count > 1]
@@ -112,7 +113,7 @@ def _index(uri: str, name: str) -> _Indexed:
     try:
         entry = ShardEntry(name=name, samples=len(found.samples), pairs=pairs, bytes=size, sha256=digest.hexdigest())
     except ValidationError as error:
-        raise UserError(f"{uri}: {error.errors()[0]['msg']}; rename it (letters, digits, '_', '.', '-')") from None
+        raise UserError(f"{uri}: {first_mistake(error).message}; rename it (letters, digits, '_', '.', '-')") from None
     return _Indexed(entry, found.rejected, [sample.video_id for sample in found.samples])
 
 

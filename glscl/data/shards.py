@@ -30,6 +30,7 @@ from glscl.data.tars import Sample as Sample
 from glscl.data.tars import index_foreign, index_own
 from glscl.errors import UserError, printable
 from glscl.options import Options
+from glscl.options.mistakes import first_mistake
 from glscl.system import storage
 from glscl.system.progress import Progress
 
@@ -173,9 +174,7 @@ def read_manifest(uri: str) -> ShardSet:
     try:
         manifest = Manifest.model_validate(storage.read_json(where))
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"])) or "top level"
-        raise UserError(f"{where}: not a shard manifest ({field}: {first['msg']})") from None
+        raise UserError(f"{where}: not a shard manifest ({first_mistake(error, 'top level')})") from None
     if manifest.format != FORMAT:
         raise UserError(f"{where}: format {manifest.format}, this version reads {FORMAT}; build the shards again")
     names = Counter(entry.name for entry in manifest.shards)

@@ -15,6 +15,7 @@ from glscl.data.quarantine import Entry, Part
 from glscl.data.records import share
 from glscl.errors import UserError
 from glscl.evaluation.metrics import Direction
+from glscl.options.mistakes import first_mistake
 
 Model = TypeVar("Model", bound=BaseModel)
 Metrics = dict[str, int | float]
@@ -264,6 +265,6 @@ def parse(kind: type[Model], values: Mapping[str, Any] | Model, what: str, comma
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{what}: {where}: {first['msg'].lower()}; was this file written by `{command}`?") from None
+        first = first_mistake(error)
+        wrong = f"{first.key}: {first.message.lower()}"
+        raise UserError(f"{what}: {wrong}; was this file written by `{command}`?") from None

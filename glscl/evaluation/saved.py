@@ -20,6 +20,7 @@ from glscl.evaluation.locate import FOLDER as FOLDER
 from glscl.evaluation.locate import find_model
 from glscl.models.options import ModelConfig
 from glscl.options import Options
+from glscl.options.mistakes import first_mistake
 from glscl.system import storage
 
 if TYPE_CHECKING:
@@ -74,9 +75,8 @@ def read_card(uri: str) -> tuple[str, ModelCard]:
     try:
         return folder, ModelCard.model_validate(storage.read_json(where))
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise UserError(f"{where}: not a model card of this version ({key or 'top level'}: {first['msg']})") from None
+        mistake = first_mistake(error, "top level")
+        raise UserError(f"{where}: not a model card of this version ({mistake})") from None
     except UserError as error:
         raise UserError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None
 

@@ -1,4 +1,4 @@
-"""Options: validated sections of a configuration, and how they are read from YAML and from a command line."""
+"""Validated sections of a configuration, read from YAML and from a command line."""
 
 from glscl.options.base import MAX_LAYERS, MAX_SIZE, Options
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 MAX_LAYERS = 256
-"""Most layers of anything: each is an object of its own, whose number no file can make cheap."""
+"""Most layers of any module. Each is an object, so that a mistyped number would cost memory before it is noticed."""
 MAX_SIZE = 1_000_000
-"""Largest width, length or number of anything that a model is made of; a mistyped one is refused before memory is."""
+"""Largest width, length or number in a model; a mistyped one is refused before memory is allocated."""
 
 
 class Options(BaseModel):
@@ -21,7 +21,7 @@ class Options(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+    def _true_is_no_number(cls, value: object, info: ValidationInfo) -> object:
         """Pydantic takes true for 1: a key for numbers refuses it."""
         given = value if isinstance(value, list | tuple) else (value,)
         if any(isinstance(one, bool) for one in given):
@@ -31,6 +31,6 @@ class Options(BaseModel):
         return value
 
 
-def _kinds(annotation: Any) -> set[Any]:
-    """All types that an annotation is put together of."""
+def _kinds(annotation: object) -> set[object]:
+    """All types that an annotation is composed of."""
     return {annotation}.union(*map(_kinds, get_args(annotation)))

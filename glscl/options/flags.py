@@ -1,6 +1,6 @@
-"""Command-line options from a typed section: one line for whatever is wrong, with the nearest name there is.
+"""Command-line options from a class of options; whatever is wrong is one line, with the nearest known name.
 
-Apart from `glscl.training.config`, so that commands that train nothing need not wait for torch.
+`glscl.training.config` is another module, because commands that train nothing need not wait for torch.
 """
 
 from __future__ import annotations
@@ -8,21 +8,16 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from difflib import SequenceMatcher
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, TypeVar, cast, get_args
+from typing import TypeVar, cast, get_args
 
 import tyro
 from pydantic import BaseModel, ValidationError
 
 from glscl.errors import UserError
 from glscl.options import Options
-
-LONGEST_VALUE = 80
-"""Characters of a wrong value that a message repeats."""
-LEAST_LIKENESS = 0.6
-"""Below it, a known key is no suggestion for an unknown one (0: nothing in common, 1: the same)."""
+from glscl.options.mistakes import annotated_keys, describe_mistake, keys_of, nearest_key
 
 SURE_LIKENESS = 0.9
 """From it on, a known key is meant whatever other keys there are."""
@@ -31,16 +26,20 @@ SectionType = TypeVar("SectionType", bound=Options)
 
 
 def parse_options(
-    kind: type[SectionType], arguments: Sequence[str], program: str, default: Any = None, about: str | None = None
+    kind: type[SectionType],
+    arguments: Sequence[str],
+    program: str,
+    default: SectionType | None = None,
+    about: str | None = None,
 ) -> SectionType:
     """Parse ``--a.b value`` options with tyro; ``--help`` prints every key and leaves.
 
     Args:
-        kind: class of the result.
+        kind: class of the options.
         arguments: command-line words.
-        program: what the help calls the command.
-        default: values where no option is given; None takes the class's own.
-        about: what the help says first; None is the class's docstring.
+        program: name of the command in the help.
+        default: values of options that are not given; None is the class's defaults.
+        about: first text of the help; None is the class's docstring.
 
     Raises:
         UserError: unknown option, or a value of the wrong type.
@@ -64,14 +63,14 @@ def parse_options(
     except SystemExit as leaving:
         raise UserError(f"bad option: {_one_line(printed.getvalue(), leaving, kind)}") from None
     except ValidationError as error:  # tyro lets those of the outermost section through
-        raise UserError(f"bad option: {first_mistake(error, kind)}") from None
+        raise UserError(f"bad option: {describe_mistake(error, kind)}") from None
 
 
 def _spelt_out(arguments: Sequence[str], kind: type[BaseModel]) -> list[str]:
-    """With a value after every switch that is on, off or "auto": tyro takes no bare ``--a.b`` for these."""
+    """Add a value after every switch that is on, off or "auto", because tyro takes no bare ``--a.b`` for these."""
     switches = {
         name.replace("_", "-")
-        for name, annotation in _annotations(kind)
+        for name, annotation in annotated_keys(kind)
         if bool in get_args(annotation) and len(get_args(annotation)) > 1
     }
     words: list[str] = []
@@ -96,10 +95,10 @@ def _spelt_out(arguments: Sequence[str], kind: type[BaseModel]) -> list[str]:
 def check_spelling(arguments: Iterable[str], sections: Mapping[str, type[Options]]) -> None:
     """Refuse an option that is nearly a key of these sections, before the whole configuration is imported.
 
-    What is less clear is left to `parse_options`, which knows all keys.
+    Less clear mistakes are left to `parse_options`, which knows all keys.
 
     Raises:
-        UserError: naming the key that is meant.
+        UserError: an option is misspelt; the message names the right key.
     """
     known = {f"{name}.{key}".replace("_", "-") for name, kind in sections.items() for key in keys_of(kind)}
     for argument in arguments:
@@ -112,7 +111,7 @@ def check_spelling(arguments: Iterable[str], sections: Mapping[str, type[Options
 
 
 def _one_line(printed: str, leaving: SystemExit, kind: type[BaseModel]) -> str:
-    """What tyro complains about, without its box, its rules and the help that it repeats."""
+    """The message of tyro, without its box, its rules and the help that it repeats."""
     words = " ".join(re.sub(r"[│╭╮╰╯|+]", " ", printed).split())
     blocks = [block.strip() for block in re.split(r"[-─]{4,}", words) if block.strip()]
     text = blocks[1] if len(blocks) > 1 else words
@@ -122,7 +121,7 @@ def _one_line(printed: str, leaving: SystemExit, kind: type[BaseModel]) -> str:
     if cause is not None:
         section = re.match(r"Error parsing ([\w.-]+):", text)
         prefix = section.group(1).replace("-", "_") if section else ""
-        return first_mistake(cause, kind, "" if prefix == kind.__name__ else prefix)
+        return describe_mistake(cause, kind, "" if prefix == kind.__name__ else prefix)
     if re.match(r"Unrecognized options:.* (true|false)\b", text, re.IGNORECASE):
         text += " (switches take no value: write --a.b or --a.no-b)"
     text = re.sub(
@@ -132,60 +131,6 @@ def _one_line(printed: str, leaving: SystemExit, kind: type[BaseModel]) -> str:
 
 
 def _is_no_flag(name: str, known: set[str]) -> bool:
-    """True for the negative form of a boolean, ``--a.no-b``."""
+    """Whether a name is the negative form of a switch, ``--a.no-b``."""
     head, _, last = name.rpartition(".")
     return last.startswith("no-") and ".".join(filter(None, [head, last[3:]])) in known
-
-
-def first_mistake(error: ValidationError, kind: type[BaseModel], prefix: str = "") -> str:
-    """What is wrong first, by its full key, in one line; ``prefix`` is the key of the section that was validated."""
-    several = {name for name, annotation in _annotations(kind) if Literal["auto"] in get_args(annotation)}
-
-    def key_of(place: Mapping[str, Any]) -> str:
-        """Without what pydantic adds for each of several types that a value may have."""
-        words = [*filter(None, [prefix]), *map(str, place["loc"])]
-        shorter = ".".join(words[:-1])
-        return shorter if shorter in several else ".".join(words)
-
-    mistakes = {key_of(each): each for each in reversed(error.errors())}
-    first = error.errors()[0]
-    key = key_of(first)
-    if first["type"] == "extra_forbidden":
-        return f"unknown key '{key}'{nearest_key(key, keys_of(kind))}"
-    try:
-        given = repr(first["input"])
-    except ValueError:  # of thousands of digits: Python does not print it
-        given = "an enormous integer"
-    more = f" ({len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
-    return f"{key} = {given if len(given) <= LONGEST_VALUE else given[:LONGEST_VALUE] + '...'}: {first['msg']}{more}"
-
-
-def nearest_key(name: str, known: Iterable[str], least: float = LEAST_LIKENESS) -> str:
-    """Return ``", did you mean 'a.b'?"`` for the closest dotted key, or an empty string.
-
-    The last word counts as much as the whole, so that ``tau`` finds ``model.heads.glscl.tau``.
-    """
-
-    def likeness(key: str) -> float:
-        given, other = name.lstrip("-"), key.lstrip("-")
-        whole = SequenceMatcher(None, given, other).ratio()
-        return (whole + SequenceMatcher(None, given.rpartition(".")[2], other.rpartition(".")[2]).ratio()) / 2
-
-    best = max(known, key=likeness, default="")
-    return f", did you mean '{best}'?" if best and likeness(best) >= least else ""
-
-
-def keys_of(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Every configuration key, dotted."""
-    for name, _ in _annotations(model, prefix):
-        yield name
-
-
-def _annotations(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every configuration key with its type."""
-    for name, field in model.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            yield from _annotations(kind, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", kind

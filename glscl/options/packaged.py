@@ -1,4 +1,4 @@
-"""The packaged configurations by name; importing this takes no time, so that a misspelt name costs none."""
+"""The packaged configurations by name. Imports nothing slow, so that a misspelt name is refused at once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def yaml_names(folder: Traversable) -> list[str]:
 
 
 def is_file(source: str) -> bool:
-    """Whether what ``--config`` was given is a YAML file's path or address, not a name."""
+    """Whether the value of ``--config`` is a YAML file's path or address, not a name."""
     return source.endswith((".yaml", ".yml"))
 
 
@@ -39,10 +39,10 @@ def preset_text(name: str) -> str:
 
 
 def split_config(arguments: Iterable[str]) -> tuple[str | None, list[str]]:
-    """What ``--config`` names, or None, and the other words.
+    """The value of ``--config``, or None, and the other words.
 
     Raises:
-        UserError: given twice or without a value, or a preset that there is not.
+        UserError: ``--config`` is given twice or without a value, or there is no such preset.
     """
     rest: list[str] = []
     sources: list[str] = []

@@ -1,4 +1,4 @@
-"""Configurations in YAML, read by YAML 1.2's core schema, and written so that any reader agrees.
+"""Reads configurations by YAML 1.2's core schema, and writes YAML that any reader understands alike.
 
 PyYAML reads YAML 1.1, in which ``010`` is eight, ``1:30`` ninety, ``on`` true and ``2026-01-01`` a date. Here a number
 is decimal (or says ``0x``, ``0o``), true is ``true``, and everything else is text, which a key for numbers refuses.
@@ -39,38 +39,37 @@ def load_yaml(text: str) -> Any:
     return yaml.load(text, _Loader)
 
 
-def dump_yaml(values: Any) -> str:
+def dump_yaml(values: object) -> str:
     """Plain values as YAML that `load_yaml` and YAML 1.1 read alike: what either takes for a number is quoted."""
-    options: dict[str, Any] = {"sort_keys": False, "Dumper": _Dumper}
-    text: str = yaml.dump(values, allow_unicode=True, **options)
+    text: str = yaml.dump(values, allow_unicode=True, sort_keys=False, Dumper=_Dumper)
     if load_yaml(text) != values:  # PyYAML folds some characters (U+0085) unless it escapes them
-        text = yaml.dump(values, allow_unicode=False, **options)
+        text = yaml.dump(values, allow_unicode=False, sort_keys=False, Dumper=_Dumper)
     return text
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain YAML in which a key given twice is an error: otherwise the first of two sections would be lost.
+    """Plain YAML in which a repeated key is an error, because the first of two sections would be lost.
 
-    Aliases are counted as what they stand for: nine lines of them can stand for a billion values.
+    Aliases are counted as the values that they stand for: nine lines of them can stand for a billion.
     """
 
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  # PyYAML's own, of YAML 1.1, are not inherited
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012  # not PyYAML's of YAML 1.1
 
     def compose_document(self) -> yaml.Node | None:
         node = super().compose_document()
-        if node is not None and self._values(node, {}) > MAX_VALUES:
+        if node is not None and self._count_values(node, {}) > MAX_VALUES:
             raise yaml.composer.ComposerError(None, None, f"more than {MAX_VALUES} values", node.start_mark)
         return node
 
-    def _values(self, node: yaml.Node, known: dict[int, int | None]) -> int:
+    def _count_values(self, node: yaml.Node, known: dict[int, int | None]) -> int:
         count = known.setdefault(id(node), None)
         if count is not None:
             return count
         if not isinstance(node, yaml.CollectionNode):
             return 1
         known[id(node)] = MAX_VALUES + 1  # what it counts as inside of itself
-        parts = [part for item in node.value for part in (item if isinstance(item, tuple) else (item,))]
-        known[id(node)] = total = 1 + sum(self._values(part, known) for part in parts)
+        children = [child for item in node.value for child in (item if isinstance(item, tuple) else (item,))]
+        known[id(node)] = total = 1 + sum(self._count_values(child, known) for child in children)
         return total
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -91,7 +90,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """PyYAML's, which also quotes what only YAML 1.2 takes for a number (``1e5``, ``0o7``)."""
+    """PyYAML's dumper, which here also quotes what only YAML 1.2 takes for a number (``1e5``, ``0o7``)."""
 
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader._int)

@@ -13,7 +13,7 @@ from glscl.models.towers import Towers
 from glscl.study.analysis import machine
 from glscl.study.grid import Cell
 from glscl.study.options import StudyConfig
-from glscl.system.session import alive_nodes
+from glscl.system.nodes import alive_nodes
 from glscl.training.config import RunConfig
 from glscl.training.driver.machines import with_machines
 

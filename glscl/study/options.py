@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from glscl.errors import UserError, did_you_mean
 from glscl.options import Options
-from glscl.options.flags import first_mistake
+from glscl.options.mistakes import describe_mistake
 from glscl.options.packaged import is_file, yaml_names
 from glscl.study.results import UNION, ZERO_SHOT, Group
 from glscl.system import storage
@@ -302,4 +302,4 @@ def load_runs(
     try:
         return model.model_validate(values | dict(changes))
     except ValidationError as error:
-        raise UserError(f"{where}: {first_mistake(error, model)}") from None
+        raise UserError(f"{where}: {describe_mistake(error, model)}") from None

@@ -23,9 +23,9 @@ from glscl.study.report import write_study_report
 from glscl.study.tables import write_study_tables
 from glscl.system import storage
 from glscl.system.hardware import Share
+from glscl.system.nodes import alive_nodes, check_resources, worker_capacity
 from glscl.system.ownership import ANOTHER_NAME, Owner, owned
 from glscl.system.progress import time_left
-from glscl.system.session import alive_nodes, check_resources, worker_capacity
 from glscl.training.driver.launch import train
 from glscl.training.driver.machines import with_machines
 from glscl.training.driver.outputs import status_on_failure, write_status

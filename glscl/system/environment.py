@@ -1,7 +1,7 @@
-"""What a command finds around it that would end it later: checked before anything is started or imported that is slow.
+"""Checks of the environment, made before anything slow is imported or started.
 
-Addresses and tokens of a Ray cluster, the folder for temporary files, variables of S3 clients. Each check asks only
-what it needs, so that a healthy environment costs milliseconds.
+They cover addresses and tokens of a Ray cluster, the folder for temporary files, and variables of S3 clients. Each
+check asks only what it needs, so that a healthy environment costs milliseconds.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import re
 import shutil
 import socket
 import tempfile
+import threading
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -30,14 +31,17 @@ LONGEST_SOCKET = 107
 LEAST_FREE = 64 << 20
 """Bytes that have to be free for Ray's logs and for temporary files."""
 _MODES = ("disabled", "token")
+first_answer_due = threading.Event()
+"""Set by a command that starts, cleared by the first answer of an S3 endpoint. Until then an endpoint that cannot be
+reached is a typing error, not an outage."""
 _ASKS = "/ray.rpc.NodeInfoGcsService/CheckAlive"
 
 
 def check_working_folder() -> None:
-    """See that the folder that the command was started in is still there.
+    """See that the folder that the command was started in still exists.
 
     Raises:
-        UserError: it is not.
+        UserError: it does not.
     """
     try:
         os.getcwd()
@@ -49,7 +53,7 @@ def check_environment() -> None:
     """See that a Ray cluster can be used or started from here.
 
     Raises:
-        UserError: naming the variable and what to set it to.
+        UserError: it cannot; the message names the variable and what to set it to.
     """
     check_auth_mode()
     address = named_cluster()
@@ -63,7 +67,7 @@ def named_cluster() -> str | None:
     """``RAY_ADDRESS`` as ``host:port``, "local" or "auto"; None if it names none.
 
     Raises:
-        UserError: it is something else.
+        UserError: it is another kind of address.
     """
     named = os.environ.get("RAY_ADDRESS", "").strip()
     if not named or named in ("local", "auto"):
@@ -139,10 +143,10 @@ def _ask(address: str, token: str | None) -> str:
 
 
 def check_auth_mode() -> None:
-    """See that ``RAY_AUTH_MODE`` is one of Ray's, and that a token is where it is said to be.
+    """See that ``RAY_AUTH_MODE`` is one of Ray's, and that ``RAY_AUTH_TOKEN_PATH`` names a readable token.
 
     Raises:
-        UserError: it is not.
+        UserError: one of them is wrong.
     """
     mode = os.environ.get("RAY_AUTH_MODE")
     if mode is not None and mode.lower() not in _MODES:
@@ -161,10 +165,10 @@ def ray_token() -> str | None:
 
 def can_keep_token() -> bool:
     """Whether Ray can write the token of a cluster that it starts into the home folder."""
-    folder = Path(os.path.expanduser("~"))
-    for part in (folder / ".ray", folder):
-        if part.is_dir():
-            return os.access(part, os.W_OK | os.X_OK)
+    home = Path(os.path.expanduser("~"))
+    for folder in (home / ".ray", home):
+        if folder.is_dir():
+            return os.access(folder, os.W_OK | os.X_OK)
     return False
 
 
@@ -176,18 +180,18 @@ def _text(path: str) -> str:
 
 
 def temporary_folder() -> str:
-    """Where a local cluster's folder is made (as Ray chooses it)."""
+    """The folder in which a local cluster's folder is made; Ray chooses it in the same way."""
     return os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
 
 
 def check_temporary_folder(folder: str, knob: str) -> None:
-    """See that a local cluster can live in a folder: it can be written, has room, and its path leaves room for sockets.
+    """See that a local cluster fits into a folder: writable, with free space, and a path short enough for sockets.
 
     Raises:
-        UserError: naming the variable.
+        UserError: it does not; the message names the variable.
     """
-    own = os.path.join(os.path.abspath(folder), "glscl-ray-12345678", SESSION.format(pid=os.getpid()))
-    over = len(os.fsencode(own)) - LONGEST_SOCKET
+    socket_path = os.path.join(os.path.abspath(folder), "glscl-ray-12345678", SESSION.format(pid=os.getpid()))
+    over = len(os.fsencode(socket_path)) - LONGEST_SOCKET
     if over > 0:
         raise UserError(
             f"{knob}={folder}: too long by {over} characters for the Unix sockets that Ray makes under it; set "
@@ -214,7 +218,7 @@ def check_s3() -> None:
     """See that the variables of S3 clients make sense together.
 
     Raises:
-        UserError: naming the variable.
+        UserError: they do not; the message names the variable.
     """
     for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
         given = os.environ.get(name, "")
@@ -232,8 +236,8 @@ def check_s3() -> None:
 
 
 def _profiles() -> set[str]:
-    """Names in the files of credentials and of configuration, where boto looks for them."""
-    found: set[str] = set()
+    """Names of the profiles in AWS's files of credentials and of configuration."""
+    profiles: set[str] = set()
     for variable, default in (
         ("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"),
         ("AWS_CONFIG_FILE", "~/.aws/config"),
@@ -243,5 +247,5 @@ def _profiles() -> set[str]:
             parser.read_string(_text(os.environ.get(variable) or default))
         except configparser.Error:
             continue
-        found |= {name.removeprefix("profile ").strip() for name in parser.sections()}
-    return found
+        profiles |= {name.removeprefix("profile ").strip() for name in parser.sections()}
+    return profiles

@@ -1,8 +1,8 @@
-"""Files that exactly one of many processes creates, on a disk or on S3: what ownership is made of.
+"""Files that exactly one of many processes can create, on a disk or on S3. Ownership is built on them.
 
-Locally that is ``O_EXCL``. On S3 it is a conditional write (``If-None-Match: *``), which AWS has had since 2024. A
-store that refuses the condition, or ignores it, is found out: there the file is written, left for `SETTLE_S` seconds,
-and belongs to whom it names then.
+On a disk this is ``O_EXCL``. On S3 it is a conditional write (``If-None-Match: *``), which AWS has had since 2024.
+Stores that refuse or ignore the condition are detected. There the file is written, left for `SETTLE_S` seconds, and
+belongs to the process that it names then.
 """
 
 from __future__ import annotations
@@ -27,30 +27,25 @@ _NO_CONDITIONS = {"NotImplemented", "501", "InvalidArgument", "InvalidRequest", 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A file as it was found.
-
-    Attributes:
-        data: its content.
-        stamp: differs after every `renew`.
-    """
+    """Content of a file, and a stamp that differs after every `renew`."""
 
     data: bytes
     stamp: tuple[bytes, int]
 
 
 def create(uri: str, data: bytes) -> bool:
-    """Write a file that must not be there; of all who try at once, one succeeds.
+    """Write a file that does not exist yet; of all processes that try at once, one succeeds.
 
     Args:
         uri: path or URI.
         data: content, different for every process.
 
     Returns:
-        whether this call created it.
+        whether this call created the file.
 
     Raises:
-        StorageError: the store does not take it for another reason.
-        OSError: nor does the disk.
+        StorageError: the store refuses it for another reason.
+        OSError: the disk refuses it.
     """
     if not storage.is_remote(uri):
         return _create_locally(storage.resolve(uri), data)
@@ -68,8 +63,8 @@ def create(uri: str, data: bytes) -> bool:
 
 
 def _holds(uri: str, data: bytes) -> bool:
-    found = read(uri)
-    return found is not None and found.data == data
+    seen = read(uri)
+    return seen is not None and seen.data == data
 
 
 def _create_locally(path: str, data: bytes) -> bool:
@@ -114,7 +109,7 @@ def _code(error: BaseException | None) -> str:
 
 
 def read(uri: str) -> Seen | None:
-    """The file, or None if it is not there (asked for by its name, never by a listing)."""
+    """The file, or None if there is none. It is asked for by its name, never by a listing."""
     if storage.is_remote(uri):
         fs, path = storage.filesystem(uri)
         try:
@@ -130,10 +125,10 @@ def read(uri: str) -> Seen | None:
 
 
 def renew(uri: str, data: bytes) -> None:
-    """Let the file's `Seen.stamp` change: on S3 by new content, on a disk without needing room there.
+    """Change the file's stamp: on S3 by new content, on a disk by its time, which needs no free space.
 
     Raises:
-        FileNotFoundError: it is not there (S3 cannot tell).
+        FileNotFoundError: there is no such file on the disk (S3 cannot tell).
     """
     if storage.is_remote(uri):
         storage.write_bytes(uri, data)
@@ -142,7 +137,7 @@ def renew(uri: str, data: bytes) -> None:
 
 
 def age_s(uri: str) -> float:
-    """Seconds since a file was written or renewed, by the clock of where it lies: those of two hosts may differ."""
+    """Seconds since a file was written or renewed, by the storage's clock; clocks of two hosts may differ."""
     if storage.is_remote(uri):
         fs, path = storage.filesystem(uri)
         bucket, _, key = path.partition("/")

@@ -1,4 +1,4 @@
-"""What a cluster has, and what commands make of it where an option says ``auto``."""
+"""Numbers in place of options that say ``auto``, from the resources of the cluster's nodes."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Node = Mapping[str, float]
 """Resources of one node, by Ray's names: CPU, GPU."""
 
 MOST_LOADERS = 8
-"""Decoding processes per worker that `auto` makes at most."""
+"""Most decoding processes per worker that ``auto`` chooses."""
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """How a command uses the nodes: so many workers, with so much each."""
+    """How a command uses the nodes: the number of workers, and what each of them gets."""
 
     workers: int
     use_gpu: bool
@@ -39,32 +39,38 @@ def choose(
     loaders: int | Auto = "auto",
     cpus_each: int = 0,
 ) -> Share:
-    """Put numbers in place of every "auto".
+    """Put a number in place of every "auto".
 
-    A GPU is used where any node has one. There are as many workers as GPUs; without GPUs one on each node, or as many
-    as have ``cpus_each``. They divide a node's CPUs among them, and use some of theirs for decoding: all but one beside
-    a GPU, a quarter where the CPUs compute as well.
+    GPUs are used if any node has one. There are as many workers as GPUs; without GPUs one per node, or as many as get
+    ``cpus_each``. The workers of a node divide its CPUs. For decoding, a worker uses all of its CPUs but one beside a
+    GPU, and a quarter where the CPUs compute as well.
 
     Args:
-        nodes: what there is.
-        workers: how many; of a range, the most.
-        use_gpu: one GPU each.
-        cpus: CPUs of each.
-        loaders: decoding processes of each.
-        cpus_each: CPUs of a worker where there are no GPUs; 0 is a whole node.
+        nodes: resources of the cluster's nodes.
+        workers: number of workers; of a range, the most.
+        use_gpu: one GPU per worker.
+        cpus: CPUs per worker.
+        loaders: decoding processes per worker.
+        cpus_each: CPUs per worker that ``auto`` reckons with if there are no GPUs; 0 is a whole node.
     """
     gpu = any(node.get("GPU", 0) >= 1 for node in nodes) if use_gpu == "auto" else use_gpu
     usable = [node for node in nodes if node.get("GPU" if gpu else "CPU", 0) >= 1] or [{"CPU": 1.0, "GPU": 1.0}]
-    places = [int(node["GPU"]) if gpu else max(1, int(node["CPU"]) // cpus_each) if cpus_each else 1 for node in usable]
-    count, least = sum(places), 0.01
+    if gpu:
+        per_node = [int(node["GPU"]) for node in usable]
+    else:
+        per_node = [max(1, int(node["CPU"]) // cpus_each) if cpus_each else 1 for node in usable]
+    count, least = sum(per_node), 0.01
     if workers != "auto":
         count, least = workers, 1.0  # more than the nodes hold get one CPU each, and are refused later
         spread = math.ceil(count / len(usable))
-        places = [max(1, min(place, count)) if gpu else spread for place in places]
+        per_node = [max(1, min(fitting, count)) if gpu else spread for fitting in per_node]
     if cpus == "auto":
-        own = min(node.get("CPU", 0.0) / place for node, place in zip(usable, places, strict=True))
-        own = float(math.floor(own)) if own >= 1 else max(least, math.floor(own * 100) / 100)
+        share = min(node.get("CPU", 0.0) / sharing for node, sharing in zip(usable, per_node, strict=True))
+        cpus_of_each = float(math.floor(share)) if share >= 1 else max(least, math.floor(share * 100) / 100)
     else:
-        own = cpus
-    decoding = min(MOST_LOADERS, max(1, int(own) - 1 if gpu else int(own) // 4)) if loaders == "auto" else loaders
-    return Share(count, gpu, own, decoding)
+        cpus_of_each = cpus
+    if loaders == "auto":
+        decoding = min(MOST_LOADERS, max(1, int(cpus_of_each) - 1 if gpu else int(cpus_of_each) // 4))
+    else:
+        decoding = loaders
+    return Share(count, gpu, cpus_of_each, decoding)

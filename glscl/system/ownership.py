@@ -1,17 +1,17 @@
-"""One command at a time writes into a directory: its owner, known by a heartbeat.
+"""Ownership of a directory: one command at a time writes into it, and its heartbeat shows that it lives.
 
 Rules:
 
 1. A claim is a file ``owner/NNNNNNNN.json``, which `exclusive.create` gives to one process only. The highest number is
    the owner. Claims are never deleted: a number that was used once is never free again.
 2. The owner renews its claim every `PERIOD_S` seconds, from a thread, and marks it as released at its end.
-3. Who comes second is refused while the owner lives. On the owner's own machine that is asked of the process table; a
-   process number that another process has got since counts as gone. From another machine it is watched: an owner whose
-   claim changes is alive, one whose claim has not changed for `LIMIT_S` seconds is gone. An age that the storage tells
-   shortens the wait, but never below three heartbeats, because clocks jump.
-4. An owner that was taken over (it was frozen, or cut off) finds a higher number than its own. It looks with every
-   heartbeat, and `Fence.check` looks before anything is deleted, replaced or registered, in whatever process that
-   happens. Only a process that is frozen between that look and the write behind it is not held up.
+3. A second command is refused while the owner lives. On the same machine the process table decides; a process number
+   that another process has got since counts as gone. From another machine the claim is watched: an owner whose claim
+   changes is alive, one whose claim has not changed for `LIMIT_S` seconds is gone. The age of the claim by the
+   storage's clock shortens the wait, but never below three heartbeats, because clocks jump.
+4. An owner that was taken over (it was frozen, or cut off) finds a number higher than that of its claim. It looks with
+   every heartbeat, and `Fence.check` looks before anything is deleted, replaced or registered, in every process. Only a
+   process that is frozen between that look and the write after it is not stopped.
 """
 
 from __future__ import annotations
@@ -27,12 +27,11 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from glscl.errors import UserError
 from glscl.system import exclusive, storage
 from glscl.system.exclusive import Seen
-from glscl.system.processes import machine, start_of
+from glscl.system.processes import machine_id, start_of
 
 FOLDER = "owner"
 PERIOD_S = 5.0
@@ -50,17 +49,16 @@ class TakenOverError(UserError):
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a claim's file says.
+    """The content of a claim's file.
 
     Attributes:
-        token: of this claim only.
-        command: in words.
-        host: for people.
-        machine: where ``pid`` means a process (`processes.machine`).
-        pid: of the owner.
-        started: `processes.start_of` it.
-        beat: heartbeats so far, where they are counted in the file.
-        released: the owner has ended in order.
+        token: unique to this claim.
+        command: the owner's command in words, for people; so is ``host``.
+        machine: the place where ``pid`` means a process (`processes.machine_id`).
+        pid: the owner's process.
+        started: when that process began (`processes.start_of`).
+        beat: number of heartbeats, where they are counted in the file.
+        released: whether the owner has ended in order.
     """
 
     token: str
@@ -76,22 +74,22 @@ class Claim:
     def of_this_process(cls) -> Claim:
         """A new claim of this process."""
         pid = os.getpid()
-        return cls(uuid.uuid4().hex, _command(), socket.gethostname(), machine(), pid, start_of(pid) or "")
+        return cls(uuid.uuid4().hex, _command(), socket.gethostname(), machine_id(), pid, start_of(pid) or "")
 
     @classmethod
     def parse(cls, data: bytes) -> Claim | None:
-        """None for a file that is not whole, because it is being written."""
+        """Read a claim's file; None if it is incomplete, because it is being written."""
         try:
             return cls(**json.loads(data))
         except (ValueError, TypeError):
             return None
 
     def to_bytes(self) -> bytes:
-        """As JSON."""
+        """The claim as JSON."""
         return (json.dumps(asdict(self), indent=1) + "\n").encode()
 
     def is_running(self) -> bool:
-        """Whether the process is there; meant for claims of this machine."""
+        """Whether the owner's process is running; only for claims of this machine."""
         return start_of(self.pid) == self.started
 
     def __str__(self) -> str:
@@ -100,20 +98,14 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Fence:
-    """Says whether a claim still holds, in any process of its command.
-
-    Attributes:
-        directory: path or URI that is owned.
-        number: of the claim.
-        token: of the claim.
-    """
+    """Checks in any process of a command whether its claim (``number``, ``token``) on a directory still holds."""
 
     directory: str
     number: int
     token: str
 
     def check(self) -> None:
-        """Ask the storage.
+        """Read the claim from the storage.
 
         Raises:
             TakenOverError: the directory belongs to another command.
@@ -130,11 +122,7 @@ class Fence:
 
 
 class Owner:
-    """An owned directory, with the thread that renews its claim.
-
-    Attributes:
-        fence: to hand to other processes.
-    """
+    """An owned directory, with the thread that renews its claim. Other processes are given its ``fence``."""
 
     def __init__(self, fence: Fence, claim: Claim) -> None:
         self.fence = fence
@@ -146,7 +134,7 @@ class Owner:
         self._thread.start()
 
     def check(self) -> None:
-        """Raise what the last heartbeat found; costs nothing.
+        """Raise the last heartbeat's error; costs nothing.
 
         Raises:
             TakenOverError: the directory belongs to another command.
@@ -182,9 +170,9 @@ class Owner:
             print(f"{self._where}: not released ({_one_line(error)})", flush=True)
 
     def release(self) -> None:
-        """End the heartbeat, and let the next command have the directory.
+        """End the heartbeat and free the directory.
 
-        Storage that is away is not waited for: the next command finds this process gone.
+        Storage that does not answer is not waited for: the next command sees that this process is gone.
         """
         self._ended.set()
         self._thread.join(RELEASE_S)
@@ -199,12 +187,12 @@ def owned(directory: str, advice: str, *, patience_s: float = 0.0) -> Iterator[O
     """Own a directory in this block.
 
     Args:
-        directory: path or URI; made if it is not there.
-        advice: what else one can do than wait for the owner or end it, as in "choose another --name".
-        patience_s: how long a living owner is waited for, because it is expected to end.
+        directory: path or URI; made if it does not exist.
+        advice: what a user can do besides waiting for the owner or ending it, as in "choose another --name".
+        patience_s: how long to wait for a living owner that is expected to end.
 
     Raises:
-        UserError: another command owns it.
+        UserError: another command owns the directory.
     """
     directory = storage.resolve(directory)
     owner = _claim(directory, advice, patience_s)
@@ -215,7 +203,7 @@ def owned(directory: str, advice: str, *, patience_s: float = 0.0) -> Iterator[O
 
 
 def _command() -> str:
-    """What this process does, in a few words without options: these may hold secrets."""
+    """This process's command line without its options, which may hold secrets."""
     program = os.path.basename(sys.argv[0])
     if program == "default_worker.py":  # Ray's
         return "a run of a study or sweep"
@@ -226,13 +214,13 @@ def _command() -> str:
 def _claim(directory: str, advice: str, patience_s: float) -> Owner:
     mine = Claim.of_this_process()
     deadline = time.monotonic() + patience_s
-    watch = _Watch(directory)
+    probe = _OwnerProbe(directory)
     while True:
         number = _newest(directory)
-        if number and (reason := watch.holds(number)):
+        if number and (reason := probe.find_owner(number)):
             if time.monotonic() >= deadline:
                 raise UserError(f"{directory} is in use: {reason}. Wait for its end, end it, or {advice}")
-            watch.say(f"waiting for its owner to end: {reason}")
+            probe.say(f"waiting for its owner to end: {reason}")
             time.sleep(_POLL_S)
             continue
         if exclusive.create(_address(directory, number + 1), mine.to_bytes()):
@@ -241,21 +229,21 @@ def _claim(directory: str, advice: str, patience_s: float) -> Owner:
             storage.remove(_address(directory, number + 1))  # of a listing out of date
 
 
-class _Watch:
-    """Finds out whether an owner lives."""
+class _OwnerProbe:
+    """Finds out whether the owner of a directory lives."""
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
-        self._said: set[str] = set()
+        self._printed: set[str] = set()
 
     def say(self, text: str) -> None:
         """Print it once."""
-        if text.partition(",")[0] not in self._said:
-            self._said.add(text.partition(",")[0])
+        if text.partition(",")[0] not in self._printed:
+            self._printed.add(text.partition(",")[0])
             print(f"{self._directory}: {text}", flush=True)
 
-    def holds(self, number: int) -> str:
-        """Who owns the directory by this claim and how long ago it was heard of; empty if it is free to take."""
+    def find_owner(self, number: int) -> str:
+        """The owner by this claim and the age of its heartbeat, in words; empty if the directory is free."""
         where = _address(self._directory, number)
         began = time.monotonic()
         first: Seen | None = None
@@ -269,7 +257,7 @@ class _Watch:
             if claim is not None and claim.released:
                 return ""
             who = claim or "a command that has just begun"
-            if claim is not None and claim.machine == machine():
+            if claim is not None and claim.machine == machine_id():
                 if claim.is_running():
                     return self._reason(who, where)
                 self.say(f"taken over from {who}, whose process is gone")
@@ -284,12 +272,12 @@ class _Watch:
                 return ""
             time.sleep(_POLL_S)
 
-    def _reason(self, who: Any, where: str) -> str:
+    def _reason(self, who: Claim | str, where: str) -> str:
         return f"{who}, last heartbeat {max(0.0, exclusive.age_s(where)):.0f} s ago"
 
 
 def _newest(directory: str) -> int:
-    """The highest claim's number, 0 if there is none; a listing out of date hides none."""
+    """The number of the newest claim, 0 if there is none; also right if a listing is out of date."""
     names = (name.removesuffix(".json") for name in storage.list_names(storage.join(directory, FOLDER)))
     number = max((int(name) for name in names if name.isdecimal()), default=0)
     while exclusive.read(_address(directory, number + 1)) is not None:

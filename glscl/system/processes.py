@@ -1,4 +1,4 @@
-"""Processes of this machine, named so that neither a reused number nor a clock that jumps mixes two of them up."""
+"""Identity of a process: its number and its start, which neither a reused number nor a clock that jumps can confuse."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import psutil
 
 
 def start_of(pid: int) -> str | None:
-    """When a process began, counted from the start of the machine; None if it is gone or only waits to be collected.
+    """When a process began, counted from the start of the machine; None for a process that is gone or a zombie.
 
     psutil's ``create_time`` moves when the wall clock is set; this does not.
     """
@@ -28,15 +28,15 @@ def start_of(pid: int) -> str | None:
         return None
 
 
-def machine() -> str:
-    """Names the place where a process number means one process: host, boot and process namespace (a container's)."""
-    parts = [socket.gethostname()]
+def machine_id() -> str:
+    """Name of the place where a process number means one process: host, boot and process namespace (a container's)."""
+    names = [socket.gethostname()]
     for read in (
         lambda: Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip(),
         lambda: os.readlink("/proc/self/ns/pid"),
     ):
         try:
-            parts.append(read())
+            names.append(read())
         except OSError:  # not Linux: the host's name has to do
-            parts.append("")
-    return " ".join(parts)
+            names.append("")
+    return " ".join(names)

@@ -1,32 +1,35 @@
-"""How far a command has come and how long the rest will take: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of a command: a bar on a terminal, a line every half minute elsewhere."""
 
 from __future__ import annotations
 
 import sys
 import time
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
 
 QUIET_S = 10.0
-"""Seconds in which nothing is said: what is done by then needs no progress."""
+"""Seconds before the first line: what is done by then needs no progress."""
 EVERY_S = 30.0
 """Seconds between two lines where there is no terminal."""
 
 
 class Progress:
-    """Counts what is done of something; a context manager.
+    """Counts how much of something is done; a context manager.
 
     Args:
-        what: is being done, as in "embedding msrvtt/test".
-        total: how many there are.
+        what: the activity, as in "embedding msrvtt/test".
+        total: number of units.
         unit: what is counted, as in "videos".
     """
 
     def __init__(self, what: str, total: int, unit: str) -> None:
         self.what, self.total, self.unit = what, total, unit
         self.done = 0
-        self._began = self._said = time.monotonic()
-        self._bar: Any = None
+        self._began = self._last_line = time.monotonic()
+        self._bar: Bar | None = None
 
     def __enter__(self) -> Self:
         if sys.stdout.isatty():
@@ -53,24 +56,24 @@ class Progress:
             self._bar.stop()
 
     def advance(self, count: int = 1) -> None:
-        """So many more are done."""
+        """Count so many more units as done."""
         self.reach(self.done + count)
 
     def reach(self, done: int) -> None:
-        """So many are done in all."""
+        """Set the number of units that are done, and show it."""
         self.done = min(done, self.total)
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=self.done)
             return
         now = time.monotonic()
-        if self.done < self.total and now - self._began >= QUIET_S and now - self._said >= EVERY_S:
-            self._said = now
+        if self.done < self.total and now - self._began >= QUIET_S and now - self._last_line >= EVERY_S:
+            self._last_line = now
             left = time_left(now - self._began, self.done, self.total)
             print(f"{self.what}: {self.done:,} of {self.total:,} {self.unit}{left}", flush=True)
 
 
 def time_left(elapsed_s: float, done: int, total: int) -> str:
-    """``", about 3 min left"``, or nothing while nothing is done."""
+    """``", about 3 min left"``; empty while nothing is done."""
     if not done:
         return ""
     seconds = elapsed_s / done * (total - done)

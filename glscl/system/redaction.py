@@ -1,9 +1,9 @@
-"""Secrets never leave this process in words: not in logs, verdicts, reports, status files or exception text.
+"""Replaces secrets in everything that this process prints or writes: logs, verdicts, reports, status files, exceptions.
 
-What is replaced: the values of the variables that hold secrets (``AWS_SECRET_ACCESS_KEY``, ``RAY_AUTH_TOKEN``, and any
-whose name says secret, token, password or key), those of the AWS credentials file and of Ray's token file, and what
-looks like a credential by its form. A command prints through `redacted_output`; what is written to a file and is not
-this project's own text goes through `redact`.
+Secrets are the values of the variables that hold secrets (``AWS_SECRET_ACCESS_KEY``, ``RAY_AUTH_TOKEN``, and any
+whose name says secret, token, password or key), those of the AWS credentials file and of Ray's token file, and text
+that has the form of a credential. A command prints through `redacted_output`. Text of others goes through `redact`
+before it is written to a file.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -34,8 +34,8 @@ _FORMS = (
 
 
 def redact(text: str) -> str:
-    """``text`` without secrets."""
-    for value in _values():
+    """Replace every secret in a text."""
+    for value in _known_secrets():
         text = text.replace(value, HIDDEN)
     for form in _FORMS:
         text = form.sub(HIDDEN, text)
@@ -47,45 +47,34 @@ def has_secret(text: str) -> bool:
     return redact(text) != text
 
 
-def redact_values(value: Any) -> Any:
-    """A structure of plain values without secrets in its texts."""
-    if isinstance(value, str):
-        return redact(value)
-    if isinstance(value, Mapping):
-        return {key: redact_values(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [redact_values(item) for item in value]
-    return value
-
-
-def _values() -> list[str]:
+def _known_secrets() -> list[str]:
     """Every known secret, the longest first: one may be part of another."""
-    found = {value for name, value in os.environ.items() if _NAMES.search(name) and not _names_a_file(value)}
-    found |= _of_files(
+    secrets = {value for name, value in os.environ.items() if _NAMES.search(name) and not _names_a_file(value)}
+    secrets |= _read_files(
         os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or os.path.expanduser("~/.aws/credentials"),
         os.environ.get("RAY_AUTH_TOKEN_PATH") or os.path.expanduser("~/.ray/auth_token"),
     )
-    return sorted((value for value in found if len(value) >= _SHORTEST), key=len, reverse=True)
+    return sorted((value for value in secrets if len(value) >= _SHORTEST), key=len, reverse=True)
 
 
 def _names_a_file(value: str) -> bool:
     return value.startswith(("/", "~", "."))
 
 
-def _of_files(credentials: str, token: str) -> set[str]:
-    found: set[str] = set()
+def _read_files(credentials: str, token: str) -> set[str]:
+    secrets: set[str] = set()
     profiles = configparser.RawConfigParser()
     with suppress(configparser.Error, OSError, UnicodeDecodeError):
         profiles.read(credentials, encoding="utf-8")
     for profile in profiles.sections():
-        found |= {value for name, value in profiles.items(profile) if _NAMES.search(name)}
+        secrets |= {value for name, value in profiles.items(profile) if _NAMES.search(name)}
     with suppress(OSError, UnicodeDecodeError):
-        found.add(Path(token).read_text(encoding="utf-8").strip())
-    return found
+        secrets.add(Path(token).read_text(encoding="utf-8").strip())
+    return secrets
 
 
 class OutputClosedError(Exception):
-    """Nobody reads what is printed any longer: the reader of a pipe has ended."""
+    """The reader of the pipe that this process prints into has ended."""
 
 
 class _Redacted:
@@ -121,7 +110,7 @@ def _reader_may_leave() -> Iterator[None]:
 
 @contextmanager
 def redacted_output() -> Iterator[None]:
-    """Print without secrets in this block, whoever prints: libraries, tracebacks, what Ray's workers said."""
+    """Redact everything that is printed in this block, also by libraries, tracebacks and Ray's workers."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = _Redacted(sys.stdout), _Redacted(sys.stderr)  # type: ignore[assignment]
     try:
@@ -132,7 +121,7 @@ def redacted_output() -> Iterator[None]:
 
 @contextmanager
 def redacted_errors() -> Iterator[None]:
-    """For code that runs in a Ray worker: Ray writes prints and exceptions down on its own, in its log files.
+    """Redact prints and exceptions of code in a Ray worker, which Ray writes into its log files.
 
     Raises:
         RuntimeError: in place of an error whose text or traceback holds a secret.

@@ -1,9 +1,9 @@
-"""S3 with one policy of retries, whoever asks: `glscl.system.storage`, Ray Train, DataLoader processes.
+"""S3 client with one policy of retries, for `glscl.system.storage`, Ray Train and DataLoader processes.
 
-What may pass (server errors, slow-down, resets, time-outs, answers cut short) is tried again with exponential back-off
-and full jitter until ``GLSCL_STORAGE_DEADLINE_S``. What will not pass (no permission, no such bucket, bad signature, a
-request that the store does not know) is said at once, with the knob (`glscl.system.s3_errors`). Either ends in a
-`StorageError`. What is not there is a FileNotFoundError, as on a disk.
+A passing error (server errors, slow-down, resets, time-outs, answers cut short) is tried again with exponential
+back-off and full jitter until ``GLSCL_STORAGE_DEADLINE_S``. A permanent error (no permission, no such bucket, bad
+signature, a request that the store does not know) is raised at once, with the knob (`glscl.system.s3_errors`). Both
+end in a `StorageError`. A missing object is a FileNotFoundError, as on a disk.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import logging
 import os
 import random
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import s3fs
@@ -21,8 +22,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 from fsspec.asyn import sync_wrapper
 
 from glscl.errors import StorageError, UserError
-from glscl.system.s3_errors import advice, checksum_advice, code_of, may_pass, words
-from glscl.system.storage import first_answer_due
+from glscl.system.environment import first_answer_due
+from glscl.system.s3_errors import advise, advise_on_checksums, code_of, describe_error, may_pass
 
 DEADLINE = "GLSCL_STORAGE_DEADLINE_S"
 """Environment variable: seconds for which one request is tried again."""
@@ -41,13 +42,13 @@ _jitter = random.SystemRandom()  # no part of anybody's seed
 
 
 class Body:
-    """An answer's body, read and measured."""
+    """The body of an answer, already read."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
 
     async def read(self) -> bytes:
-        """All of it."""
+        """The whole body."""
         return self._data
 
     def close(self) -> None:
@@ -55,16 +56,16 @@ class Body:
 
 
 class S3(s3fs.S3FileSystem):  # type: ignore[misc]
-    """s3fs with the policy of this module, applied where every one of its requests passes.
+    """s3fs with the policy of this module, in the one method that every request passes.
 
-    A name is a key and nothing else: s3fs would take ``*``, ``?`` and ``[`` for patterns, which may match what other
-    people have, and ``?versionId=`` for a version.
+    A name is a key and nothing else. s3fs would take ``*``, ``?`` and ``[`` for patterns, which may match objects of
+    other people, and ``?versionId=`` for a version.
     """
 
     retries = 1  # s3fs's own, which know neither a deadline nor a server error
 
-    async def _call_s3(self, method: str, *arguments: Any, **options: Any) -> Any:
-        began = said = time.monotonic()
+    async def _call_s3(self, method: str, *arguments: object, **options: object) -> Any:
+        began = last_warning = time.monotonic()
         attempt = 0
         while True:
             try:
@@ -80,29 +81,33 @@ class S3(s3fs.S3FileSystem):  # type: ignore[misc]
                     raise
                 where, what = _uri(options), method.replace("_", " ")
                 if method == "abort_multipart_upload":  # tidying up after a failure that is being reported
-                    _logger.warning(f"{where}: parts of an unfinished upload stay behind ({words(cause)})")
+                    _logger.warning(f"{where}: parts of an unfinished upload stay behind ({describe_error(cause)})")
                     return {}
                 attempt += 1
                 if not may_pass(cause, attempt):
                     if isinstance(cause, ClientError | BotoCoreError):
-                        raise StorageError(f"{where}: {what}: {words(cause)}; {advice(cause, method)}") from error
+                        raise StorageError(
+                            f"{where}: {what}: {describe_error(cause)}; {advise(cause, method)}"
+                        ) from error
                     raise
                 now = time.monotonic()
                 left = began + _patience() - now
                 if left <= 0:
                     raise StorageError(
                         f"{where}: {what} failed for {now - began:.0f} s, {attempt} times; the last time: "
-                        f"{words(cause)}; {checksum_advice(cause, method) or _patience_advice()}"
+                        f"{describe_error(cause)}; {advise_on_checksums(cause, method) or _advise_on_patience()}"
                     ) from error
-                if now - said > SAY_EVERY_S:
-                    said = now
-                    _logger.warning(f"{where}: {what} has failed for {now - began:.0f} s ({words(cause)}); trying on")
+                if now - last_warning > SAY_EVERY_S:
+                    last_warning = now
+                    _logger.warning(
+                        f"{where}: {what} has failed for {now - began:.0f} s ({describe_error(cause)}); trying on"
+                    )
                 await asyncio.sleep(min(left, _jitter.uniform(0, min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**attempt))))
             else:
                 first_answer_due.clear()
                 return answer
 
-    async def _once(self, method: str, *arguments: Any, **options: Any) -> Any:
+    async def _once(self, method: str, *arguments: object, **options: object) -> Any:
         answer = await super()._call_s3(method, *arguments, **options)
         if method == "get_object":  # the body is part of what is tried again
             body = answer["Body"]
@@ -126,7 +131,7 @@ class S3(s3fs.S3FileSystem):  # type: ignore[misc]
         return bucket, key + path[len(path.rstrip("/")) :], None
 
     async def _expand_path(
-        self, path: Any, recursive: bool = False, maxdepth: int | None = None, assume_literal: bool = True
+        self, path: str | list[str], recursive: bool = False, maxdepth: int | None = None, assume_literal: bool = True
     ) -> Any:
         return await super()._expand_path(path, recursive, maxdepth, assume_literal=True)
 
@@ -138,14 +143,14 @@ class S3(s3fs.S3FileSystem):  # type: ignore[misc]
         delimiter: str = "/",
         prefix: str = "",
         versions: bool = False,
-    ) -> list[dict[str, Any]]:
-        """s3fs's own would leave out a key's first slashes, and list another folder."""
+    ) -> list[dict[str, object]]:
+        """List a folder. s3fs itself leaves out a key's first slashes, and lists another folder."""
         bucket, key, _ = self.split_path(path)
         below = f"{key}/" if key else ""
         entries = [entry async for entry in self._iterdir(bucket, max_items, delimiter, below + prefix)]
         return sorted(entries, key=lambda entry: str(entry["name"]))
 
-    async def _rm(self, path: str | list[str], recursive: bool = False, **options: Any) -> None:
+    async def _rm(self, path: str | list[str], recursive: bool = False, **options: object) -> None:
         """Delete the object of this very name or, recursively, everything under it.
 
         One request each: many stores refuse to delete several at once where AWS's client sends no Content-MD5.
@@ -156,7 +161,7 @@ class S3(s3fs.S3FileSystem):  # type: ignore[misc]
                 raise ValueError(f"s3://{bucket}: a whole bucket is not deleted")
             names = [one]
             if recursive:
-                names = [entry["name"] for entry in await self._lsdir(one.rstrip("/"), delimiter="")]
+                names = [str(entry["name"]) for entry in await self._lsdir(one.rstrip("/"), delimiter="")]
                 if not names:
                     raise FileNotFoundError(one)
             for first in range(0, len(names), DELETIONS):
@@ -166,13 +171,13 @@ class S3(s3fs.S3FileSystem):  # type: ignore[misc]
         with contextlib.suppress(FileNotFoundError):
             await self._rm_file(path)
 
-    async def _mkdir(self, path: str, *arguments: Any, **options: Any) -> None:
+    async def _mkdir(self, path: str, *arguments: object, **options: object) -> None:
         if not self.split_path(path)[1]:
             await super()._mkdir(path, *arguments, **options)
         # S3 has no folders. s3fs would look for the bucket, and make one where it may not look.
 
-    async def _get_file(self, rpath: str, lpath: str, **options: Any) -> None:
-        """In parts, so that one of them is what is tried again and held in memory."""
+    async def _get_file(self, rpath: str, lpath: str, **options: object) -> None:
+        """Download in parts: one part is held in memory, and tried again."""
         if os.path.isdir(lpath):
             return
         bucket, key, version = self.split_path(rpath)
@@ -192,12 +197,12 @@ def _patience() -> float:
         raise UserError(f"{DEADLINE}={text}: not a number of seconds") from None
 
 
-def _patience_advice() -> str:
+def _advise_on_patience() -> str:
     if first_answer_due.is_set():
         return "check AWS_ENDPOINT_URL and the network"
     return f"{DEADLINE} ({_patience():g}) says for how long one request is tried"
 
 
-def _uri(options: dict[str, Any]) -> str:
-    parts = [options.get("Bucket"), options.get("Key") or options.get("Prefix")]
-    return "s3://" + "/".join(str(part) for part in parts if part).rstrip("/")
+def _uri(options: Mapping[str, object]) -> str:
+    names = [options.get("Bucket"), options.get("Key") or options.get("Prefix")]
+    return "s3://" + "/".join(str(name) for name in names if name).rstrip("/")

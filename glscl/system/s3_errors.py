@@ -1,10 +1,9 @@
-"""What an error of an S3 store means: whether it may pass, what it says, and what a user can change."""
+"""Meaning of an S3 store's errors: whether a request may succeed later, and what a user can change."""
 
 from __future__ import annotations
 
 import os
 import re
-from typing import Any
 
 import aiohttp
 from botocore.exceptions import (
@@ -95,8 +94,8 @@ def may_pass(error: BaseException, attempt: int) -> bool:
     """Whether the same request may succeed later.
 
     Args:
-        error: what it ended with.
-        attempt: how often it has failed, this time included.
+        error: the error of the request.
+        attempt: how often the request has failed, this time included.
     """
     if isinstance(error, FlexibleChecksumError) or code_of(error) in DAMAGED_CODES:
         return attempt < DAMAGED_TRIES
@@ -112,29 +111,33 @@ def may_pass(error: BaseException, attempt: int) -> bool:
     )
 
 
-def advice(error: BaseException, method: str) -> str:
-    """What a user can change about a request that was refused.
+def advise(error: BaseException, method: str) -> str:
+    """What a user can change after a request was refused.
 
     Args:
-        error: the client's.
-        method: of the client, as in ``put_object``.
+        error: the client's error.
+        method: the client's method, as in ``put_object``.
     """
     if isinstance(error, SSLError):
         return "check AWS_ENDPOINT_URL (http:// or https://) and AWS_CA_BUNDLE, the file of certificates to trust"
-    if hint := checksum_advice(error, method):
+    if hint := advise_on_checksums(error, method):
         return hint
     return _ADVICE.get(code_of(error), CREDENTIALS)
 
 
-def checksum_advice(error: BaseException, method: str) -> str:
-    """The knob, where the store may have refused the checksums that AWS's client adds; else an empty string."""
+def advise_on_checksums(error: BaseException, method: str) -> str:
+    """Which variables to set, if the store may have refused the checksums of AWS's client; else an empty string."""
     if isinstance(error, FlexibleChecksumError):
         return f"if that comes again, the store's checksums are of another kind: set {RESPONSE_CHECKSUMS}=when_required"
     if os.environ.get(REQUEST_CHECKSUMS, "").lower() == "when_required" or not isinstance(error, ClientError):
         return ""
     code, status = code_of(error), _status(error)
     knobs = f"set {REQUEST_CHECKSUMS}=when_required and {RESPONSE_CHECKSUMS}=when_required"
-    if code in DAMAGED_CODES or status in (411, 501) or (status < 500 and _ABOUT_CHECKSUMS.search(words(error))):
+    if (
+        code in DAMAGED_CODES
+        or status in (411, 501)
+        or (status < 500 and _ABOUT_CHECKSUMS.search(describe_error(error)))
+    ):
         return f"the store may not know the checksums that AWS's client adds: {knobs}"
     if method in WRITES and (code in _VAGUE or status >= 500):
         other = CREDENTIALS if code == "SignatureDoesNotMatch" else "see what the store says"
@@ -143,16 +146,15 @@ def checksum_advice(error: BaseException, method: str) -> str:
 
 
 def code_of(error: BaseException) -> str:
-    """The store's word for an error; empty where there is none."""
+    """The store's code of an error; empty if it has none."""
     return str(error.response.get("Error", {}).get("Code", "")) if isinstance(error, ClientError) else ""
 
 
-def words(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """An error on one line."""
     text = " ".join(str(error).split())[:300]
     return text if isinstance(error, ClientError) else f"{type(error).__name__}: {text}"
 
 
 def _status(error: ClientError) -> int:
-    metadata: dict[str, Any] = error.response.get("ResponseMetadata", {})
-    return int(metadata.get("HTTPStatusCode", 0))
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))

@@ -1,4 +1,4 @@
-"""The Ray cluster that a command uses."""
+"""The Ray cluster that a command uses: an existing one, or a local one that ends with the command."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -27,6 +26,8 @@ from glscl.system.environment import (
     ray_token,
     temporary_folder,
 )
+from glscl.system.hardware import Node
+from glscl.system.nodes import alive_nodes
 from glscl.system.processes import start_of
 
 _PREFIX = "glscl-ray-"
@@ -46,10 +47,10 @@ PATIENCE = {
 
 @contextmanager
 def ray_session(quiet: bool = False) -> Iterator[None]:
-    """Use the cluster that ``RAY_ADDRESS`` or ``ray start`` offers, else a local one that ends with this block.
+    """Connect to the cluster of ``RAY_ADDRESS`` or ``ray start``, else to a local one that ends with this block.
 
     Args:
-        quiet: leave what tasks and workers print in Ray's log files: many runs at once would talk all together.
+        quiet: do not print the output of tasks and workers (it is in Ray's log files): that of many runs would mix.
 
     Raises:
         UserError: see `glscl.system.environment.check_environment`.
@@ -73,7 +74,7 @@ def ray_session(quiet: bool = False) -> Iterator[None]:
         raise UserError("RAY_ADDRESS=auto: no Ray cluster runs on this machine; start one, or unset RAY_ADDRESS")
     if address in (None, "local"):
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody reclaims this machine
-        with _own_cluster(quiet):
+        with _local_cluster(quiet):
             yield
         return
     ray.init(address=address, logging_level="error", log_to_driver=not quiet)
@@ -95,12 +96,12 @@ def on_this_machine() -> bool:
 
 
 @contextmanager
-def _own_cluster(quiet: bool) -> Iterator[None]:
-    """A local cluster that leaves neither processes nor files behind, but its logs where something went wrong."""
+def _local_cluster(quiet: bool) -> Iterator[None]:
+    """Run a local cluster that leaves no processes and no files behind, except for the logs of a failure."""
     parent = temporary_folder()
     _remove_left_folders(parent)
     folder = tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
-    _own(folder)
+    _mark_owned(folder)
     before = _children()
     failed = False
     try:
@@ -117,7 +118,7 @@ def _own_cluster(quiet: bool) -> Iterator[None]:
         _end(before)
         if failed:
             _remove(os.path.join(folder, "tmp"))
-            _own(folder, failed=True)
+            _mark_owned(folder, failed=True)
             print(f"Ray's logs of this command: {folder} (removed after {_KEEP_DAYS} days)", flush=True)
         else:
             _remove(folder)
@@ -199,21 +200,21 @@ def _temporary_files_in(folder: str) -> Iterator[None]:
             os.environ["TMPDIR"] = variable
 
 
-def _descendants(process: Any) -> list[Any]:
+def _descendants(process: psutil.Process) -> list[psutil.Process]:
     try:
         return process.children(recursive=True)  # type: ignore[no-any-return]
     except psutil.NoSuchProcess:
         return []
 
 
-def _own(folder: str, **more: Any) -> None:
-    """Mark a folder as this process's."""
-    owner = {"pid": os.getpid(), "start": start_of(os.getpid()), **more}
+def _mark_owned(folder: str, failed: bool = False) -> None:
+    """Write into a folder which process it belongs to, and whether its command has failed."""
+    owner = {"pid": os.getpid(), "start": start_of(os.getpid()), **({"failed": True} if failed else {})}
     Path(folder, _OWNER).write_text(json.dumps(owner), encoding="utf-8")
 
 
 def _remove_left_folders(parent: str) -> None:
-    """Delete what commands that were killed have left, and the logs of failed ones that are old."""
+    """Delete the folders of commands that were killed, and old logs of commands that failed."""
     for mark in Path(parent).glob(f"{_PREFIX}*/{_OWNER}"):
         try:
             owner = json.loads(mark.read_text(encoding="utf-8"))
@@ -240,7 +241,7 @@ def _remove(folder: str) -> None:
 
 
 def cluster_of_this_machine(say: bool = True) -> str | None:
-    """Address of what ``ray start`` has left running here; None if it is gone (Ray itself would wait for minutes)."""
+    """Address of the cluster that ``ray start`` made on this machine; None if it is gone (Ray would wait minutes)."""
     from glscl.system.ray_internals.cluster import written_address
 
     address = written_address()
@@ -255,7 +256,7 @@ def cluster_of_this_machine(say: bool = True) -> str | None:
 
 
 def _answers(address: str) -> bool:
-    """Whether somebody listens at ``host:port`` (other forms of address are left to Ray)."""
+    """Whether a server listens at ``host:port``; other forms of address are left to Ray."""
     host, _, port = address.rpartition(":")
     if "://" in address or not host or not port.isdigit():
         return True
@@ -266,74 +267,28 @@ def _answers(address: str) -> bool:
     return True
 
 
-def alive_nodes() -> list[Mapping[str, float]]:
-    """Resources of the nodes there are."""
-    import ray
-
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-
-def worker_capacity(cpus_per_worker: float, use_gpu: bool) -> int:
-    """Workers that the nodes there are can hold, counted node by node: a worker is never split over two."""
-    return capacity_of_nodes(alive_nodes(), cpus_per_worker, use_gpu)
-
-
-def capacity_of_nodes(nodes: Iterable[Mapping[str, float]], cpus_per_worker: float, use_gpu: bool) -> int:
-    """Workers that nodes of these resources hold."""
-    workers = 0
-    for node in nodes:
-        fits = int(node.get("CPU", 0.0) / cpus_per_worker + 1e-9)  # 0.3 / 0.1 is a little less than 3
-        workers += min(fits, int(node.get("GPU", 0.0))) if use_gpu else fits
-    return workers
-
-
-def check_resources(
-    workers: int, cpus_per_worker: float, use_gpu: bool, wait_s: float = 0.0, most: int | None = None
-) -> None:
-    """Refuse what the cluster does not have (Ray would wait for ever), after giving an autoscaler time to bring it.
-
-    Args:
-        workers: that have to be there (of a range, the fewest).
-        cpus_per_worker: CPUs of each, on one node.
-        use_gpu: each has a GPU.
-        wait_s: seconds that the cluster is given.
-        most: of a range, what an autoscaler is asked for meanwhile.
+def cluster_nodes() -> list[Node]:
+    """Resources of the nodes of the cluster that `ray_session` would use; nothing is started.
 
     Raises:
-        UserError: naming the knob.
+        UserError: see `glscl.system.environment.check_environment`.
     """
-    deadline = time.monotonic() + wait_s
-    if wait_s and worker_capacity(cpus_per_worker, use_gpu) < workers:
-        from glscl.system.nodes import NodeRequest
+    import ray
 
-        bundle = {"CPU": max(1, round(cpus_per_worker))} | ({"GPU": 1} if use_gpu else {})
-        with NodeRequest([bundle] * (most or workers)) as request:  # the placement group keeps the nodes afterwards
-            while worker_capacity(cpus_per_worker, use_gpu) < workers and time.monotonic() < deadline:
-                request.renew()
-                time.sleep(1.0)
-    if worker_capacity(cpus_per_worker, use_gpu) < workers:
-        raise UserError(missing_resources(workers, cpus_per_worker, use_gpu, alive_nodes()))
+    from glscl.system.ray_internals.cluster import nodes_at, resources_of_this_machine
 
-
-def missing_resources(
-    workers: int, cpus_per_worker: float, use_gpu: bool, nodes: Collection[Mapping[str, float]]
-) -> str:
-    """Error text: the resources that so many workers need and the nodes lack, and which options to change."""
-    present = {kind: sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU")}
-    wanted = {"CPU": workers * cpus_per_worker} | ({"GPU": float(workers)} if use_gpu else {})
-    short = [f"{n:g} {kind} (there: {present[kind]:g})" for kind, n in wanted.items() if n > present[kind]]
-    need = " and ".join(short) or (
-        f"{cpus_per_worker:g} CPU {'and a GPU ' if use_gpu else ''}each on one node (there is room for "
-        f"{capacity_of_nodes(nodes, cpus_per_worker, use_gpu)})"
-    )
-    return (
-        f"{workers} workers need {need}: lower training.num_workers or training.cpus_per_worker, set training.use_gpu "
-        f"to false, or raise training.wait_for_nodes_s where the cluster can grow"
-    )
+    if ray.is_initialized():
+        return alive_nodes()
+    check_environment()
+    named = named_cluster()
+    address = cluster_of_this_machine(say=False) if named in (None, "auto") else named
+    if address in (None, "local"):
+        return [resources_of_this_machine()]
+    return nodes_at(address)
 
 
 def use_interface_of_node() -> None:
-    """Have gloo use the interface of this node's address in the cluster, unless ``GLOO_SOCKET_IFNAME`` says which."""
+    """Set ``GLOO_SOCKET_IFNAME`` to the interface of this node's address in the cluster, unless it is set."""
     import ray
 
     address = ray.util.get_node_ip_address()

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: a command ends with a verdict, and training saves first.
+"""Handlers of SIGTERM and Ctrl-C: a command ends with a verdict, and training saves first.
 
 `ray job stop`, Kubernetes and reclaimed machines send SIGTERM. Within `ends_by_signal` it ends the command as Ctrl-C
 does, by an exception; within `deferred` the first signal is only noted, so that what runs can end in order, and the
@@ -16,7 +16,7 @@ from types import FrameType
 from glscl.errors import Stopped
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_owned = False  # whether signals are this project's to handle: not in a Ray worker, not in a program that imports glscl
+_installed = False  # by a command; never in a Ray worker or in a program that imports glscl
 
 
 def _end(signum: int, _: FrameType | None) -> None:
@@ -26,23 +26,23 @@ def _end(signum: int, _: FrameType | None) -> None:
 @contextmanager
 def ends_by_signal() -> Iterator[None]:
     """Let SIGTERM and SIGINT raise `Stopped` in this block (in the main thread; elsewhere nothing is changed)."""
-    global _owned
+    global _installed
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: signal.signal(number, _end) for number in _SIGNALS}
-    _owned = True
+    _installed = True
     try:
         yield
     finally:
-        _owned = False
+        _installed = False
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 def reinstall_handlers() -> None:
-    """Handle the signals again after ``ray.init``, which sets a handler that ends without a word."""
-    if _owned and threading.current_thread() is threading.main_thread():
+    """Handle the signals again after ``ray.init``, whose handler ends the process without a verdict."""
+    if _installed and threading.current_thread() is threading.main_thread():
         for number in _SIGNALS:
             signal.signal(number, _end)
 
@@ -52,21 +52,21 @@ def deferred() -> Iterator[Callable[[], int]]:
     """Only note the first signal in this block; the second raises `Stopped`.
 
     Yields:
-        a function that returns the number of the signal that came, 0 before one came.
+        a function that returns the number of the first signal, 0 before it.
     """
-    came: list[int] = []
-    if not _owned or threading.current_thread() is not threading.main_thread():
+    received: list[int] = []
+    if not _installed or threading.current_thread() is not threading.main_thread():
         yield lambda: 0
         return
 
     def note(signum: int, _: FrameType | None) -> None:
-        came.append(signum)
-        if len(came) > 1:
+        received.append(signum)
+        if len(received) > 1:
             raise Stopped(signum, " at once, without saving")
 
     for number in _SIGNALS:
         signal.signal(number, note)
     try:
-        yield lambda: came[0] if came else 0
+        yield lambda: received[0] if received else 0
     finally:
         reinstall_handlers()

@@ -1,10 +1,10 @@
-"""One address layer: every path the project takes is a local path or an ``s3://`` URI.
+"""Files at local paths and ``s3://`` URIs, through one set of functions.
 
 Credentials and endpoints come from the standard variables (``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``,
-``AWS_ENDPOINT_URL``, ``AWS_PROFILE``, instance roles ...): nothing of the kind is ever part of a configuration.
+``AWS_ENDPOINT_URL``, ``AWS_PROFILE``, instance roles ...). They are never part of a configuration.
 
-S3 is spoken to through `glscl.system.s3.S3` only, which has the one policy of retries. A listing of an S3-compatible
-store may be out of date: nothing is decided by what it lacks.
+Every request to S3 goes through `glscl.system.s3.S3`, which has the policy of retries. A listing of an S3-compatible
+store may be out of date, so nothing is decided by what a listing lacks.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ import contextlib
 import json
 import os
 import shutil
-import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import fsspec
 
 from glscl.errors import StorageError, UserError
 from glscl.system.environment import check_s3
 
-S3_OPTIONS: dict[str, Any] = {
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
+    from pyarrow.fs import PyFileSystem
+
+S3_OPTIONS: dict[str, object] = {
     "use_listings_cache": False,  # other processes (Ray tasks, other workers) write what this one lists
     "max_concurrency": 4,  # parts of a file held in memory at once: 50 MB each on the way up
     "config_kwargs": {"retries": {"total_max_attempts": 1}, "connect_timeout": 5, "read_timeout": 60},
 }
-first_answer_due = threading.Event()
-"""Set by a command that starts, cleared by the first answer of an endpoint: before it, an endpoint that cannot be
-reached is a typing error, not an outage."""
 
 
 def is_remote(uri: str) -> bool:
@@ -39,7 +39,11 @@ def is_remote(uri: str) -> bool:
 
 
 def resolve(uri: str) -> str:
-    """Return an absolute local path or the URI itself (Ray workers run in another directory than the driver)."""
+    """An absolute local path, or the URI itself. Ray workers run in another directory than the driver.
+
+    Raises:
+        UserError: a scheme that is not supported, or credentials in the address.
+    """
     if is_remote(uri):
         scheme = uri.split("://", 1)[0]
         if scheme != "s3":
@@ -53,19 +57,19 @@ def resolve(uri: str) -> str:
     return os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))
 
 
-def filesystem(uri: str) -> tuple[Any, str]:
-    """Return ``(fsspec filesystem, path on it)``."""
+def filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
+    """The file system of an address, and the path on it."""
     uri = resolve(uri)
     if is_remote(uri):
         check_s3()
-        from glscl.system.s3 import S3  # takes a second to import
+        from glscl.system.s3 import S3  # lazy: takes a second, which commands on local paths need not wait for
 
         return S3(**S3_OPTIONS), uri.removeprefix("s3://")
     return fsspec.filesystem("file"), uri
 
 
-def ray_storage(uri: str) -> tuple[str, Any | None]:
-    """Return ``(storage_path, storage_filesystem)`` as Ray Train and Tune want them."""
+def ray_storage(uri: str) -> tuple[str, PyFileSystem | None]:
+    """``storage_path`` and ``storage_filesystem`` for Ray Train and Tune."""
     if not is_remote(uri):
         return resolve(uri), None
     import pyarrow.fs
@@ -74,13 +78,13 @@ def ray_storage(uri: str) -> tuple[str, Any | None]:
     return path, pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs))
 
 
-def join(uri: str, *parts: str) -> str:
+def join(uri: str, *components: str) -> str:
     """Append path components to a path or URI."""
-    return "/".join([uri.rstrip("/"), *parts])
+    return "/".join([uri.rstrip("/"), *components])
 
 
 def exists(uri: str) -> bool:
-    """True if a file or folder is there."""
+    """Whether there is a file or folder of that name."""
     fs, path = filesystem(uri)
     return bool(fs.exists(path))
 
@@ -109,7 +113,7 @@ def read_json(uri: str) -> Any:
     """Read and parse a JSON file.
 
     Raises:
-        UserError: the file is missing or is not JSON.
+        UserError: the file is missing or not JSON.
     """
     try:
         return json.loads(read_bytes(uri))
@@ -120,18 +124,18 @@ def read_json(uri: str) -> Any:
 
 
 def write_bytes(uri: str, data: bytes) -> None:
-    """Write a whole file; readers see the old file or the new one, never half of it."""
+    """Write a whole file. Readers see the old file or the new one, never half of it."""
     fs, path = filesystem(uri)
     if is_remote(uri):
         fs.pipe_file(path, data)  # one PUT, or parts that appear when the last is there: atomic per object
         return
-    with _whole_or_not_at_all(path) as file:
+    with _atomic_file(path) as file:
         file.write(data)
 
 
 @contextlib.contextmanager
-def _whole_or_not_at_all(path: str) -> Iterator[IO[bytes]]:
-    """A file that takes its name when it is written and on the disk."""
+def _atomic_file(path: str) -> Iterator[IO[bytes]]:
+    """Open a file for writing that gets its name once it is whole and on the disk."""
     folder = os.path.dirname(path)
     os.makedirs(folder, exist_ok=True)
     temporary = os.path.join(folder, f".{os.path.basename(path)}.{uuid.uuid4().hex}")
@@ -147,7 +151,7 @@ def _whole_or_not_at_all(path: str) -> Iterator[IO[bytes]]:
         raise
 
 
-def write_json(uri: str, value: Any) -> None:
+def write_json(uri: str, value: object) -> None:
     """Write ``value`` as indented JSON."""
     write_bytes(uri, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
@@ -156,11 +160,11 @@ def check_writable(folder: str, knob: str) -> None:
     """Write and remove a small file.
 
     Args:
-        folder: path or URI; made if it is not there.
-        knob: the option that chose it.
+        folder: path or URI; made if it does not exist.
+        knob: the option that names the folder, for the message.
 
     Raises:
-        UserError: it cannot be written. Where nothing may be deleted, the file stays, which is said.
+        UserError: the folder cannot be written. Where nothing may be deleted, the file stays and a line says so.
     """
     probe = join(folder, f".glscl-{uuid.uuid4().hex}")
     try:
@@ -172,17 +176,17 @@ def check_writable(folder: str, knob: str) -> None:
 
 
 def upload(local_path: str, uri: str) -> None:
-    """Copy a local file to a path or URI; it is there whole or not at all."""
+    """Copy a local file to a path or URI, whole or not at all."""
     fs, path = filesystem(uri)
     if is_remote(uri):
         fs.put_file(local_path, path)
         return
-    with open(local_path, "rb") as source, _whole_or_not_at_all(path) as target:
+    with open(local_path, "rb") as source, _atomic_file(path) as target:
         shutil.copyfileobj(source, target, 8 << 20)
 
 
 def download(uri: str, local_path: str) -> None:
-    """Copy a file at a path or URI to a local file; it is there whole or not at all."""
+    """Copy a file at a path or URI to a local file, whole or not at all."""
     fs, path = filesystem(uri)
     try:
         fs.get_file(path, local_path)
@@ -193,14 +197,14 @@ def download(uri: str, local_path: str) -> None:
 
 
 def wrong_sizes(folder: str, expected: Mapping[str, int]) -> dict[str, int | None]:
-    """Compare the sizes of files with what is expected: one listing, and a closer look at what it contradicts.
+    """Compare the sizes of files with the expected ones: one listing, then a request for each file that differs.
 
     Args:
         folder: path or URI.
         expected: bytes by name, relative to the folder.
 
     Returns:
-        bytes, or None for a file that is not there, of those that differ; in the order of ``expected``.
+        the real bytes of the files that differ, None for a missing one, in the order of ``expected``.
     """
     fs, root = filesystem(folder)
     listed = {path: info["size"] for path, info in fs.find(root, detail=True).items()}
@@ -210,40 +214,40 @@ def wrong_sizes(folder: str, expected: Mapping[str, int]) -> dict[str, int | Non
         if listed.get(path) == size:
             continue
         try:
-            found = fs.info(path)
+            info = fs.info(path)
         except FileNotFoundError:
             wrong[name] = None
             continue
-        if found["type"] != "file":
+        if info["type"] != "file":
             wrong[name] = None
-        elif found["size"] != size:
-            wrong[name] = found["size"]
+        elif info["size"] != size:
+            wrong[name] = info["size"]
     return wrong
 
 
 def remove(uri: str) -> None:
-    """Delete one file; it is no error if it is not there."""
+    """Delete one file; a missing one is no error."""
     fs, path = filesystem(uri)
     with contextlib.suppress(FileNotFoundError):
         fs.rm_file(path)
 
 
 def remove_folder(uri: str) -> None:
-    """Delete a folder or prefix and everything under it; it is no error if it is not there."""
+    """Delete a folder or prefix with everything under it; a missing one is no error."""
     fs, path = filesystem(uri)
     with contextlib.suppress(FileNotFoundError):
         fs.rm(path, recursive=True)
 
 
 def tidy(uri: str, delete: Callable[[str], None] = remove_folder) -> bool:
-    """Delete what nobody needs any longer, or say that it stays behind: no run ends for that.
+    """Delete something that is no longer needed. A failure is printed, because no run should end for that.
 
     Args:
-        uri: folder or prefix; a file, if ``delete`` is `remove`.
-        delete: which of the two.
+        uri: folder or prefix; a file if ``delete`` is `remove`.
+        delete: `remove_folder` or `remove`.
 
     Returns:
-        whether it is gone.
+        whether it is deleted.
     """
     try:
         delete(uri)
@@ -255,11 +259,11 @@ def tidy(uri: str, delete: Callable[[str], None] = remove_folder) -> bool:
 
 
 def list_names(uri: str) -> list[str]:
-    """Sorted names directly under a folder; empty if it is not there."""
+    """Sorted names directly under a folder; empty for a missing one."""
     fs, path = filesystem(uri)
     fs.invalidate_cache(path)
     try:
         entries = {entry.rstrip("/") for entry in fs.ls(path, detail=False)}
     except FileNotFoundError:
         return []
-    return sorted(os.path.basename(entry) for entry in entries - {path})  # a console's empty object is the folder's own
+    return sorted(os.path.basename(entry) for entry in entries - {path})  # consoles make an object of the folder's name

@@ -19,7 +19,8 @@ from glscl.evaluation.options import EvaluationConfig
 from glscl.losses import LossConfig
 from glscl.models.options import ModelConfig
 from glscl.options import Options
-from glscl.options.flags import first_mistake, keys_of, parse_options
+from glscl.options.flags import parse_options
+from glscl.options.mistakes import describe_mistake, keys_of
 from glscl.options.packaged import is_file, preset_text, split_config
 from glscl.options.strict_yaml import dump_yaml, load_yaml
 from glscl.system import storage
@@ -118,7 +119,7 @@ def validate(values: dict[str, Any], where: str) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{where}: {first_mistake(error, RunConfig)}") from None
+        raise UserError(f"{where}: {describe_mistake(error, RunConfig)}") from None
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
 

@@ -35,9 +35,9 @@ from cluster.checks import (
     check_storage_of_nodes,
     check_versions,
     guard,
-    storage_problem,
 )
 from cluster.nodes import NodeReport, Space
+from cluster.storage_probe import storage_problem
 from glscl.cli import main
 from glscl.data.shards import ShardSet
 from glscl.errors import UserError
@@ -57,9 +57,9 @@ SOUND = NodeReport(
 )
 
 
-def found(check: Check, state: str, says: str, knob: str = "") -> None:
+def expect(check: Check, state: str, says: str, knob: str = "") -> None:
     assert check.state == state, check
-    assert re.search(says, check.found), check
+    assert re.search(says, check.finding), check
     assert re.search(knob, check.knob), check
 
 
@@ -69,14 +69,14 @@ def found(check: Check, state: str, says: str, knob: str = "") -> None:
 def test_a_node_with_another_ray_is_named() -> None:
     other = replace(SOUND, versions=SOUND.versions | {"ray": "2.59.1"})
     check = check_versions({"a": SOUND, "b": other}, SOUND.versions)
-    found(check, "fail", r"^b has ray 2\.59\.1, the driver 2\.60\.0$", "constraints.txt")
+    expect(check, "fail", r"^b has ray 2\.59\.1, the driver 2\.60\.0$", "constraints.txt")
     lacking = replace(SOUND, versions={"ray": "2.60.0"})
-    found(check_versions({"c": lacking}, SOUND.versions), "fail", "c has glscl missing, the driver 1")
-    found(check_versions({"a": SOUND}, SOUND.versions), "ok", "glscl 1, ray 2.60.0")
+    expect(check_versions({"c": lacking}, SOUND.versions), "fail", "c has glscl missing, the driver 1")
+    expect(check_versions({"a": SOUND}, SOUND.versions), "ok", "glscl 1, ray 2.60.0")
 
 
 def test_this_machine_reports_itself() -> None:
-    report = nodes.report()
+    report = nodes.report_this_machine()
     assert report.versions.keys() == {"glscl", "python", "ray", "torch", "deepspeed"}
     assert "missing" not in report.versions.values()
     assert 0 < report.disk.free <= report.disk.total
@@ -91,42 +91,42 @@ def test_a_full_disk_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         return SimpleNamespace(f_blocks=stat.f_blocks, f_frsize=stat.f_frsize, f_bavail=free)
 
     monkeypatch.setattr(os, "statvfs", full)
-    check = check_disk({"a": SOUND, "b": nodes.report()})
-    found(check, "fail", r"^full: b .* GiB free in ", "data.cache_dir")
+    check = check_disk({"a": SOUND, "b": nodes.report_this_machine()})
+    expect(check, "fail", r"^full: b .* GiB free in ", "data.cache_dir")
     monkeypatch.undo()
-    found(check_disk({"a": replace(SOUND, disk=Space(100 * GIB, 10 * GIB))}), "warn", r"a 10\.0 of 100 GiB")
-    found(check_disk({"a": SOUND}), "ok", "a 100.0 of 200 GiB")
+    expect(check_disk({"a": replace(SOUND, disk=Space(100 * GIB, 10 * GIB))}), "warn", r"a 10\.0 of 100 GiB")
+    expect(check_disk({"a": SOUND}), "ok", "a 100.0 of 200 GiB")
 
 
 def test_shared_memory() -> None:
     docker = replace(SOUND, shm=Space(64 << 20, 64 << 20))
-    found(check_shared_memory({"a": SOUND, "b": docker}), "fail", "b 0.06 GiB", "--shm-size")
-    found(check_shared_memory({"a": replace(SOUND, shm=Space(GIB, GIB))}), "warn", "a 1.00 GiB", "emptyDir")
-    found(check_shared_memory({"a": replace(SOUND, shm=nodes.space("/no/such/folder"))}), "fail", "a 0.00 GiB")
-    found(check_shared_memory({"a": SOUND}), "ok", "a 32.00 GiB")
+    expect(check_shared_memory({"a": SOUND, "b": docker}), "fail", "b 0.06 GiB", "--shm-size")
+    expect(check_shared_memory({"a": replace(SOUND, shm=Space(GIB, GIB))}), "warn", "a 1.00 GiB", "emptyDir")
+    expect(check_shared_memory({"a": replace(SOUND, shm=nodes.measure_space("/no/such/folder"))}), "fail", "a 0.00 GiB")
+    expect(check_shared_memory({"a": SOUND}), "ok", "a 32.00 GiB")
 
 
 def test_gpus() -> None:
-    found(check_gpus({"a": SOUND}, {"a": 8}, True), "ok", "a 8")
-    found(check_gpus({"a": SOUND}, {"a": 0}, True), "fail", "none in the cluster", "--use-gpu")
-    found(
+    expect(check_gpus({"a": SOUND}, {"a": 8}, True), "ok", "a 8")
+    expect(check_gpus({"a": SOUND}, {"a": 0}, True), "fail", "none in the cluster", "--use-gpu")
+    expect(
         check_gpus({"a": replace(SOUND, gpus=0)}, {"a": 8}, True), "fail", "a offers Ray 8 GPUs and shows 0", "driver"
     )
-    found(check_gpus({"a": SOUND, "b": SOUND}, {"a": 8, "b": 4}, True), "warn", "b shows 8 devices and offers Ray 4")
-    found(check_gpus({"a": replace(SOUND, gpus=0)}, {"a": 0}, False), "ok", "none")
+    expect(check_gpus({"a": SOUND, "b": SOUND}, {"a": 8, "b": 4}, True), "warn", "b shows 8 devices and offers Ray 4")
+    expect(check_gpus({"a": replace(SOUND, gpus=0)}, {"a": 0}, False), "ok", "none")
 
 
 def test_clocks() -> None:
-    found(check_clocks({"a": 0.1, "b": -0.1}), "ok", r"within 0\.20 s")
-    found(check_clocks({"a": 0.0, "b": -4.0, "c": 1.0}), "warn", r"c is 5\.0 s ahead of b", "NTP")
-    found(check_clocks({"a": 0.0, "b": 400.0}), "fail", r"b is 400\.0 s ahead of a")
+    expect(check_clocks({"a": 0.1, "b": -0.1}), "ok", r"within 0\.20 s")
+    expect(check_clocks({"a": 0.0, "b": -4.0, "c": 1.0}), "warn", r"c is 5\.0 s ahead of b", "NTP")
+    expect(check_clocks({"a": 0.0, "b": 400.0}), "fail", r"b is 400\.0 s ahead of a")
 
 
 def test_network_answers() -> None:
-    found(check_network({"a": 0.01, "b": 0.02}, "gloo"), "ok", r"over 2 nodes in 20\.0 ms")
+    expect(check_network({"a": 0.01, "b": 0.02}, "gloo"), "ok", r"over 2 nodes in 20\.0 ms")
     stuck = {"a": TimeoutError("no answer in 150 s"), "b": 0.02}
-    found(check_network(stuck, "nccl"), "fail", "nccl all-reduce: a: no answer in 150 s", "NCCL_SOCKET_IFNAME")
-    found(check_network({}, "gloo"), "warn", "no node that trains is up", "--wait-for-nodes-s")
+    expect(check_network(stuck, "nccl"), "fail", "nccl all-reduce: a: no answer in 150 s", "NCCL_SOCKET_IFNAME")
+    expect(check_network({}, "gloo"), "warn", "no node that trains is up", "--wait-for-nodes-s")
 
 
 def test_two_processes_reduce_together() -> None:
@@ -152,12 +152,12 @@ def _free_port() -> int:
 
 def test_a_wrong_token_is_found(guarded: str, set_token: SetToken, silent: str) -> None:
     set_token("wrong-but-of-good-length")
-    found(guard("dashboard", 30, check_dashboard, guarded), "fail", "refuses this token; set RAY_AUTH_MODE=token")
+    expect(guard("dashboard", 30, check_dashboard, guarded), "fail", "refuses this token; set RAY_AUTH_MODE=token")
     set_token(None)
-    found(guard("dashboard", 30, check_dashboard, guarded), "fail", "no token is there; .* RAY_AUTH_TOKEN")
+    expect(guard("dashboard", 30, check_dashboard, guarded), "fail", "no token is there; .* RAY_AUTH_TOKEN")
     set_token(TOKEN)
-    found(guard("dashboard", 30, check_dashboard, guarded), "ok", f"{guarded}, token accepted")
-    found(guard("dashboard", 30, check_dashboard, silent), "fail", f"no Ray dashboard answers at {silent}")
+    expect(guard("dashboard", 30, check_dashboard, guarded), "ok", f"{guarded}, token accepted")
+    expect(guard("dashboard", 30, check_dashboard, silent), "fail", f"no Ray dashboard answers at {silent}")
 
 
 # ----------------------------------------------------------------------------------------------------------- storage
@@ -207,30 +207,30 @@ def _use_s3(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
 
 def test_storage_that_works(bucket: str, tmp_path: Path) -> None:
     for uri in (f"{bucket}/runs", str(tmp_path / "runs")):
-        found(check_storage(uri), "ok", "listed, written, read and deleted")
+        expect(check_storage(uri), "ok", "listed, written, read and deleted")
         assert storage.list_names(uri) == []
 
 
 def test_no_such_bucket(bucket: str) -> None:
-    found(check_storage("s3://other/runs"), "fail", "no such bucket", "--storage")
+    expect(check_storage("s3://other/runs"), "fail", "no such bucket", "--storage")
 
 
 def test_read_only_s3(monkeypatch: pytest.MonkeyPatch) -> None:
     with _refusing_s3(monkeypatch, "AccessDenied", "PUT", "POST"):
-        found(check_storage("s3://data/runs"), "fail", "s3://data/runs: read-only: may not write", "s3:PutObject")
+        expect(check_storage("s3://data/runs"), "fail", "s3://data/runs: read-only: may not write", "s3:PutObject")
 
 
 def test_s3_that_may_not_be_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     with _refusing_s3(monkeypatch, "AccessDenied", "GET"):
-        found(check_storage("s3://data/runs"), "fail", "may not list", "s3:ListBucket")
+        expect(check_storage("s3://data/runs"), "fail", "may not list", "s3:ListBucket")
 
 
 @pytest.mark.parametrize("code", ["InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"])
 def test_wrong_credentials(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     with _refusing_s3(monkeypatch, code, "GET", "PUT", "HEAD", "DELETE", "POST"):
         check = check_storage("s3://data/runs")
-    found(check, "fail", rf"wrong credentials \({code}\)", "AWS_ACCESS_KEY_ID")
-    assert "secret" not in check.found + check.knob
+    expect(check, "fail", rf"wrong credentials \({code}\)", "AWS_ACCESS_KEY_ID")
+    assert "secret" not in check.finding + check.knob
 
 
 def test_no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -239,20 +239,22 @@ def test_no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    found(check_storage("s3://data/runs"), "fail", "no credentials", "AWS_PROFILE")
+    expect(check_storage("s3://data/runs"), "fail", "no credentials", "AWS_PROFILE")
     S3.clear_instance_cache()
 
 
 def test_unreachable_storage(monkeypatch: pytest.MonkeyPatch) -> None:
     _use_s3(monkeypatch, _free_port())
     monkeypatch.setenv("GLSCL_STORAGE_DEADLINE_S", "0")
-    found(check_storage("s3://data/runs"), "fail", r"s3://data/runs: unreachable \(", "AWS_ENDPOINT_URL")
+    expect(check_storage("s3://data/runs"), "fail", r"s3://data/runs: unreachable \(", "AWS_ENDPOINT_URL")
     S3.clear_instance_cache()
 
 
 def test_storage_that_does_not_know_checksums(bucket: str, proxy: FaultProxy) -> None:
     proxy.store = "not_implemented"
-    found(check_storage(f"{bucket}/runs"), "fail", "cannot write: .*NotImplemented", "AWS_REQUEST_CHECKSUM_CALCULATION")
+    expect(
+        check_storage(f"{bucket}/runs"), "fail", "cannot write: .*NotImplemented", "AWS_REQUEST_CHECKSUM_CALCULATION"
+    )
 
 
 def test_storage_that_never_answers_is_unreachable(
@@ -260,7 +262,7 @@ def test_storage_that_never_answers_is_unreachable(
 ) -> None:
     monkeypatch.setattr(module, "STORAGE_S", 0.2)
     monkeypatch.setattr(module, "check_storage", lambda _: time.sleep(5))
-    monkeypatch.setattr(module, "_of_cluster", lambda *_, **__: [])
+    monkeypatch.setattr(module, "_check_cluster", lambda *_, **__: [])
     monkeypatch.setattr(module, "ray_session", _no_session)
     assert main(["doctor", "--storage", "s3://data/runs"]) == 1
     assert "s3://data/runs: unreachable: no answer in 0.2 s" in capsys.readouterr().out
@@ -282,15 +284,15 @@ def test_local_storage_that_cannot_be_written(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("builtins.open", refuse)
-    found(check_storage(str(tmp_path)), "fail", says, knob)
+    expect(check_storage(str(tmp_path)), "fail", says, knob)
 
 
 def test_storage_of_nodes(tmp_path: Path) -> None:
     answers = {"a": None, "b": storage_problem(str(tmp_path), str(tmp_path / "written-elsewhere"))}
-    found(check_storage_of_nodes("/runs", answers), "fail", "b: what the driver wrote there is not seen", "s3://")
+    expect(check_storage_of_nodes("/runs", answers), "fail", "b: what the driver wrote there is not seen", "s3://")
     crashed = {"a": None, "b": RuntimeError("died")}
-    found(check_storage_of_nodes("/runs", crashed), "fail", "/runs: b: died")
-    found(check_storage_of_nodes("/runs", {"a": None, "b": None}), "ok", "from 2 nodes")
+    expect(check_storage_of_nodes("/runs", crashed), "fail", "/runs: b: died")
+    expect(check_storage_of_nodes("/runs", {"a": None, "b": None}), "ok", "from 2 nodes")
 
 
 # ------------------------------------------------------------------------------------------------------------ shards
@@ -298,13 +300,13 @@ def test_storage_of_nodes(tmp_path: Path) -> None:
 
 def test_too_few_shards(make_shards: Callable[..., ShardSet]) -> None:
     uri = make_shards(captions=[1] * 12, per_shard=3).uri
-    found(check_shards([uri], 2, 2), "ok", "4 shards for 2 workers x 2 loader workers")
+    expect(check_shards([uri], 2, 2), "ok", "4 shards for 2 workers x 2 loader workers")
     more = make_shards("more", captions=[1] * 12, per_shard=3).uri
-    found(check_shards([uri, more], 8, 0), "ok", "8 shards for 8 workers x 1 loader workers")
-    found(check_shards([uri], 3, 2), "fail", "too few: 4 shards for 3 workers x 2", "--samples-per-shard")
-    found(check_shards([uri], 1, 2, most=2), "ok", "4 shards for 2 workers x 2 loader workers")
-    found(check_shards([uri], 1, 2, most=4), "warn", "too few: 4 shards for 4 workers x 2", "--samples-per-shard")
-    found(guard("shards", 30, check_shards, ["nowhere"], 1, 1), "fail", "nowhere/manifest.json: no such file")
+    expect(check_shards([uri, more], 8, 0), "ok", "8 shards for 8 workers x 1 loader workers")
+    expect(check_shards([uri], 3, 2), "fail", "too few: 4 shards for 3 workers x 2", "--samples-per-shard")
+    expect(check_shards([uri], 1, 2, most=2), "ok", "4 shards for 2 workers x 2 loader workers")
+    expect(check_shards([uri], 1, 2, most=4), "warn", "too few: 4 shards for 4 workers x 2", "--samples-per-shard")
+    expect(guard("shards", 30, check_shards, ["nowhere"], 1, 1), "fail", "nowhere/manifest.json: no such file")
 
 
 # ---------------------------------------------------------------------------------------------------------- together
@@ -323,15 +325,15 @@ def test_a_check_that_crashes_or_hangs_is_a_failed_check() -> None:
         time.sleep(10)
         return Check("x", "ok", "")
 
-    found(guard("x", 5, crash), "fail", "^the check itself failed: ZeroDivisionError: division by zero$")
-    found(guard("x", 0.1, hang), "fail", r"no answer in 0\.1 s")
+    expect(guard("x", 5, crash), "fail", "^the check itself failed: ZeroDivisionError: division by zero$")
+    expect(guard("x", 0.1, hang), "fail", r"no answer in 0\.1 s")
 
 
 def test_table_verdict_and_exit_status(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], make_shards: Callable[..., ShardSet]
 ) -> None:
     checks = [Check("cluster", "ok", "4 nodes"), Check("disk", "warn", "little", "a larger volume")]
-    monkeypatch.setattr(module, "_of_cluster", lambda *_, **__: checks)
+    monkeypatch.setattr(module, "_check_cluster", lambda *_, **__: checks)
     monkeypatch.setattr(module, "ray_session", _no_session)
     assert main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -349,13 +351,11 @@ def test_a_node_with_another_ray_stops_the_run_and_nothing_else_stops_the_doctor
 ) -> None:
     """Two reports are faked, one of another Ray; everything that would ask the nodes themselves breaks down."""
     set_token("wrong-but-of-good-length")
-    mine = replace(SOUND, versions=nodes.versions())
+    mine = replace(SOUND, versions=nodes.read_versions())
     reports = {"10.0.0.1": mine, "10.0.0.2": replace(mine, versions=mine.versions | {"ray": "2.59.1"})}
     broken = SimpleNamespace(report=SimpleNamespace(remote=lambda: None))
-    monkeypatch.setattr(
-        module, "start_nodes", lambda _: (dict.fromkeys(reports, broken), {n: {"CPU": 8} for n in reports})
-    )
-    monkeypatch.setattr(module, "gather", lambda _: reports)
+    monkeypatch.setattr(module, "start_actors", lambda _: dict.fromkeys(reports, nodes.ClusterNode({"CPU": 8}, broken)))
+    monkeypatch.setattr(module, "gather_answers", lambda _: reports)
     monkeypatch.setattr(module, "ray_session", _no_session)
     address = SimpleNamespace(address_info={"webui_url": guarded.removeprefix("http://")})
     monkeypatch.setattr("ray.init", lambda **_: address)
@@ -409,6 +409,6 @@ def test_from_outside_the_rest_runs_as_a_job(
 
 
 def test_a_storage_scheme_that_is_not_supported() -> None:
-    found(guard("storage", 5, check_storage, "gs://x/y"), "fail", "'gs://' is not supported")
+    expect(guard("storage", 5, check_storage, "gs://x/y"), "fail", "'gs://' is not supported")
     with pytest.raises(UserError):
         storage_problem("gs://x/y")

@@ -33,6 +33,8 @@ from torch import distributed
 
 from glscl.errors import UserError
 from glscl.options import Options
+from glscl.options.differences import differing_keys
+from glscl.options.mistakes import first_mistake
 from glscl.system import storage
 from glscl.training.checkpoint.safe_load import safe_loading
 
@@ -134,9 +136,7 @@ def _read(uri: str, name: str, kind: TypeAdapter[Any]) -> Any:
     except FileNotFoundError:
         raise IncompleteCheckpointError(f"{name}: missing") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise IncompleteCheckpointError(f"{name}: unreadable ({where + ': ' if where else ''}{first['msg']})") from None
+        raise IncompleteCheckpointError(f"{name}: unreadable ({first_mistake(error)})") from None
 
 
 def _read_lists(uri: str) -> tuple[TrainState, list[dict[str, _File]]]:
@@ -235,7 +235,7 @@ def check_resumable(state: TrainState, config: dict[str, Any], manifests: Sequen
     Raises:
         UserError: with every differing key.
     """
-    different = differing_keys(state.config, config)
+    different = differing_keys(state.config, config, FREE_KEYS)
     if different:
         raise UserError(
             f"the run directory holds a run of another configuration: {'; '.join(different)}. "
@@ -246,21 +246,6 @@ def check_resumable(state: TrainState, config: dict[str, Any], manifests: Sequen
             "data.train: the shards differ from those that the run directory's checkpoint was trained on; "
             "choose another --name, or restore the shards"
         )
-
-
-def differing_keys(saved: dict[str, Any], current: dict[str, Any], prefix: str = "") -> list[str]:
-    """``key: saved -> current`` for every key outside `FREE_KEYS` whose value differs."""
-    differences = []
-    for key in sorted(saved.keys() | current.keys()):
-        name = prefix + key
-        if name in FREE_KEYS:
-            continue
-        before, after = saved.get(key), current.get(key)
-        if isinstance(before, dict) and isinstance(after, dict):
-            differences += differing_keys(before, after, name + ".")
-        elif before != after:
-            differences.append(f"{name}: {before} -> {after}")
-    return differences
 
 
 def directory_name(step: int, world_size: int, attempt: str) -> str:

@@ -28,6 +28,7 @@ import ray
 from ray.train import FailureConfig, ScalingConfig
 
 from glscl.errors import UserError
+from glscl.system.nodes import capacity_of_nodes, missing_resources
 from glscl.system.ray_internals.train import (
     FailureDecision,
     FailurePolicy,
@@ -37,7 +38,6 @@ from glscl.system.ray_internals.train import (
     ScalingPolicy,
     lacked_free_resources,
 )
-from glscl.system.session import capacity_of_nodes, missing_resources
 from glscl.training.options import TrainingConfig
 from glscl.training.saving import SECONDS_LEFT
 

@@ -21,8 +21,8 @@ from glscl.evaluation.results import Results, Test
 from glscl.evaluation.saved import FOLDER, ModelCard, read_card, save_model
 from glscl.system import stopping, storage
 from glscl.system.hardware import Share
+from glscl.system.nodes import check_resources, worker_capacity
 from glscl.system.ownership import Owner
-from glscl.system.session import check_resources, worker_capacity
 from glscl.training.checkpoint.format import TAG, IncompleteCheckpointError, check_complete
 from glscl.training.checkpoint.retention import ANOTHER, Retention, RetentionCallback, cause_in
 from glscl.training.checkpoint.safe_load import safe_loading

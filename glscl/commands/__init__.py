@@ -1,0 +1,92 @@
+"""The commands of ``glscl``, one module each. A new command is one new file in this folder.
+
+The file's name is the command: ``shards_build.py`` is `glscl shards build`. Files with a leading underscore are shared
+by commands. Each command's file has
+
+- ``HELP = "..."``, the line in `glscl --help`, and ``ORDER = 60``, the place of that line. They are read from the
+  file's text, so that `glscl --help` and a misspelt command wait for no imports. Write them exactly like this.
+- ``run(words, program)``, which takes the words after the command and returns the verdict. It raises `UserError` for
+  bad input, and `CommandFailed` if something that ran elsewhere has failed.
+
+An import stands inside a command's function for one reason only: it brings torch, Ray or what starts Ray, and a
+misspelt option is refused before that.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from glscl.errors import UserError, did_you_mean
+
+_CONSTANT = re.compile(r'^(HELP|ORDER) = ("[^"\n]*"|[0-9]+)$', re.MULTILINE)
+
+
+class CommandFailed(Exception):  # noqa: N818  # the command failed, not the program
+    """What ran elsewhere has failed: its exit status and its verdict become this command's."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class Command(NamedTuple):
+    """A command, not yet imported."""
+
+    order: int
+    name: str
+    help: str
+
+    def run(self, words: Sequence[str]) -> str:
+        """Import the command's module and run it; returns the verdict."""
+        module = importlib.import_module(f"{__name__}.{self.name.replace(' ', '_')}")
+        verdict: str = module.run(list(words), f"glscl {self.name}")
+        return verdict
+
+
+@cache
+def list_commands() -> dict[str, Command]:
+    """Every command by its name, in the order of the help."""
+    files = [file for folder in __path__ for file in Path(folder).glob("*.py") if not file.stem.startswith("_")]
+    return {command.name: command for command in sorted(map(_read_command, files))}
+
+
+def _read_command(file: Path) -> Command:
+    constants = dict(_CONSTANT.findall(file.read_text(encoding="utf-8")))
+    return Command(int(constants["ORDER"]), file.stem.replace("_", " "), constants["HELP"].strip('"'))
+
+
+def format_usage() -> str:
+    """What `glscl --help` prints."""
+    lines = [f"  {command.name:<15} {command.help}" for command in list_commands().values()]
+    return "\n".join(
+        [
+            "usage: glscl COMMAND [options]\n",
+            *lines,
+            "\n`glscl COMMAND --help` explains a command's options. Paths may be local or s3://.",
+        ]
+    )
+
+
+def find_command(words: Sequence[str]) -> tuple[Command, Sequence[str]]:
+    """The command that a command line begins with, and the words after it.
+
+    Raises:
+        UserError: there is none of that name.
+        SystemExit: the usage was asked for, and has been printed.
+    """
+    known = list_commands()
+    for length in (2, 1):
+        name = " ".join(words[:length])
+        if name in known:
+            return known[name], words[length:]
+    if second := [name.partition(" ")[2] for name in known if name.startswith(f"{words[0]} ")]:
+        if words[1:] in (["-h"], ["--help"]):
+            print(format_usage())
+            raise SystemExit(0)
+        raise UserError(f"`glscl {words[0]}` needs {', '.join(second[:-1])} or {second[-1]}")
+    raise UserError(f"unknown command '{words[0]}'{did_you_mean(words[0], known)}; see `glscl --help`")

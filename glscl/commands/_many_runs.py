@@ -1,0 +1,52 @@
+"""What `glscl study` and `glscl sweep` share: their options, and how a collection of runs is started."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, ClassVar
+
+from glscl.options import Options
+from glscl.system import storage
+
+if TYPE_CHECKING:
+    from glscl.study.options import RunsConfig
+    from glscl.system.ownership import Owner
+
+
+class ManyRuns(Options):
+    """Options of a command that does many runs; ``{kind}`` in a help text is what the command calls them."""
+
+    kind: ClassVar[str]
+
+    config: str
+    """Packaged {kind} (`glscl presets`) or a YAML file."""
+    name: str = ""
+    """Name of the {kind}; empty is the configuration's."""
+    storage: str = ""
+    """Folder or s3:// prefix in which the {kind}'s directory is made; empty is the configuration's."""
+    root: str = ""
+    """Folder or s3:// prefix of the shard sets that have relative paths; empty is the configuration's."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: object) -> None:
+        for field in cls.model_fields.values():
+            field.description = str(field.description).format(kind=cls.kind)
+
+    def changed_keys(self) -> dict[str, str]:
+        """The keys of the configuration that the command line replaces."""
+        given = {"name": self.name, "storage": self.storage, "root": self.root}
+        return {key: value for key, value in given.items() if value}
+
+
+@contextmanager
+def open_session(runs: RunsConfig) -> Iterator[Owner]:
+    """Check the shard sets and the storage, own the directory, and have Ray running in this block."""
+    from glscl.study.grid import check_given_sets
+    from glscl.system.ownership import ANOTHER_NAME, owned
+    from glscl.system.session import ray_session
+
+    check_given_sets(runs)
+    storage.check_writable(runs.directory, "--storage")
+    with owned(runs.directory, ANOTHER_NAME) as owner, ray_session(quiet=True):
+        yield owner

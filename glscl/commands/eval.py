@@ -1,0 +1,116 @@
+"""`glscl eval`: score a finished run on any shard sets."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from glscl.errors import UserError
+from glscl.evaluation.locate import find_model
+from glscl.evaluation.options import EvaluationConfig
+from glscl.options import Options
+from glscl.options.flags import parse_options
+from glscl.system import storage
+from glscl.system.environment import check_environment
+from glscl.system.hardware import Auto, choose
+
+HELP = "score a finished run on any shard sets, in and across domains"
+ORDER = 30
+
+
+class Eval(Options):
+    """Score a finished run on any shard sets, in and across domains."""
+
+    run: str
+    """Run directory (or a saved model's folder)."""
+    test: tuple[str, ...]
+    """Shard sets."""
+    output: str = ""
+    """Folder for results.json and report.html; empty is eval/ in the run directory."""
+    workers: int | Auto = "auto"
+    """Ray actors that embed and score. auto: one per GPU of the cluster, without GPUs one per four CPUs."""
+    use_gpu: bool | Auto = "auto"
+    """One GPU per actor. auto: where the cluster has any."""
+    cpus_per_worker: float | Auto = "auto"
+    """CPUs that Ray reserves per actor. auto: a node's CPUs divided among its actors."""
+    loader_workers: int | Auto = "auto"
+    """Decoding processes per actor. auto: all of its CPUs but one beside a GPU, else a quarter."""
+    normalisations: bool = False
+    """Also score with every registered normalisation (QB-Norm, dual and inverted softmax), as columns of their own
+    that say what they saw. The driver then holds the whole matrix of texts x videos."""
+    bank: tuple[str, ...] = ()
+    """Training shard sets that QB-Norm's query bank is drawn from, evenly; without, QB-Norm is left out."""
+    bank_videos: int = Field(default=500, ge=1)
+    """Videos of the bank, with their captions."""
+    leave_out: tuple[str, ...] = ()
+    """DOMAIN=FILE: a list of test videos of that domain that were trained on, or nearly. Results are then given
+    with and without them."""
+    max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
+    """Share of a set's videos that may be undecodable: a smaller gallery is easier to search."""
+
+
+def run(words: list[str], program: str) -> str:
+    """Check the options and the shard sets, then embed and score with Ray actors."""
+    options = parse_options(Eval, words, program)
+    _check(options)
+    check_environment()
+    find_model(options.run)
+
+    from glscl.data.shards import open_shard_set
+
+    for uri in (*options.test, *options.bank):
+        open_shard_set(uri)
+
+    from glscl.evaluation.evaluate import check_tests
+
+    config = EvaluationConfig(
+        normalisations=options.normalisations,
+        bank_videos=options.bank_videos if options.bank else 0,
+        leave_out=options.leave_out,
+    )
+    check_tests(options.run, options.test, config, options.bank)
+    run_directory = storage.resolve(options.run)
+    output = storage.resolve(options.output) if options.output else storage.join(run_directory, "eval")
+    storage.check_writable(output, "--output")
+    return _evaluate(options, config, run_directory, output)
+
+
+def _check(options: Eval) -> None:
+    if options.bank and not options.normalisations:
+        raise UserError("--bank: only normalisations use a query bank; add --normalisations, or leave out --bank")
+    for name, given, least in (
+        ("workers", options.workers, 1),
+        ("cpus-per-worker", options.cpus_per_worker, 0.01),
+        ("loader-workers", options.loader_workers, 0),
+    ):
+        if given != "auto" and given < least:
+            raise UserError(f"--{name} = {given:g}: give {least:g} or more, or auto")
+
+
+def _evaluate(options: Eval, config: EvaluationConfig, run_directory: str, output: str) -> str:
+    from glscl.data.quarantine import Quarantine
+    from glscl.evaluation.console import print_results
+    from glscl.system.nodes import alive_nodes
+    from glscl.system.ownership import owned
+    from glscl.system.session import ray_session
+    from glscl.training.driver.launch import evaluate
+    from glscl.training.driver.outputs import REPORT, write_results
+
+    tests = tuple(storage.resolve(uri) for uri in options.test)
+    with owned(output, "choose another --output") as owner:
+        quarantine = Quarantine(output, options.max_bad_fraction, "--max-bad-fraction", fence=owner.fence)
+        quarantine.write()  # nothing yet: what an earlier evaluation found there is forgotten
+        with ray_session():
+            share = choose(
+                alive_nodes(),
+                workers=options.workers,
+                use_gpu=options.use_gpu,
+                cpus=options.cpus_per_worker,
+                loaders=options.loader_workers,
+                cpus_each=4,
+            )
+            print(f"actors: {share}", flush=True)
+            results = evaluate(run_directory, tests, config, share, bank=options.bank, quarantine=quarantine)
+        owner.fence.check()
+        write_results(results, output)
+    print_results(results)
+    return f"{results.verdict} report={storage.join(output, REPORT)}"

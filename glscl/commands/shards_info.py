@@ -1,0 +1,18 @@
+"""`glscl shards info`: print the manifest of a shard set."""
+
+from __future__ import annotations
+
+from glscl.commands._shard_set import shard_set_argument
+from glscl.data.shards import describe, open_shard_set
+from glscl.reporting.console import start_panel
+
+HELP = "print a manifest"
+ORDER = 63
+
+
+def run(words: list[str], program: str) -> str:
+    """Open the set, which compares the tars' sizes with the manifest, and describe it."""
+    uri = shard_set_argument(words, program, "print the manifest of a shard set")
+    manifest = open_shard_set(uri).manifest
+    start_panel(uri, describe(manifest))
+    return f"{uri}: {manifest.share()} videos, {manifest.pairs} pairs in {len(manifest.shards)} shards"
