@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from glscl import __version__
+from glscl.evaluation.charts import training_charts
 from glscl.evaluation.results import Example, Results, Test, WithoutLeaked, parse_results
-from glscl.reporting.charts import BOTTOM, HEIGHT, LEFT, RIGHT, WIDTH, training_charts
-from glscl.reporting.formats import number, when
-from glscl.reporting.page import environment, thumbnails
+from glscl.reporting.formats import number
+from glscl.reporting.page import environment
 from glscl.reporting.published import PublishedRow, for_domain, read_published
 from glscl.system.storage import write_bytes
 
@@ -54,9 +54,7 @@ def render_report(results: Mapping[str, Any] | Results, published: Sequence[Publ
         UserError: ``results`` lack something, or a thumbnail is no picture.
     """
     parsed = parse_results(results)
-    template = environment("glscl.evaluation", number=number, thumbnails=thumbnails, when=when).get_template(
-        "report.html.j2"
-    )
+    template = environment("glscl.evaluation").get_template("report.html.j2")
     return template.render(
         results=parsed,
         version=__version__,
@@ -68,7 +66,6 @@ def render_report(results: Mapping[str, Any] | Results, published: Sequence[Publ
         attribute_rows=attribute_rows,
         in_top=in_top,
         charts=training_charts(parsed.history),
-        frame={"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "bottom": BOTTOM},
         published=[(test, rows) for test in parsed.tests if (rows := for_domain(list(published), test.domain))],
     )
 

@@ -9,7 +9,7 @@ test set.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -21,9 +21,14 @@ ZERO_SHOT = "zero-shot"
 UNION = "union"
 """Name of the training on all domains at once."""
 
+MAIN_METRIC = "R@1"
+METRICS = ("R@1", "R@5", "R@10", "MRR", "MnR")
+
 Relation = Literal["in-domain", "cross-domain", "union", "zero-shot"]
 Direction = Literal["text_to_video", "video_to_text"]
 Group = Literal["consistency", "attention", "pooling", "ablation"]
+
+DIRECTIONS: dict[Direction, str] = {"text_to_video": "Text to video", "video_to_text": "Video to text"}
 
 
 class _Section(BaseModel):
@@ -266,7 +271,7 @@ class StudyResults(_Section):
     examples: list[Example] = []
 
 
-def parse_study(results: Mapping[str, Any] | StudyResults) -> StudyResults:
+def parse_study(results: Mapping[str, object] | StudyResults) -> StudyResults:
     """Check the structure of ``results``.
 
     Raises:

@@ -12,9 +12,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from glscl.study.charts import si
-from glscl.study.report import DIRECTIONS, MAIN_METRIC, interval, p_value, signed
-from glscl.study.results import ZERO_SHOT, Estimate, Result, StudyResults, parse_study
+from glscl.reporting.formats import interval, p_value, si, signed
+from glscl.study.results import DIRECTIONS, MAIN_METRIC, ZERO_SHOT, Estimate, Result, StudyResults, parse_study
 from glscl.system.storage import join, write_bytes
 
 RESULT_COLUMNS = (
@@ -153,7 +152,7 @@ def _result_rows(study: StudyResults) -> Iterable[dict[str, Any]]:
                 recall = getattr(column, f"recall_at_{k}")
                 yield plain(column.direction, f"R@{k}", recall, column.label, column.saw)
         if result.without_leaked:
-            for direction, _ in DIRECTIONS:
+            for direction in DIRECTIONS:
                 recall = getattr(result.without_leaked, direction)
                 yield plain(direction, "R@1", recall, "without leaked videos", result.without_leaked.note)
 
@@ -225,7 +224,7 @@ def _matrix_cell(result: Result | None, best: float) -> str:
 def _differences(study: StudyResults) -> str:
     lines = [r"Scope & Difference & Points & 95\,\% interval & adjusted $p$ \\"]
     for condition in study.conditions:
-        for direction, words in DIRECTIONS:
+        for direction, words in DIRECTIONS.items():
             rows = [row for row in study.comparisons if (row.condition, row.direction) == (condition, direction)]
             if not rows:
                 continue
