@@ -1,4 +1,4 @@
-"""The HTML report: one file, nothing loaded from elsewhere, for a screen of any width, light or dark, and for paper.
+"""The HTML report of a run: one file for a screen of any width, light or dark, and for paper.
 
 ``results`` follows :mod:`glscl.evaluation.results`. Captions and identifiers are other people's text: the template
 escapes all of it, pictures may only be ``data:`` URIs, and the page's content security policy forbids everything else.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from glscl import __version__
 from glscl.evaluation.charts import training_charts
@@ -31,7 +30,7 @@ class Bar:
     kind: str = ""
 
 
-def write_report(results: Mapping[str, Any] | Results, output_uri: str, *, published: str | None = None) -> None:
+def write_report(results: Mapping[str, object] | Results, output_uri: str, *, published: str | None = None) -> None:
     """Write the report of an evaluation.
 
     Args:
@@ -47,7 +46,7 @@ def write_report(results: Mapping[str, Any] | Results, output_uri: str, *, publi
     write_bytes(output_uri, render_report(results, rows).encode())
 
 
-def render_report(results: Mapping[str, Any] | Results, published: Sequence[PublishedRow] = ()) -> str:
+def render_report(results: Mapping[str, object] | Results, published: Sequence[PublishedRow] = ()) -> str:
     """Return the page as :func:`write_report` writes it.
 
     Raises:

@@ -7,7 +7,7 @@ driver may record more. ``results.json`` leaves the thumbnails out.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
@@ -152,7 +152,7 @@ class Test(_Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _named(cls, values: Any) -> Any:
+    def _named(cls, values: object) -> object:
         if isinstance(values, dict) and "name" not in values:
             return values | {"name": f"{values.get('domain')}/{values.get('split')}"}
         return values
@@ -175,11 +175,11 @@ class Results(_Section):
     tests: list[Test]
     incomplete: list[Incomplete] = []
     quarantine: list[BadVideo] = []
-    history: list[dict[str, Any]] = []
+    history: list[Mapping[str, object]] = []
     """Per logged step: ``step``, loss terms by name, and where measured ``validation``: metric name -> value."""
 
 
-def parse_results(results: Mapping[str, Any] | Results) -> Results:
+def parse_results(results: Mapping[str, object] | Results) -> Results:
     """Check the structure of ``results``.
 
     Raises:
@@ -188,7 +188,7 @@ def parse_results(results: Mapping[str, Any] | Results) -> Results:
     return parse(Results, results, "results", "glscl eval")
 
 
-def parse(kind: type[Model], values: Mapping[str, Any] | Model, what: str, command: str) -> Model:
+def parse(kind: type[Model], values: Mapping[str, object] | Model, what: str, command: str) -> Model:
     """Check the structure of ``values``, called ``what`` in an error, as ``command`` writes them.
 
     Raises:
@@ -198,5 +198,5 @@ def parse(kind: type[Model], values: Mapping[str, Any] | Model, what: str, comma
         return kind.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        where = ".".join(map(str, first["loc"]))
         raise UserError(f"{what}: {where}: {first['msg'].lower()}; was this file written by `{command}`?") from None

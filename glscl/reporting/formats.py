@@ -1,4 +1,4 @@
-"""Formats of numbers, dates and keys: the pages, the tables and the axes of charts all use these."""
+"""Formats of numbers, dates and keys, for pages, tables and axes of charts."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import math
 from datetime import datetime
 from typing import Protocol
 
-NOTHING = "–"
-"""Stands for a figure that there is none of."""
+MISSING = "–"
+"""Shown where a figure is missing."""
 PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -26,7 +26,7 @@ class Bounds(Protocol):
 def number(value: float | None, digits: int = 1) -> str:
     """``−1,234.5``: fixed decimals, thousands separated, a true minus sign, none before what rounds to zero."""
     if value is None or not math.isfinite(value):
-        return NOTHING
+        return MISSING
     text = f"{value:,.{digits}f}"
     return text.lstrip("-") if not text.strip("-0.") else _true_minus(text)
 
@@ -34,7 +34,7 @@ def number(value: float | None, digits: int = 1) -> str:
 def signed(value: float | None, digits: int = 1) -> str:
     """``+1.2``, ``−0.4``; no sign before what rounds to zero."""
     if value is None or not math.isfinite(value):
-        return NOTHING
+        return MISSING
     text = f"{value:+,.{digits}f}"
     return text[1:] if not text.strip("+-0.") else _true_minus(text)
 
@@ -43,7 +43,7 @@ def interval(bounds: Bounds, digits: int = 1) -> str:
     """``1.5 to 4.7``; ``≥ 1.5`` where one side is without bound; a dash where both are."""
     low, high = (value if value is not None and math.isfinite(value) else None for value in (bounds.low, bounds.high))
     if low is None and high is None:
-        return NOTHING
+        return MISSING
     if low is None or high is None:
         return f"≤ {number(high, digits)}" if low is None else f"≥ {number(low, digits)}"
     return f"{number(low, digits)} to {number(high, digits)}"
@@ -52,21 +52,21 @@ def interval(bounds: Bounds, digits: int = 1) -> str:
 def p_value(value: float) -> str:
     """``= 0.03``, ``< 0.001``."""
     if not math.isfinite(value):
-        return NOTHING
+        return MISSING
     return "< 0.001" if value < 0.001 else f"= {value:.3f}" if value < 0.1 else f"= {value:.2f}"
 
 
 def ratio(value: float | None) -> str:
     """``14.1 ×``: three significant digits."""
     if value is None or not math.isfinite(value):
-        return NOTHING
+        return MISSING
     return f"{value:,.0f} ×" if value >= 100 else f"{value:.3g} ×"
 
 
 def si(value: float) -> str:
     """``16900`` -> ``16.9 k``: three significant digits and a prefix; a whole number below 1000 as it is."""
     if not math.isfinite(value):
-        return NOTHING
+        return MISSING
     for unit, prefix in PREFIXES:
         if abs(value) >= unit * 0.9995:
             scaled = value / unit
@@ -86,7 +86,7 @@ def size(amount: float) -> str:
 def duration(seconds: float | None) -> str:
     """``0.0042`` -> ``4.2 ms``; ``412`` -> ``6.87 min``."""
     if seconds is None or not math.isfinite(seconds):
-        return NOTHING
+        return MISSING
     for limit, factor, unit in ((1.0, 1e3, "ms"), (120.0, 1.0, "s"), (7200.0, 1 / 60, "min")):
         if seconds < limit:
             value = seconds * factor

@@ -1,4 +1,4 @@
-"""Charts drawn by matplotlib as inline SVG in the page's colours.
+"""Charts for the pages: matplotlib draws them, as inline SVG in the page's colours.
 
 A chart is a function that enters a `Plot`, draws on its ``axes`` with matplotlib's own methods and the colours below,
 and returns ``plot.chart(title)``; the template shows it with the macro ``figures`` of ``chart.html.j2``. Matplotlib is
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 PAPER, INK, MUTED, LINE, NEUTRAL = (PALETTE[name] for name in ("paper", "ink", "muted", "line", "neutral"))
 SERIES = tuple(PALETTE[name] for name in ("t2v", "v2t", "third", "fourth"))
-"""Colours that are told apart in light and dark, and by those who see fewer colours."""
+"""Colours of series; distinct in light and dark, and to colour-blind readers."""
 DASHES = ("", "5 3", "1.5 3.5", "8 3 2 3")
 """Of the series of a line chart, in the same order, as SVG writes them."""
 MAX_POINTS = 300
@@ -55,7 +55,7 @@ _STYLE: dict[str, object] = {
     "xtick.major.pad": 10,
     "ytick.major.pad": 6,
 }
-"""Over matplotlib's own defaults, whatever a ``matplotlibrc`` of this machine says."""
+"""Applied over matplotlib's defaults; a ``matplotlibrc`` of the machine is ignored."""
 
 Points = Sequence[tuple[float, float]]
 Box = tuple[float, float, float, float]
@@ -148,7 +148,7 @@ class Plot:
 
     def x_ticks_at(self, marks: Sequence[tuple[float, str]]) -> None:
         """Ticks of the horizontal axis at these places only, with these labels."""
-        self.axes.set_xticks([place for place, _ in marks], [text for _, text in marks])
+        self.axes.set_xticks([at for at, _ in marks], [text for _, text in marks])
         self.axes.minorticks_off()
 
     def name(self, artist: Artist, classes: str = "", title: str = "") -> None:
@@ -165,9 +165,9 @@ class Plot:
         self._fit()
         frame = self.axes.get_window_extent()
         to_units = self.axes.transData.transform
-        places = [tuple(map(float, to_units((x, y)))) for x, y, _ in points]
-        taken = [(x - radius - 2, y - radius - 2, x + radius + 2, y + radius + 2) for x, y in places]
-        for (x, y), (_, _, name) in zip(places, points, strict=True):
+        centres = [tuple(map(float, to_units((x, y)))) for x, y, _ in points]
+        taken = [(x - radius - 2, y - radius - 2, x + radius + 2, y + radius + 2) for x, y in centres]
+        for (x, y), (_, _, name) in zip(centres, points, strict=True):
             text = self.axes.text(0, 0, name, transform=None, fontsize=size, color=INK, va="center", zorder=5)
             width = max(text.get_window_extent().width, 1.0)
             box, leader = free_box(width, x, y, taken, (frame.x0, frame.y0, self.width, frame.y1), radius, size + 2)

@@ -59,7 +59,7 @@ def scale_step(value: float, top: float) -> int:
     return min(STEPS - 1, max(0, int(STEPS * value / top))) if math.isfinite(value) else 0
 
 
-def row_axis(values: Iterable[float | None], *, count: int = 6) -> Axis:
+def row_axis(values: Iterable[float | None], *, count: int = 8) -> Axis:
     """An axis that holds 0 and every finite value, with a margin at both ends."""
     finite = [value for value in values if value is not None and math.isfinite(value)]
     low, high = min([0.0, *finite]), max([0.0, *finite])
