@@ -1,4 +1,4 @@
-"""Charts of a sweep's page. A new one is a function here and a line of the template."""
+"""Charts of a sweep's page; the template calls these functions."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from glscl import __version__
 from glscl.reporting.page import environment
 from glscl.system.storage import write_bytes
-from tune.charts import parallel_chart, parameter_charts, progress_charts
+from tune import charts
 from tune.results import SweepResults, parse_sweep
 
 FEW = 10
@@ -42,9 +42,7 @@ def render_sweep(results: Mapping[str, object] | SweepResults) -> str:
             sweep=sweep,
             version=__version__,
             best=next((trial for trial in sweep.trials if trial.name == sweep.best), None),
-            parallel=parallel_chart(sweep),
-            progress=progress_charts(sweep),
-            parameters=parameter_charts(sweep),
+            charts=charts,
             few=sweep.importance.trials < enough,
             enough=enough,
             saved=1 - sweep.budget.trained / sweep.budget.full if sweep.budget.full else 0.0,

@@ -1,4 +1,4 @@
-"""Charts of the study's page. A new one is a function here and a line of the template."""
+"""Charts of the study's page; the template calls these functions."""
 
 from __future__ import annotations
 

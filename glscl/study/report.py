@@ -12,7 +12,7 @@ from glscl import __version__
 from glscl.reporting.page import environment
 from glscl.reporting.plots import round_numbers
 from glscl.reporting.published import PACKAGED, PublishedRow, for_domain, read_published
-from glscl.study import scales
+from glscl.study import charts, scales
 from glscl.study.results import (
     DIRECTIONS,
     MAIN_METRIC,
@@ -84,6 +84,7 @@ def render_study(results: Mapping[str, object] | StudyResults, published: Sequen
     return templates.get_template("study.html.j2").render(
         study=study,
         version=__version__,
+        charts=charts,
         conditions=conditions,
         directions=list(DIRECTIONS.items()),
         metrics=METRICS,

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from glscl.study.charts import CostCharts, cost_charts
 from glscl.study.results import (
     DIRECTIONS,
     MAIN_METRIC,
@@ -85,7 +84,6 @@ class Condition:
     forests: dict[Direction, Forest]
     other_metrics: list[Comparison]
     transfers: list[tuple[Training, TestSet, list[Result | None]]]
-    cost_charts: CostCharts
     costs: list[Cost]
     hubness: list[HubRow]
     hub_axis: Axis
@@ -108,7 +106,6 @@ def build_condition(study: StudyResults, name: str) -> Condition:
     """Build the rows and figures of one condition."""
     results = [result for result in study.results if result.condition == name]
     comparisons = [row for row in study.comparisons if row.condition == name]
-    costs = [cost for cost in study.costs if cost.condition == name]
     hubness = _hub_rows(study, results)
     return Condition(
         name,
@@ -116,8 +113,7 @@ def build_condition(study: StudyResults, name: str) -> Condition:
         _forests([row for row in comparisons if row.metric == MAIN_METRIC and math.isfinite(row.estimate)]),
         [row for row in comparisons if row.metric != MAIN_METRIC],
         _transfers(study, results),
-        cost_charts(study, results, costs),
-        costs,
+        [cost for cost in study.costs if cost.condition == name],
         hubness,
         row_axis(value for row in hubness for values in row.by_relation.values() for value in values),
         _normalised_tables(study, results),
