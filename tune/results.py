@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -142,7 +142,7 @@ class SweepResults(_Section):
     """Sets of which videos are missing in some trial, at its fewest."""
 
 
-def parse_sweep(results: Mapping[str, Any] | SweepResults) -> SweepResults:
+def parse_sweep(results: Mapping[str, object] | SweepResults) -> SweepResults:
     """Check the structure of ``results``.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The HTML report: one file, nothing loaded from elsewhere, for a screen of any width, light or dark, and for paper.
+"""The HTML report of a run: one file for a screen of any width, light or dark, and for paper.
 
 ``results`` follows :mod:`glscl.evaluation.results`. Captions and identifiers are other people's text: the template
 escapes all of it, pictures may only be ``data:`` URIs, and the page's content security policy forbids everything else.
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from glscl import __version__
+from glscl.evaluation.charts import training_charts
 from glscl.evaluation.metrics import (
     DIRECTIONS,
     FULL_SUMMARY,
@@ -24,9 +24,8 @@ from glscl.evaluation.metrics import (
     recall_name,
 )
 from glscl.evaluation.results import Example, Results, Test, WithoutLeaked, parse_results
-from glscl.reporting.charts import BOTTOM, HEIGHT, LEFT, RIGHT, WIDTH, training_charts
-from glscl.reporting.formats import number, when
-from glscl.reporting.page import environment, thumbnails
+from glscl.reporting.formats import number
+from glscl.reporting.page import environment
 from glscl.reporting.published import PublishedRow, for_domain, read_published
 from glscl.system.storage import write_bytes
 
@@ -41,7 +40,7 @@ class Bar:
     kind: str = ""
 
 
-def write_report(results: Mapping[str, Any] | Results, output_uri: str, *, published: str | None = None) -> None:
+def write_report(results: Mapping[str, object] | Results, output_uri: str, *, published: str | None = None) -> None:
     """Write the report of an evaluation.
 
     Args:
@@ -57,16 +56,14 @@ def write_report(results: Mapping[str, Any] | Results, output_uri: str, *, publi
     write_bytes(output_uri, render_report(results, rows).encode())
 
 
-def render_report(results: Mapping[str, Any] | Results, published: Sequence[PublishedRow] = ()) -> str:
+def render_report(results: Mapping[str, object] | Results, published: Sequence[PublishedRow] = ()) -> str:
     """Return the page as :func:`write_report` writes it.
 
     Raises:
         UserError: ``results`` lack something, or a thumbnail is no picture.
     """
     parsed = parse_results(results)
-    template = environment("glscl.evaluation", number=number, thumbnails=thumbnails, when=when).get_template(
-        "report.html.j2"
-    )
+    template = environment("glscl.evaluation").get_template("report.html.j2")
     return template.render(
         results=parsed,
         version=__version__,
@@ -82,7 +79,6 @@ def render_report(results: Mapping[str, Any] | Results, published: Sequence[Publ
         attribute_rows=attribute_rows,
         in_top=in_top,
         charts=training_charts(parsed.history),
-        frame={"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "bottom": BOTTOM},
         published=[(test, rows) for test in parsed.tests if (rows := for_domain(list(published), test.domain))],
     )
 

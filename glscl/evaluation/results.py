@@ -214,7 +214,7 @@ class Test(_Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _named(cls, values: Any) -> Any:
+    def _named(cls, values: object) -> object:
         if isinstance(values, dict) and "name" not in values:
             return values | {"name": f"{values.get('domain')}/{values.get('split')}"}
         return values
@@ -247,7 +247,7 @@ class Results(_Section):
         return without_tests.model_dump() | {"tests": [test.to_json() for test in self.tests]}
 
 
-def parse_results(results: Mapping[str, Any] | Results) -> Results:
+def parse_results(results: Mapping[str, object] | Results) -> Results:
     """Check the structure of ``results``.
 
     Raises:
@@ -256,7 +256,7 @@ def parse_results(results: Mapping[str, Any] | Results) -> Results:
     return parse(Results, results, "results", "glscl eval")
 
 
-def parse(kind: type[Model], values: Mapping[str, Any] | Model, what: str, command: str) -> Model:
+def parse(kind: type[Model], values: Mapping[str, object] | Model, what: str, command: str) -> Model:
     """Check the structure of ``values``, called ``what`` in an error, as ``command`` writes them.
 
     Raises:

@@ -1,1 +1,1 @@
-"""What a person reads: the terminal, and the self-contained HTML report."""
+"""A kit for what people read: HTML pages, charts, formats of numbers, the console, published figures."""

@@ -1,4 +1,4 @@
-"""What the driver prints: rich panels and tables on a terminal, plain lines anywhere else (logs, pipes, CI)."""
+"""Console output: rich panels and tables on a terminal, plain lines anywhere else (logs, pipes, CI)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Published figures beside one's own: a CSV of results of papers, one row per method and direction."""
+"""Published figures: a CSV of results of papers, one row per method and direction."""
 
 from __future__ import annotations
 

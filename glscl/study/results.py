@@ -9,7 +9,7 @@ test set.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -273,7 +273,7 @@ class StudyResults(_Section):
     examples: list[Example] = []
 
 
-def parse_study(results: Mapping[str, Any] | StudyResults) -> StudyResults:
+def parse_study(results: Mapping[str, object] | StudyResults) -> StudyResults:
     """Check the structure of ``results``.
 
     Raises:

@@ -1,7 +1,7 @@
-"""A study as tables for other programs and for papers: CSV with everything, LaTeX (booktabs) with the main figures.
+"""The tables of a study for other programs and for papers: CSV with everything, LaTeX with the main figures.
 
-An empty CSV field is a figure that there is none of. The LaTeX tables need ``\\usepackage{booktabs}``; each carries the
-study's label in its caption, so that nobody takes its figures for another benchmark's.
+A CSV field without a figure is empty. The LaTeX tables need ``\\usepackage{booktabs}``; each carries the study's label
+in its caption, so that nobody takes its figures for another benchmark's.
 """
 
 from __future__ import annotations
@@ -9,12 +9,11 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 
-from glscl.evaluation.metrics import DIRECTIONS, MAIN_METRIC, MEDIAN_RANK, RECALL_LEVELS, recall_name
-from glscl.study.charts import si
-from glscl.study.report import interval, p_value, signed
+from glscl.evaluation.metrics import DIRECTIONS, MAIN_METRIC, MEDIAN_RANK, RECALL_LEVELS, Direction, recall_name
+from glscl.reporting.formats import interval, p_value, si, signed
 from glscl.study.results import ZERO_SHOT, Estimate, Result, StudyResults, parse_study
 from glscl.system.storage import join, write_bytes
 
@@ -55,7 +54,23 @@ LATEX = {
 }
 
 
-def write_study_tables(results: Mapping[str, Any] | StudyResults, folder_uri: str) -> None:
+@dataclass(frozen=True)
+class Figure:
+    """A figure of a result: a row of ``results.csv`` without what all figures of the result share."""
+
+    direction: Direction
+    metric: str
+    estimate: float
+    low: float | None = None
+    high: float | None = None
+    sd: float | None = None
+    seeds: int | None = None
+    """None: those of the result."""
+    scores: str = "raw"
+    note: str = ""
+
+
+def write_study_tables(results: Mapping[str, object] | StudyResults, folder_uri: str) -> None:
     """Write ``results.csv``, ``comparisons.csv``, ``costs.csv``, ``matrix.tex``, ``differences.tex``, ``costs.tex``.
 
     Args:
@@ -89,26 +104,26 @@ def latex(text: str) -> str:
     return "".join(LATEX.get(character, character) for character in " ".join(text.split()))
 
 
-def _csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+def _csv(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:
     out = io.StringIO()
     writer = csv.DictWriter(out, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({name: "" if _is_nothing(row.get(name)) else row[name] for name in columns})
+        writer.writerow({name: "" if _is_missing(row.get(name)) else row[name] for name in columns})
     return out.getvalue()
 
 
-def _is_nothing(value: object) -> bool:
+def _is_missing(value: object) -> bool:
     return value is None or (isinstance(value, float) and not math.isfinite(value))
 
 
-def _result_rows(study: StudyResults) -> Iterable[dict[str, Any]]:
+def _result_rows(study: StudyResults) -> Iterator[dict[str, object]]:
     """One row per result, direction and metric, the normalised ones and those without leaked videos included."""
     variants = {variant.name: variant for variant in study.variants}
     tests = {test.name: test for test in study.tests}
     for result in study.results:
         variant, test = variants.get(result.variant), tests.get(result.test)
-        common = {
+        shared = {
             "study": study.name,
             "label": study.label,
             "condition": result.condition,
@@ -119,41 +134,53 @@ def _result_rows(study: StudyResults) -> Iterable[dict[str, Any]]:
             "test": result.test,
             "split": test.split if test else None,
             "relation": result.relation,
-            "seeds": result.text_to_video[MAIN_METRIC].seeds,
             "videos": test.videos if test else None,
             "videos_of": test.videos_of if test else None,
         }
+        seeds = result.text_to_video[MAIN_METRIC].seeds
+        for figure in (*_raw_figures(result), *_other_figures(result)):
+            yield {**shared, **asdict(figure), "seeds": seeds if figure.seeds is None else figure.seeds}
 
-        def plain(
-            direction: str, metric: str, value: float, scores: str = "raw", note: str = "", *, common: Any = common
-        ) -> dict[str, Any]:
-            fields = {"direction": direction, "metric": metric, "estimate": value, "scores": scores, "note": note}
-            return {**common, **fields}
 
-        def bounded(direction: str, metric: str, value: Estimate, *, common: Any = common) -> dict[str, Any]:
-            fields = {"low": value.low, "high": value.high, "sd": value.deviation, "seeds": value.seeds}
-            return {**plain(direction, metric, value.estimate, note=value.note, common=common), **fields}
+def _raw_figures(result: Result) -> Iterator[Figure]:
+    for direction in DIRECTIONS:
+        metrics: dict[str, Estimate] = getattr(result, direction)
+        for metric, value in metrics.items():
+            yield _bounded(direction, metric, value)
+    for direction, rank in result.median_rank.items():
+        yield Figure(direction, MEDIAN_RANK, rank)
+    for direction, (pessimistic, optimistic) in result.ties.items():
+        yield Figure(direction, f"{MAIN_METRIC} pessimistic", pessimistic)
+        yield Figure(direction, f"{MAIN_METRIC} optimistic", optimistic)
+    yield _bounded("text_to_video", "hubness", result.hubness)
+    for name, relative in (("retention", result.retention), ("lift", result.lift)):
+        if relative:
+            yield _bounded("text_to_video", name, relative)
 
+
+def _other_figures(result: Result) -> Iterator[Figure]:
+    """The figures after normalisations, and those without leaked videos."""
+    for column in result.columns:
+        for k in RECALL_LEVELS:
+            if (recall := column.recall(k)) is not None:
+                yield Figure(column.direction, recall_name(k), recall, scores=column.label, note=column.saw)
+    if (without := result.without_leaked) is not None:
         for direction in DIRECTIONS:
-            for metric, value in getattr(result, direction).items():
-                yield bounded(direction, metric, value)
-        for side, rank in result.median_rank.items():
-            yield plain(side, MEDIAN_RANK, rank)
-        for side, (pessimistic, optimistic) in result.ties.items():
-            yield plain(side, f"{MAIN_METRIC} pessimistic", pessimistic)
-            yield plain(side, f"{MAIN_METRIC} optimistic", optimistic)
-        yield bounded("text_to_video", "hubness", result.hubness)
-        for name, relative in (("retention", result.retention), ("lift", result.lift)):
-            if relative:
-                yield bounded("text_to_video", name, relative)
-        for column in result.columns:
-            for k in RECALL_LEVELS:
-                if (recall := column.recall(k)) is not None:
-                    yield plain(column.direction, recall_name(k), recall, column.label, column.saw)
-        if result.without_leaked:
-            for direction in DIRECTIONS:
-                recall = getattr(result.without_leaked, direction)
-                yield plain(direction, MAIN_METRIC, recall, "without leaked videos", result.without_leaked.note)
+            recall = getattr(without, direction)
+            yield Figure(direction, MAIN_METRIC, recall, scores="without leaked videos", note=without.note)
+
+
+def _bounded(direction: Direction, metric: str, value: Estimate) -> Figure:
+    return Figure(
+        direction,
+        metric,
+        value.estimate,
+        low=value.low,
+        high=value.high,
+        sd=value.deviation,
+        seeds=value.seeds,
+        note=value.note,
+    )
 
 
 def _matrix(study: StudyResults) -> str:
@@ -176,16 +203,7 @@ def _matrix(study: StudyResults) -> str:
         " & ".join(["Tested on", *tests]) + r" \\",
     ]
     for condition in study.conditions:
-        found = {(r.variant, r.training, r.test): r for r in study.results if r.condition == condition}
-        untrained = {r.test: r for r in found.values() if r.training == ZERO_SHOT}
-        rows: list[tuple[str, list[Result | None]]] = []
-        if untrained:
-            rows.append((ZERO_SHOT, [untrained.get(test) for _, test in cells]))
-        rows += [
-            (variant.name, [found.get((variant.name, *cell)) for cell in cells])
-            for variant in study.variants
-            if variant.name != ZERO_SHOT
-        ]
+        rows = _matrix_rows(study, condition, cells)
         best = [
             max((_recall(row[column]) for _, row in rows if row[column]), default=-math.inf)
             for column in range(len(cells))
@@ -202,6 +220,22 @@ def _matrix(study: StudyResults) -> str:
     if missing := [f"{test.name} {test.share} videos" for test in study.tests if test.videos < test.videos_of]:
         caption += latex(f" Incomplete: {', '.join(missing)}.")
     return _table(study, "matrix", "l" + "c" * len(cells), lines, caption)
+
+
+def _matrix_rows(
+    study: StudyResults, condition: str, cells: Sequence[tuple[str, str]]
+) -> list[tuple[str, list[Result | None]]]:
+    """The zero-shot towers if they were tested, then every variant: name, and result of each training and test set."""
+    by_cell = {(r.variant, r.training, r.test): r for r in study.results if r.condition == condition}
+    untrained = {result.test: result for result in by_cell.values() if result.training == ZERO_SHOT}
+    rows: list[tuple[str, list[Result | None]]] = []
+    if untrained:
+        rows.append((ZERO_SHOT, [untrained.get(test) for _, test in cells]))
+    return rows + [
+        (variant.name, [by_cell.get((variant.name, *cell)) for cell in cells])
+        for variant in study.variants
+        if variant.name != ZERO_SHOT
+    ]
 
 
 def _recall(result: Result | None) -> float:

@@ -162,7 +162,7 @@ def test_thumbnails_are_loaded_under_the_content_policy(browser: Browser, page: 
 def test_text_of_figures_does_not_collide(browser: Browser, page: Path) -> None:
     browser.open(page, 1440)
     collisions = browser.evaluate(
-        """[...document.querySelectorAll('.plot')].flatMap(plot => {
+        """[...document.querySelectorAll('.chart')].flatMap(plot => {
             const boxes = [...plot.querySelectorAll('.name')].map(each => each.getBoundingClientRect());
             return boxes.flatMap((a, i) => boxes.slice(0, i).filter(b =>
                 a.left < b.right && b.left < a.right && a.top + 3 < b.bottom - 3 && b.top + 3 < a.bottom - 3));

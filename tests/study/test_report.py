@@ -13,19 +13,8 @@ import pytest
 
 from glscl.errors import UserError
 from glscl.reporting.published import PACKAGED, read_published
-from glscl.study import charts
-from glscl.study.report import (
-    duration,
-    interval,
-    number,
-    p_value,
-    ratio,
-    render_study,
-    signed,
-    size,
-    write_study_report,
-)
-from glscl.study.results import Estimate
+from glscl.study import charts, scales
+from glscl.study.report import render_study, write_study_report
 from tests.reporting.html_page import HOSTILE, Page
 from tests.study.study_fixture import TESTS, VARIANTS, make_study
 
@@ -159,7 +148,9 @@ def test_no_nan_or_none_is_printed(study: dict[str, Any]) -> None:
     study["results"][-1]["text_to_video"]["R@1"]["estimate"] = float("nan")
     study["git_commit"] = None
     html = render_study(study, packaged())
-    assert not re.search(r"\b(nan|none|inf|undefined)\b", re.sub(r"'none'|: none|=none", "", html), re.IGNORECASE)
+    assert not re.search(
+        r"\b(nan|none|inf|undefined)\b", re.sub(r"'none'|\"none\"|: none|=none", "", html), re.IGNORECASE
+    )
     assert "<small>≤ " in html  # an interval without bound on one side
 
 
@@ -253,15 +244,15 @@ def test_page_adapts_to_width_scheme_and_paper(study: dict[str, Any]) -> None:
     assert all(bounded in ("0", "min(100%", "8rem") for bounded in re.findall(r"minmax\(([^,]+),", style))
 
 
-@pytest.mark.parametrize("stops", [charts.LIGHT_STOPS, charts.DARK_STOPS])
+@pytest.mark.parametrize("stops", [scales.LIGHT_STOPS, scales.DARK_STOPS])
 def test_text_is_readable_on_every_shade(stops: Sequence[str]) -> None:
     def luminance(colour: str) -> float:
         digits = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
         red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in digits)
         return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
-    shades = charts.shades(stops)
-    assert len(shades) == charts.STEPS
+    shades = scales.shades(stops)
+    assert len(shades) == scales.STEPS
     levels = [luminance(shade.paper) for shade in shades]
     assert levels in (sorted(levels), sorted(levels, reverse=True))
     for shade, level in zip(shades, levels, strict=True):
@@ -270,78 +261,37 @@ def test_text_is_readable_on_every_shade(stops: Sequence[str]) -> None:
 
 
 def test_scale_holds_every_value() -> None:
-    assert charts.scale_top([61.2, float("nan")]) == 65
-    assert charts.scale_top([]) == 5
-    assert [charts.scale_step(value, 65) for value in (0, 64.9, 65, float("nan"))] == [0, 15, 15, 0]
+    assert scales.scale_top([61.2, float("nan")]) == 65
+    assert scales.scale_top([]) == 5
+    assert [scales.scale_step(value, 65) for value in (0, 64.9, 65, float("nan"))] == [0, 15, 15, 0]
 
 
 def test_axis_holds_zero_and_clips_what_is_without_bound() -> None:
-    axis = charts.row_axis([-2.0, 6.0, None, float("inf")])
+    axis = scales.row_axis([-2.0, 6.0, None, float("inf")])
     assert axis.low < -2 < 0 < 6 < axis.high
     assert axis.at(None) == 0
     assert axis.at(float("inf"), otherwise=100) == 100
     assert "0" in [label for _, label in axis.ticks]
-    assert charts.row_axis([]).high > 0
+    assert scales.row_axis([]).high > 0
 
 
-def test_scatter_labels_do_not_overlap() -> None:
-    marks = [charts.Mark(f"variant_{n}", "attention", 2e5 * (1 + n / 20), 50 + n / 4) for n in range(6)]
-    plot = charts.scatter(marks, None)
+def test_scatter_names_its_variants_and_their_figures() -> None:
+    marks = [charts.Mark("a <b>", "attention", 2e5, 50.0), charts.Mark("b", "pooling", 512, 48.25)]
+    plot = charts.scatter("cross-domain", marks, None, filled=True)
     assert plot
-    boxes = []
-    for point in plot.points:
-        x, y = point.label
-        boxes.append((x, y - 11, x + charts.CHARACTER * len(point.mark.name), y + 3))
-        assert x >= charts.LEFT
-        assert boxes[-1][2] <= charts.WIDTH
-    for i, (left, top, right, bottom) in enumerate(boxes):
-        for other in boxes[:i]:
-            assert right <= other[0] or other[2] <= left or bottom <= other[1] or other[3] <= top
-    assert charts.scatter([], 1.0) is None
+    page = Page(str(plot.svg))
+    assert "b: 48.2 % at 512; a <b>: 50.0 % at 200 k" in page.text  # described, the cheapest first
+    assert len(page.having("name")) == 2
+    assert charts.scatter("nothing", [], 1.0, filled=True) is None
 
 
 def test_scatter_leaves_out_a_reference_that_would_press_the_rest_together() -> None:
     marks = [charts.Mark("a", "attention", 512, 60.0), charts.Mark("b", "pooling", 1e6, 64.0)]
-    far, near = charts.scatter(marks, 2.0), charts.scatter(marks, 58.0)
+    far, near = (charts.scatter("cost", marks, reference, filled=False) for reference in (2.0, 58.0))
     assert far
     assert near
-    assert (far.reference, far.below) == (None, 2.0)
-    assert near.reference is not None
-    assert near.below is None
-    assert [label for _, label in far.x_ticks] == ["1 k", "10 k", "100 k", "1 M"]
-
-
-def test_numbers() -> None:
-    assert [number(-0.04), number(-1.25), number(None)] == ["0.0", "−1.2", "–"]
-    assert [signed(0.01), signed(-0.04), signed(2), signed(-1234.5), signed(float("nan"))] == [
-        "0.0",
-        "0.0",
-        "+2.0",
-        "−1,234.5",
-        "–",
-    ]
-    bounds = [(1.5, 4.74), (None, 4.74), (1.5, None), (None, None)]
-    assert [interval(Estimate(estimate=2, low=low, high=high)) for low, high in bounds] == [
-        "1.5 to 4.7",
-        "≤ 4.7",
-        "≥ 1.5",
-        "–",
-    ]
-    assert [p_value(0.0004), p_value(0.0123), p_value(0.41)] == ["< 0.001", "= 0.012", "= 0.41"]
-    assert [ratio(214.5), ratio(14.08), ratio(None)] == ["214 ×", "14.1 ×", "–"]
-    assert [size(512), size(2048), size(40_000_000)] == ["512 B", "2 KiB", "38.1 MiB"]
-    assert [duration(0.0042), duration(63.5), duration(412), duration(90_000), duration(None)] == [
-        "4.2 ms",
-        "63.5 s",
-        "6.87 min",
-        "25.0 h",
-        "–",
-    ]
-    assert [charts.si(value) for value in (0, 512, 16_900, 17_000, 999_900, 1_030_000)] == [
-        "0",
-        "512",
-        "16.9 k",
-        "17.0 k",
-        "1.00 M",
-        "1.03 M",
-    ]
+    assert far.note == "zero-shot: 2.0, below the axis"
+    assert near.note == ""
+    assert "zero-shot" in Page(str(near.svg)).text
+    assert "zero-shot" not in Page(str(far.svg)).text
+    assert "1 k 10 k 100 k 1 M" in Page(str(far.svg)).text

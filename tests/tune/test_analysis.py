@@ -109,7 +109,7 @@ def test_the_page_shows_everything_and_loads_nothing() -> None:
         "Trials",
         "The winning file",
     ]
-    lines = [attributes.get("class") for tag, attributes in page.elements if tag == "polyline"]
+    lines = [attributes.get("class") for tag, attributes in page.elements if tag == "g"]
     assert (lines.count("finished"), lines.count("stopped"), lines.count("best")) == (6, 16, 3)
     assert "12 trials are few for 2 keys" in page.text
     assert "name: fake-best" in page.text

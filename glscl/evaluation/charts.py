@@ -1,0 +1,33 @@
+"""Charts of a run's report: the curves of its training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from glscl.evaluation.metrics import MAIN_METRIC
+from glscl.reporting.plots import Chart, line_chart
+
+
+def training_charts(history: Sequence[Mapping[str, object]]) -> list[Chart]:
+    """Held-out R@1 first, then every number logged over the steps, the total loss before its terms."""
+    held_out: dict[str, list[tuple[float, float]]] = {}
+    logged: dict[str, list[tuple[float, float]]] = {"loss": []}
+    for entry in history:
+        step = _number(entry["step"])
+        if step is None:
+            continue
+        validation = entry.get("validation")
+        for name, value in validation.items() if isinstance(validation, Mapping) else ():
+            if name.endswith(MAIN_METRIC) and (score := _number(value)) is not None:
+                label = name.removesuffix(MAIN_METRIC).strip().replace("_", " ") or MAIN_METRIC
+                held_out.setdefault(label, []).append((step, score))
+        for name, value in entry.items():
+            if name not in ("step", "epoch") and (number := _number(value)) is not None:
+                logged.setdefault(name, []).append((step, number))
+    charts = [line_chart(f"held-out {MAIN_METRIC} (%)", held_out, y_range=(0, 100))]
+    charts += [line_chart(name, {name: points}) for name, points in logged.items()]
+    return [chart for chart in charts if chart is not None]
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
