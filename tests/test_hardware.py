@@ -9,8 +9,9 @@ import pytest
 
 from glscl.data.shards import ShardSet
 from glscl.errors import UserError
+from glscl.options.differences import differing_keys
 from glscl.system.hardware import Share, choose
-from glscl.training.checkpoint.format import differing_keys
+from glscl.training.checkpoint.format import FREE_KEYS
 from glscl.training.config import RunConfig, run_config, to_yaml, validate
 from glscl.training.driver.machines import with_machines
 from glscl.training.driver.preflight import preflight
@@ -59,7 +60,7 @@ def test_the_stream_decides_how_many_workers_are_used(make_shards: Callable[...,
     assert (found.training.num_workers, found.training.use_gpu, found.training.cpus_per_worker) == (8, True, 8.0)
     assert found.data.loader_workers == 1
     assert usable_world_sizes(found, make_plan(found, [shards])) == (8,)
-    assert differing_keys(config.model_dump(mode="json"), found.model_dump(mode="json")) == []
+    assert differing_keys(config.model_dump(mode="json"), found.model_dump(mode="json"), FREE_KEYS) == []
     in_a_study = with_machines(config, lambda: CLUSTER, alone=False)
     assert (in_a_study.training.num_workers, in_a_study.training.use_gpu) == (1, True)
     assert in_a_study.training.cpus_per_worker == 8.0, "its GPU's share of the node, not the node"

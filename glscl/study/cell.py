@@ -16,12 +16,13 @@ from glscl.errors import UserError
 from glscl.evaluation.evaluate import without_thumbnails
 from glscl.evaluation.saved import FOLDER, ModelCard, load_model, save_model
 from glscl.models.retriever import Retriever
+from glscl.options.differences import differing_keys
 from glscl.study.grid import RESULT, Cell
 from glscl.study.results import ZERO_SHOT
 from glscl.system import storage
 from glscl.system.ownership import ANOTHER_NAME, Owner, owned
 from glscl.system.session import alive_nodes, check_resources
-from glscl.training.checkpoint.format import differing_keys
+from glscl.training.checkpoint.format import FREE_KEYS
 from glscl.training.checkpoint.retention import INDEX, PREFIX, RAY_REGISTER
 from glscl.training.config import RunConfig
 from glscl.training.driver.launch import incomplete_sets, quarantine_of, score_tests, train
@@ -44,8 +45,8 @@ def read_result(cell: Cell) -> dict[str, Any] | None:
         return None
     result = storage.read_json(where)
     saved, current = result["config"], cell.config.model_dump(mode="json")
-    different = differing_keys(saved, current)
-    different += differing_keys({"testing": saved["evaluation"]}, {"testing": current["evaluation"]})
+    different = differing_keys(saved, current, FREE_KEYS)
+    different += differing_keys({"testing": saved["evaluation"]}, {"testing": current["evaluation"]}, ())
     if [_fingerprint(uri) for uri in cell.config.data.test] != [test["fingerprint"] for test in result["tests"]]:
         different.append("data.test: other test sets")
     if different:

@@ -60,11 +60,11 @@ class RankPairs:
                 "divisor of global_batch / num_workers"
             )
         fields = (self.token_ids, self.frames, self.frame_mask, self.video_ids)
-        return [RankPairs(*parts) for parts in zip(*(field.split(pairs // chunks) for field in fields), strict=True)]
+        return [RankPairs(*chunk) for chunk in zip(*(field.split(pairs // chunks) for field in fields), strict=True)]
 
 
 def step_loss(call: Call, config: LossConfig, text: Features, video: Features, video_ids: Tensor) -> dict[str, Tensor]:
-    """Loss terms of the global batch, as this rank's part of their mean over the ranks.
+    """Loss terms of the global batch, as this rank's share of their mean over the ranks.
 
     Args:
         call: scores ("score", "score_parts") and gives the logit scale ("scale").
@@ -81,8 +81,8 @@ def step_loss(call: Call, config: LossConfig, text: Features, video: Features, v
     all_ids = gather(video_ids)
     all_text, all_video = gather_features(text), gather_features(video)
     # Copies, because ZeRO-3's hooks replace the tensors inside the dictionaries that they see.
-    parts = call("score_parts", dict(text), dict(all_video)) if needs_score_parts(config) else None
-    rows = scale * (call("score", dict(text), dict(all_video)) if parts is None else parts.mean(-1))
+    score_parts = call("score_parts", dict(text), dict(all_video)) if needs_score_parts(config) else None
+    rows = scale * (call("score", dict(text), dict(all_video)) if score_parts is None else score_parts.mean(-1))
     columns = rows if world_size() == 1 else scale * call("score", dict(all_text), dict(video))
     return compute_losses(
         config,
@@ -93,7 +93,7 @@ def step_loss(call: Call, config: LossConfig, text: Features, video: Features, v
             column_positives=all_ids[:, None] == video_ids[None, :],
             text=all_text,
             video=all_video,
-            parts=parts,
+            parts=score_parts,
             first=rank() * len(video_ids),
             mean_over_ranks=mean_over_ranks,
         ),

@@ -18,7 +18,7 @@ def usable_world_sizes(config: RunConfig, plan: StreamPlan | None) -> tuple[int,
         plan: of its stream; without it, only the global batch is looked at.
 
     Raises:
-        UserError: there is none; names the knobs.
+        UserError: there is none; names the options to change.
     """
     training = config.training
     if training.is_elastic and training.cpus % 1:

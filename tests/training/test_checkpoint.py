@@ -31,6 +31,7 @@ from glscl.evaluation.saved import ModelCard, load_model, save_model
 from glscl.losses import LossConfig
 from glscl.models import ModelConfig, Retriever
 from glscl.models.tokenizer import tokenize
+from glscl.options.differences import differing_keys
 from glscl.system import storage
 from glscl.training.checkpoint import format as checkpoint
 from glscl.training.checkpoint import transfer
@@ -280,7 +281,7 @@ def test_a_truncated_file_is_named(name: str, damaged: Path) -> None:
     data = (damaged / name).read_bytes()
     (damaged / name).write_bytes(data[: len(data) // 2])
     with pytest.raises(IncompleteCheckpointError, match=name):
-        checkpoint.check_complete(str(damaged), part=0, parts=2)  # sizes are looked at whoever wrote the file
+        checkpoint.check_complete(str(damaged), process=0, processes=2)  # sizes are looked at whoever wrote the file
 
 
 def test_a_flipped_byte_is_named(damaged: Path) -> None:
@@ -290,8 +291,8 @@ def test_a_flipped_byte_is_named(damaged: Path) -> None:
     with pytest.raises(IncompleteCheckpointError, match=f"{OPTIMISER}: checksum differs"):
         checkpoint.check_complete(str(damaged))
     with pytest.raises(IncompleteCheckpointError, match=f"{OPTIMISER}: checksum differs"):
-        checkpoint.check_complete(str(damaged), part=1, parts=2)
-    checkpoint.check_complete(str(damaged), part=0, parts=2)  # rank 1 is the one that hashes its own files
+        checkpoint.check_complete(str(damaged), process=1, processes=2)
+    checkpoint.check_complete(str(damaged), process=0, processes=2)  # rank 1 is the one that hashes its own files
 
 
 def test_a_file_of_another_attempt_is_noticed(damaged: Path, runs: Path) -> None:
@@ -404,7 +405,7 @@ def test_logging_evaluation_retention_and_machines_are_free(saved: Saved) -> Non
 def test_a_key_that_the_saved_configuration_lacks_is_a_difference(saved: Saved) -> None:
     current = json.loads(json.dumps(saved.config))
     del saved.config["loss"]["contrastive"]
-    assert checkpoint.differing_keys(saved.config, current) == [
+    assert differing_keys(saved.config, current, checkpoint.FREE_KEYS) == [
         f"loss.contrastive: None -> {current['loss']['contrastive']}"
     ]
 
@@ -467,7 +468,7 @@ def test_what_the_controller_has_removed_meanwhile_is_not_there(run: str) -> Non
     assert [found.state.step for found in driver.prune_at_start()] == [1]
     controller.register(put(run, 2))
     assert [found.state.step for found in driver.best()] == [2]
-    driver.close()
+    driver.prune_at_end()
     assert driver.known() == [checkpoint.directory_name(2, 2, "a")]
 
 
@@ -491,7 +492,7 @@ def test_the_last_good_one_stays_whatever_comes_after(run: str, lacks: str, caps
     put(run, 9, ranks=(0,))
     retention.register(put(run, 3))
     assert steps(run) == [3, 9], "an upload that is under way is left alone"
-    retention.close()
+    retention.prune_at_end()
     assert steps(run) == [3]
 
 

@@ -32,7 +32,7 @@ def test_a_storage_that_does_not_delete_ends_no_run(
     assert steps(run) == [1, 1, 2, 3]
     assert retention.known() == [third]
     assert [found.name for found in retention.best()] == [third, second, first]
-    retention.close()
+    retention.prune_at_end()
     proxy.denied = frozenset()
     following = Retention(run, keep=1)
     assert [found.name for found in following.prune_at_start()] == [third, second, first]
@@ -91,14 +91,14 @@ def test_other_folders_are_left_alone(run: str) -> None:
     retention.prune_at_start()
     for step in (1, 2):
         retention.register(put(run, step))
-    retention.close()
+    retention.prune_at_end()
     assert {"model", "tensorboard", "metrics.jsonl", INDEX} < set(storage.list_names(run))
     assert steps(run) == [2]
 
 
 def test_a_run_that_ends_with_none_keeps_what_there_is(run: str) -> None:
     torn = put(run, 1, ranks=(0,))
-    Retention(run, keep=1).close()
+    Retention(run, keep=1).prune_at_end()
     assert storage.list_names(run) == [torn]
 
 
@@ -136,7 +136,7 @@ def test_a_torn_attempt_at_the_same_step_goes_whatever_it_is_called(run: str) ->
 
 def test_the_index_names_what_is_complete_and_what_was(run: str) -> None:
     complete, torn = put(run, 1), put(run, 2, ranks=(0,))
-    Retention(run, keep=1).close()
+    Retention(run, keep=1).prune_at_end()
     assert Retention(run, keep=1).known() == [complete], "written at the end, whoever uploaded it"
     torn = put(run, 2, ranks=(0,))
     storage.write_json(storage.join(run, INDEX), {"complete": []})

@@ -24,7 +24,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
@@ -33,8 +33,12 @@ from torch import distributed
 
 from glscl.errors import UserError
 from glscl.options import Options
+from glscl.options.differences import differing_keys
 from glscl.system import storage
 from glscl.training.checkpoint.safe_load import safe_loading
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
 
 SELECTION_METRIC = "validation_R@1"
 STATE = "state.json"
@@ -80,7 +84,7 @@ class TrainState:
         zero_stage: how the optimiser state is sharded.
         config: the run configuration.
         manifests: fingerprints of the training shard sets.
-        quarantined: videos found unusable so far.
+        quarantined: videos that could not be used so far.
         metrics: held-out metrics at this step, where it was scored.
     """
 
@@ -97,8 +101,8 @@ class IncompleteCheckpointError(Exception):
     """The files do not match the lists that their writers left."""
 
 
-def save(engine: Any, folder: str, state: TrainState, rank: int) -> None:
-    """Write this rank's part of a checkpoint into its own folder (collective: every rank calls it)."""
+def save(engine: DeepSpeedEngine, folder: str, state: TrainState, rank: int) -> None:
+    """Write this rank's files of a checkpoint into a folder (collective)."""
     engine.save_checkpoint(folder, tag=TAG)
     generators = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
@@ -167,7 +171,7 @@ def read_state(folder: str) -> TrainState:
 
 
 def check_files(uri: str) -> TrainState:
-    """Look whether every file that a checkpoint's lists name is there, with its size; reads the lists only.
+    """Check that every file that a checkpoint's lists name exists with its size; reads the lists only.
 
     Args:
         uri: folder or prefix.
@@ -204,7 +208,7 @@ def check_complete(folder: str, process: int = 0, processes: int = 1) -> TrainSt
     return state
 
 
-def restore(engine: Any, folder: str, state: TrainState, rank: int) -> None:
+def restore(engine: DeepSpeedEngine, folder: str, state: TrainState, rank: int) -> None:
     """Load a complete checkpoint into an engine of the same world size, or of any under ZeRO 0 (collective)."""
     with safe_loading(folder):
         path, _ = engine.load_checkpoint(folder, tag=TAG)
@@ -235,7 +239,7 @@ def check_resumable(state: TrainState, config: dict[str, Any], manifests: Sequen
     Raises:
         UserError: with every differing key.
     """
-    different = differing_keys(state.config, config)
+    different = differing_keys(state.config, config, FREE_KEYS)
     if different:
         raise UserError(
             f"the run directory holds a run of another configuration: {'; '.join(different)}. "
@@ -246,21 +250,6 @@ def check_resumable(state: TrainState, config: dict[str, Any], manifests: Sequen
             "data.train: the shards differ from those that the run directory's checkpoint was trained on; "
             "choose another --name, or restore the shards"
         )
-
-
-def differing_keys(saved: dict[str, Any], current: dict[str, Any], prefix: str = "") -> list[str]:
-    """``key: saved -> current`` for every key outside `FREE_KEYS` whose value differs."""
-    differences = []
-    for key in sorted(saved.keys() | current.keys()):
-        name = prefix + key
-        if name in FREE_KEYS:
-            continue
-        before, after = saved.get(key), current.get(key)
-        if isinstance(before, dict) and isinstance(after, dict):
-            differences += differing_keys(before, after, name + ".")
-        elif before != after:
-            differences.append(f"{name}: {before} -> {after}")
-    return differences
 
 
 def directory_name(step: int, world_size: int, attempt: str) -> str:

@@ -1,8 +1,8 @@
-"""Which checkpoints a run directory holds: found, verified, kept, removed.
+"""Retention: which checkpoints of a run directory are verified, kept and removed.
 
 The run directory itself is the truth. A checkpoint is a folder ``step_...`` in which every file that the lists of its
 ranks name is there, with its size; ``checkpoints.json`` says which ones were, so that a listing out of date hides none
-and a folder deleted by hand is noticed. Ray Train's own register is not used: it counts a damaged checkpoint as the
+and a folder deleted by hand is noticed. Ray Train's register is not used: it counts a damaged checkpoint as the
 latest one, deletes the one before for it, refuses to start where a folder is gone, and can be torn on a local disk.
 
 Rules:
@@ -11,7 +11,7 @@ Rules:
    best by the held-out score (the newest ones without one), and the newest.
 2. What is not complete is never merged into another attempt's and is removed when a newer one has been verified, or at
    the start or end of a command, unless it was complete once.
-3. What the storage will not delete stays behind, which is said; no run ends for it.
+3. What the storage will not delete stays behind, and a line says so; no run ends for it.
 4. Only the directory's owner (`glscl.system.ownership`) writes or deletes: that is looked up before each time.
 """
 
@@ -36,7 +36,7 @@ ANOTHER = "delete the run directory to start again, or choose another --name"
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class CompleteCheckpoint:
     """A complete checkpoint on storage."""
 
     name: str
@@ -84,7 +84,7 @@ class Retention:
         """Every checkpoint folder, complete or not, the newest first."""
         return sorted({*self._listed(), *self.known(), *self._verified}, reverse=True)
 
-    def verify(self, name: str) -> Found:
+    def verify(self, name: str) -> CompleteCheckpoint:
         """Look at a checkpoint's lists and the sizes of its files.
 
         Raises:
@@ -92,20 +92,20 @@ class Retention:
         """
         if name not in self._verified:
             self._verified[name] = check_files(storage.join(self.run_directory, name))
-        return Found(name, self._verified[name])
+        return CompleteCheckpoint(name, self._verified[name])
 
-    def complete(self) -> tuple[list[Found], dict[str, str]]:
+    def complete(self) -> tuple[list[CompleteCheckpoint], dict[str, str]]:
         """Complete checkpoints, the newest first, and what is wrong with each of the others."""
-        found, problems = [], {}
+        checkpoints, problems = [], {}
         for name in self.names():
             try:
-                found.append(self.verify(name))
+                checkpoints.append(self.verify(name))
             except IncompleteCheckpointError as error:
                 problems[name] = str(error)
-        return found, problems
+        return checkpoints, problems
 
-    def prune_at_start(self) -> list[Found]:
-        """Before a run starts or goes on: what can be resumed is registered, what never was complete is removed.
+    def prune_at_start(self) -> list[CompleteCheckpoint]:
+        """Register what can be resumed, and remove what never was complete, before a run starts or goes on.
 
         Raises:
             UserError: there were checkpoints, and none is complete any more.
@@ -114,18 +114,18 @@ class Retention:
         self._check_owner()
         self._forget_register()
         known = self.known()
-        found, problems = self.complete()
+        checkpoints, problems = self.complete()
         for name, problem in problems.items():
             if name in known:
                 print(f"checkpoint {name} is incomplete ({problem}): passed over", flush=True)
             else:
-                self._let_go(name)
-        if known and not found:
-            said = "; ".join(f"{name}: {problem}" for name, problem in problems.items())
-            raise UserError(f"{self.run_directory}: none of its checkpoints is complete ({said}); {ANOTHER}")
-        self._write(found, [name for name in problems if name in known])
+                self._delete(name)
+        if known and not checkpoints:
+            listed = "; ".join(f"{name}: {problem}" for name, problem in problems.items())
+            raise UserError(f"{self.run_directory}: none of its checkpoints is complete ({listed}); {ANOTHER}")
+        self._write(checkpoints, [name for name in problems if name in known])
         self._verified.clear()  # another process, Ray Train's controller, removes some from now on
-        return found
+        return checkpoints
 
     def _forget_register(self) -> None:
         """Ray Train would go on from what its register says."""
@@ -143,44 +143,44 @@ class Retention:
         except IncompleteCheckpointError as error:
             print(f"checkpoint {name} is incomplete after its upload ({error}): those before it stay", flush=True)
             return
-        found, problems = self.complete()
+        checkpoints, problems = self.complete()
         self._check_owner()
-        best = sorted(found, key=lambda item: item.score)[-self.keep :]
-        kept = [item for item in found if item in best or item == newest or item.state.step > newest.state.step]
-        going = [item.name for item in found if item not in kept]
+        best = sorted(checkpoints, key=lambda item: item.score)[-self.keep :]
+        kept = [item for item in checkpoints if item in best or item == newest or item.state.step > newest.state.step]
+        going = [item.name for item in checkpoints if item not in kept]
         going += [bad for bad in problems if bad[: len(PREFIX) + 8] <= name[: len(PREFIX) + 8]]  # not what is under way
         self._write(kept, [])  # first: what it names is there
         for old in going:
-            self._let_go(old)
+            self._delete(old)
 
-    def close(self) -> None:
-        """After a run has ended well: only what is kept stays."""
-        found, _ = self.complete()
+    def prune_at_end(self) -> None:
+        """Remove what is not kept, after a run has ended well."""
+        checkpoints, _ = self.complete()
         self._check_owner()
-        if found:
-            kept = {item.name for item in found}
-            self._write(found, [])
+        if checkpoints:
+            kept = {item.name for item in checkpoints}
+            self._write(checkpoints, [])
             for name in self.names():
                 if name not in kept:
-                    self._let_go(name)
+                    self._delete(name)
 
-    def _let_go(self, name: str) -> None:
+    def _delete(self, name: str) -> None:
         """Delete a checkpoint that no rule keeps; one that the storage will not delete stays, and is tried once."""
         self._verified.pop(name, None)
         if name not in self._staying and not storage.tidy(storage.join(self.run_directory, name)):
             self._staying.add(name)
 
-    def best(self) -> list[Found]:
+    def best(self) -> list[CompleteCheckpoint]:
         """Complete checkpoints, the best first."""
-        found, _ = self.complete()
-        return sorted(found, key=lambda item: item.score, reverse=True)
+        checkpoints, _ = self.complete()
+        return sorted(checkpoints, key=lambda item: item.score, reverse=True)
 
     def _check_owner(self) -> None:
         if self._fence is not None:
             self._fence.check()
 
-    def _write(self, found: list[Found], damaged: list[str]) -> None:
-        names = sorted([*(item.name for item in found), *damaged])
+    def _write(self, complete: list[CompleteCheckpoint], damaged: list[str]) -> None:
+        names = sorted([*(item.name for item in complete), *damaged])
         storage.write_json(storage.join(self.run_directory, INDEX), {"complete": names})
 
 

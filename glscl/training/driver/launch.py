@@ -70,7 +70,7 @@ def train(config: RunConfig, ready: Preflight, owner: Owner, *, keep_ranks: bool
     _fit(config, ready.world_sizes, owner)
     owner.fence.check()
     card = _save_best(config, ready, retention)
-    retention.close()
+    retention.prune_at_end()
     quarantine = quarantine_of(config)
     entries = score_tests(config, quarantine, bank=config.data.train, keep_ranks=keep_ranks)
     sets = incomplete_sets(config, quarantine)
@@ -78,7 +78,7 @@ def train(config: RunConfig, ready: Preflight, owner: Owner, *, keep_ranks: bool
 
 
 def quarantine_of(config: RunConfig) -> Quarantine:
-    """The list of a run whose training is over: what an earlier test found is forgotten."""
+    """The quarantine of a run whose training is over, without what an earlier test listed."""
     known = [entry for entry in read_quarantine(config.run_directory) if entry.get("part") in ("train", "validation")]
     quarantine = Quarantine(config.run_directory, config.data.max_bad_fraction, KNOB, known)
     quarantine.write()

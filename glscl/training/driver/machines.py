@@ -1,4 +1,4 @@
-"""Numbers in place of every ``auto`` of a run's configuration: what the machines have, as far as the stream allows."""
+"""Replaces every ``auto`` of a run's configuration by a number: what the machines have and the stream allows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from glscl.training.schedule import make_plan
 from glscl.training.world_sizes import usable_world_sizes
 
 
-def with_machines(config: RunConfig, there: Callable[[], Collection[Node]], *, alone: bool = True) -> RunConfig:
+def with_machines(config: RunConfig, list_nodes: Callable[[], Collection[Node]], *, alone: bool = True) -> RunConfig:
     """The same run with a number wherever its configuration says "auto".
 
     Nothing of it changes what is learnt: the global batch and the stream are those of the configuration, so that the
@@ -21,7 +21,7 @@ def with_machines(config: RunConfig, there: Callable[[], Collection[Node]], *, a
 
     Args:
         config: of the run.
-        there: asks for the nodes, where that matters.
+        list_nodes: asks for the nodes, where that matters.
         alone: the run has the nodes for itself; else one worker, on its GPU's share of a node or one CPU.
 
     What is wrong with sets or arithmetic is for `preflight` to say.
@@ -30,15 +30,15 @@ def with_machines(config: RunConfig, there: Callable[[], Collection[Node]], *, a
     auto = (training.num_workers, training.use_gpu, training.cpus_per_worker, data.loader_workers)
     if "auto" not in auto:
         return config
-    nodes = there()
+    nodes = list_nodes()
     workers = training.num_workers if training.num_workers == "auto" else training.most_workers
     share = choose(
         nodes, workers=workers, use_gpu=training.use_gpu, cpus=training.cpus_per_worker, loaders=data.loader_workers
     )
     if not alone:
         cpus = share.cpus if share.use_gpu or training.cpus_per_worker != "auto" else 1.0
-        own = 1 if training.num_workers == "auto" else share.workers
-        share = choose(nodes, workers=own, use_gpu=share.use_gpu, cpus=cpus, loaders=data.loader_workers)
+        most = 1 if training.num_workers == "auto" else share.workers
+        share = choose(nodes, workers=most, use_gpu=share.use_gpu, cpus=cpus, loaders=data.loader_workers)
     plan = _plan(config)
     candidates = [_put(config, share, *numbers) for numbers in _numbers(config, share, alone)]
     return next((candidate for candidate in candidates if _fits(candidate, plan)), candidates[-1])

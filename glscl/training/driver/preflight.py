@@ -13,9 +13,10 @@ from glscl.errors import UserError
 from glscl.losses import applicable_terms
 from glscl.losses.inter_consistency import InterConsistencyOptions, note_on_batch
 from glscl.options import Options
+from glscl.options.differences import differing_keys
 from glscl.system import storage
 from glscl.system.session import on_this_machine
-from glscl.training.checkpoint.format import differing_keys
+from glscl.training.checkpoint.format import FREE_KEYS
 from glscl.training.config import RunConfig
 from glscl.training.memory import check_shared_memory
 from glscl.training.sampling import make_sampling
@@ -58,7 +59,7 @@ def preflight(config: RunConfig, *, fetch: bool = True) -> Preflight:
         fetch: load pretrained weights that have to be downloaded; false checks only weights that are local files.
 
     Raises:
-        UserError: naming what is wrong, where, and the knob.
+        UserError: naming what is wrong, where, and the option to change.
     """
     usable_world_sizes(config, None)  # before any storage is asked
     train = [open_shard_set(uri) for uri in config.data.train]
@@ -212,7 +213,7 @@ def _check_run_directory(config: RunConfig) -> bool:
     saved = storage.read_json(where)
     if not isinstance(saved, dict):
         raise UserError(f"{where}: not a run configuration; choose another --name")
-    different = differing_keys(saved, config.model_dump(mode="json"))
+    different = differing_keys(saved, config.model_dump(mode="json"), FREE_KEYS)
     if different:
         raise UserError(
             f"{config.run_directory} holds a run of another configuration: {'; '.join(different)}; choose another "

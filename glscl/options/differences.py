@@ -1,0 +1,38 @@
+"""Which keys differ between a saved configuration and the current one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+Values = Mapping[str, object]
+"""Nested plain values, as a configuration's JSON holds them."""
+
+
+def differing_keys(saved: Values, current: Values, free: Collection[str], prefix: str = "") -> list[str]:
+    """``key: saved -> current`` for every key whose value differs; null is as good as a missing key.
+
+    Args:
+        saved: values of the file.
+        current: values to compare with.
+        free: dotted keys that may differ.
+        prefix: dotted key of the section that is compared, with a dot at its end.
+    """
+    different = []
+    for key in sorted(saved.keys() | current.keys()):
+        name = prefix + key
+        if name in free:
+            continue
+        before, after = saved.get(key), current.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            different += differing_keys(before, after, free, name + ".")
+        elif _without_nulls(before) != _without_nulls(after):
+            different.append(f"{name}: {before} -> {after}")
+    return different
+
+
+def _without_nulls(value: object) -> object:
+    """A value without its keys that are null: a file that was written before an option came lacks the key."""
+    if not isinstance(value, dict):
+        return value
+    kept = {key: _without_nulls(inner) for key, inner in value.items()}
+    return {key: inner for key, inner in kept.items() if inner is not None} or None
