@@ -25,7 +25,7 @@ from glscl.system.processes import machine_id, start_of
 from glscl.system.s3 import S3
 from glscl.training.checkpoint.retention import INDEX, Retention
 from glscl.training.driver.outputs import STATUS, status_on_failure, write_status
-from glscl.training.run_log import METRICS, RunLog
+from glscl.training.run_log import METRICS, NonFiniteReport, RunLog
 
 ADVICE = "choose another --name"
 
@@ -274,7 +274,7 @@ def test_who_was_taken_over_notices_and_changes_nothing(directory: str) -> None:
             owner.fence.check,
             lambda: RunLog(directory, 0, owner.fence),
             Quarantine(directory, 0.0, "knob", fence=owner.fence).write,
-            lambda: log.not_finite({"step": 1}),
+            lambda: log.write_non_finite(NonFiniteReport(1, ["loss"], [])),
             *([log.flush, log.close] if storage.is_remote(directory) else []),
         ]
         for write in writers:

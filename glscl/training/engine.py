@@ -1,10 +1,10 @@
-"""DeepSpeed: precision, sharding of state, gradient reduction and clipping, on CPU (gloo) and GPU (NCCL) alike."""
+"""The DeepSpeed engine: precision, sharding of state, reduction and clipping of gradients, on CPU and GPU alike."""
 
 from __future__ import annotations
 
 import math
 import os
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from glscl.models.retriever import Retriever
 from glscl.training.global_batch import backward_calls
 from glscl.training.options import TrainingConfig
 
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
 REDUCED_AT_ONCE = 50_000_000
 """Gradients that are reduced over the ranks at a time, while the backward pass goes on. DeepSpeed's default, ten times
 this, is more than CLIP has parameters: nothing would overlap, and its two buffers would take 4 GB."""
@@ -20,7 +23,7 @@ this, is more than CLIP has parameters: nothing would overlap, and its two buffe
 
 def build_engine(
     model: Retriever, config: TrainingConfig, device: torch.device, world_size: int, *, overlap: bool = True
-) -> Any:
+) -> DeepSpeedEngine:
     """Wrap a model in a DeepSpeed engine with AdamW over the towers' and the head's parameter groups.
 
     The process group must exist already (Ray Train makes it). No setting depends on the device, so that tests without a
@@ -33,8 +36,6 @@ def build_engine(
         world_size: number of ranks.
         overlap: reduce gradients over the ranks while the backward pass goes on; the numbers are the same.
 
-    Returns:
-        ``deepspeed.DeepSpeedEngine``.
     """
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
@@ -74,7 +75,7 @@ def build_engine(
     return engine
 
 
-def set_learning_rates(engine: Any, config: TrainingConfig, step: int, total_steps: int) -> float:
+def set_learning_rates(engine: DeepSpeedEngine, config: TrainingConfig, step: int, total_steps: int) -> float:
     """Set each group's rate for a step: linear warm-up, then a cosine to zero. Returns the factor of the peak rate.
 
     A function of the step alone, so there is no scheduler state to save.
@@ -93,13 +94,13 @@ def schedule(step: int, total_steps: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, total_steps - rising)))
 
 
-def gradient_norm(engine: Any) -> float | None:
+def gradient_norm(engine: DeepSpeedEngine) -> float | None:
     """Norm of the last step's gradient before clipping, where DeepSpeed computed it."""
     norm = engine.get_global_grad_norm()
     return None if norm is None else float(norm)
 
 
-def backward(engine: Any, loss: Tensor, *, last: bool) -> None:
+def backward(engine: DeepSpeedEngine, loss: Tensor, *, last: bool) -> None:
     """Accumulate a piece's gradients, unscaled; reduce them over the ranks with the last piece."""
     if engine.zero_optimization_stage() == 3 and engine.optimizer.micro_step_id == 0:
         # The first piece replaces, in DeepSpeed's buffer, the gradients of what it touches, and the others are added:
@@ -114,7 +115,7 @@ def backward(engine: Any, loss: Tensor, *, last: bool) -> None:
     engine.backward(loss, scale_wrt_gas=False)
 
 
-def evaluation_model(engine: Any) -> Retriever:
+def evaluation_model(engine: DeepSpeedEngine) -> Retriever:
     """The model with whole parameters, in evaluation mode.
 
     Under ZeRO-3 that is a copy gathered from all ranks (collective): ranks score unequal numbers of blocks, which a

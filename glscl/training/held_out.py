@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 
@@ -20,6 +19,7 @@ from glscl.evaluation.embed import Embeddings, concatenate, embed
 from glscl.evaluation.metrics import MAIN_METRIC, RECALLS
 from glscl.evaluation.retrieval import RowShard, measure, score_rows
 from glscl.evaluation.scoring import merge, split_rows
+from glscl.models.retriever import Retriever
 from glscl.models.tokenizer import tokenize
 from glscl.training.checkpoint.format import SELECTION_METRIC
 from glscl.training.collectives import gather_objects, print_once, rank, world_size
@@ -47,7 +47,7 @@ class HeldOut:
     quarantine: Quarantine
     heartbeats: HeartbeatSender
 
-    def score(self, model: Any) -> dict[str, float]:
+    def score(self, model: Retriever) -> dict[str, float]:
         """Held-out metrics, the same dictionary on every rank (collective).
 
         Raises:
@@ -77,7 +77,7 @@ class HeldOut:
         metrics[SELECTION_METRIC] = sum(recalls) / len(recalls)
         return metrics
 
-    def _embed(self, model: Any, shard_set: ShardSet) -> list[Embeddings]:
+    def _embed(self, model: Retriever, shard_set: ShardSet) -> list[Embeddings]:
         tokens = partial(tokenize, max_words=self.config.model.max_words)
         videos = split_rows(shard_set.manifest.videos, rank(), world_size())
         size = self.config.evaluation.batch_size
@@ -86,7 +86,7 @@ class HeldOut:
         self.heartbeats.report_unusable("validation", embeddings.quarantined)
         return gather_objects(embeddings)
 
-    def _score(self, model: Any, label: str, embeddings: Embeddings) -> dict[str, float]:
+    def _score(self, model: Retriever, label: str, embeddings: Embeddings) -> dict[str, float]:
         shard = RowShard(rank(), world_size())
         with torch.no_grad():
             result = score_rows(partial(model, "score"), embeddings, self.config.evaluation, shard, self.device)

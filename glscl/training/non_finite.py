@@ -1,17 +1,21 @@
-"""Steps whose loss or gradient is not finite: found by every rank at the same row of the log, with their pairs."""
+"""Detection of steps whose loss or gradient is not finite, by every rank at the same row of the log."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from glscl.errors import RunStoppedError
 from glscl.training.collectives import gather_objects
 from glscl.training.engine import gradient_norm
 from glscl.training.run_log import NonFiniteReport
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
 
 
 class NonFiniteError(RunStoppedError):
@@ -36,7 +40,7 @@ class NonFiniteSteps:
     def __init__(self) -> None:
         self._steps: list[_Step] = []
 
-    def count(self, step: int, pairs: list[str], losses: dict[str, torch.Tensor], norm: Any) -> None:
+    def count(self, step: int, pairs: list[str], losses: dict[str, torch.Tensor], norm: Tensor | float | None) -> None:
         """Take note of one step; nothing here waits for the device.
 
         Args:
@@ -50,7 +54,7 @@ class NonFiniteSteps:
         finite = torch.stack([torch.as_tensor(value, device=device).float().isfinite() for value in terms.values()])
         self._steps.append(_Step(step, pairs, list(terms), finite))
 
-    def first(self, engine: Any, step: int) -> int | None:
+    def first(self, engine: DeepSpeedEngine, step: int) -> int | None:
         """This rank's first step since the last row that went wrong.
 
         Args:

@@ -1,4 +1,4 @@
-"""Training videos some of whose pictures do not decode: counted, and listed in the run directory."""
+"""The list of training videos in which the nearest picture stands for some that do not decode."""
 
 from __future__ import annotations
 

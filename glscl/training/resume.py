@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import ray.train
 from torch import distributed
@@ -23,8 +23,11 @@ from glscl.training.checkpoint.transfer import local_copy
 from glscl.training.collectives import broadcast_object, gather_objects, print_once, rank, world_size
 from glscl.training.config import RunConfig
 
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
 
-def resume(engine: Any, config: RunConfig, shard_sets: list[ShardSet]) -> TrainState:
+
+def resume(engine: DeepSpeedEngine, config: RunConfig, shard_sets: list[ShardSet]) -> TrainState:
     """Load the newest complete checkpoint into the engine; the state at step 0 where there never was one (collective).
 
     Raises:
@@ -49,7 +52,7 @@ def resume(engine: Any, config: RunConfig, shard_sets: list[ShardSet]) -> TrainS
     return fresh
 
 
-def _load(engine: Any, folder: str, name: str, saved: TrainState) -> None:
+def _load(engine: DeepSpeedEngine, folder: str, name: str, saved: TrainState) -> None:
     """Restore parameters, optimiser state and random generators (collective)."""
     if not resharding.is_needed(saved, world_size()):
         checkpoint.restore(engine, folder, saved, rank())

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray.train
 from ray.train import Checkpoint, CheckpointUploadMode
@@ -18,11 +18,14 @@ from glscl.training.checkpoint.format import TrainState
 from glscl.training.checkpoint.transfer import explained_full_disk, upload
 from glscl.training.collectives import rank
 
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
 SECONDS_LEFT = "seconds_left"
 """Key of a checkpoint's report: how long the rest of the run will take at this number of workers."""
 
 
-def save_checkpoint(engine: Any, state: TrainState, name: str, fence: Fence, seconds_left: float) -> None:
+def save_checkpoint(engine: DeepSpeedEngine, state: TrainState, name: str, fence: Fence, seconds_left: float) -> None:
     """Write this rank's files and hand them to Ray Train (collective).
 
     Args:

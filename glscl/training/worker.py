@@ -1,4 +1,4 @@
-"""The worker of the training loop: every rank loads, steps, logs, evaluates and saves."""
+"""The training loop, as every rank runs it: load, step, log, evaluate, save."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Ending:
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """What follows a step."""
+    """Actions that follow a step, the same on every rank."""
 
     log: bool
     evaluate: bool
@@ -75,7 +75,7 @@ class Due:
 
 @dataclass(frozen=True, slots=True)
 class _RankReport:
-    """What a rank contributes to a row of the log."""
+    """One rank's contribution to a row of the log."""
 
     losses: Tensor
     unusable: list[dict[str, str]]
@@ -195,7 +195,7 @@ class Worker:
         return stream.make_loader(pairs, data.loaders, data.prefetch)
 
     def train(self) -> Ending | None:
-        """Train to the last step, or to the step at which a signal asks for the end (then says where that was)."""
+        """Train to the last step; returns an `Ending` if a signal asked to stop before it."""
         while self.state.step < self.length.total:
             self.consensus.send(self.heartbeats.step_request())
             self.step(self.next_batch())

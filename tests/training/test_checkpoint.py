@@ -31,6 +31,7 @@ from glscl.evaluation.saved import ModelCard, load_model, save_model
 from glscl.losses import LossConfig
 from glscl.models import ModelConfig, Retriever
 from glscl.models.tokenizer import tokenize
+from glscl.options.differences import differing_keys
 from glscl.system import storage
 from glscl.training.checkpoint import format as checkpoint
 from glscl.training.checkpoint import transfer
@@ -404,7 +405,7 @@ def test_logging_evaluation_retention_and_machines_are_free(saved: Saved) -> Non
 def test_a_key_that_the_saved_configuration_lacks_is_a_difference(saved: Saved) -> None:
     current = json.loads(json.dumps(saved.config))
     del saved.config["loss"]["contrastive"]
-    assert checkpoint.differing_keys(saved.config, current, checkpoint.FREE_KEYS) == [
+    assert differing_keys(saved.config, current, checkpoint.FREE_KEYS) == [
         f"loss.contrastive: None -> {current['loss']['contrastive']}"
     ]
 

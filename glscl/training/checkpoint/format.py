@@ -24,7 +24,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
@@ -37,6 +37,9 @@ from glscl.options.differences import differing_keys
 from glscl.options.mistakes import first_mistake
 from glscl.system import storage
 from glscl.training.checkpoint.safe_load import safe_loading
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
 
 SELECTION_METRIC = "validation_R@1"
 STATE = "state.json"
@@ -99,7 +102,7 @@ class IncompleteCheckpointError(Exception):
     """The files do not match the lists that their writers left."""
 
 
-def save(engine: Any, folder: str, state: TrainState, rank: int) -> None:
+def save(engine: DeepSpeedEngine, folder: str, state: TrainState, rank: int) -> None:
     """Write this rank's files of a checkpoint into a folder (collective)."""
     engine.save_checkpoint(folder, tag=TAG)
     generators = {"cpu": torch.get_rng_state()}
@@ -204,7 +207,7 @@ def check_complete(folder: str, process: int = 0, processes: int = 1) -> TrainSt
     return state
 
 
-def restore(engine: Any, folder: str, state: TrainState, rank: int) -> None:
+def restore(engine: DeepSpeedEngine, folder: str, state: TrainState, rank: int) -> None:
     """Load a complete checkpoint into an engine of the same world size, or of any under ZeRO 0 (collective)."""
     with safe_loading(folder):
         path, _ = engine.load_checkpoint(folder, tag=TAG)

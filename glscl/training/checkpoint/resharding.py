@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import distributed
@@ -25,6 +25,9 @@ from glscl.errors import RunStoppedError
 from glscl.training.checkpoint.format import TAG, TrainState
 from glscl.training.checkpoint.safe_load import safe_loading
 from glscl.training.collectives import gather_objects, rank, world_size
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
 
 BYTES_PER_SECOND = 100e6
 """Scratch bytes that a conversion gets through per second, to say how long it will take: ViT-B/32's 4 GB take a core of
@@ -74,7 +77,7 @@ def resharded(folder: str, source: str, state: TrainState, node: int, leads: boo
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def load(engine: Any, folder: str) -> None:
+def load(engine: DeepSpeedEngine, folder: str) -> None:
     """Load what `resharded` gave into an engine of any world size (collective)."""
     groups = [
         {key: value for key, value in group.items() if key != "params"} for group in engine.optimizer.param_groups
@@ -133,7 +136,7 @@ def _convert(folder: str, scratch: str, source: str, state: TrainState, *, talks
 
 
 @contextmanager
-def _resharded_loading(engine: Any) -> Iterator[None]:
+def _resharded_loading(engine: DeepSpeedEngine) -> Iterator[None]:
     """Make DeepSpeed's loader expect a converted checkpoint.
 
     It takes that from the configuration that an engine is made with, before anybody knows what will be loaded. Where

@@ -1,4 +1,4 @@
-"""Checkpoint files are pickles, and a pickle may run code: whatever loads one here can make tensors and little else.
+"""Safe loading of checkpoint files: tensors and plain values only, because a pickle may run code.
 
 DeepSpeed reads its files with ``weights_only=False``. An environment variable of torch's overrules that, so every load
 inside `safe_loading` goes through torch's restricted unpickler. Where a checkpoint comes from then does not matter.

@@ -1,4 +1,4 @@
-"""Checkpoints on their way: a local copy to read, the upload of one rank's files, and what a full disk means."""
+"""Transfer of checkpoints: a local copy to read, the upload of one rank's files, and the error of a full disk."""
 
 from __future__ import annotations
 

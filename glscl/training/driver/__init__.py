@@ -1,1 +1,1 @@
-"""What runs in the driver's process: checks before the start, the worker group, outputs."""
+"""The driver's process: checks before the start, the worker group, outputs."""

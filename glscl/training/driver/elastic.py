@@ -181,7 +181,7 @@ class NodeFailurePolicy(FailurePolicy):
         self._in_use_since: float | None = None
 
     def make_decision(self, training_failed_error: Any) -> FailureDecision:
-        """Retry or raise."""
+        """Retry after a lost node, while room is in use, or ``training.max_failures`` times; else raise."""
         lost = {node: address for node, address in lost_nodes().items() if node not in self._known}
         if lost and self.is_retryable(training_failed_error):
             self._known |= set(lost)

@@ -1,9 +1,8 @@
-"""What a rank asks for after a step, and how all ranks come to do it at the same boundary between steps."""
+"""Requests that a rank makes for the end of a step, and the consensus of all ranks on the greatest of them."""
 
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Any
 
 import torch
 from torch import distributed
@@ -31,7 +30,7 @@ class Consensus:
     def send(self, request: StepRequest) -> None:
         """Send this rank's request off (collective)."""
         self._request = torch.tensor([int(request)], device=self._device)
-        self._work: Any = distributed.all_reduce(self._request, distributed.ReduceOp.MAX, async_op=True)
+        self._work = distributed.all_reduce(self._request, distributed.ReduceOp.MAX, async_op=True)
 
     def result(self) -> StepRequest:
         """The greatest request of all ranks."""

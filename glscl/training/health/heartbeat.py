@@ -1,4 +1,4 @@
-"""Heartbeats: what a rank does right now, which it sends to the driver from a thread of its own."""
+"""Heartbeats: each rank tells the driver from a separate thread what it is doing."""
 
 from __future__ import annotations
 

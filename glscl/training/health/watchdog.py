@@ -9,7 +9,6 @@ import json
 import signal
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from glscl.training.health.heartbeat import (
     HEARTBEAT_PREFIX,
@@ -79,7 +78,7 @@ class Watchdog:
         """The last heartbeat of a rank of the latest worker group."""
         return self._last[rank][0] if rank in self._last else None
 
-    def _order(self, **values: Any) -> None:
+    def _order(self, **values: str | bool) -> None:
         self._orders |= values
         self._store.put(ORDERS, json.dumps(self._orders).encode())
 
