@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from PIL import Image
@@ -42,7 +41,7 @@ class Embeddings:
     positions: list[int]
     video_ids: list[str]
     captions: list[str]
-    attributes: list[dict[str, Any]]
+    attributes: list[dict[str, object]]
     truncated: int
     quarantined: list[dict[str, str]]
     repaired: list[dict[str, str]] = field(default_factory=list)
@@ -51,7 +50,7 @@ class Embeddings:
 
 @torch.no_grad()
 def embed(
-    model: Callable[..., Any],
+    model: Callable[..., Features],
     gallery: Gallery,
     loader_workers: int,
     device: torch.device,

@@ -7,7 +7,7 @@ read.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
@@ -203,7 +203,7 @@ class Test(_Section):
         """``16 of 19``: its videos, wherever some are missing."""
         return share(self.videos, self.videos_of)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """As ``results.json`` holds it: without the examples' pictures, and without ranks where none were kept."""
         no_pictures = {"examples": {"__all__": {"results": {"__all__": {"thumbnail"}}}}}
         values = self.model_dump(exclude=no_pictures)
@@ -213,7 +213,7 @@ class Test(_Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _named(cls, values: Any) -> Any:
+    def _named(cls, values: object) -> object:
         if isinstance(values, dict) and "name" not in values:
             return values | {"name": f"{values.get('domain')}/{values.get('split')}"}
         return values
@@ -240,13 +240,13 @@ class Results(_Section):
     quarantine: list[BadVideo] = []
     history: list[HistoryRow] = []
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """As ``results.json`` holds it."""
         without_tests = self.model_copy(update={"tests": []})
         return without_tests.model_dump() | {"tests": [test.to_json() for test in self.tests]}
 
 
-def parse_results(results: Mapping[str, Any] | Results) -> Results:
+def parse_results(results: Mapping[str, object] | Results) -> Results:
     """Check the structure of ``results``.
 
     Raises:
@@ -255,7 +255,7 @@ def parse_results(results: Mapping[str, Any] | Results) -> Results:
     return parse(Results, results, "results", "glscl eval")
 
 
-def parse(kind: type[Model], values: Mapping[str, Any] | Model, what: str, command: str) -> Model:
+def parse(kind: type[Model], values: Mapping[str, object] | Model, what: str, command: str) -> Model:
     """Check the structure of ``values``, called ``what`` in an error, as ``command`` writes them.
 
     Raises:
@@ -265,5 +265,5 @@ def parse(kind: type[Model], values: Mapping[str, Any] | Model, what: str, comma
         return kind.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        where = ".".join(map(str, first["loc"]))
         raise UserError(f"{what}: {where}: {first['msg'].lower()}; was this file written by `{command}`?") from None
