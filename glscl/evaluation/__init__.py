@@ -1,1 +1,1 @@
-"""From a checkpoint to exact retrieval numbers: embedding, blockwise scoring, ranks and metrics."""
+"""Evaluation: embeds test sets with a trained model, scores them block by block, and measures exact ranks."""

@@ -141,6 +141,6 @@ class Evaluators:
 
 
 def _readable(error: RayTaskError) -> BaseException:
-    """The error that an actor raised, where it is meant to be read; Ray's own carries a traceback in its text."""
+    """The error that an actor raised, where users are meant to read it; Ray's has a traceback in its text."""
     cause = error.cause
     return type(cause)(str(cause)) if isinstance(cause, UserError | BrokenRunError) else error

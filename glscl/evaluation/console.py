@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import IO, Any
+from typing import IO
 
 from rich.text import Text
 
@@ -22,7 +22,7 @@ def print_results(results: Results) -> None:
         oracle_tables(results)
 
 
-def results_table(results: Mapping[str, Any] | Results, *, file: IO[str] | None = None) -> None:
+def results_table(results: Mapping[str, object] | Results, *, file: IO[str] | None = None) -> None:
     """Print one row per test set and direction, recalls in per cent; below it, which videos play only in part.
 
     Raises:
@@ -43,7 +43,7 @@ def results_table(results: Mapping[str, Any] | Results, *, file: IO[str] | None 
             console(file).print(Text(describe_repairs(what, test.videos, test.repaired)))
 
 
-def normalised_table(results: Mapping[str, Any] | Results, *, file: IO[str] | None = None) -> None:
+def normalised_table(results: Mapping[str, object] | Results, *, file: IO[str] | None = None) -> None:
     """Print one row per normalised column, recalls in per cent; nothing if there is none.
 
     Raises:

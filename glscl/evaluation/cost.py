@@ -1,4 +1,4 @@
-"""What heads cost: multiply-adds, caches, latency and memory of scoring; and the GLSCL paper's own count.
+"""Cost of a head: multiply-adds, caches, latency and memory of scoring; and the GLSCL paper's count.
 
 Multiply-adds (MAC) are those of products of matrices and vectors, per pair of a text and a video, with everything
 cached that depends on one of them alone.
@@ -82,8 +82,8 @@ class PeakMemory(TorchDispatchMode):
         self._known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+        self, func: Any, types: object, args: tuple[object, ...] = (), kwargs: dict[str, object] | None = None
+    ) -> object:
         if func is not torch.ops.aten.lift_fresh.default:  # the first that is seen of what torch.tensor has made
             self._follow((args, kwargs), made_here=False)
         result = func(*args, **(kwargs or {}))
@@ -91,7 +91,7 @@ class PeakMemory(TorchDispatchMode):
         self.peak = max(self.peak, self.alive)
         return result
 
-    def _follow(self, values: Any, made_here: bool) -> None:
+    def _follow(self, values: object, made_here: bool) -> None:
         for value in tree_leaves(values):
             if isinstance(value, torch.Tensor):
                 storage = value.untyped_storage()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from glscl.data.shards import ShardSet
 from glscl.evaluation.embed import Embeddings
@@ -28,16 +29,29 @@ SHOWN = 5
 """Best videos kept per query, in examples and beside the ranks."""
 
 
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What was computed from the embeddings of a test set.
+
+    Attributes:
+        result: ranks of all its texts and videos.
+        normalised: columns of normalised scores.
+        without_leaked: metrics without the videos of a leakage list, where there is one.
+    """
+
+    result: ScoringResult
+    normalised: list[NormalisedColumn]
+    without_leaked: WithoutLeaked | None
+
+
 def describe_test(
     name: str,
     shard_set: ShardSet,
     card: ModelCard,
     embeddings: Embeddings,
-    result: ScoringResult,
+    scores: Scores,
     *,
     examples: int,
-    normalised: list[NormalisedColumn],
-    without_leaked: WithoutLeaked | None,
     keep_ranks: bool,
 ) -> Test:
     """Put together what is known of a test set.
@@ -47,13 +61,11 @@ def describe_test(
         shard_set: the set.
         card: of the model.
         embeddings: of the whole set.
-        result: ranks of all its texts and videos.
+        scores: of all its texts and videos.
         examples: number of example retrievals.
-        normalised: normalised columns.
-        without_leaked: metrics without the videos of a leakage list, if there is one.
         keep_ranks: add every query's ranks.
     """
-    manifest = shard_set.manifest
+    manifest, result = shard_set.manifest, scores.result
     names = {frozenset(row) for row in embeddings.attributes}
     synthetic = len(names) == 1 and names != {frozenset()}
     metrics = measure(result)
@@ -79,8 +91,8 @@ def describe_test(
         hubness_skewness=result.hubness_skewness(),
         oracles=_oracles(embeddings) if synthetic else None,
         attribute_accuracy=_attribute_accuracy(embeddings, result) if synthetic else None,
-        normalised=normalised,
-        without_leaked=without_leaked,
+        normalised=scores.normalised,
+        without_leaked=scores.without_leaked,
         examples=choose_examples(embeddings, result, examples),
         per_query=query_ranks(embeddings, result) if keep_ranks else None,
     )

@@ -1,11 +1,10 @@
-"""Embedding a shard set: what the head caches of every text and video, computed once."""
+"""Embedding a shard set: computes once what the head caches of every text and video."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from PIL import Image
@@ -42,7 +41,7 @@ class Embeddings:
     positions: list[int]
     video_ids: list[str]
     captions: list[str]
-    attributes: list[dict[str, Any]]
+    attributes: list[dict[str, object]]
     truncated: int
     quarantined: list[dict[str, str]]
     repaired: list[dict[str, str]] = field(default_factory=list)
@@ -51,7 +50,7 @@ class Embeddings:
 
 @torch.no_grad()
 def embed(
-    model: Callable[..., Any],
+    model: Callable[..., Features],
     gallery: Gallery,
     loader_workers: int,
     device: torch.device,
@@ -66,16 +65,16 @@ def embed(
         loader_workers: decoding processes.
         device: where the model is.
         thumbnails: also keep small pictures of every video.
-        note: is told of so many more videos that are done.
+        note: called with the number of videos that are done since the last call.
     """
-    parts = []
+    pieces = []
     quarantined = []
     for batch in gallery.batches(loader_workers):
         note(len(batch.samples) + len(batch.quarantined))
         quarantined += batch.quarantined
         if not batch.samples:
             continue
-        parts.append(
+        pieces.append(
             Embeddings(
                 text=_to_cpu(model("text", batch.token_ids.to(device))),
                 video=_to_cpu(model("video", batch.frames.to(device), batch.frame_mask.to(device))),
@@ -92,35 +91,37 @@ def embed(
                 else [],
             )
         )
-    if not parts:
+    if not pieces:
         return Embeddings({}, {}, torch.zeros(0, dtype=torch.int64), [], [], [], [], 0, quarantined)
-    return replace(concatenate(parts), quarantined=quarantined)
+    return replace(concatenate(pieces), quarantined=quarantined)
 
 
-def concatenate(parts: Sequence[Embeddings]) -> Embeddings:
-    """Join parts of one set in manifest order, whoever computed them; also the order of the quarantine.
+def concatenate(pieces: Sequence[Embeddings]) -> Embeddings:
+    """Join pieces of one set in manifest order, whoever computed them; also the order of the quarantine.
 
     Raises:
-        UserError: no part holds a video.
+        UserError: no piece holds a video.
     """
-    present = sorted((part for part in parts if part.positions), key=lambda part: part.positions[0])
-    quarantined = [entry for part in parts for entry in part.quarantined]
+    present = sorted((piece for piece in pieces if piece.positions), key=lambda piece: piece.positions[0])
+    quarantined = [entry for piece in pieces for entry in piece.quarantined]
     if not present:
         reasons = "; ".join(f"{e['domain']}/{e['video_id']} ({e['reason']})" for e in quarantined[:3])
         raise UserError(f"no video of the set can be decoded: {reasons}")
-    offsets = torch.tensor([0] + [len(part.positions) for part in present]).cumsum(0)
+    offsets = torch.tensor([0] + [len(piece.positions) for piece in present]).cumsum(0)
     return Embeddings(
-        text={key: torch.cat([part.text[key] for part in present]) for key in present[0].text},
-        video={key: torch.cat([part.video[key] for part in present]) for key in present[0].video},
-        text_to_video=torch.cat([p.text_to_video + o for p, o in zip(present, offsets[:-1], strict=True)]),
-        positions=[position for part in present for position in part.positions],
-        video_ids=[name for part in present for name in part.video_ids],
-        captions=[caption for part in present for caption in part.captions],
-        attributes=[attributes for part in present for attributes in part.attributes],
-        truncated=sum(part.truncated for part in present),
+        text={key: torch.cat([piece.text[key] for piece in present]) for key in present[0].text},
+        video={key: torch.cat([piece.video[key] for piece in present]) for key in present[0].video},
+        text_to_video=torch.cat(
+            [piece.text_to_video + offset for piece, offset in zip(present, offsets[:-1], strict=True)]
+        ),
+        positions=[position for piece in present for position in piece.positions],
+        video_ids=[name for piece in present for name in piece.video_ids],
+        captions=[caption for piece in present for caption in piece.captions],
+        attributes=[attributes for piece in present for attributes in piece.attributes],
+        truncated=sum(piece.truncated for piece in present),
         quarantined=sorted(quarantined, key=lambda entry: (entry["shard"], entry["key"])),
-        repaired=[entry for part in present for entry in part.repaired],
-        thumbnails=[strip for part in present for strip in part.thumbnails],
+        repaired=[entry for piece in present for entry in piece.repaired],
+        thumbnails=[strip for piece in present for strip in piece.thumbnails],
     )
 
 

@@ -9,7 +9,7 @@ from glscl.data.quarantine import Quarantine
 from glscl.data.shards import ShardSet, open_shard_set
 from glscl.errors import UserError
 from glscl.evaluation.actors import Evaluators
-from glscl.evaluation.describe import describe_test, describe_without_leaked
+from glscl.evaluation.describe import Scores, describe_test, describe_without_leaked
 from glscl.evaluation.embed import Embeddings, concatenate
 from glscl.evaluation.leakage import LeakageList, leakage_lists, leave_out
 from glscl.evaluation.normalise import measure_normalised
@@ -77,17 +77,11 @@ def evaluate_model(
             embeddings = concatenate(pieces)
             domain = shard_set.manifest.domain
             result, normalised = _score(evaluators, embeddings, name, domain, config, query_bank)
+            without_leaked = _score_without_leaked(evaluators, embeddings, leaked.get(domain))
+            scores = Scores(result, normalised, without_leaked)
             results.append(
                 describe_test(
-                    name,
-                    shard_set,
-                    card,
-                    embeddings,
-                    result,
-                    examples=config.examples,
-                    normalised=normalised,
-                    without_leaked=_score_without_leaked(evaluators, embeddings, leaked.get(domain)),
-                    keep_ranks=keep_ranks,
+                    name, shard_set, card, embeddings, scores, examples=config.examples, keep_ranks=keep_ranks
                 )
             )
     if problems:

@@ -11,7 +11,6 @@ import csv
 import io
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
@@ -159,9 +158,9 @@ def leave_out(embeddings: Embeddings, names: Iterable[str]) -> tuple[Embeddings,
     unknown: list[str] = []
     for name in listed:
         spellings = _spellings(composed(name))
-        found = [spelling for spelling in spellings if spelling in present]
-        dropped.update(found[:1])
-        if not found:
+        matches = [spelling for spelling in spellings if spelling in present]
+        dropped.update(matches[:1])
+        if not matches:
             (undecodable if quarantined.intersection(spellings) else unknown).append(name)
     keep = torch.tensor([composed(name) not in dropped for name in embeddings.video_ids], dtype=torch.bool)
     keep_text = keep[embeddings.text_to_video]
@@ -199,7 +198,7 @@ def _spellings(name: str) -> list[str]:
     return list(dict.fromkeys([name, bare, f"v_{bare}", bare.removeprefix("v_")]))
 
 
-def _names_of_json(uri: str, value: Any) -> list[str]:
+def _names_of_json(uri: str, value: object) -> list[str]:
     items = value.get("videos") if isinstance(value, dict) else value
     if isinstance(items, list):
         entries = [item.get("video_id") if isinstance(item, dict) else item for item in items]

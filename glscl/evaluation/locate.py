@@ -1,4 +1,4 @@
-"""Where a trained model lies; importing this takes no time, so that a wrong ``--run`` costs none."""
+"""Finding a trained model's folder, without importing torch: a wrong ``--run`` is told at once."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def qb_norm(similarity: Tensor, bank: Tensor, *, beta: float = 20.0, top_k: int 
     """Query-bank normalisation with the dynamic inverted softmax (Bogolin et al., CVPR 2022; ioanacroi/qb-norm).
 
     A candidate is a hub if at least ``threshold`` queries of the bank have it among their ``top_k``. The row of a query
-    whose best candidate is a hub becomes ``exp(beta * s) / Σ_bank exp(beta * s_bank)``, told here as
+    whose best candidate is a hub becomes ``exp(beta * s) / Σ_bank exp(beta * s_bank)``, written here as
     ``s - logsumexp(beta * s_bank) / beta``; every other row stays as it is. The original has threshold 1; GLSCL and
     DiCoSA count occurrences (``theta``).
 
@@ -70,7 +70,7 @@ def qb_norm(similarity: Tensor, bank: Tensor, *, beta: float = 20.0, top_k: int 
 def inverted_softmax(similarity: Tensor, *, beta: float = 20.0) -> Tensor:
     """Inverted softmax over the test queries themselves (Smith et al., ICLR 2017).
 
-    ``exp(beta * s) / Σ_queries exp(beta * s)``, told as ``s - logsumexp_queries(beta * s) / beta``.
+    ``exp(beta * s) / Σ_queries exp(beta * s)``, as ``s - logsumexp_queries(beta * s) / beta``.
 
     Args:
         similarity: (Q, C) all test queries × candidates.
@@ -103,7 +103,7 @@ def dual_softmax(similarity: Tensor, *, beta: float = 100.0) -> Tensor:
 
     Returns:
         (Q, C) with the published form's order within each row, in the precision of the similarities (at least fp32):
-        products are told by their sign and logarithm.
+        products are held as sign and logarithm.
 
     Raises:
         UserError: NaN.
@@ -264,7 +264,7 @@ def measure_normalised(
     Args:
         similarity: (A, N) texts × videos.
         text_to_video: (A,) the video of each text.
-        banks: query banks; without one for a direction, the normalisations that need it are left out there.
+        banks: query banks; without one for a direction, the normalisations that need it are left out.
     """
     columns = []
     for name, entry in NORMALISATIONS.items():

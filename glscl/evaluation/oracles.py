@@ -1,4 +1,4 @@
-"""What knowing attributes alone would score on a synthetic test set, and which attributes a model's answers get right.
+"""Attribute oracles of a synthetic test set: what attributes alone would score, and which ones a model gets right.
 
 An oracle knows the true value of some attributes of every text and every video and nothing else; among the videos that
 agree with a text it chooses at random. Its expected R@1 is the mean over videos of 1 / (videos of the same values). A
@@ -71,7 +71,7 @@ def attribute_accuracy(
 
 
 def _expected_recall(videos: Attributes, known: tuple[str, ...]) -> float:
-    """Each group of videos that agree in the known attributes adds one hit: n videos, each found in 1 of n draws."""
+    """Each group of videos that agree in the known attributes adds one hit: n videos, each drawn 1 time in n."""
     return len({_key(video, known) for video in videos}) / len(videos) if videos else 0.0
 
 

@@ -7,7 +7,7 @@ read.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
@@ -204,7 +204,7 @@ class Test(_Section):
         """``16 of 19``: its videos, wherever some are missing."""
         return share(self.videos, self.videos_of)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """As ``results.json`` holds it: without the examples' pictures, and without ranks where none were kept."""
         no_pictures = {"examples": {"__all__": {"results": {"__all__": {"thumbnail"}}}}}
         values = self.model_dump(exclude=no_pictures)
@@ -241,7 +241,7 @@ class Results(_Section):
     quarantine: list[BadVideo] = []
     history: list[HistoryRow] = []
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """As ``results.json`` holds it."""
         without_tests = self.model_copy(update={"tests": []})
         return without_tests.model_dump() | {"tests": [test.to_json() for test in self.tests]}

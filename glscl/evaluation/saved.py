@@ -1,4 +1,4 @@
-"""Trained models as they are handed on: safetensors and the configuration they need, no pickles."""
+"""Trained models on disk: weights as safetensors, and a card with the configuration they need; no pickles."""
 
 from __future__ import annotations
 
@@ -98,9 +98,9 @@ def _check_shapes(folder: str, card: ModelCard) -> None:
     with torch.device("meta"):
         described = _empty_model(folder, card).state_dict()
     for name, tensor in described.items():
-        found = shapes.pop(name, None)
-        if found != list(tensor.shape):
-            says = f"'{name}' is {'missing' if found is None else found}"
+        shape = shapes.pop(name, None)
+        if shape != list(tensor.shape):
+            says = f"'{name}' is {'missing' if shape is None else shape}"
             raise UserError(f"{where}: weights of another architecture than {CARD} says: {says}, not {[*tensor.shape]}")
     if shapes:
         raise UserError(f"{where}: weights of another architecture than {CARD} says: '{min(shapes)}' has no place")
@@ -128,7 +128,7 @@ def load_model(uri: str) -> tuple[Retriever, ModelCard]:
 def _empty_model(folder: str, card: ModelCard) -> Retriever:
     from glscl.models.retriever import Retriever  # with open_clip, seconds to import
 
-    with torch.random.fork_rng():  # its random weights are no part of anybody's run
+    with torch.random.fork_rng():  # the random numbers of the run stay as they are
         try:
             return Retriever(card.model, load_weights=False)
         except UserError as error:

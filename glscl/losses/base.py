@@ -1,4 +1,4 @@
-"""What every loss term is given, and how it is registered."""
+"""Base of loss terms: their options, their inputs and their registry."""
 
 from __future__ import annotations
 

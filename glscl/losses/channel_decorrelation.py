@@ -49,11 +49,11 @@ def _pick(features: Tensor, index: Tensor) -> Tensor:
     return features.gather(1, index.unsqueeze(-1).expand(-1, -1, features.shape[-1]))
 
 
-def _correlation(own: dict[str, Tensor], matched: Tensor) -> Tensor:
+def _correlation(side: dict[str, Tensor], matched: Tensor) -> Tensor:
     """Weighted cross-correlation (D, D) of the real entries of one side and what they matched (N, L, D)."""
-    mask = own["mask"]
-    first, second = _standardise(own["features"][mask]), _standardise(matched[mask])
-    return (first * own["weights"][mask].unsqueeze(-1)).T @ second / len(mask)
+    mask = side["mask"]
+    first, second = _standardise(side["features"][mask]), _standardise(matched[mask])
+    return (first * side["weights"][mask].unsqueeze(-1)).T @ second / len(mask)
 
 
 def _standardise(features: Tensor) -> Tensor:

@@ -32,10 +32,10 @@ def contrastive_score_consistency(options: ContrastiveScoreConsistencyOptions, i
     """
     assert inputs.parts is not None  # the term applies only where they are given
     variance = inputs.parts.float().var(-1)  # (n, N)
-    own, pairs = variance.shape
-    row = torch.arange(own, device=variance.device)
+    rows, pairs = variance.shape
+    row = torch.arange(rows, device=variance.device)
     is_own = row[:, None] + inputs.first == torch.arange(pairs, device=variance.device)
-    sums = torch.stack([variance[row, inputs.first + row].sum(), variance.masked_fill(is_own, 0.0).sum()]) / own
+    sums = torch.stack([variance[row, inputs.first + row].sum(), variance.masked_fill(is_own, 0.0).sum()]) / rows
     matching, others = inputs.mean_over_ranks(sums).unbind()
     if pairs == 1:
         return matching * 0.0

@@ -43,7 +43,7 @@ def hinge(concepts: Tensor, margin: float) -> Tensor:
     """
     queries = concepts.shape[1]
     gram = torch.einsum("bkd,bld->kl", concepts, concepts) / len(concepts)
-    own = gram.diagonal()
-    excess = (margin + gram - own[:, None]).relu() + (margin + gram - own[None, :]).relu()
+    itself = gram.diagonal()
+    excess = (margin + gram - itself[:, None]).relu() + (margin + gram - itself[None, :]).relu()
     others = ~torch.eye(queries, dtype=torch.bool, device=gram.device)
     return (excess * others).sum() / max(1, queries * (queries - 1))

@@ -1,4 +1,4 @@
-"""The sum of the terms, and its configuration."""
+"""The total loss: the weighted sum of the terms that are on, and its configuration."""
 
 from __future__ import annotations
 

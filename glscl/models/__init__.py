@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from glscl.models.heads import Features, Head, head_class, head_names, register_head
 from glscl.models.options import ModelConfig
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["Features", "Head", "ModelConfig", "Retriever", "head_class", "head_names", "register_head", "tokenize"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Import the model when it is asked for: it brings open_clip, which takes seconds."""
     if name == "Retriever":
         from glscl.models.retriever import Retriever

@@ -51,10 +51,10 @@ class FrameContext(nn.Module):
         rows = min(len(table), len(text.positional_embedding))
         if text.positional_embedding.shape[1] == table.shape[1]:
             table[:rows] = text.positional_embedding[:rows]
-        for own, given in zip(self.resblocks, text.transformer.resblocks, strict=False):
+        for block, given in zip(self.resblocks, text.transformer.resblocks, strict=False):
             state = given.state_dict()
-            if {k: v.shape for k, v in state.items()} == {k: v.shape for k, v in own.state_dict().items()}:
-                own.load_state_dict(state)
+            if {k: v.shape for k, v in state.items()} == {k: v.shape for k, v in block.state_dict().items()}:
+                block.load_state_dict(state)
 
     def forward(self, frames: Tensor, frame_mask: Tensor) -> Tensor:
         """Contextual frame features (B, F, D) of frame features (B, F, D) with their mask (B, F).

@@ -1,4 +1,4 @@
-"""Configuration of the model. Apart from the model itself, whose towers take seconds to import."""
+"""Configuration of the model, without the model itself, whose towers take seconds to import."""
 
 from __future__ import annotations
 

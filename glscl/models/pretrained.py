@@ -13,7 +13,7 @@ import os
 import pickle
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from typing import Any
@@ -94,14 +94,14 @@ def export_metadata(quick_gelu: bool, mean: tuple[float, ...], std: tuple[float,
     return {"quick_gelu": str(quick_gelu), "mean": _plain(mean), "std": _plain(std)}
 
 
-def _from_tag(name: str, pretrained: str | None, tag: Mapping[str, Any], load_weights: bool) -> Any:
-    options: dict[str, Any] = {"force_quick_gelu": bool(tag.get("quick_gelu"))}
+def _from_tag(name: str, pretrained: str | None, tag: Mapping[str, object], load_weights: bool) -> Any:
+    options: dict[str, object] = {"force_quick_gelu": bool(tag.get("quick_gelu"))}
     if not load_weights:
         options["force_preprocess_cfg"] = {key: tag[key] for key in ("mean", "std") if key in tag}
     return _build(name, pretrained=pretrained if load_weights else None, **options)
 
 
-def _build(name: str, **options: Any) -> Any:
+def _build(name: str, **options: object) -> Any:
     with _without_root_warnings():
         device = torch.get_default_device()  # "meta" where only shapes are asked for
         return open_clip.create_model(
@@ -109,7 +109,7 @@ def _build(name: str, **options: Any) -> Any:
         )
 
 
-def _usual_colours(name: str) -> dict[str, Any] | None:
+def _usual_colours(name: str) -> dict[str, object] | None:
     """Mean and deviation that all published weights of an architecture share; None where they differ or there are none.
 
     A function of the name alone, so that a saved model is rebuilt with the same.
@@ -140,12 +140,12 @@ def _load_file(model: Any, name: str, pretrained: str, trust_pickle: bool) -> No
 
 def _load_local(model: Any, name: str, path: str, pretrained: str, trust_pickle: bool) -> None:
     """Load a local file that the user knows as ``pretrained``."""
-    told = _told_by_sidecar(pretrained, name) | _told_by_file(path)
-    _check(model, name, pretrained, told)
+    known = _read_sidecar(pretrained, name) | _read_metadata(path)
+    _check(model, name, pretrained, known)
     state: dict[str, Tensor] = load_state_dict(path, weights_only=not trust_pickle)
     if not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError("more than tensors under names")
-    _check(model, name, pretrained, _told_by_state(state))
+    _check(model, name, pretrained, _infer_from_state(state))
     for key in _OPENAI_KEYS:
         state.pop(key, None)
     state = convert_state_dict(model, state)
@@ -156,16 +156,16 @@ def _load_local(model: Any, name: str, path: str, pretrained: str, trust_pickle:
     model.load_state_dict(state)  # as it is: open_clip itself would stretch position tables of other lengths
 
 
-Told = dict[str, tuple[Any, str]]
-"""What is known of weights, and who says so: keys "quick_gelu", "mean" and "std"."""
+Known = dict[str, tuple[bool | str, str]]
+"""What is known of weights, and the source of it: keys "quick_gelu", "mean" and "std"."""
 
 
-def _check(model: Any, name: str, pretrained: str, told: Told) -> None:
+def _check(model: Any, name: str, pretrained: str, known: Known) -> None:
     """Refuse weights that are known to be of another activation function or other colours than the model's."""
     quick_gelu = computes_quick_gelu(model.text)
-    theirs, source = told.get("quick_gelu", (quick_gelu, ""))
+    theirs, source = known.get("quick_gelu", (quick_gelu, ""))
     if theirs != quick_gelu:
-        names = {True: "QuickGELU", False: "GELU"}
+        names: dict[bool | str, str] = {True: "QuickGELU", False: "GELU"}
         other = name + _SUFFIX if theirs else name.removesuffix(_SUFFIX)
         knob = f"set model.clip to {other}"
         if other not in open_clip.list_models() or other == name:
@@ -176,7 +176,7 @@ def _check(model: Any, name: str, pretrained: str, told: Told) -> None:
         )
     for key in ("mean", "std"):
         ours = model.visual.preprocess_cfg[key]
-        theirs, source = told.get(key, (_plain(ours), ""))
+        theirs, source = known.get(key, (_plain(ours), ""))
         if theirs != _plain(ours):
             raise UserError(
                 f"model.pretrained: '{pretrained}' was trained with colours of another {key} ({theirs}, {source}) than "
@@ -185,12 +185,12 @@ def _check(model: Any, name: str, pretrained: str, told: Told) -> None:
             )
 
 
-def _plain(numbers: Any) -> str:
+def _plain(numbers: Iterable[float]) -> str:
     return " ".join(f"{number:.4f}" for number in numbers)
 
 
-def _told_by_sidecar(pretrained: str, name: str) -> Told:
-    """What the configuration beside the weights says; refused where it describes another architecture."""
+def _read_sidecar(pretrained: str, name: str) -> Known:
+    """Read the configuration beside the weights; refused where it describes another architecture."""
     where = storage.join(os.path.dirname(pretrained) or ".", SIDECAR)
     if not storage.exists(where):
         return {}
@@ -198,19 +198,19 @@ def _told_by_sidecar(pretrained: str, name: str) -> Told:
     config = sidecar.get("model_cfg") if isinstance(sidecar, dict) else None
     if not isinstance(config, dict):
         raise UserError(f"model.pretrained: {where} is no configuration of open_clip; move it, or give the right one")
-    ours, theirs = _flat(get_model_config(name) or {}), _flat(config)
+    ours, theirs = _flatten(get_model_config(name) or {}), _flatten(config)
     for key in ours.keys() & theirs.keys():
         if ours[key] != theirs[key] and not key.rpartition(".")[2].startswith(_SAYS_NOTHING):
             raise UserError(
                 f"model.pretrained: {where} says that these weights are of an architecture with {key} {theirs[key]}, "
                 f"and {name} has {ours[key]}; set model.clip to theirs"
             )
-    told: Told = {"quick_gelu": (bool(config.get("quick_gelu")), SIDECAR)}
+    known: Known = {"quick_gelu": (bool(config.get("quick_gelu")), SIDECAR)}
     colours = sidecar.get("preprocess_cfg") or {}
-    return told | {key: (_plain(colours[key]), SIDECAR) for key in ("mean", "std") if key in colours}
+    return known | {key: (_plain(colours[key]), SIDECAR) for key in ("mean", "std") if key in colours}
 
 
-def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+def _flatten(config: Mapping[str, Any]) -> dict[str, object]:
     """An architecture's sizes and switches by dotted name, defaults included."""
     flat = {"embed_dim": config.get("embed_dim")}
     for section, kind in (("vision_cfg", CLIPVisionCfg), ("text_cfg", CLIPTextCfg)):
@@ -220,18 +220,18 @@ def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in flat.items()}
 
 
-def _told_by_file(path: str) -> Told:
-    """What a file says beside its tensors."""
+def _read_metadata(path: str) -> Known:
+    """Read what a file of weights says beside its tensors."""
     if path.endswith(".safetensors"):
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
         except (SafetensorError, OSError):
             return {}  # loading says what is wrong with it
-        told: Told = {key: (metadata[key], "its own header") for key in ("mean", "std") if key in metadata}
+        known: Known = {key: (metadata[key], "its own header") for key in ("mean", "std") if key in metadata}
         if metadata.get("quick_gelu") in ("True", "False"):
-            told["quick_gelu"] = (metadata["quick_gelu"] == "True", "its own header")
-        return told
+            known["quick_gelu"] = (metadata["quick_gelu"] == "True", "its own header")
+        return known
     if not zipfile.is_zipfile(path):
         return {}
     with zipfile.ZipFile(path) as archive:
@@ -242,8 +242,8 @@ def _told_by_file(path: str) -> Told:
     return {}
 
 
-def _told_by_state(state: Mapping[str, Tensor]) -> Told:
-    """What names and types give away: OpenAI's integers, and its matrices in fp16 among norms and tables in fp32."""
+def _infer_from_state(state: Mapping[str, Tensor]) -> Known:
+    """Infer from names and types: OpenAI's integers, and its matrices in fp16 among norms and tables in fp32."""
     if state.keys() >= _OPENAI_KEYS:
         return {"quick_gelu": (True, "it has the three integers of OpenAI's archives")}
     halves = {name for name, tensor in state.items() if tensor.dtype == torch.float16}
@@ -260,8 +260,8 @@ def _told_by_state(state: Mapping[str, Tensor]) -> Told:
 
 def _more_than_tensors(error: Exception) -> bool:
     """True where torch's restricted unpickler has met what it does not load."""
-    said = str(error)
-    return "TorchScript" in said or (isinstance(error, pickle.UnpicklingError) and "GLOBAL" in said.upper())
+    message = str(error)
+    return "TorchScript" in message or (isinstance(error, pickle.UnpicklingError) and "GLOBAL" in message.upper())
 
 
 @contextmanager

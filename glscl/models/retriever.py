@@ -144,14 +144,14 @@ class Retriever(nn.Module):
         """
         groups = []
         for name in ("towers", "head"):
-            own = [
+            parameters = [
                 parameter
                 for key, parameter in self.named_parameters()
                 if parameter.requires_grad and (key.startswith(("towers.", "logit_scale")) == (name == "towers"))
             ]
             for decay, params in (
-                (weight_decay, [parameter for parameter in own if parameter.ndim > 1]),
-                (0.0, [parameter for parameter in own if parameter.ndim <= 1]),
+                (weight_decay, [parameter for parameter in parameters if parameter.ndim > 1]),
+                (0.0, [parameter for parameter in parameters if parameter.ndim <= 1]),
             ):
                 if params:
                     groups.append({"name": name, "params": params, "weight_decay": decay})

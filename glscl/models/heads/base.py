@@ -1,4 +1,4 @@
-"""What every head is: two encoders of query-independent features and one score."""
+"""Base class of heads: two encoders of query-independent features, and one score of both."""
 
 from __future__ import annotations
 
@@ -158,17 +158,17 @@ class LengthTiedHead(Head):
         super().__init__(width, options)
         self.words, self.frames = lengths
 
-    def check_length(self, what: Length, found: int) -> None:
+    def check_length(self, what: Length, given: int) -> None:
         """Refuse another length than the one the parameters have.
 
         Raises:
             UserError: the lengths differ.
         """
-        own = getattr(self, what)
-        if found != own:
+        length = getattr(self, what)
+        if given != length:
             raise UserError(
-                f"head '{self.name}' has parameters for {own} {what} and cannot take {found}: keep model.max_{what} "
-                f"at {own} for this model, or train it with {found}"
+                f"head '{self.name}' has parameters for {length} {what} and cannot take {given}: keep model.max_{what} "
+                f"at {length} for this model, or train it with {given}"
             )
 
 
@@ -202,7 +202,7 @@ def head_class(name: str) -> type[Head]:
 
 
 def build_head(name: str, width: int, options: BaseOptions, lengths: tuple[int, int]) -> Head:
-    """Build a head; only one that is tied to lengths is told them.
+    """Build a head; one that is tied to lengths is given them.
 
     Args:
         name: name it is registered under.

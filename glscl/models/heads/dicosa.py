@@ -1,4 +1,4 @@
-"""DiCoSA: text-conditioned pooling, then a weighted sum of cosines of parts of the feature."""
+"""DiCoSA: text-conditioned pooling, then a weighted sum of cosines of equal chunks of the feature."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class DiCoSAOptions(Options):
 class DiCoSA(Head):
     """``s_ab = Σ_c MLP([t_ac; v̄_abc]) cos(t_ac, v̄_abc)`` (jpthu17/DiCoSA, ``tvr/models/modeling.py``).
 
-    ``v̄_ab = Σ_f softmax_f(t_a · v_bf / τ) v_bf``; c counts equal parts of the feature. The MLP's first layer is
+    ``v̄_ab = Σ_f softmax_f(t_a · v_bf / τ) v_bf``; c counts equal chunks of the feature. The MLP's first layer is
     linear in its two inputs, so that the text's share of it is cached.
     """
 
@@ -43,19 +43,19 @@ class DiCoSA(Head):
                 "towers"
             )
         self.options = options
-        part = width // options.centers
-        self.hidden = nn.Linear(2 * part, 4 * part)
-        self.weight = nn.Linear(4 * part, 1)
+        chunk = width // options.centers
+        self.hidden = nn.Linear(2 * chunk, 4 * chunk)
+        self.weight = nn.Linear(4 * chunk, 1)
         for linear in (self.hidden, self.weight):
             nn.init.normal_(linear.weight, std=0.02)
             nn.init.zeros_(linear.bias)
 
     def encode_text(self, sentence: Tensor, tokens: Tensor, token_mask: Tensor) -> Features:
         """Sentence features (A, D) and their share of the MLP's hidden layer (A, C, 4D/C)."""
-        parts = sentence.float().unflatten(-1, (self.options.centers, -1))
+        chunks = sentence.float().unflatten(-1, (self.options.centers, -1))
         with torch.autocast(sentence.device.type, enabled=False):
-            weight = self.hidden.weight[:, : parts.shape[-1]].float()
-            return {"sentence": sentence, "hidden": parts @ weight.T + self.hidden.bias.float()}
+            weight = self.hidden.weight[:, : chunks.shape[-1]].float()
+            return {"sentence": sentence, "hidden": chunks @ weight.T + self.hidden.bias.float()}
 
     def encode_video(self, frames: Tensor, frame_mask: Tensor) -> Features:
         """Frame features (B, F, D) and their mask (B, F)."""
@@ -79,10 +79,10 @@ class DiCoSA(Head):
         if self.options.mask_padding:
             logits = logits.masked_fill(~mask, torch.finfo(torch.float32).min)
         pooled = ((logits.softmax(-1) * mask) @ frames).unflatten(-1, (self.options.centers, -1))  # (b, a, C, D/C)
-        own = self.hidden.weight[:, pooled.shape[-1] :].float()
-        hidden = (text["hidden"] + pooled @ own.T).relu()
+        weight = self.hidden.weight[:, pooled.shape[-1] :].float()
+        hidden = (text["hidden"] + pooled @ weight.T).relu()
         weights = (hidden @ self.weight.weight.float().T).squeeze(-1) + self.weight.bias.float()
-        parts = F.normalize(sentence.unflatten(-1, (self.options.centers, -1)), dim=-1)
-        cosines = (parts * F.normalize(pooled, dim=-1)).sum(-1)
+        chunks = F.normalize(sentence.unflatten(-1, (self.options.centers, -1)), dim=-1)
+        cosines = (chunks * F.normalize(pooled, dim=-1)).sum(-1)
         similarity: Tensor = (weights * cosines).sum(-1).T
         return similarity

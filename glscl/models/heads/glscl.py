@@ -29,7 +29,7 @@ class GLSCLOptions(Options):
     attention_heads: int = Field(8, ge=1, le=MAX_SIZE)
     """Attention heads of the shared decoder; must divide the feature width."""
     feedforward: int | None = Field(None, ge=1, le=MAX_SIZE)
-    """Hidden width of the decoder's feed-forward part; 4 × the feature width where not given."""
+    """Hidden width of the decoder's feed-forward layer; 4 × the feature width where not given."""
     dropout: float = Field(0.1, ge=0, lt=1)
     """Dropout inside the decoder while training."""
     mask_padding: bool = True
@@ -95,7 +95,7 @@ class GLSCL(Head):
         return features
 
     def forward(self, text: Features, video: Features) -> Tensor:
-        """Similarities (A, B): global + local_weight · local, or the part that is on."""
+        """Similarities (A, B): global + local_weight · local, or the one that is on."""
         with torch.autocast(text["sentence"].device.type, enabled=False):
             if not self.options.use_local:
                 return self.global_similarity(text, video)
@@ -120,14 +120,14 @@ class GLSCL(Head):
         block = max(1, _FRAMES_PER_BLOCK // frames.shape[1])
         columns = []
         for start in range(0, len(frames), block):
-            part = slice(start, start + block)
-            mask = video["frame_mask"][part].unsqueeze(-1)  # (b, F, 1)
-            products = frames[part].float() @ sentence  # (b, F, A)
+            rows = slice(start, start + block)
+            mask = video["frame_mask"][rows].unsqueeze(-1)  # (b, F, 1)
+            products = frames[rows].float() @ sentence  # (b, F, A)
             # Masking before the softmax rather than after it scales each pair's weights by one number, which the
             # cosine cancels; it keeps the real frames' weights from underflowing.
             weights = (products / self.options.tau).masked_fill(~mask, torch.finfo(torch.float32).min).softmax(1) * mask
             pooled_dot = (weights * products).sum(1)
-            pooled_squared = ((video["gram"][part].float() @ weights) * weights).sum(1)
+            pooled_squared = ((video["gram"][rows].float() @ weights) * weights).sum(1)
             columns.append(pooled_dot * pooled_squared.clamp_min(_LEAST_SQUARED_NORM).rsqrt() / length)
         return torch.cat(columns).T if columns else sentence.new_zeros(sentence.shape[1], 0)
 

@@ -1,4 +1,4 @@
-"""What several heads share: scoring in tiles of pairs, and X-CLIP's attention over scores."""
+"""Shared by several heads: scoring in tiles of pairs, and X-CLIP's attention over scores."""
 
 from __future__ import annotations
 

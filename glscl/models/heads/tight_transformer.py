@@ -90,7 +90,7 @@ class TightTransformer(Head):
         return score_by_tiles(self._score, text, video, 4 * (1 + video["frames"].shape[1]) * self.width)
 
     def multiply_adds(self, words: int, frames: int) -> int:
-        """``layers · (12 L D² + 2 L² D) + D² + D`` with ``L = 1 + F``: no part of it can be cached."""
+        """``layers · (12 L D² + 2 L² D) + D² + D`` with ``L = 1 + F``: nothing of it can be cached."""
         length, width = 1 + frames, self.width
         return self.options.layers * (12 * length * width**2 + 2 * length**2 * width) + width**2 + width
 
