@@ -463,7 +463,7 @@ def _shards_build(words: list[str], program: str) -> str:
     from glscl.data.benchmarks import benchmark_names
     from glscl.data.build import Encoding
     from glscl.data.prepare import build_from_annotations
-    from glscl.data.shards import describe
+    from glscl.data.shards import describe_manifest
     from glscl.options import Options
     from glscl.options.flags import parse_options
     from glscl.reporting.console import start_panel
@@ -508,9 +508,9 @@ def _shards_build(words: list[str], program: str) -> str:
     options = parse_options(Build, words, program)
     check_environment()
     if options.benchmark not in benchmark_names():
-        from glscl.data.benchmarks import benchmark
+        from glscl.data.benchmarks import find_benchmark
 
-        benchmark(options.benchmark)
+        find_benchmark(options.benchmark)
     manifests, notes = build_from_annotations(
         options.benchmark,
         options.annotations,
@@ -529,7 +529,7 @@ def _shards_build(words: list[str], program: str) -> str:
         session=ray_session,
     )
     for manifest in manifests:
-        start_panel(f"{program}: {manifest.split}", describe(manifest))
+        start_panel(f"{program}: {manifest.split}", describe_manifest(manifest))
     for note in notes:
         print(note)
     sizes = [f"{m.split} {m.share()} videos, {m.pairs} pairs in {len(m.shards)} shards" for m in manifests]
@@ -540,7 +540,7 @@ def _shards_index(words: list[str], program: str) -> str:
     from pydantic import Field
 
     from glscl.data.foreign import index_shards
-    from glscl.data.shards import describe
+    from glscl.data.shards import describe_manifest
     from glscl.options import Options
     from glscl.options.flags import parse_options
     from glscl.reporting.console import start_panel
@@ -573,7 +573,7 @@ def _shards_index(words: list[str], program: str) -> str:
         max_bad_fraction=options.max_bad_fraction,
         overwrite=options.overwrite,
     )
-    start_panel(program, describe(manifest))
+    start_panel(program, describe_manifest(manifest))
     for note in notes:
         print(note)
     return f"{where[0]}: {manifest.share()} videos, {manifest.pairs} pairs in {len(manifest.shards)} tars"
@@ -593,12 +593,12 @@ def _shards_verify(words: list[str], program: str) -> str:
 
 
 def _shards_info(words: list[str], program: str) -> str:
-    from glscl.data.shards import describe, open_shard_set
+    from glscl.data.shards import describe_manifest, open_shard_set
     from glscl.reporting.console import start_panel
 
     uri = _one_path(words, program, "print the manifest of a shard set")
     manifest = open_shard_set(uri).manifest
-    start_panel(uri, describe(manifest))
+    start_panel(uri, describe_manifest(manifest))
     return f"{uri}: {manifest.share()} videos, {manifest.pairs} pairs in {len(manifest.shards)} shards"
 
 

@@ -43,7 +43,7 @@ class Activity:
         return f"{who} {self.what}" if self.busy else f"{who} at rest after {self.what}"
 
 
-class Board:
+class ActivityTable:
     """One note per reading process. It travels to loader processes by fork, and by pickling where they are spawned.
 
     Args:
@@ -84,6 +84,6 @@ class Board:
         return max((one for one in self.read() if one.busy), key=lambda one: one.seconds, default=None)
 
 
-def writer(board: Board | None, worker: int) -> Callable[[str], None]:
+def activity_writer(board: ActivityTable | None, worker: int) -> Callable[[str], None]:
     """How a reading process notes what it does; without a board nobody asks."""
     return partial(board.note, worker) if board else lambda _: None

@@ -27,14 +27,14 @@ ADVICE = "choose on a held-out part of the training split (`glscl shards build -
 
 
 @dataclass(frozen=True, slots=True)
-class Named:
+class NamedSet:
     """A shard set and the configuration key that names it, such as ``data.validation``."""
 
     key: str
     shard_set: ShardSet
 
     @classmethod
-    def open(cls, key: str, uri: str) -> Named:
+    def open(cls, key: str, uri: str) -> NamedSet:
         """Open the shard set that ``key`` names.
 
         Raises:
@@ -51,7 +51,7 @@ class Named:
         return f"{self.key}: {self.shard_set.uri}"
 
 
-def check_held_out(held_out: Sequence[Named], trained: Sequence[Named], tested: Sequence[Named]) -> list[str]:
+def check_held_out(held_out: Sequence[NamedSet], trained: Sequence[NamedSet], tested: Sequence[NamedSet]) -> list[str]:
     """See that checkpoints and trials are chosen on sets that are neither tested nor trained on.
 
     Args:
@@ -78,7 +78,7 @@ def check_held_out(held_out: Sequence[Named], trained: Sequence[Named], tested: 
     return [note for other in (tested, trained) for note in _share_nothing(held_out, other, ADVICE)]
 
 
-def check_not_trained(tested: Sequence[Named], trained: Sequence[Named], advice: str) -> list[str]:
+def check_not_trained(tested: Sequence[NamedSet], trained: Sequence[NamedSet], advice: str) -> list[str]:
     """See that no test set is trained on, nor any of its videos.
 
     Args:
@@ -130,16 +130,16 @@ def _video_ids(uri: str, _: str) -> frozenset[str] | None:
     return frozenset(ids)
 
 
-def _name(own: Named) -> str:
+def _name(own: NamedSet) -> str:
     return f"{own.manifest.domain}/{own.manifest.split}"
 
 
-def _same_content(own: Named, others: Sequence[Named]) -> Named | None:
+def _same_content(own: NamedSet, others: Sequence[NamedSet]) -> NamedSet | None:
     fingerprint = own.manifest.fingerprint()
     return next((other for other in others if other.manifest.fingerprint() == fingerprint), None)
 
 
-def _share_nothing(firsts: Sequence[Named], seconds: Sequence[Named], advice: str) -> Iterator[str]:
+def _share_nothing(firsts: Sequence[NamedSet], seconds: Sequence[NamedSet], advice: str) -> Iterator[str]:
     for first, second in product(firsts, seconds):
         if first.manifest.domain != second.manifest.domain:
             continue

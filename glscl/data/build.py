@@ -16,7 +16,7 @@ import numpy as np
 from glscl.data.limits import MAX_BYTES, MAX_ENCODE_S, VideoError
 from glscl.data.quarantine import FILE, LISTED
 from glscl.data.records import Record
-from glscl.data.shards import MANIFEST, Manifest, ShardEntry, summary
+from glscl.data.shards import MANIFEST, Manifest, ShardEntry, count_reasons
 from glscl.errors import UserError
 from glscl.system import storage
 from glscl.system.ownership import Fence
@@ -127,7 +127,7 @@ def build_shards(
         if records[i].video_id not in bad
     ]
     if not shards:
-        raise UserError(f"{origin.domain}: none of {len(records)} videos could be read: {summary(rejected)}")
+        raise UserError(f"{origin.domain}: none of {len(records)} videos could be read: {count_reasons(rejected)}")
     manifest = Manifest(
         **asdict(origin),
         encoding=str(encoding),

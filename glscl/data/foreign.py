@@ -13,7 +13,7 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from glscl.data.quarantine import LISTED
-from glscl.data.records import composed
+from glscl.data.records import compose_accents
 from glscl.data.shards import FOREIGN, MANIFEST, Manifest, ShardEntry, local_file
 from glscl.data.tars import TarIndex, index_foreign
 from glscl.errors import UserError
@@ -67,7 +67,7 @@ def index_shards(
     _check_rejected(uri, rejected, samples + len(rejected), max_bad_fraction)
     try:
         manifest = Manifest(
-            domain=domain or composed(uri.rpartition("/")[2]),
+            domain=domain or compose_accents(uri.rpartition("/")[2]),
             split=split,
             reader=FOREIGN,
             reader_version=VERSION,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from glscl.data.activity import Board, writer
+from glscl.data.activity import ActivityTable, activity_writer
 from glscl.data.limits import VideoError
 from glscl.data.quarantine import quarantine_entry
 from glscl.data.repairs import repair_entry
@@ -21,7 +21,7 @@ from glscl.data.shared_memory import GALLERY_PREFETCH, check_room, gallery_bytes
 from glscl.data.stream import (
     Tokenize,
     errors_as_items,
-    name_the_dead,
+    explain_dead_loaders,
     raise_items,
     start_loader_worker,
 )
@@ -77,7 +77,7 @@ class Gallery(IterableDataset["GalleryBatch | UserError"]):
         sampling: FrameSampling,
         tokenize: Tokenize,
         batch_size: int,
-        board: Board | None = None,
+        board: ActivityTable | None = None,
     ) -> None:
         super().__init__()
         self.board = board
@@ -93,7 +93,7 @@ class Gallery(IterableDataset["GalleryBatch | UserError"]):
     def _parts(self) -> Iterator[GalleryBatch]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        say = writer(self.board, worker)
+        say = activity_writer(self.board, worker)
         cuts = np.linspace(self.first, self.last, workers + 1).round().astype(int)
         pending: list[tuple[int, Sample, Tensor]] = []
         quarantined: list[dict[str, str]] = []
@@ -173,4 +173,4 @@ class Gallery(IterableDataset["GalleryBatch | UserError"]):
             worker_init_fn=start_loader_worker,
             generator=torch.Generator(),  # the run's stays unmoved
         )
-        yield from raise_items(name_the_dead(loader, self.board))
+        yield from raise_items(explain_dead_loaders(loader, self.board))

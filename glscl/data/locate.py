@@ -6,8 +6,8 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
-from glscl.data.benchmarks.base import listing
-from glscl.data.records import composed
+from glscl.data.benchmarks.base import list_ids
+from glscl.data.records import compose_accents
 from glscl.errors import UserError
 from glscl.system import storage
 
@@ -58,8 +58,8 @@ def locate_videos(video_ids: Iterable[str], folder: str) -> tuple[dict[str, str]
     passed_over: list[str] = []
     for video_id in dict.fromkeys(video_ids):
         name = video_id.removeprefix(f"{root}/").removeprefix("./")
-        stem, extension = _split(composed(name))
-        candidates = by_name.get(_key(name)) or by_stem.get(composed(name))
+        stem, extension = _split(compose_accents(name))
+        candidates = by_name.get(_key(name)) or by_stem.get(compose_accents(name))
         if not candidates and extension in _RANK:
             candidates = by_stem.get(stem)
         if candidates and name != video_id:  # a path from the folder on, not the name of a file anywhere below it
@@ -79,10 +79,10 @@ def locate_videos(video_ids: Iterable[str], folder: str) -> tuple[dict[str, str]
     if ambiguous:
         raise UserError(
             f"{folder}: {len(ambiguous):,} of {len(found) + len(missing):,} ids fit several different files of "
-            f"one name: {listing(ambiguous)}; name the folder meant with --videos, or give paths under it as ids"
+            f"one name: {list_ids(ambiguous)}; name the folder meant with --videos, or give paths under it as ids"
         )
     what = "ids fit files of several extensions, of which one is taken"
-    notes = [f"{len(passed_over):,} of {len(found):,} {what}: {listing(passed_over)}"] if passed_over else []
+    notes = [f"{len(passed_over):,} of {len(found):,} {what}: {list_ids(passed_over)}"] if passed_over else []
     return found, missing, notes
 
 
@@ -90,7 +90,7 @@ def missing_report(missing: list[str], total: int, folder: str) -> str:
     """Say in one line how many of ``total`` videos were found, and name the first that were not."""
     if not missing:
         return f"all {total:,} videos found in {folder}"
-    return f"{len(missing):,} of {total:,} videos are not in {folder}: {listing(missing)}"
+    return f"{len(missing):,} of {total:,} videos are not in {folder}: {list_ids(missing)}"
 
 
 def _index(folder: str) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
@@ -103,7 +103,7 @@ def _index(folder: str) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
             stem, extension = _split(form)
             if extension not in OTHER_EXTENSIONS:
                 by_name[_key(form)].append(path)
-                by_stem[composed(stem)].append(path)
+                by_stem[compose_accents(stem)].append(path)
     return dict(by_name), dict(by_stem)
 
 
@@ -151,8 +151,8 @@ def _split(name: str) -> tuple[str, str]:
 
 def _key(name: str) -> str:
     """Return the name with its accents composed and its extension in lower case."""
-    stem, extension = _split(composed(name))
-    return f"{stem}.{extension}" if len(stem) < len(composed(name)) else stem
+    stem, extension = _split(compose_accents(name))
+    return f"{stem}.{extension}" if len(stem) < len(compose_accents(name)) else stem
 
 
 def _very_name(paths: list[str], name: str) -> list[str]:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 
-from glscl.data.benchmarks import benchmark, read
+from glscl.data.benchmarks import find_benchmark, read
 from glscl.data.build import Encoding, Origin, build_shards, check_output
 from glscl.data.locate import locate_videos, missing_report
 from glscl.data.shards import Manifest
@@ -64,7 +64,7 @@ def build_from_annotations(
         UserError: missing files or folders, an empty split, missing videos without ``allow_missing``, or an id that
             fits several different files.
     """
-    reader = benchmark(name)
+    reader = find_benchmark(name)
     result = read(name, annotations, split)
     found, missing, located = locate_videos([record.video_id for record in result.records], videos)
     notes = [*result.notes, *located]

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from glscl.data.records import share
+from glscl.data.records import describe_share
 from glscl.data.shards import Sample, ShardSet
 from glscl.errors import UserError
 from glscl.system import storage
@@ -153,7 +153,7 @@ def read_quarantine(folder: str) -> list[Entry]:
     return entries
 
 
-def with_sets(entries: Iterable[Entry], shard_sets: Sequence[ShardSet]) -> list[Entry]:
+def add_missing_sets(entries: Iterable[Entry], shard_sets: Sequence[ShardSet]) -> list[Entry]:
     """Complete entries of checkpoints from before sets were named, which were of training sets alone."""
     sets = {shard_set.manifest.domain: shard_set for shard_set in reversed(shard_sets)}
     return [
@@ -169,7 +169,7 @@ def with_sets(entries: Iterable[Entry], shard_sets: Sequence[ShardSet]) -> list[
     ]
 
 
-def incomplete(part: Part, shard_set: ShardSet, bad: Iterable[Entry]) -> dict[str, Any] | None:
+def find_incomplete(part: Part, shard_set: ShardSet, bad: Iterable[Entry]) -> dict[str, Any] | None:
     """What a result says of a set of which videos are missing; None if none is.
 
     Args:
@@ -198,7 +198,7 @@ def incomplete(part: Part, shard_set: ShardSet, bad: Iterable[Entry]) -> dict[st
     }
 
 
-def fewest_of(runs: Iterable[Iterable[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+def merge_incomplete(runs: Iterable[Iterable[Mapping[str, Any]]]) -> list[dict[str, Any]]:
     """The sets of which videos are missing in some of several runs, each where it has the fewest; tests come first."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for entry in (entry for sets in runs for entry in sets):
@@ -208,11 +208,11 @@ def fewest_of(runs: Iterable[Iterable[Mapping[str, Any]]]) -> list[dict[str, Any
     return sorted(found.values(), key=lambda entry: (entry["part"] != "test", entry["part"] != "validation"))
 
 
-def incomplete_in_words(sets: Iterable[Mapping[str, Any]]) -> str:
+def describe_incomplete(sets: Iterable[Mapping[str, Any]]) -> str:
     """``held-out set toy/dev 16 of 19 videos, ...``."""
     return ", ".join(
-        f"{WORDS[entry['part']]} {entry['domain']}/{entry['split']} {share(entry['videos'], entry['of'])} videos"
-        for entry in sets
+        f"{WORDS[one['part']]} {one['domain']}/{one['split']} {describe_share(one['videos'], one['of'])} videos"
+        for one in sets
     )
 
 

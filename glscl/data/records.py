@@ -25,12 +25,12 @@ def id_problem(video_id: str) -> str | None:
     return None
 
 
-def composed(name: str) -> str:
+def compose_accents(name: str) -> str:
     """Return a name in Unicode's form NFC: accents composed or apart (as macOS writes files) are the same name."""
     return unicodedata.normalize("NFC", name)
 
 
-def share(videos: int, total: int) -> str:
+def describe_share(videos: int, total: int) -> str:
     """``16 of 19``, or ``19`` where none is missing."""
     return f"{total:,}" if videos == total else f"{videos:,} of {total:,}"
 

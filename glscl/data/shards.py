@@ -24,7 +24,7 @@ from typing import IO, Annotated
 from pydantic import AfterValidator, Field, ValidationError
 
 from glscl.data.limits import MAX_BYTES, VideoError
-from glscl.data.records import share
+from glscl.data.records import describe_share
 from glscl.data.tars import MANIFEST as MANIFEST
 from glscl.data.tars import Sample as Sample
 from glscl.data.tars import index_foreign, index_own
@@ -87,7 +87,7 @@ class Manifest(Options):
 
     def share(self) -> str:
         """``15 of 19``: its videos, wherever some were left out when the set was built."""
-        return share(self.videos, self.videos + len(self.rejected))
+        return describe_share(self.videos, self.videos + len(self.rejected))
 
     def fingerprint(self) -> str:
         """Hash of the contents (not of where they lie)."""
@@ -125,7 +125,7 @@ def open_shard_set(uri: str) -> ShardSet:
     """
     shard_set = read_manifest(uri)
     for problem in _wrong_sizes(shard_set).values():
-        raise broken(shard_set, problem)
+        raise broken_shard_error(shard_set, problem)
     return shard_set
 
 
@@ -143,7 +143,7 @@ def _says(found: int, expected: int) -> str:
     return f"{found} bytes where {MANIFEST} says {expected}"
 
 
-def broken(shard_set: ShardSet, problem: str) -> BrokenShardError:
+def broken_shard_error(shard_set: ShardSet, problem: str) -> BrokenShardError:
     """The error for a tar that is not what its manifest says."""
     again = (
         f"copy it again, or run `glscl shards index --overwrite {shard_set.uri}`"
@@ -210,7 +210,7 @@ class Shard:
         try:
             self._file = local_file(self.uri, cache_dir)
         except FileNotFoundError:
-            raise broken(shard_set, f"{self.uri}: listed in {MANIFEST} but not there") from None
+            raise broken_shard_error(shard_set, f"{self.uri}: listed in {MANIFEST} but not there") from None
         if storage.is_remote(self.uri) and (size := self._file.seek(0, io.SEEK_END)) != entry.bytes:
             raise self._broken(_says(size, entry.bytes))
         try:
@@ -235,7 +235,7 @@ class Shard:
 
     def _broken(self, what: str) -> UserError:
         self.close()
-        return broken(self._set, f"{self.uri}: {what}")
+        return broken_shard_error(self._set, f"{self.uri}: {what}")
 
     def video(self, position: int) -> bytes:
         """Video bytes of one sample.
@@ -312,7 +312,7 @@ def _verify_one(shard_set: ShardSet, index: int) -> Iterator[str]:
         yield str(error)
 
 
-def describe(manifest: Manifest) -> dict[str, str]:
+def describe_manifest(manifest: Manifest) -> dict[str, str]:
     """What ``glscl shards info`` prints."""
     sizes = [entry.bytes for entry in manifest.shards]
     return {
@@ -325,7 +325,7 @@ def describe(manifest: Manifest) -> dict[str, str]:
         "encoding": manifest.encoding,
         "reader": f"{manifest.reader} (version {manifest.reader_version})",
         "sources": ", ".join(manifest.sources) or "none",
-        "rejected": summary(manifest.rejected) or "none",
+        "rejected": count_reasons(manifest.rejected) or "none",
         "repaired": f"{len(manifest.repaired)} (pictures that do not decode, replaced by the nearest)"
         if manifest.repaired
         else "none",
@@ -333,6 +333,6 @@ def describe(manifest: Manifest) -> dict[str, str]:
     }
 
 
-def summary(rejected: dict[str, str]) -> str:
+def count_reasons(rejected: dict[str, str]) -> str:
     """Rejected videos counted by reason, the commonest first."""
     return ", ".join(f"{count} x {reason}" for reason, count in Counter(rejected.values()).most_common())

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from glscl.data.activity import Board, writer
+from glscl.data.activity import ActivityTable, activity_writer
 from glscl.data.augment import ClipAugmentation
 from glscl.data.limits import VideoError
 from glscl.data.plan import Slot, StreamPlan
@@ -107,7 +107,7 @@ class PairStream(IterableDataset["Batch | UserError"]):
         world_size: int,
         start_step: int = 0,
         cache_dir: str | None = None,
-        board: Board | None = None,
+        board: ActivityTable | None = None,
         augmentation: ClipAugmentation | None = None,
     ) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class PairStream(IterableDataset["Batch | UserError"]):
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         streams = self.plan.owned(self.rank, self.world_size, worker, workers)
-        say = writer(self.board, worker)
+        say = activity_writer(self.board, worker)
         readers = {stream: _StreamReader(self, stream, say) for stream in streams}
         reported: set[tuple[int, int, int]] = set()
         step = self.start_step
@@ -280,7 +280,7 @@ def make_loader(stream: PairStream, loader_workers: int, prefetch: int) -> Itera
         generator=torch.Generator(),  # or starting to read would move the run's, and a resumed run starts again
     )
     parts: list[Batch] = []
-    for part in raise_items(name_the_dead(loader, stream.board)):
+    for part in raise_items(explain_dead_loaders(loader, stream.board)):
         parts.append(part)
         if len(parts) == max(1, loader_workers):
             if stream.board:
@@ -312,7 +312,7 @@ def raise_items(parts: Iterable[_Part | UserError]) -> Iterator[_Part]:
         yield part
 
 
-def name_the_dead(parts: Iterable[_Part], board: Board | None) -> Iterator[_Part]:
+def explain_dead_loaders(parts: Iterable[_Part], board: ActivityTable | None) -> Iterator[_Part]:
     """Say what a loader process was doing when it died, which torch does not know.
 
     Raises:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from glscl.data.records import composed
+from glscl.data.records import compose_accents
 from glscl.errors import UserError, did_you_mean
 from glscl.evaluation.embed import Embeddings
 from glscl.system import storage
@@ -152,18 +152,18 @@ def leave_out(embeddings: Embeddings, names: Iterable[str]) -> tuple[Embeddings,
         UserError: no video with a caption would remain.
     """
     listed = list(dict.fromkeys(names))
-    present = {composed(name) for name in embeddings.video_ids}
-    quarantined = {composed(entry["video_id"]) for entry in embeddings.quarantined}
+    present = {compose_accents(name) for name in embeddings.video_ids}
+    quarantined = {compose_accents(entry["video_id"]) for entry in embeddings.quarantined}
     dropped: set[str] = set()
     undecodable: list[str] = []
     unknown: list[str] = []
     for name in listed:
-        spellings = _spellings(composed(name))
+        spellings = _spellings(compose_accents(name))
         found = [spelling for spelling in spellings if spelling in present]
         dropped.update(found[:1])
         if not found:
             (undecodable if quarantined.intersection(spellings) else unknown).append(name)
-    keep = torch.tensor([composed(name) not in dropped for name in embeddings.video_ids], dtype=torch.bool)
+    keep = torch.tensor([compose_accents(name) not in dropped for name in embeddings.video_ids], dtype=torch.bool)
     keep_text = keep[embeddings.text_to_video]
     if not keep_text.any():
         raise UserError(
@@ -171,7 +171,7 @@ def leave_out(embeddings: Embeddings, names: Iterable[str]) -> tuple[Embeddings,
         )
     report = LeakageReport(
         listed=len(listed),
-        left_out=tuple(name for name in embeddings.video_ids if composed(name) in dropped),
+        left_out=tuple(name for name in embeddings.video_ids if compose_accents(name) in dropped),
         undecodable=tuple(undecodable),
         unknown=tuple(unknown),
         texts_left_out=int((~keep_text).sum()),

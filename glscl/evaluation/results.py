@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from glscl.data.records import share
+from glscl.data.records import describe_share
 from glscl.errors import UserError
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -148,7 +148,7 @@ class Test(_Section):
     @property
     def share(self) -> str:
         """``16 of 19``: its videos, wherever some are missing."""
-        return share(self.videos, self.videos_of)
+        return describe_share(self.videos, self.videos_of)
 
     @model_validator(mode="before")
     @classmethod

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from glscl.data.activity import Board
+from glscl.data.activity import ActivityTable
 from glscl.data.gallery import Gallery
 from glscl.data.names import distinct_names
 from glscl.data.quarantine import Quarantine
@@ -46,7 +46,7 @@ class HeldOut:
     rank: int
     world: int
     device: torch.device
-    board: Board
+    board: ActivityTable
     quarantine: Quarantine
     reporter: Reporter
 

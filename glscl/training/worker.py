@@ -19,9 +19,9 @@ from ray.train import Checkpoint, CheckpointUploadMode
 from torch import distributed
 
 from glscl.data import stream
-from glscl.data.activity import Board
+from glscl.data.activity import ActivityTable
 from glscl.data.augment import ClipAugmentation
-from glscl.data.quarantine import KNOB, Quarantine, UnusableSetError, with_sets
+from glscl.data.quarantine import KNOB, Quarantine, UnusableSetError, add_missing_sets
 from glscl.data.shards import ShardSet, open_shard_set
 from glscl.data.video import FrameSampling
 from glscl.errors import RunStoppedError, UserError, full_disk
@@ -85,7 +85,7 @@ def _train(config: RunConfig, hub: str, fence: Fence) -> dict[str, Any] | None:
         torch.cuda.set_device(device)  # collectives of objects travel through the current device
     attempt = _shared_token(rank)
     limits = Limits(config.data.stall_timeout_s, config.training.hang_timeout_s)
-    boards = {part: Board(config.data.loaders) for part in ("train", "evaluation")}
+    boards = {part: ActivityTable(config.data.loaders) for part in ("train", "evaluation")}
     look = rank == 0 and os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") != "0"
     with ExitStack() as ends:
         reporter = ends.enter_context(Reporter(RayHub(hub), limits, attempt, rank, list(boards.values()), look))
@@ -98,7 +98,7 @@ def _loop(
     world: int,
     device: torch.device,
     attempt: str,
-    boards: dict[str, Board],
+    boards: dict[str, ActivityTable],
     reporter: Reporter,
     fence: Fence,
     ends: ExitStack,
@@ -273,7 +273,7 @@ def _resume(engine: Any, config: RunConfig, shard_sets: list[ShardSet], rank: in
                 checkpoint.restore(engine, folder, saved, rank)
         if rank == 0:
             print(f"resumed step={saved.step} from {name}", flush=True)
-        known = with_sets(saved.quarantined, shard_sets)
+        known = add_missing_sets(saved.quarantined, shard_sets)
         return TrainState(saved.step, world, config.training.zero_stage, values, manifests, known)
     if retention.known():
         raise UserError(f"{config.run_directory}: none of its checkpoints is complete; {ANOTHER}")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from glscl.data import apart
-from glscl.data.apart import Named, check_held_out, check_not_trained, is_test_split, video_ids
+from glscl.data.apart import NamedSet, check_held_out, check_not_trained, is_test_split, video_ids
 from glscl.data.build import Origin, build_shards
 from glscl.data.names import distinct_names
 from glscl.data.records import Record
@@ -33,8 +33,8 @@ def make_set(make_shards: MakeSet, tmp_path: Path) -> MakeSet:
     return make
 
 
-def named(key: str, shard_set: ShardSet) -> list[Named]:
-    return [Named(f"data.{key}", shard_set)]
+def named(key: str, shard_set: ShardSet) -> list[NamedSet]:
+    return [NamedSet(f"data.{key}", shard_set)]
 
 
 def test_shared_videos_are_found_whatever_sets_they_are_in(make_set: MakeSet) -> None:

@@ -23,7 +23,7 @@ from glscl.data.build import Encoding, Origin, build_shards
 from glscl.data.limits import VideoError
 from glscl.data.quarantine import read_quarantine
 from glscl.data.records import Record
-from glscl.data.shards import Manifest, Shard, ShardSet, describe, open_shard_set, verify_shards
+from glscl.data.shards import Manifest, Shard, ShardSet, describe_manifest, open_shard_set, verify_shards
 from glscl.errors import UserError
 from glscl.system import storage
 
@@ -108,7 +108,7 @@ def test_what_is_written_is_read_back(make_shards: MakeShards, make_video: Calla
         (f"v{n:03d}", tuple(f"v{n:03d} text {i}" for i in range(counts[n])), make_video(seed=n)) for n in range(7)
     ]
     assert verify_shards(shard_set.uri) == []
-    told = describe(manifest)
+    told = describe_manifest(manifest)
     assert told["pairs"] == "13 (1.86 captions per video)"
     assert told["rejected"] == "none"
 
@@ -180,7 +180,7 @@ def test_a_build_is_bounded(make_video: Callable[..., bytes], tmp_path: Path) ->
     assert not (tmp_path / "set" / "manifest.json").exists()
     manifest = build(0.2, missing=["gone"])  # missing files are the word of --allow-missing
     assert manifest.share() == "8 of 11"
-    assert describe(manifest)["videos"] == "8 of 11"
+    assert describe_manifest(manifest)["videos"] == "8 of 11"
     assert read_quarantine(output) == []
 
 
@@ -254,7 +254,7 @@ def test_reencoding(make_shards: MakeShards, make_video: Callable[..., bytes]) -
     assert list(manifest.rejected) == ["v004", "v005", "v006"]
     assert manifest.rejected["v005"] == "empty file"
     assert all(reason.startswith("undecodable") for reason in (manifest.rejected["v004"], manifest.rejected["v006"]))
-    assert "1 x empty file" in describe(manifest)["rejected"]
+    assert "1 x empty file" in describe_manifest(manifest)["rejected"]
     assert verify_shards(shard_set.uri) == []
     for _, _, data in contents(shard_set):
         with av.open(io.BytesIO(data)) as container:

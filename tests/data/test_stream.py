@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 import glscl.data.stream as module
-from glscl.data.activity import Board
+from glscl.data.activity import ActivityTable
 from glscl.data.plan import StreamPlan
 from glscl.data.quarantine import UnusableSetError
 from glscl.data.shards import Shard, ShardSet
@@ -383,7 +383,7 @@ def test_a_loader_process_that_dies_is_named_with_its_video(
         return load_clip(data, *rest)
 
     monkeypatch.setattr(module, "load_clip", fault)
-    board = Board(2)
+    board = ActivityTable(2)
     stream = PairStream([shards], plan, SAMPLING, tokenize, 0, 1, board=board)
     with pytest.raises(BrokenRunError, match=r"a loader process \(pid \d+\)") as error:
         list(islice(make_loader(stream, 2, prefetch=2), 4))
@@ -402,7 +402,7 @@ def test_a_loader_process_that_hangs_can_be_read(make_shards: MakeShards, monkey
         raise AssertionError
 
     monkeypatch.setattr(module, "load_clip", hang)
-    board = Board(1)
+    board = ActivityTable(1)
     stream = PairStream([shards], plan_of([shards]), SAMPLING, tokenize, 0, 1, board=board)
     parts = iter(
         torch.utils.data.DataLoader(
@@ -468,7 +468,7 @@ def test_a_bad_video_is_decoded_once(make_shards: MakeShards, monkeypatch: pytes
 def test_parts_of_loader_workers_are_joined_in_order(make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch) -> None:
     """And whoever looks in knows whose part is awaited; prefetching and the generator are as asked."""
     shards = make_shards(captions=[1] * 16, per_shard=4)
-    board, seen, given = Board(2), [], {}
+    board, seen, given = ActivityTable(2), [], {}
 
     def part(number: int) -> Batch:
         row = torch.full((1, 1), number)
@@ -510,11 +510,11 @@ def test_which_errors_of_a_loader_mean_a_death() -> None:
         yield 1
         raise RuntimeError(message)
 
-    board = Board(2)
+    board = ActivityTable(2)
     board.note(1, "decoding toy/a")
     killed = f"DataLoader worker (pid(s) 7, {os.getpid()}) exited unexpectedly. Details follow"
     with pytest.raises(BrokenRunError) as error:
-        list(module.name_the_dead(failing(killed), board))
+        list(module.explain_dead_loaders(failing(killed), board))
     said = str(error.value)
     assert said.startswith(
         f"a loader process (pid 7, {os.getpid()}) exited unexpectedly; last it noted: loader worker 1 "
@@ -522,9 +522,9 @@ def test_which_errors_of_a_loader_mean_a_death() -> None:
     assert "decoding toy/a" in said
     assert "lower data.loader_workers or data.prefetch; if it is always the same video, take it out" in said
     with pytest.raises(BrokenRunError, match="last it noted: nothing"):
-        list(module.name_the_dead(failing("DataLoader worker (pid 7) is killed by signal: Killed."), None))
+        list(module.explain_dead_loaders(failing("DataLoader worker (pid 7) is killed by signal: Killed."), None))
     with pytest.raises(RuntimeError, match="another"):
-        list(module.name_the_dead(failing("another DataLoader worker (pid 7) died"), board))
+        list(module.explain_dead_loaders(failing("another DataLoader worker (pid 7) died"), board))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl")

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from glscl.data.activity import Board
+from glscl.data.activity import ActivityTable
 from glscl.training.health.watchdog import LOOK, STOP, Limits, Note, Reporter, Watch, judge
 
 LIMITS = Limits(stall_s=30.0, hang_s=60.0)
@@ -81,7 +81,7 @@ def test_a_collective_in_which_all_hang() -> None:
 def test_orders_travel_from_the_driver_to_the_ranks_of_that_attempt_alone() -> None:
     store, now, ended = Store(), [0.0], list[str]()
     watch = Watch(store, LIMITS, clock=lambda: now[0])
-    first, second = (Reporter(store, LIMITS, "a", rank, [Board(0)], end=ended.append) for rank in (0, 1))
+    first, second = (Reporter(store, LIMITS, "a", rank, [ActivityTable(0)], end=ended.append) for rank in (0, 1))
     for reporter in (first, second):
         reporter.beat()
     assert watch.poll() is None
@@ -103,7 +103,7 @@ def test_orders_travel_from_the_driver_to_the_ranks_of_that_attempt_alone() -> N
     assert ended == [failure]
     assert watch.failure() == failure
 
-    third = Reporter(store, LIMITS, "b", 0, [Board(0)], end=ended.append)  # after the restart, with one worker
+    third = Reporter(store, LIMITS, "b", 0, [ActivityTable(0)], end=ended.append)  # after the restart, with one worker
     third.beat()
     assert watch.poll() is None
     third.beat()
@@ -116,7 +116,7 @@ def test_a_rank_that_cannot_speak_ends_with_the_reason(monkeypatch: pytest.Monke
     """Its thread would die unheard, and the driver take that for a hang."""
     said: list[str] = []
     failures = [OSError("away for a moment"), ValueError("no such key")]
-    reporter = Reporter(Store(), Limits(0.01, 0.01), "a", 3, [Board(0)], end=said.append)
+    reporter = Reporter(Store(), Limits(0.01, 0.01), "a", 3, [ActivityTable(0)], end=said.append)
 
     def fail() -> None:
         raise failures.pop(0)
@@ -127,8 +127,8 @@ def test_a_rank_that_cannot_speak_ends_with_the_reason(monkeypatch: pytest.Monke
 
 
 def test_a_rank_that_waits_for_a_batch_says_whose() -> None:
-    store, board = Store(), Board(2)
-    reporter = Reporter(store, LIMITS, "a", 0, [board, Board(2)])
+    store, board = Store(), ActivityTable(2)
+    reporter = Reporter(store, LIMITS, "a", 0, [board, ActivityTable(2)])
 
     def reading() -> str:
         reporter.beat()
@@ -160,7 +160,7 @@ def test_videos_found_unusable_reach_the_driver_at_once() -> None:
     store = Store()
     watch = Watch(store, LIMITS)
     assert watch.found() == []
-    ranks = [Reporter(store, LIMITS, attempt, rank, [Board(0)]) for attempt in ("a", "b") for rank in range(2)]
+    ranks = [Reporter(store, LIMITS, attempt, rank, [ActivityTable(0)]) for attempt in ("a", "b") for rank in range(2)]
     for number, reporter in enumerate(ranks):
         reporter.found("train", [])
         reporter.found("train", [{"video_id": f"v{number}"}])

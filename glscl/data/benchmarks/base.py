@@ -201,7 +201,7 @@ def expect(value: object, kind: type[T], where: str) -> T:
 _NAMES: dict[type, str] = {dict: "an object {...}", list: "a list [...]", str: "a text"}
 
 
-def member(row: Mapping[str, object], key: str, kind: type[T], where: str) -> T:
+def get_member(row: Mapping[str, object], key: str, kind: type[T], where: str) -> T:
     """Return ``row[key]`` if it is there and is a ``kind``.
 
     Raises:
@@ -212,19 +212,19 @@ def member(row: Mapping[str, object], key: str, kind: type[T], where: str) -> T:
     return expect(row[key], kind, f"{where}, '{key}'")
 
 
-def number(row: Mapping[str, object], key: str, where: str) -> float:
+def read_seconds(row: Mapping[str, object], key: str, where: str) -> float:
     """Return ``row[key]`` as a number of seconds.
 
     Raises:
         UserError: it is missing or no such number.
     """
-    value: object = member(row, key, object, where)
+    value: object = get_member(row, key, object, where)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MOST_SECONDS:
         raise UserError(f"{where}, '{key}': expected seconds (a number from 0 up), found {str(value)[:40]}")
     return float(value)
 
 
-def caption(text: object, where: str) -> str:
+def check_caption(text: object, where: str) -> str:
     """Return a caption without surrounding white space.
 
     Raises:
@@ -242,13 +242,13 @@ def caption(text: object, where: str) -> str:
     return stripped
 
 
-def paragraph(sentences: list[Any], where: str) -> str:
+def join_sentences(sentences: list[Any], where: str) -> str:
     """Join sentences, each stripped, by single spaces; empty ones are left out.
 
     Raises:
         UserError: no sentence is left, or one is no text.
     """
-    return caption(" ".join(filter(None, (expect(s, str, where).strip() for s in sentences))), where)
+    return check_caption(" ".join(filter(None, (expect(s, str, where).strip() for s in sentences))), where)
 
 
 def restrict(
@@ -268,13 +268,13 @@ def restrict(
     wanted = dict.fromkeys(ids)
     notes = []
     if bare := [video_id for video_id in wanted if video_id not in records]:
-        notes.append(f"{len(bare)} ids of {list_name} have no annotation and are left out: {listing(bare)}")
+        notes.append(f"{len(bare)} ids of {list_name} have no annotation and are left out: {list_ids(bare)}")
     if whole and (extra := [video_id for video_id in records if video_id not in wanted]):
-        notes.append(f"{len(extra)} annotated videos are not in {list_name} and are left out: {listing(extra)}")
+        notes.append(f"{len(extra)} annotated videos are not in {list_name} and are left out: {list_ids(extra)}")
     return [records[video_id] for video_id in wanted if video_id in records], notes
 
 
-def listing(ids: list[str]) -> str:
+def list_ids(ids: list[str]) -> str:
     """Name the first ids and count the rest."""
     shown = ", ".join(ids[:LISTED])
     return f"{shown} and {len(ids) - LISTED} more" if len(ids) > LISTED else shown

@@ -17,12 +17,12 @@ from glscl.data.benchmarks.base import (
     Annotations,
     Benchmark,
     ReadResult,
-    caption,
+    check_caption,
     expect,
-    listing,
-    member,
-    number,
+    get_member,
+    list_ids,
     parse_json,
+    read_seconds,
     register,
 )
 from glscl.data.records import Record
@@ -57,7 +57,7 @@ def read_rows(kind: str, address: str, split: str) -> ReadResult:
             _same_facts(first, record, f"{files.path(name)}, line {line}", first_line)
             record = replace(first, captions=first.captions + record.captions)
         videos[record.video_id] = (record, first_line)
-    notes = [f"fields that are not used: {listing([repr(key) for key in unknown])}"] if unknown else []
+    notes = [f"fields that are not used: {list_ids([repr(key) for key in unknown])}"] if unknown else []
     return files.result([record for record, _ in videos.values()], notes)
 
 
@@ -105,18 +105,18 @@ def _typo(row: dict[str, Any]) -> str:
 
 def _record(row: dict[str, Any], where: str) -> Record:
     key = _one_of(row, "video_id", "video", where)
-    video_id = member(row, key, str, where).strip()
+    video_id = get_member(row, key, str, where).strip()
     if not video_id:
         raise UserError(f"{where}: '{key}' is empty")
     key = _one_of(row, "caption", "captions", where)
-    texts = [row["caption"]] if key == "caption" else member(row, "captions", list, where)
-    captions = tuple(caption(text, f"{where}, '{key}'") for text in texts)
+    texts = [row["caption"]] if key == "caption" else get_member(row, "captions", list, where)
+    captions = tuple(check_caption(text, f"{where}, '{key}'") for text in texts)
     if not captions:
         raise UserError(f"{where}: 'captions' is empty")
-    seconds = {key: number(row, key, where) for key in SECONDS if key in row}
+    seconds = {key: read_seconds(row, key, where) for key in SECONDS if key in row}
     if seconds.get("end", float("inf")) <= seconds.get("start", 0.0):
         raise UserError(f"{where}: 'end' ({seconds['end']:g}) is not after 'start' ({seconds.get('start', 0.0):g})")
-    attributes = member(row, "attributes", dict, where) if "attributes" in row else {}
+    attributes = get_member(row, "attributes", dict, where) if "attributes" in row else {}
     return Record(video_id, captions, attributes=attributes, **seconds)
 
 

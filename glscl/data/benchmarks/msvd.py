@@ -10,7 +10,7 @@ import io
 import pickle
 from typing import Any
 
-from glscl.data.benchmarks.base import Annotations, Benchmark, ReadResult, caption, expect, register, restrict
+from glscl.data.benchmarks.base import Annotations, Benchmark, ReadResult, check_caption, expect, register, restrict
 from glscl.data.records import Record
 from glscl.errors import UserError
 
@@ -41,7 +41,7 @@ def _record(video_id: str, entries: object, where: str) -> Record:
             if len(entry) > MAX_TOKENS:  # a list in a pickle may stand in thousands of places and take no room
                 raise UserError(f"{where}[{index}]: a caption of {len(entry):,} words; shorten it or remove it")
             entry = " ".join(expect(token, str, f"{where}[{index}]") for token in entry)
-        texts.append(caption(entry, f"{where}[{index}]"))
+        texts.append(check_caption(entry, f"{where}[{index}]"))
     if not texts:
         raise UserError(f"{where}: no caption")
     return Record(video_id, tuple(texts))

@@ -63,10 +63,10 @@ def decoding(data: bytes) -> Iterator[None]:
         with _bounded_memory(), _recorded_words():
             yield
     except (av.error.FFmpegError, ValueError, OverflowError, MemoryError, RuntimeError) as error:
-        raise VideoError(f"undecodable ({words(error)})") from error  # torch's want of memory is a RuntimeError
+        raise VideoError(f"undecodable ({describe_error(error)})") from error  # torch: no memory
 
 
-def words(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """FFmpeg's own message, cut short; without one, the name of the error.
 
     Numbers become ``#``, so that reasons can be counted; what no terminal should obey becomes ``?``.

@@ -18,7 +18,7 @@ import av
 import torch
 from torch import Tensor
 
-from glscl.data.video.budget import Budget, VideoError, check_area, decoding, words
+from glscl.data.video.budget import Budget, VideoError, check_area, decoding, describe_error
 from glscl.data.video.display import Display
 from glscl.data.video.index import Index, read_index
 from glscl.data.video.sampling import FrameSampling
@@ -192,7 +192,7 @@ class PictureReader:
             raise
         except av.error.FFmpegError as error:  # this packet gives no picture
             check_area(context.width, context.height)
-            self.problem = words(error)
+            self.problem = describe_error(error)
             return []
         return pictures
 
@@ -272,7 +272,7 @@ class PictureReader:
                 if number > target:
                     return None
         except av.error.FFmpegError as error:
-            self.problem = words(error)
+            self.problem = describe_error(error)
         return None
 
     def _read_on(self, target: int) -> Iterator[tuple[int, Any]]:

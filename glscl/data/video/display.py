@@ -123,7 +123,7 @@ class Display:
 
     def square(self, frame: Any, size: int) -> Tensor:
         """Return the centre of `picture`: (3, S, S) uint8."""
-        return centre(self.picture(frame, size), size)
+        return crop_centre(self.picture(frame, size), size)
 
 
 def _woven(frame: Any) -> Any:
@@ -150,7 +150,7 @@ def resize(picture: Tensor, short_side: int, form: Form) -> Tensor:
     return picture
 
 
-def centre(picture: Tensor, height: int, width: int | None = None) -> Tensor:
+def crop_centre(picture: Tensor, height: int, width: int | None = None) -> Tensor:
     """Crop the centre, or fill up with black around it: (3, H, W) to (3, ``height``, ``width`` or ``height``)."""
     cropped: Tensor = transforms.center_crop(picture, [height, width or height])
     return cropped.contiguous()

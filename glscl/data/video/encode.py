@@ -15,7 +15,7 @@ from torch import Tensor
 from glscl.data.video import limits
 from glscl.data.video.budget import Budget, VideoError, decoding
 from glscl.data.video.decode import PictureReader
-from glscl.data.video.display import BT601, centre
+from glscl.data.video.display import BT601, crop_centre
 from glscl.data.video.index import read_index
 from glscl.data.video.source import open_video
 
@@ -97,7 +97,7 @@ class _Writer:
         if self._encoder is None:
             height, width = (max(2, side // 2 * 2) for side in picture.shape[1:])
             self._encoder = _encoder(self._out, width, height, self._rate)
-        placed = centre(picture, self._encoder.height, self._encoder.width)
+        placed = crop_centre(picture, self._encoder.height, self._encoder.width)
         rgb = av.VideoFrame.from_ndarray(placed.permute(1, 2, 0).contiguous().numpy(), format="rgb24")
         frame = self._converter.reformat(rgb, format="yuv420p", interpolation="BICUBIC", threads=1, **BT601)
         frame.pts, frame.time_base = round(seconds * _TICKS), Fraction(1, _TICKS)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from glscl.data.video.budget import Budget
-from glscl.data.video.display import Display, Form, centre
+from glscl.data.video.display import Display, Form, crop_centre
 from glscl.data.video.index import Index
 from glscl.errors import UserError
 
@@ -53,7 +53,7 @@ def decode_plain(
             budget.picture(form.width, form.height, slot - _group_start(index, slot) + 1)
             if not _is_wanted(picture, index, slot, form):
                 return None
-            pictures[slot] = centre(display.resized(picture.data, size, form), size)
+            pictures[slot] = crop_centre(display.resized(picture.data, size, form), size)
     except (RuntimeError, IndexError, ValueError):  # a packet without a picture, say
         return None
     return pictures

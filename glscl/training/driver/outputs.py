@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from glscl.data.quarantine import incomplete_in_words
+from glscl.data.quarantine import describe_incomplete
 from glscl.evaluation.evaluate import without_thumbnails
 from glscl.evaluation.saved import ModelCard
 from glscl.system import storage
@@ -35,7 +35,7 @@ def results_of(
         card: of the model.
         entries: of `evaluate_model`.
         history: rows of ``metrics.jsonl``.
-        incomplete: sets of which videos are missing (`glscl.data.quarantine.incomplete`).
+        incomplete: sets of which videos are missing (`glscl.data.quarantine.find_incomplete`).
         quarantine: the videos of all sets that could not be used.
     """
     return {
@@ -74,7 +74,7 @@ def _history(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def verdict_of(card: ModelCard, entries: list[dict[str, Any]], incomplete: Sequence[Mapping[str, Any]] = ()) -> str:
     """One line: text-to-video R@1 per test set, and the sets of which videos are missing."""
     scores = [f"{entry['name']} ({entry['relation']}) R@1={entry['text_to_video']['R@1']:.1f}" for entry in entries]
-    missing = f"; incomplete: {incomplete_in_words(incomplete)}" if incomplete else ""
+    missing = f"; incomplete: {describe_incomplete(incomplete)}" if incomplete else ""
     return f"run={card.run} step={card.step} " + (", ".join(scores) or "no test set") + missing
 
 

@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-from glscl.data.activity import Board
+from glscl.data.activity import ActivityTable
 
 PHASES = ("starting", "loading", "stepping", "logging", "evaluating", "saving")
 """What a rank does, in the order of the loop."""
@@ -150,7 +150,7 @@ class Reporter:
         limits: Limits,
         attempt: str,
         rank: int,
-        boards: Sequence[Board],
+        boards: Sequence[ActivityTable],
         look: bool = False,
         end: Callable[[str], None] | None = None,
     ) -> None:
