@@ -73,7 +73,7 @@ def main() -> None:
 
 def write_set(uri: str, shards: int, folder: str) -> float:
     """Write a set of one short video under many names; returns its size in MB."""
-    from glscl.data.build import Origin, build_shards
+    from glscl.data.build import BuildOptions, Origin, build_shards
     from glscl.data.records import Record
 
     path = Path(folder) / "video.mp4"
@@ -81,7 +81,8 @@ def write_set(uri: str, shards: int, folder: str) -> float:
     records = [Record(f"v{number:05d}", ("a", "b")) for number in range(shards * VIDEOS_PER_SHARD)]
     videos = {record.video_id: str(path) for record in records}
     origin = Origin("bench", "train", "none", 1, ())
-    manifest = build_shards(records, videos, uri, origin, samples_per_shard=VIDEOS_PER_SHARD, workers=0)
+    options = BuildOptions(samples_per_shard=VIDEOS_PER_SHARD, workers=0)
+    manifest = build_shards(records, videos, uri, origin, options)
     return sum(entry.bytes for entry in manifest.shards) / 1e6
 
 

@@ -292,8 +292,8 @@ def remove(run: Run) -> None:
 
 def write_inputs(world: World) -> None:
     """Small shard sets of two domains and a held-out one, on disk and in the bucket, and a small architecture."""
-    from glscl.data.build import Encoding
-    from glscl.data.prepare import build_from_annotations
+    from glscl.data.build import BuildOptions
+    from glscl.data.prepare import Source, prepare
     from glscl.data.toy.render import write_toy
 
     for name, domain, count in (
@@ -303,17 +303,14 @@ def write_inputs(world: World) -> None:
     ):
         split, raw = ("dev" if name == "held_out" else "train"), world.scratch / "raw" / name
         write_toy(domain, split, count, 0, str(raw), processes=1)
-        build_from_annotations(
-            "jsonl",
-            str(raw / "annotations.jsonl"),
-            split,
-            str(raw / "videos"),
-            str(world.scratch / "shards" / name),
+        source = Source(
+            benchmark="jsonl",
+            annotations=str(raw / "annotations.jsonl"),
+            split=split,
+            videos=str(raw / "videos"),
             domain=domain,
-            samples_per_shard=4,
-            encoding=Encoding(),
-            workers=0,
         )
+        prepare(source, str(world.scratch / "shards" / name), BuildOptions(samples_per_shard=4, workers=0))
     for path in (world.scratch / "shards").rglob("*"):
         if path.is_file():
             key = str(path.relative_to(world.scratch))

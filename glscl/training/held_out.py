@@ -36,7 +36,7 @@ class HeldOut:
         rank: this rank.
         world: number of ranks.
         device: where the model is.
-        board: where the processes that read say what they do.
+        activity: where the reading processes note what they do.
         quarantine: takes the videos that cannot be used, and bounds them.
         reporter: tells the driver of them at once.
     """
@@ -46,7 +46,7 @@ class HeldOut:
     rank: int
     world: int
     device: torch.device
-    board: ActivityTable
+    activity: ActivityTable
     quarantine: Quarantine
     reporter: Reporter
 
@@ -84,7 +84,7 @@ class HeldOut:
         tokens = partial(tokenize, max_words=self.config.model.max_words)
         own = split_rows(shard_set.manifest.videos, self.rank, self.world)
         size = self.config.evaluation.batch_size
-        gallery = Gallery(shard_set, own.start, own.stop, self.sampling, tokens, size, self.board)
+        gallery = Gallery(shard_set, own.start, own.stop, self.sampling, tokens, size, self.activity)
         part = embed(model, gallery, self.config.data.loaders, self.device)
         self.reporter.found("validation", part.quarantined)
         parts: list[Any] = [None] * self.world

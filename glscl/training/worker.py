@@ -129,7 +129,7 @@ def _loop(
         world,
         start_step=state.step,
         cache_dir=config.data.cache_dir,
-        board=boards["train"],
+        activity=boards["train"],
         augmentation=ClipAugmentation(config.data.augment, config.seed) if config.data.augment else None,
     )
     batches = stream.make_loader(pairs, config.data.loaders, config.data.prefetch)

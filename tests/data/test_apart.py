@@ -11,7 +11,7 @@ import pytest
 
 from glscl.data import apart
 from glscl.data.apart import NamedSet, check_held_out, check_not_trained, is_test_split, video_ids
-from glscl.data.build import Origin, build_shards
+from glscl.data.build import BuildOptions, Origin, build_shards
 from glscl.data.names import distinct_names
 from glscl.data.records import Record
 from glscl.data.shards import ShardSet, open_shard_set, verify_shards
@@ -125,7 +125,7 @@ def test_ids_are_written_as_the_tars_have_them(tmp_path: Path, make_video: Calla
     records = [Record("a\ud83d", ("text",)), Record("b", ("text",))]
     videos = {record.video_id: str(path) for record in records}
     origin = Origin("toy", "train", "test", 1, ())
-    build_shards(records, videos, str(tmp_path / "out"), origin, samples_per_shard=2, workers=0)
+    build_shards(records, videos, str(tmp_path / "out"), origin, BuildOptions(samples_per_shard=2, workers=0))
     made = open_shard_set(str(tmp_path / "out"))
     assert video_ids(made) == {sample.video_id for sample in apart.Shard(made, 0).samples} == {"a?", "b"}
 

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from glscl.data import gallery, shared_memory, stream
 from glscl.data.gallery import Gallery
+from glscl.data.loader import explain_dead_loaders
 from glscl.data.plan import StreamPlan
 from glscl.data.shards import ShardSet
 from glscl.data.shared_memory import check_room, gallery_bytes, handover_error, stream_bytes
-from glscl.data.stream import PairStream, explain_dead_loaders, make_loader
+from glscl.data.stream import PairStream, make_loader
 from glscl.data.video import FrameSampling
 from glscl.errors import UserError
 

@@ -29,7 +29,7 @@ def find_benchmark(name: str) -> Benchmark:
     """Return the reader of that name.
 
     Raises:
-        UserError: there is none.
+        UserError: no reader has that name.
     """
     if name not in READERS:
         known = benchmark_names()
@@ -41,7 +41,7 @@ def read(name: str, annotations: str, split: str) -> ReadResult:
     """Read one split of a data set from its annotation files.
 
     Args:
-        name: name of the reader.
+        name: of the reader.
         annotations: local path or ``s3://`` URI of the folder (``jsonl`` and ``csv``: of the folder or the file).
         split: one of the reader's splits.
 

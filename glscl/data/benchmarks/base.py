@@ -1,4 +1,4 @@
-"""What every reader of annotation files is made of: the registry, the annotation folder, and its checks."""
+"""The registry of readers, the annotation folder, and the checks that readers share."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from glscl.data import strict_json
 from glscl.data.records import MOST_SECONDS, Record
@@ -17,7 +17,7 @@ T = TypeVar("T")
 FLAG = "--annotations"
 MAX_BYTES = 2 << 30
 MAX_CAPTION = 1_000_000
-"""Characters of the longest caption (a tokenizer reads the first hundred or so)."""
+"""Most characters of a caption (a tokenizer reads the first hundred or so)."""
 LISTED = 20  # ids that a note or a report names before it only counts
 
 
@@ -42,7 +42,7 @@ class Benchmark:
 
     Attributes:
         name: what users write.
-        splits: the splits of the protocol; empty where the files themselves say which there are.
+        splits: the splits of the protocol; empty where the files themselves name them.
         paragraph: True where all sentences of a video are one text (paragraph-to-video retrieval).
         read: annotation folder and split -> records, unchecked; call ``glscl.data.benchmarks.read`` instead.
         version: raised whenever the same files would give other records.
@@ -67,7 +67,7 @@ def register(benchmark: Benchmark) -> None:
 
 @dataclass(slots=True)
 class Annotations:
-    """An annotation folder (local or ``s3://``) that remembers which of its files were read."""
+    """An annotation folder (local or ``s3://``) and the files of it that were read."""
 
     folder: str
     sources: list[str] = field(default_factory=list)
@@ -81,10 +81,10 @@ class Annotations:
         return storage.exists(self.path(name))
 
     def first(self, *names: str) -> str:
-        """Return the first of several alternative file names that is there.
+        """Return the first of several alternative file names that the folder holds.
 
         Raises:
-            UserError: none is.
+            UserError: it holds none of them.
         """
         for name in names:
             if self.has(name):
@@ -95,7 +95,7 @@ class Annotations:
         """Read one file.
 
         Raises:
-            UserError: it is not there or is a folder.
+            UserError: it does not exist or is a folder.
         """
         path = self.path(name)
         try:
@@ -115,7 +115,7 @@ class Annotations:
         """Read one UTF-8 file, with or without a byte order mark.
 
         Raises:
-            UserError: it is not there or is not UTF-8.
+            UserError: it does not exist or is not UTF-8.
         """
         data = self.raw(name)
         try:
@@ -128,7 +128,7 @@ class Annotations:
         """Read one JSON file whose outermost value is a ``kind``.
 
         Raises:
-            UserError: it is not there, is not JSON or holds something else.
+            UserError: it does not exist, is not JSON or holds something else.
         """
         return expect(parse_json(self.text(name), self.path(name)), kind, self.path(name))
 
@@ -171,11 +171,11 @@ class Annotations:
             raise UserError(f"{path}, line {reader.line_num}: not valid CSV ({error})") from None
 
     def result(self, records: list[Record], notes: Iterable[str] = ()) -> ReadResult:
-        """Close the reading."""
+        """Put the records together with the files that they came from."""
         return ReadResult(records, list(self.sources), list(notes))
 
 
-def parse_json(text: str, where: str) -> Any:
+def parse_json(text: str, where: str) -> object:
     """Parse JSON text.
 
     Raises:
@@ -202,10 +202,10 @@ _NAMES: dict[type, str] = {dict: "an object {...}", list: "a list [...]", str: "
 
 
 def get_member(row: Mapping[str, object], key: str, kind: type[T], where: str) -> T:
-    """Return ``row[key]`` if it is there and is a ``kind``.
+    """Return ``row[key]`` if it is a ``kind``.
 
     Raises:
-        UserError: it is not.
+        UserError: it is missing or something else.
     """
     if key not in row:
         raise UserError(f"{where}: '{key}' is missing")
@@ -242,7 +242,7 @@ def check_caption(text: object, where: str) -> str:
     return stripped
 
 
-def join_sentences(sentences: list[Any], where: str) -> str:
+def join_sentences(sentences: Iterable[object], where: str) -> str:
     """Join sentences, each stripped, by single spaces; empty ones are left out.
 
     Raises:
@@ -258,7 +258,7 @@ def restrict(
 
     Args:
         records: by id.
-        ids: the protocol's.
+        ids: in the protocol's order.
         list_name: file of the ids, for the notes.
         whole: the list is meant to name every record, so that one it does not name is worth a note.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import pickle
-from typing import Any
 
 from glscl.data.benchmarks.base import Annotations, Benchmark, ReadResult, check_caption, expect, register, restrict
 from glscl.data.records import Record
@@ -50,11 +49,11 @@ def _record(video_id: str, entries: object, where: str) -> Record:
 class _PlainUnpickler(pickle.Unpickler):
     """Loads builtin containers, texts and numbers, which need no import; refuses everything that needs one."""
 
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> object:
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which could run code")
 
 
-def _unpickle(files: Annotations) -> dict[Any, Any]:
+def _unpickle(files: Annotations) -> dict[object, object]:
     path = files.path(PICKLE)
     data = files.raw(PICKLE)
     try:

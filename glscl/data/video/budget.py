@@ -1,4 +1,4 @@
-"""Bounds of what one video may cost in CPU time, pixels and memory, and the one error it ends with."""
+"""Bounds of what one video may cost in CPU time, pixels and memory; above them it is refused with `VideoError`."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def decoding(data: bytes) -> Iterator[None]:
 
 
 def describe_error(error: Exception) -> str:
-    """FFmpeg's own message, cut short; without one, the name of the error.
+    """FFmpeg's message, cut short; without one, the name of the error.
 
     Numbers become ``#``, so that reasons can be counted; what no terminal should obey becomes ``?``.
     """

@@ -12,7 +12,7 @@ from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import asdict
 from typing import Any
 
-from glscl.data.quarantine import FILE, KNOB, Part, Quarantine, find_incomplete, read_quarantine
+from glscl.data.quarantine import FILE, KNOB, IncompleteSet, Part, Quarantine, find_incomplete, read_quarantine
 from glscl.data.shards import open_shard_set, read_manifest
 from glscl.errors import BrokenRunError, Stopped, UserError, full_disk
 from glscl.evaluation.evaluate import evaluate_model
@@ -77,7 +77,7 @@ def quarantine_of(config: RunConfig) -> Quarantine:
     return quarantine
 
 
-def incomplete_sets(config: RunConfig, quarantine: Quarantine) -> list[dict[str, Any]]:
+def incomplete_sets(config: RunConfig, quarantine: Quarantine) -> list[IncompleteSet]:
     """The sets of a run of which videos are missing (see `find_incomplete`)."""
     parts: list[tuple[Part, tuple[str, ...]]] = [
         ("train", config.data.train),

@@ -26,7 +26,7 @@ def results_of(
     card: ModelCard,
     entries: list[dict[str, Any]],
     history: list[dict[str, Any]],
-    incomplete: Sequence[dict[str, Any]] = (),
+    incomplete: Sequence[Mapping[str, Any]] = (),
     quarantine: Sequence[dict[str, str]] = (),
 ) -> dict[str, Any]:
     """Put test entries, provenance, training history and what is missing together.
