@@ -14,7 +14,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from unittest import mock
@@ -82,16 +82,17 @@ def wrong_command(words: list[str], help_of: Callable[[str], str | None]) -> str
     name = next((name for name in (" ".join(words[:2]), words[0]) if help_of(name)), None)
     if name is None:
         return f"glscl {' '.join(words)}: no such command"
-    own = words[: words.index("--")] if "--" in words else words
-    options = {re.split("[=\\[]", word)[0] for word in own if re.match(r"--[a-z]", word)}
+    before, _, nested = " ".join(words).partition(" -- ")  # `glscl submit ... -- train ...`
     known = set(re.findall(r"--[a-z][\w.-]*", help_of(name) or ""))
-    unknown = sorted(option.replace("_", "-").rstrip(",.") for option in options)
-    for option in unknown:
-        if option not in known and _PLUGIN not in " ".join(words):
-            return f"glscl {name}: no option {option}"
-    if own is not words and (inner := words[words.index("--") + 1 :]):
-        return wrong_command(inner, help_of)
-    return None
+    if unknown := [option for option in _options(before.split()) if option not in known]:
+        return f"glscl {name}: no option {unknown[0]}"
+    return wrong_command(nested.split(), help_of) if nested else None
+
+
+def _options(words: Sequence[str]) -> list[str]:
+    """Names of the options among the words, as ``--help`` spells them; without those of the example plug-in."""
+    names = [re.split("[=\\[]", word)[0] for word in words if re.match(r"--[a-z]", word)]
+    return sorted({name.replace("_", "-").rstrip(",.") for name in names if _PLUGIN not in name})
 
 
 @cache

@@ -26,11 +26,14 @@ import re
 import sys
 import tomllib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 PACKAGES = ("glscl", "tune", "cluster")
+"""Whose figures are printed."""
+CHECKED = (*PACKAGES, "stress", "benchmarks", "tools")
+"""Whose limits are checked."""
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -50,8 +53,15 @@ class Limits:
 def read_limits(path: Path) -> Limits:
     """The limits that a pyproject.toml sets."""
     settings = tomllib.loads(path.read_text(encoding="utf-8")).get("tool", {}).get("measure", {})
-    named = {key.replace("-", "_"): value for key, value in settings.items()}
-    return Limits(**{key: frozenset(value) if isinstance(value, list) else value for key, value in named.items()})
+    plain = Limits()
+    return Limits(
+        function_lines=settings.get("function-lines", plain.function_lines),
+        branches=settings.get("branches", plain.branches),
+        module_lines=settings.get("module-lines", plain.module_lines),
+        long_functions=frozenset(settings.get("long-functions", ())),
+        branched_functions=frozenset(settings.get("branched-functions", ())),
+        long_modules=frozenset(settings.get("long-modules", ())),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +123,11 @@ def _is_typed(function: Definition) -> bool:
 
 
 def _formats_number(function: Definition) -> bool:
-    """Whether all that a function does is to write one number as text."""
+    """Whether all that a function does is to write a number as text: at most two parameters and four statements."""
     body = function.body[1:] if ast.get_docstring(function) else function.body
-    if len(body) != 1 or not isinstance(body[0], ast.Return) or len(_parameters(function)) > 2:
+    if len(body) > 4 or len(_parameters(function)) > 2 or ast.unparse(function.returns or ast.Constant(0)) != "str":
         return False
-    specs = [node.format_spec for node in ast.walk(body[0]) if isinstance(node, ast.FormattedValue)]
+    specs = [node.format_spec for node in ast.walk(function) if isinstance(node, ast.FormattedValue)]
     return 0 < len(specs) <= 2 and any(
         spec and re.search(r"[.,][\d,]*[fge%]?'|,'", ast.unparse(spec)) for spec in specs
     )
@@ -185,10 +195,6 @@ def _count(modules: Sequence[Module], pattern: str) -> int:
     return sum(len(re.findall(pattern, module.text)) for module in modules)
 
 
-def _places(functions: Sequence[Function]) -> str:
-    return "".join(f"\n    {function}" for function in functions)
-
-
 def describe(modules: Sequence[Module], tests: int, limits: Limits) -> str:
     """The table, one figure a line."""
     functions = [function for module in modules for function in module.functions]
@@ -198,65 +204,65 @@ def describe(modules: Sequence[Module], tests: int, limits: Limits) -> str:
     branched = max(functions, key=lambda function: function.branches)
     documented = sum(module.documented for module in modules) / sum(module.documentable for module in modules)
     typed = sum(function.is_typed for function in functions) / len(functions)
-    long = [function for function in functions if function.lines > limits.function_lines]
-    many = sorted((f for f in functions if f.branches > limits.branches), key=lambda f: -f.branches)
-    large = [module for module in modules if module.lines > limits.module_lines]
+    long, many, large = (
+        _above({str(f): f.lines for f in functions}, limits.function_lines),
+        _above({str(f): f.branches for f in functions}, limits.branches),
+        _above({module.path: module.lines for module in modules}, limits.module_lines),
+    )
     rows = (
-        ("files", f"{len(modules)}"),
+        ("files", len(modules)),
         ("lines", f"{sum(lengths):,}"),
         ("file: median, p90, max", f"{quantile(lengths, 0.5)}, {quantile(lengths, 0.9)}, {max(lengths)}"),
         ("functions", f"{len(functions):,}"),
         ("function: median, p95, longest", f"{quantile(sizes, 0.5)}, {quantile(sizes, 0.95)}, {longest.lines}"),
-        ("longest function", f"{longest}"),
+        ("longest function", longest),
         ("most branches", f"{branched.branches} ({branched})"),
         ("typed", f"{typed:.1%}"),
         ("documented", f"{documented:.1%}"),
-        ("test files", f"{tests}"),
-        (
-            f"functions above {limits.function_lines} lines",
-            f"{len(long)}" + "".join(f"\n    {f} {f.lines}" for f in long),
-        ),
-        (
-            f"functions above {limits.branches} branches",
-            f"{len(many)}" + "".join(f"\n    {f} {f.branches}" for f in many),
-        ),
-        (
-            f"modules above {limits.module_lines} lines",
-            f"{len(large)}" + "".join(f"\n    {m.path} {m.lines}" for m in large),
-        ),
-        ("Any", str(_count(modules, r"\bAny\b"))),
-        ("dict[str, Any]", str(_count(modules, r"\bdict\[str, Any\]"))),
-        ("dict[str, Any] and Mapping[str, Any]", str(_count(modules, r"\b(?:dict|Mapping)\[str, Any\]"))),
+        ("test files", tests),
+        (f"functions above {limits.function_lines} lines", _list(long)),
+        (f"functions above {limits.branches} branches", _list(many)),
+        (f"modules above {limits.module_lines} lines", _list(large)),
+        ("Any", _count(modules, r"\bAny\b")),
+        ("dict[str, Any]", _count(modules, r"\bdict\[str, Any\]")),
+        ("dict[str, Any] and Mapping[str, Any]", _count(modules, r"\b(?:dict|Mapping)\[str, Any\]")),
         *describe_duplicates(modules, functions),
     )
     return "\n".join(f"{name}: {value}" for name, value in rows)
 
 
+def _above(sizes: Mapping[str, int], limit: int) -> dict[str, int]:
+    """Those above a limit, the largest first."""
+    above = {name: size for name, size in sizes.items() if size > limit}
+    return dict(sorted(above.items(), key=lambda item: -item[1]))
+
+
+def _list(counts: Mapping[str, int]) -> str:
+    """How many there are, and each on a line."""
+    return f"{len(counts)}" + "".join(f"\n    {name} {count}" for name, count in counts.items())
+
+
 def describe_duplicates(modules: Sequence[Module], functions: Sequence[Function]) -> list[tuple[str, str]]:
     """What is written more than once, each with its count and its places."""
-    formats = [function for function in functions if function.formats_number]
-    differing = [function for function in functions if "differing" in function.name]
-    wide = [function for function in functions if function.parameters > 12]
-    first = r"\.errors\([^)]*\)\[0\]|next\(iter\(\w+\.errors\("
-    gather = r"\b(?:all_)?gather_object\("
+    differing = {str(function): function.lines for function in functions if "differing" in function.name}
+    wide = {str(function): function.parameters for function in functions if function.parameters > 12}
+    formats = {str(function): function.lines for function in functions if function.formats_number}
+    twice = [" = ".join(map(str, group)) for group in find_duplicates(functions)]
     return [
-        ("pydantic's first error made a message", _where(modules, first)),
-        ("objects gathered over ranks", _where(modules, gather)),
-        ("functions that only format a number", f"{len(formats)}{_places(formats)}"),
-        ("functions that compare configurations", f"{len(differing)}{_places(differing)}"),
-        ("functions of more than 12 parameters", f"{len(wide)}{_places(wide)}"),
-        (
-            "functions written twice",
-            f"{len(find_duplicates(functions))}"
-            + "".join(f"\n    {' = '.join(map(str, group))}" for group in find_duplicates(functions)),
-        ),
+        ("pydantic's first error made a message", _where(modules, r"\.errors\([^)]*\)\[0\]")),
+        ("objects gathered over ranks", _where(modules, r"\b(?:all_)?gather_object\(")),
+        ("functions that only format a number", _list(formats)),
+        ("functions that compare configurations", _list(differing)),
+        ("functions of more than 12 parameters", _list(wide)),
+        ("functions written twice", "\n    ".join([str(len(twice)), *twice])),
     ]
 
 
 def _where(modules: Sequence[Module], pattern: str) -> str:
+    """How often a pattern occurs, and in which modules."""
     counts = {module.path: len(re.findall(pattern, module.text)) for module in modules}
-    found = {path: count for path, count in counts.items() if count}
-    return f"{sum(found.values())}" + "".join(f"\n    {path} {count}" for path, count in found.items())
+    places = "".join(f"\n    {path} {count}" for path, count in counts.items() if count)
+    return f"{sum(counts.values())}{places}"
 
 
 def broken_limits(modules: Sequence[Module], limits: Limits) -> list[str]:
@@ -269,7 +275,7 @@ def broken_limits(modules: Sequence[Module], limits: Limits) -> list[str]:
     )
     problems = []
     for what, sizes, limit, listed in checks:
-        above = {name: size for name, size in sizes.items() if size > limit}
+        above = _above(sizes, limit)
         problems += [f"{name}: {above[name]} {what}, more than {limit}" for name in sorted(above.keys() - listed)]
         problems += [f"{name}: within the {limit} {what}, so take it off the list" for name in listed - above.keys()]
     return problems
@@ -281,12 +287,12 @@ def main() -> int:
     parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parents[1], help="checkout to measure")
     parser.add_argument("--check", action="store_true", help="only name what breaks a limit")
     options = parser.parse_args()
-    modules = read_modules(options.root)
     limits = read_limits(options.root / "pyproject.toml")
     if options.check:
-        problems = broken_limits(modules, limits)
+        problems = broken_limits(read_modules(options.root, CHECKED), limits)
         print("\n".join(problems) or "lengths and branches: within the limits")
         return 1 if problems else 0
+    modules = read_modules(options.root)
     print(describe(modules, len(list((options.root / "tests").rglob("test_*.py"))), limits))
     return 0
 

@@ -39,4 +39,4 @@ def read_activitynet(folder: str, split: str) -> ReadResult:
     return files.result(*restrict(records, ids, listed, whole=True))
 
 
-register(Benchmark("activitynet", tuple(ID_LISTS), True, read_activitynet, VERSION))
+register(Benchmark("activitynet", tuple(ID_LISTS), read_activitynet, VERSION))

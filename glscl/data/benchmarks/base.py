@@ -43,14 +43,12 @@ class Benchmark:
     Attributes:
         name: what users write.
         splits: the splits of the protocol; empty where the files themselves name them.
-        paragraph: True where all sentences of a video are one text (paragraph-to-video retrieval).
         read: annotation folder and split -> records, unchecked; call ``glscl.data.benchmarks.read`` instead.
         version: raised whenever the same files would give other records.
     """
 
     name: str
     splits: tuple[str, ...]
-    paragraph: bool
     read: Callable[[str, str], ReadResult]
     version: int
 

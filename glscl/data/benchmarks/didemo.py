@@ -48,4 +48,4 @@ def read_didemo(folder: str, split: str) -> ReadResult:
     return files.result(*restrict(records, files.ids(listed), listed, whole=True))
 
 
-register(Benchmark("didemo", SPLITS, True, read_didemo, VERSION))
+register(Benchmark("didemo", SPLITS, read_didemo, VERSION))

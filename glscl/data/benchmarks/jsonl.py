@@ -138,4 +138,4 @@ def _same_facts(first: Record, again: Record, where: str, first_line: int) -> No
 
 
 for _kind in ("jsonl", "csv"):
-    register(Benchmark(_kind, (), False, partial(read_rows, _kind), VERSION))
+    register(Benchmark(_kind, (), partial(read_rows, _kind), VERSION))

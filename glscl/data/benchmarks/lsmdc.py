@@ -37,4 +37,4 @@ def read_lsmdc(folder: str, split: str) -> ReadResult:
     return files.result([Record(clip_id, tuple(texts)) for clip_id, texts in captions.items()])
 
 
-register(Benchmark("lsmdc", tuple(FILES), False, read_lsmdc, VERSION))
+register(Benchmark("lsmdc", tuple(FILES), read_lsmdc, VERSION))

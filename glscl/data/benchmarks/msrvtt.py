@@ -73,4 +73,4 @@ def _videos(files: Annotations) -> tuple[dict[str, Record], dict[str, str]]:
     return records, splits
 
 
-register(Benchmark("msrvtt", (*TRAIN_LISTS, *FULL, "test_1k_a"), False, read_msrvtt, VERSION))
+register(Benchmark("msrvtt", (*TRAIN_LISTS, *FULL, "test_1k_a"), read_msrvtt, VERSION))

@@ -63,4 +63,4 @@ def _unpickle(files: Annotations) -> dict[object, object]:
     return expect(value, dict, path)
 
 
-register(Benchmark("msvd", SPLITS, False, read_msvd, VERSION))
+register(Benchmark("msvd", SPLITS, read_msvd, VERSION))

@@ -55,4 +55,4 @@ def _videos(files: Annotations, name: str) -> dict[str, Record]:
     return records
 
 
-register(Benchmark("vatex", tuple(LISTS), False, read_vatex, VERSION))
+register(Benchmark("vatex", tuple(LISTS), read_vatex, VERSION))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -148,19 +148,10 @@ def _fill_times(packets: list[_Packet]) -> None:
 
 
 def _build(packets: list[_Packet], container: InputContainer, time_base: Fraction, in_output_order: bool) -> Index:
-    slots: list[_Slot] = []
-    end = 0
     segments = _cut_segments(packets, container, time_base)
-    for segment in segments:
-        offset = end - segment.begin
-        for packet, pts in segment.packets:
-            time = pts + offset
-            end = max(end, time + packet.duration)
-            if packet.shown and time >= 0:
-                slots.append(_Slot(time, packet.number, pts, packet.keyframe))
+    slots, end = _lay_end_to_end(segments)
     if not slots:
         raise VideoError("no frames")
-    slots.sort()
     unique = len({slot.pts for slot in slots}) == len(slots)
     firsts = [segment.packets[0][0] for segment in segments[1:]]
     return Index(
@@ -174,6 +165,20 @@ def _build(packets: list[_Packet], container: InputContainer, time_base: Fractio
         in_output_order=in_output_order,
         restarts=frozenset(packet.number for packet in firsts if not packet.keyframe),
     )
+
+
+def _lay_end_to_end(segments: Sequence[_Segment]) -> tuple[list[_Slot], int]:
+    """The slots of all segments in order of time, and the end of the last picture."""
+    slots: list[_Slot] = []
+    end = 0
+    for segment in segments:
+        offset = end - segment.begin
+        for packet, pts in segment.packets:
+            time = pts + offset
+            end = max(end, time + packet.duration)
+            if packet.shown and time >= 0:
+                slots.append(_Slot(time, packet.number, pts, packet.keyframe))
+    return sorted(slots), end
 
 
 class _Slot(NamedTuple):
