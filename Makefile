@@ -16,6 +16,10 @@ test-slow: .venv/.installed
 lint: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/vulture
+	$(BIN)/python tools/measure.py --check
+	$(BIN)/python tools/check_docs.py
 	$(BIN)/mypy
 
 .venv/.installed: pyproject.toml constraints.txt
@@ -24,4 +28,4 @@ lint: .venv/.installed
 	touch $@
 
 clean:
-	rm -rf .venv runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

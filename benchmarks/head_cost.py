@@ -1,4 +1,4 @@
-"""What does each head cost?
+"""Measure what each head costs: operations, latency, memory and parameters.
 
     python benchmarks/head_cost.py [--threads 1] [--device cpu] [--budget 3e10]
 

@@ -1,4 +1,4 @@
-"""Does the memory of a streaming process follow the size of the data set?
+"""Measure the peak memory of a streaming process for a small data set and a large one.
 
     python benchmarks/stream_memory.py
 
@@ -73,20 +73,21 @@ def main() -> None:
 
 def write_set(uri: str, shards: int, folder: str) -> float:
     """Write a set of one short video under many names; returns its size in MB."""
-    from glscl.data.build import Origin, build_shards
+    from glscl.data.build import BuildOptions, Origin, build_shards
     from glscl.data.records import Record
 
     path = Path(folder) / "video.mp4"
-    path.write_bytes(video())
+    path.write_bytes(make_video())
     records = [Record(f"v{number:05d}", ("a", "b")) for number in range(shards * VIDEOS_PER_SHARD)]
     videos = {record.video_id: str(path) for record in records}
     origin = Origin("bench", "train", "none", 1, ())
-    manifest = build_shards(records, videos, uri, origin, samples_per_shard=VIDEOS_PER_SHARD, workers=0)
+    options = BuildOptions(samples_per_shard=VIDEOS_PER_SHARD, workers=0)
+    manifest = build_shards(records, videos, uri, origin, options)
     return sum(entry.bytes for entry in manifest.shards) / 1e6
 
 
-def video() -> bytes:
-    """A second of noise, filled up to its size with an empty box as players ignore it."""
+def make_video() -> bytes:
+    """Encode a second of noise, filled up to its size with an empty box, which players ignore."""
     target = io.BytesIO()
     with av.open(target, "w", format="mp4") as out:
         stream = out.add_stream("libx264", rate=4)
@@ -122,7 +123,7 @@ def measure(uri: str) -> float:
 
     torch.set_num_threads(1)
     sampling = FrameSampling(max_frames=4, rate=4.0, size=64)
-    load_frames(video(), sampling)  # what the decoder allocates once is not the stream's
+    load_frames(make_video(), sampling)  # the decoder allocates once
     shard_set = open_shard_set(uri)
     plan = StreamPlan([shard_set.manifest], [], BATCH, STREAMS, "all", seed=0)
     before = resident("VmRSS")
@@ -134,9 +135,9 @@ def measure(uri: str) -> float:
 
 def resident(field: str) -> float:
     """A line of /proc/self/status in MB."""
-    found = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    assert found is not None
-    return int(found.group(1)) / 1e3
+    match = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    assert match is not None
+    return int(match.group(1)) / 1e3
 
 
 if __name__ == "__main__":

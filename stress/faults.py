@@ -1,4 +1,4 @@
-"""The faults of a soak: each waits for its moment, happens, and is mended; `watch` sees whether the run goes on."""
+"""The faults of a soak: each waits for its moment, does damage and mends it; `watch` checks that the run goes on."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Fault:
     Attributes:
         run: name of the run.
         kind: one of `KINDS`.
-        detail: of which there are several kinds.
+        detail: which variant of it, where there are several.
         moment: "upload" if a checkpoint was half on the storage, "start" if the run was starting again after another
             fault, else "steps".
         step: last step the log had shown.
@@ -81,7 +81,7 @@ def kill_proxy(run: Run, chance: random.Random, fault: Fault) -> None:
     run.world.start_proxy()
 
 
-def _length(chance: random.Random, fault: Fault) -> float:
+def _draw_length(chance: random.Random, fault: Fault) -> float:
     long = chance.random() < LONG
     fault.detail += " long" if long else " short"
     return chance.uniform(*(LONG_S if long else SHORT_S))
@@ -91,7 +91,7 @@ def partition(run: Run, chance: random.Random, fault: Fault) -> None:
     """A host's cable is out: of a worker, or of the storage server."""
     host = chance.choice((*WORKERS, STORAGE) if run.setup.remote else WORKERS)
     fault.detail = "storage" if host == STORAGE else "worker"
-    length = _length(chance, fault)
+    length = _draw_length(chance, fault)
     run.world.hosts.cut(host, off=True)
     try:
         time.sleep(length)
@@ -103,10 +103,10 @@ def freeze(run: Run, chance: random.Random, fault: Fault) -> None:
     """SIGSTOP for all processes of a worker's host, and SIGCONT."""
     frozen = run.world.hosts.processes(chance.choice(WORKERS))
     fault.detail = "worker"
-    _suspended(frozen, _length(chance, fault))
+    _suspend(frozen, _draw_length(chance, fault))
 
 
-def _suspended(processes: Sequence[psutil.Process], seconds: float) -> None:
+def _suspend(processes: Sequence[psutil.Process], seconds: float) -> None:
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.suspend()
@@ -154,14 +154,14 @@ def second_driver(run: Run, chance: random.Random, fault: Fault) -> None:
     deadline = time.monotonic() + TAKEN_S
     while second.poll() is None and time.monotonic() < deadline:
         time.sleep(0.2)
-    said = log.read_text(errors="replace")
+    output = log.read_text(errors="replace")
     if run.process.poll() == 0:  # had ended by itself before the second one looked
         second.kill()
         second.wait()
         fault.detail = "too late"
-    elif second.poll() != 2 or not re.search(r"is in use: glscl train on host host0, pid \d+, last heartbeat", said):
+    elif second.poll() != 2 or not re.search(r"is in use: glscl train on host host0, pid \d+, last heartbeat", output):
         second.kill()
-        raise SoakError(f"a second driver of {run.name} ended with status {second.poll()}:\n{said[-3000:]}")
+        raise SoakError(f"a second driver of {run.name} ended with status {second.poll()}:\n{output[-3000:]}")
 
 
 def take_over(run: Run, chance: random.Random, fault: Fault) -> None:
@@ -187,9 +187,9 @@ def take_over(run: Run, chance: random.Random, fault: Fault) -> None:
         status = first.wait(TAKEN_S)
     except TimeoutError:
         status = None
-    said = run.logs[-2].read_text(errors="replace")
-    if status != 2 or "was taken over by glscl train on host host1" not in said:
-        raise SoakError(f"the first driver of {run.name} ended with status {status}:\n{said[-3000:]}")
+    output = run.logs[-2].read_text(errors="replace")
+    if status != 2 or "was taken over by glscl train on host host1" not in output:
+        raise SoakError(f"the first driver of {run.name} ended with status {status}:\n{output[-3000:]}")
     # Back to the head, as a person would bring it: stopped in order, and started again.
     run.wait_for(lambda: bool(run.steps(since)), "a step of the new driver")
     if run.process.poll() is None:
@@ -214,18 +214,18 @@ KINDS: dict[str, tuple[Disturb, int]] = {
     "second driver": (second_driver, 2),
     "taken over": (take_over, 1),
 }
-"""What disturbs, and how often in a deck."""
+"""By name: the function that disturbs, and how often it is in a deck."""
 RESTARTS = ("worker", "raylet", "driver", "taken over")
 """After these the run has to start again from a checkpoint."""
 
 
-def possible(kind: str, run: Run) -> bool:
+def is_possible(kind: str, run: Run) -> bool:
     """Whether a kind means something to a run: S3 has no disk here, and a disk no storage server."""
     return not (kind == "storage" and not run.setup.remote) and not (kind == "full disk" and run.setup.remote)
 
 
 def disturb(run: Run, kind: str, moment: str, chance: random.Random) -> Fault:
-    """Wait for the moment, and let it happen."""
+    """Wait for the moment, and do the damage."""
     world: World = run.world
     if moment == "upload":
         deadline = time.monotonic() + 20
@@ -242,12 +242,12 @@ def disturb(run: Run, kind: str, moment: str, chance: random.Random) -> Fault:
 
 
 def watch(run: Run, faults: Sequence[Fault], since: int) -> None:
-    """Wait until the run has gone on after these faults, and note where from.
+    """Wait until a run has gone on after these faults, and note from which step.
 
     Args:
-        run: the run.
+        run: that was disturbed.
         faults: one, or two of which the second hit the restart after the first.
-        since: characters that it had said before.
+        since: length of the run's output before the first of them.
 
     Raises:
         SoakError: it stood still, or went back further than it had to.
@@ -255,12 +255,8 @@ def watch(run: Run, faults: Sequence[Fault], since: int) -> None:
     started = time.monotonic()
     healed = len(run.text())
     run.world.mend_nodes()
-    must = any(fault.kind in RESTARTS or fault.detail == "ended in one line" for fault in faults)
-    # A worker that died, or whose host is gone, may have been none of this run's.
-    if faults[-1].kind in ("worker", "raylet") and run.setup.workers != (2,):
-        must = False
     deadline = started + STILL_S
-    while must and not _resumed(run, since) and run.process.poll() is None:
+    while _must_restart(run, faults) and not _resumed(run, since) and run.process.poll() is None:
         run.world.mend_nodes()
         if time.monotonic() > deadline:
             raise SoakError(f"{run.name} did not resume within {STILL_S:.0f} s:\n{run.text()[-3000:]}")
@@ -272,14 +268,21 @@ def watch(run: Run, faults: Sequence[Fault], since: int) -> None:
         return bool(run.steps(max(last, healed)))
 
     run.wait_for(went_on, "a step")
-    found = _resumed(run, since)
+    resumed = _resumed(run, since)
     for fault in faults:
         fault.seconds = round(time.monotonic() - started, 1)
-        if found:
-            fault.resumed = found[-1]
-            fault.lost = max(0, fault.step - found[-1])
-        if found and min(found) < fault.complete:
-            raise SoakError(f"{run.name} resumed at step {min(found)} where step {fault.complete} was complete")
+        if resumed:
+            fault.resumed = resumed[-1]
+            fault.lost = max(0, fault.step - resumed[-1])
+        if resumed and min(resumed) < fault.complete:
+            raise SoakError(f"{run.name} resumed at step {min(resumed)} where step {fault.complete} was complete")
+
+
+def _must_restart(run: Run, faults: Sequence[Fault]) -> bool:
+    """Whether the faults end the worker group for certain."""
+    if faults[-1].kind in ("worker", "raylet") and run.setup.workers != (2,):
+        return False  # a worker that died, or whose host is gone, may have been none of this run's
+    return any(fault.kind in RESTARTS or fault.detail == "ended in one line" for fault in faults)
 
 
 def _resumed(run: Run, since: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Broken bytes through the decoder and every reader: no crash, hang or leak, no exception but the two that are meant.
+"""Fuzz the decoder and every reader: broken bytes may cause no crash, hang, leak or unexpected exception.
 
 Mutants of sound files (videos of several containers and codecs, shards, manifests, annotation files, configurations,
 model files) are fed to what reads them, in child processes, until enough bytes were fed. A child that dies or answers
@@ -11,216 +11,139 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import gc
-import io
 import json
 import multiprocessing
 import os
-import pickle
 import random
 import shutil
-import tarfile
+import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from fractions import Fraction
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from stress.fuzz_inputs import VIDEOS, make_annotations, make_manifest, make_tar, make_video, mutate
 
 HANG_S = 120
 """Wall seconds after which a child counts as hung: longer than the decoder's own limit on a busy machine."""
 LEAK_BYTES = 4_000_000
 """Most that a child may grow from its first half to its end."""
-VIDEOS = (
-    ("mp4", "libx264"), ("mp4", "libx265"), ("mp4", "mpeg4"), ("matroska", "libx264"), ("matroska", "libvpx"),
-    ("webm", "libvpx-vp9"), ("webm", "libsvtav1"), ("avi", "mpeg4"), ("avi", "mjpeg"), ("mpegts", "libx264"),
-    ("mpegts", "mpeg2video"), ("mpeg", "mpeg1video"), ("flv", "flv"), ("asf", "wmv2"),
-    ("gif", "gif"), ("3gp", "h263"),
-)  # fmt: skip
-SIZES = {"h263": (176, 144), "libsvtav1": (64, 64)}
-FORMATS = {"gif": "rgb8", "mjpeg": "yuvj420p"}
 
 
-def video(container: str, codec: str) -> bytes:
-    """A third of a second of a moving square."""
-    import av
-    import numpy as np
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Something that reads files.
 
-    target = io.BytesIO()
-    with av.open(target, "w", format=container) as out:
-        stream: Any = out.add_stream(codec, rate=25)
-        stream.width, stream.height = SIZES.get(codec, (32, 32))
-        stream.pix_fmt = FORMATS.get(codec, "yuv420p")
-        stream.codec_context.gop_size = 5
-        stream.bit_rate = 50_000
-        shape = (stream.height, stream.width, 3)
-        for n in range(8):
-            picture = np.full(shape, 25 * n, np.uint8)
-            picture[n : n + 9, 2 * n : 2 * n + 9] = 200
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame.pts, frame.time_base = n, Fraction(1, 25)
-            out.mux(stream.encode(frame))
-        out.mux(stream.encode(None))
-    return target.getvalue()
+    Attributes:
+        seeds: sound files.
+        read: reads the bytes of one.
+    """
+
+    seeds: list[bytes]
+    read: Callable[[bytes], object]
 
 
-def tar(clip: bytes) -> bytes:
-    """A shard of three samples."""
-    target = io.BytesIO()
-    with tarfile.open(fileobj=target, mode="w") as out:
-        for n in range(3):
-            text = json.dumps({"video_id": f"v{n}", "captions": ["a", "b"], "domain": "d", "start": 0.5, "end": 1.0})
-            for extension, data in (("json", text.encode()), ("mp4", clip[:2000])):
-                info = tarfile.TarInfo(f"{n:08d}.{extension}")
-                info.size, info.mtime = len(data), 0.5  # a time of half seconds asks for an extended header
-                out.addfile(info, io.BytesIO(data))
-    return target.getvalue()
-
-
-def manifest(size: int) -> dict[str, Any]:
-    """The manifest of a set of one such shard."""
-    entry = {"name": "shard-000000.tar", "samples": 3, "pairs": 6, "bytes": size, "sha256": "0" * 64}
-    origin = {"domain": "d", "split": "train", "reader": "jsonl", "reader_version": 1, "sources": ["x"]}
-    return origin | {"encoding": "as is", "videos": 3, "pairs": 6, "shards": [entry]}
-
-
-def annotations() -> dict[str, tuple[str, str, dict[str, str | bytes]]]:
-    """By reader: the split, the file that is mutated, and all files of a small sound folder."""
-    rows = [{"video_id": f"v{n}", "caption": f"text {n}", "start": 0.5, "end": 2, "attributes": {"a": [n]}}
-            for n in range(6)]  # fmt: skip
-    table = io.StringIO()
-    writer = csv.DictWriter(table, ["video_id", "caption", "start", "end"], extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows(rows)
-    msrvtt = {
-        "videos": [
-            {"video_id": f"video{n}", "split": "train", "start time": 1.5, "end time": 9, "url": "x"} for n in range(6)
-        ],
-        "sentences": [{"video_id": f"video{n}", "caption": f"a man {n}", "sen_id": n} for n in range(6)],
-    }
-    anet = {f"v_{n}": {"duration": 82.7, "timestamps": [[0, 9.5]], "sentences": ["One.", "Two."]} for n in range(6)}
-    didemo = [{"video": f"{n}@N01_1.mov", "description": "the cat", "times": [[0, 1]]} for n in range(6)]
-    lsmdc = "".join(f"0001_A_{n}\t00:00\t00:01\t00:00\t00:01\tSOMEONE walks.\n" for n in range(6))
-    vatex = [{"videoID": f"id{n}_000001_000011", "enCap": ["a", "b"], "chCap": ["c"]} for n in range(6)]
-    msvd = {f"clip{n}_1_2": [["a", "man"], ["two"]] for n in range(6)}
-    names = "".join(f"clip{n}_1_2\n" for n in range(6))
-    ids = "".join(f"id{n}_000001_000011\n" for n in range(6))
+def build_targets(folder: Path) -> dict[str, Target]:
+    """All targets by name; those that read files find them in a folder."""
     return {
-        "jsonl": ("t", "t.jsonl", {"t.jsonl": "".join(json.dumps(row) + "\n" for row in rows)}),
-        "csv": ("t", "t.csv", {"t.csv": table.getvalue()}),
-        "msrvtt": ("train_full", "MSRVTT_data.json", {"MSRVTT_data.json": json.dumps(msrvtt)}),
-        "activitynet": ("train", "train.json", {"train.json": json.dumps(anet)}),
-        "didemo": ("train", "train_data.json", {"train_data.json": json.dumps(didemo)}),
-        "lsmdc": ("train", "LSMDC16_annos_training.csv", {"LSMDC16_annos_training.csv": lsmdc}),
-        "vatex": (
-            "train", "vatex_training_v1.0.json",
-            {"vatex_training_v1.0.json": json.dumps(vatex), "train_list.txt": ids},
-        ),
-        "msvd": ("train", "raw-captions.pkl", {"raw-captions.pkl": pickle.dumps(msvd), "train_list.txt": names}),
-    }  # fmt: skip
-
-
-SPLICES = (b"\x00" * 4, b"\xff" * 4, b"\x7f\xff\xff\xff", b"\x80\x00\x00\x00", b"-1", b"1e999", b"NaN", b"[" * 3000,
-           b'{"a":' * 3000, b"9" * 5000, b'"\\ud800"', b"\x1b[31m", b"\x00", b"null", b"true", b"../../",
-           b"&a [*a]")  # fmt: skip
-
-
-def mutate(data: bytes, other: bytes, dice: random.Random) -> bytes:
-    """A few changes of a sound file: bits, bytes, numbers of headers, cuts, repeats, pieces of another file."""
-    changed = bytearray(data)
-    for _ in range(dice.choice((1, 1, 2, 3, 8, 30))):
-        if not changed:
-            break
-        # headers are where it hurts: half of the changes are in the first and last tenth
-        span = max(1, len(changed) // dice.choice((1, 1, 10)))
-        at = dice.randrange(span) if dice.random() < 0.7 else len(changed) - 1 - dice.randrange(span)
-        kind = dice.randrange(8)
-        if kind <= 1:
-            changed[at] ^= 1 << dice.randrange(8)
-        elif kind == 2:
-            changed[at : at + 4] = dice.choice((0, 1, 2**31 - 1, 2**31, 2**32 - 1, dice.getrandbits(32))).to_bytes(4)
-        elif kind == 3:
-            length = dice.randrange(1, 64)
-            changed[at : at + length] = dice.randbytes(length)
-        elif kind == 4:
-            del changed[at : at + dice.randrange(1, 1 + len(changed) // 4 + 1)]
-        elif kind == 5:
-            piece = changed[at : at + dice.randrange(1, 400)]
-            changed[at:at] = piece * dice.choice((1, 2, 20))
-        elif kind == 6:
-            start = dice.randrange(len(other))
-            changed[at:at] = other[start : start + dice.randrange(1, 2000)]
-        else:
-            changed[at:at] = dice.choice(SPLICES)
-    return bytes(changed[: max(1, 8 * len(data))])
-
-
-def targets(folder: Path) -> dict[str, tuple[list[bytes], Callable[[bytes], object]]]:
-    """By name: sound files, and what reads them."""
-    from safetensors.torch import save
-
-    from glscl.data.benchmarks import read
-    from glscl.data.shards import Shard, open_shard_set
-    from glscl.data.video import FrameSampling, load_frames, reencode
-    from glscl.evaluation.leakage import read_leakage_list
-    from glscl.evaluation.saved import ModelCard, _shapes, read_card
-    from glscl.models.retriever import ModelConfig
-    from glscl.training.config import read_yaml, validate
-
-    clips = [video(*kind) for kind in VIDEOS]
-    sampling = FrameSampling(4, 10.0, 32, max_seconds=20)
-    shard = tar(clips[0])
-    found: dict[str, tuple[list[bytes], Callable[[bytes], object]]] = {
-        "decoder": (clips, lambda data: load_frames(data, sampling, 0.1, 0.5)),
-        "re-encoder": (clips, lambda data: reencode(data, 32, 10.0, 20)),
+        **_video_targets(),
+        **_shard_targets(folder),
+        **_annotation_targets(folder),
+        **_text_targets(folder),
+        **_model_targets(folder),
     }
 
-    def write(name: str, data: bytes | str) -> Path:
-        path = folder / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(data if isinstance(data, bytes) else data.encode())
-        return path
+
+def _write(path: Path, data: bytes | str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data if isinstance(data, bytes) else data.encode())
+    return path
+
+
+def _video_targets() -> dict[str, Target]:
+    from glscl.data.video import FrameSampling, load_frames, reencode
+
+    clips = [make_video(*kind) for kind in VIDEOS]
+    sampling = FrameSampling(4, 10.0, 32, max_seconds=20)
+    return {
+        "decoder": Target(clips, lambda data: load_frames(data, sampling, 0.1, 0.5)),
+        "re-encoder": Target(clips, lambda data: reencode(data, 32, 10.0, 20)),
+    }
+
+
+def _shard_targets(folder: Path) -> dict[str, Target]:
+    from glscl.data.shards import Shard, open_shard_set
 
     def read_tar(data: bytes) -> None:
-        path = write("set/shard-000000.tar", data)
-        write("set/manifest.json", json.dumps(manifest(len(data))))
+        path = _write(folder / "set/shard-000000.tar", data)
+        _write(folder / "set/manifest.json", json.dumps(make_manifest(len(data))))
         with contextlib.closing(Shard(open_shard_set(str(path.parent)), 0)) as opened:
             for position in range(len(opened.samples)):
                 opened.video(position)
 
-    write("other/shard-000000.tar", shard)
-
     def read_manifest(data: bytes) -> None:
-        Shard(open_shard_set(str(write("other/manifest.json", data).parent)), 0).close()
+        Shard(open_shard_set(str(_write(folder / "other/manifest.json", data).parent)), 0).close()
 
-    found["shard"] = ([shard], read_tar)
-    found["manifest"] = ([json.dumps(manifest(len(shard))).encode()], read_manifest)
-    for name, (split, mutated, files) in annotations().items():
+    shard = make_tar(make_video(*VIDEOS[0]))
+    _write(folder / "other/shard-000000.tar", shard)
+    return {
+        "shard": Target([shard], read_tar),
+        "manifest": Target([json.dumps(make_manifest(len(shard))).encode()], read_manifest),
+    }
+
+
+def _annotation_targets(folder: Path) -> dict[str, Target]:
+    from glscl.data.benchmarks import read
+
+    targets = {}
+    for name, (split, mutated, files) in make_annotations().items():
         for file, content in files.items():
-            write(f"{name}/{file}", content)
+            _write(folder / name / file, content)
         seed = files[mutated]
 
         def read_annotations(data: bytes, name: str = name, split: str = split, mutated: str = mutated) -> None:
-            read(name, str(write(f"{name}/{mutated}", data).parent), split)
+            read(name, str(_write(folder / name / mutated, data).parent), split)
 
-        found[f"annotations: {name}"] = ([seed if isinstance(seed, bytes) else seed.encode()], read_annotations)
-    text = "seed: 3\nmodel: {head: xpool, max_frames: 6}\ntraining:\n  lr_head: 1e-4\n  epochs: 2\nname: &a x\n"
-    found["configuration"] = (
-        [text.encode()],
-        lambda data: validate(read_yaml(str(write("run.yaml", data))), "run.yaml"),
-    )
+        targets[f"annotations: {name}"] = Target([seed if isinstance(seed, bytes) else seed.encode()], read_annotations)
+    return targets
+
+
+def _text_targets(folder: Path) -> dict[str, Target]:
+    from glscl.evaluation.leakage import read_leakage_list
+    from glscl.training.config import read_yaml, validate
+
+    def read_configuration(data: bytes) -> None:
+        validate(read_yaml(str(_write(folder / "run.yaml", data))), "run.yaml")
+
+    def read_list(data: bytes, kind: str) -> None:
+        read_leakage_list(str(_write(folder / f"list.{kind}", data)))
+
+    text = b"seed: 3\nmodel: {head: xpool, max_frames: 6}\ntraining:\n  lr_head: 1e-4\n  epochs: 2\nname: &a x\n"
     lists = {
         "csv": b"video_id,why\na,b\nc,d\n",
         "json": b'{"videos": ["a", {"video_id": "b"}]}',
         "txt": b"a\tb\n# c\nd\n",
     }
-    for kind, seed in lists.items():
-        found[f"leave-out list: {kind}"] = (
-            [seed],
-            lambda data, kind=kind: read_leakage_list(str(write(f"list.{kind}", data))),
-        )
+    return {
+        "configuration": Target([text], read_configuration),
+        **{f"leave-out list: {kind}": Target([seed], partial(read_list, kind=kind)) for kind, seed in lists.items()},
+    }
+
+
+def _model_targets(folder: Path) -> dict[str, Target]:
+    import torch
+    from safetensors.torch import save
+
+    from glscl.evaluation.saved import ModelCard, _shapes, read_card
+    from glscl.models.retriever import ModelConfig
+
     card = ModelCard(
         model=ModelConfig(),
         sample_fps=1.0,
@@ -231,19 +154,18 @@ def targets(folder: Path) -> dict[str, tuple[list[bytes], Callable[[bytes], obje
         run="r",
         validation={},
     )
-    import torch
-
-    found["model card"] = (
-        [card.model_dump_json().encode()],
-        lambda data: read_card(str(write("run/model.json", data).parent)),
-    )
     weights = save({"a": torch.ones(3, 4), "b": torch.zeros(7)})
-    found["model weights"] = ([weights], lambda data: _shapes(str(write("weights.safetensors", data))))
-    return found
+    return {
+        "model card": Target(
+            [card.model_dump_json().encode()],
+            lambda data: read_card(str(_write(folder / "run/model.json", data).parent)),
+        ),
+        "model weights": Target([weights], lambda data: _shapes(str(_write(folder / "weights.safetensors", data)))),
+    }
 
 
-def child(pipe: Any, seed: int, folder: str) -> None:
-    """Answer every job ``(target, number)`` with what its mutant came to."""
+def answer_jobs(pipe: Connection, seed: int, folder: str) -> None:
+    """Run in a child process: answer every job ``(target, number)`` with the outcome of its mutant."""
     import logging
 
     import av
@@ -253,16 +175,16 @@ def child(pipe: Any, seed: int, folder: str) -> None:
 
     logging.disable(logging.CRITICAL)
     av.logging.set_level(None)
-    own = Path(folder, f"child-{os.getpid()}")
-    own.mkdir()
-    found = targets(own)
-    pipe.send(list(found))
+    scratch = Path(folder, f"child-{os.getpid()}")
+    scratch.mkdir()
+    targets = build_targets(scratch)
+    pipe.send(list(targets))
     while (job := pipe.recv()) is not None:
         name, number = job
-        data = mutant(found[name][0], f"{seed}/{name}/{number}")
-        (own / "now").write_bytes(data)
+        data = draw_mutant(targets[name].seeds, f"{seed}/{name}/{number}")
+        (scratch / "now").write_bytes(data)
         try:
-            found[name][1](data)
+            targets[name].read(data)
             outcome = "read"
         except VideoError:
             outcome = "quarantined"
@@ -272,27 +194,27 @@ def child(pipe: Any, seed: int, folder: str) -> None:
             outcome = f"{type(error).__name__}: {error}"[:200]
         if number % 64 == 0:
             gc.collect()
-        pipe.send((outcome, len(data), memory()))
+        pipe.send((outcome, len(data), resident_bytes()))
 
 
-def mutant(seeds: list[bytes], key: str) -> bytes:
-    """The same bytes for the same key."""
+def draw_mutant(seeds: list[bytes], key: str) -> bytes:
+    """Change one of the seeds; the same bytes for the same key."""
     dice = random.Random(key)
     return mutate(dice.choice(seeds), dice.choice(seeds), dice)
 
 
-def memory() -> int:
+def resident_bytes() -> int:
     """Bytes of this process that are in memory."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 class Child:
-    """A process, its pipe, and what it takes in memory over time."""
+    """A child process, its pipe, and its memory over time."""
 
     def __init__(self, seed: int, folder: str) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, other = context.Pipe()
-        self.process = context.Process(target=child, args=(other, seed, folder), daemon=True)
+        self.process = context.Process(target=answer_jobs, args=(other, seed, folder), daemon=True)
         self.process.start()
         other.close()
         self.names: list[str] = self.pipe.recv()
@@ -300,7 +222,7 @@ class Child:
         self.sizes: list[int] = []
 
     def ask(self, name: str, number: int) -> tuple[str, int]:
-        """Outcome and bytes of one job."""
+        """Send one job; returns its outcome and how many bytes it fed."""
         self.pipe.send((name, number))
         try:
             if not self.pipe.poll(HANG_S):
@@ -327,8 +249,8 @@ class Child:
         self.process.join()
 
 
-def shares(names: list[str]) -> Iterator[str]:
-    """Which target is next: the decoders take most of the bytes."""
+def take_turns(names: list[str]) -> Iterator[str]:
+    """Yield the next target; the decoders take most of the bytes."""
     while True:
         for name in names:
             yield from (name, "decoder", "decoder", "re-encoder", name)
@@ -347,7 +269,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="glscl-fuzz-") as folder:
         worker = Child(options.seed, folder)
         fed = number = 0
-        turns = shares(worker.names)
+        turns = take_turns(worker.names)
         while fed < options.megabytes * 1e6:
             name, number = next(turns), number + 1
             outcome, size = worker.ask(name, number)

@@ -1,4 +1,4 @@
-"""Does a training whose storage misbehaves end with the very weights of an undisturbed one?
+"""Train on storage that misbehaves, and check that the weights are those of an undisturbed run.
 
     python stress/storage_faults.py
 
@@ -69,14 +69,14 @@ def main() -> None:
     for kind in ("none", *kinds):
         with FaultProxy(upstream, () if kind == "none" else (kind,), RATE, seed=1) as proxy:
             seconds = train(kind, shards, proxy.url)
-        found = weights(kind)
+        sha256 = hash_weights(kind)
         if kind == "none":
-            expected, base, normal = found, proxy.requests, seconds
-        same = same and found == expected
+            expected, base, normal = sha256, proxy.requests, seconds
+        same = same and sha256 == expected
         more = proxy.requests - base
         print(
             f"| {kind} | {proxy.requests} | {sum(proxy.injected.values())} | {more} | {seconds / normal:.2f} x "
-            f"| {'yes' if found == expected else 'NO'} |",
+            f"| {'yes' if sha256 == expected else 'NO'} |",
             flush=True,
         )
     server.stop()
@@ -102,7 +102,7 @@ def train(name: str, shards: str, endpoint: str) -> float:
     return time.monotonic() - began
 
 
-def weights(name: str) -> str:
+def hash_weights(name: str) -> str:
     """SHA-256 of the weights that a run handed on."""
     import boto3
 

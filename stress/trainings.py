@@ -1,4 +1,4 @@
-"""The runs of a soak: a configuration drawn at random, its command, its undisturbed reference, and how they compare."""
+"""Runs of a soak: configurations drawn at random, their commands, undisturbed references, and the comparison."""
 
 from __future__ import annotations
 
@@ -67,10 +67,10 @@ class Setup:
 
     def __str__(self) -> str:
         workers = "-".join(map(str, self.workers))
-        parts = [f"ZeRO {self.zero_stage}", f"{workers} workers", f"accumulate {self.accumulate}", self.head]
-        parts += [self.precision, "s3" if self.remote else "disk", "+".join(self.domains)]
-        parts += ["held-out"] * self.held_out + [f"{self.loader_workers} loader workers"]
-        return ", ".join(parts)
+        words = [f"ZeRO {self.zero_stage}", f"{workers} workers", f"accumulate {self.accumulate}", self.head]
+        words += [self.precision, "s3" if self.remote else "disk", "+".join(self.domains)]
+        words += ["held-out"] * self.held_out + [f"{self.loader_workers} loader workers"]
+        return ", ".join(words)
 
     def options(self, world: World, name: str) -> dict[str, object]:
         """Of ``glscl train``."""
@@ -153,18 +153,18 @@ class Run:
         self.process = self.open(self.logs[-1], host)
 
     def text(self) -> str:
-        """Everything that its drivers have said."""
+        """Output of all its drivers."""
         return "".join(log.read_text(encoding="utf-8", errors="replace") for log in self.logs)
 
     def _events(self, word: str, since: int) -> list[tuple[int, int]]:
-        """Position and step of what workers have said for the first time after ``since`` characters.
+        """Position and step of what workers printed for the first time after ``since`` characters.
 
         All nodes' logs lie in one folder here, and every node's monitor sends all of it: a node that is started anew
-        repeats what was said before.
+        repeats earlier lines.
         """
         first: dict[tuple[str, str], int] = {}
-        for found in re.finditer(rf"pid=(\d+)[^)\n]*\) {word}step=(\d+)[ /]", self.text()):
-            first.setdefault((found[1], found[2]), found.start())
+        for match in re.finditer(rf"pid=(\d+)[^)\n]*\) {word}step=(\d+)[ /]", self.text()):
+            first.setdefault((match[1], match[2]), match.start())
         return [(at, int(step)) for (_, step), at in first.items() if at >= since]
 
     def steps(self, since: int = 0) -> list[int]:
@@ -172,7 +172,7 @@ class Run:
         return [step for _, step in self._events("", since)]
 
     def resumes(self, since: int = 0) -> list[tuple[int, int]]:
-        """Where it said that it went on, and from which step."""
+        """Position and step of every line that says where the run resumed."""
         return self._events("resumed ", since)
 
     def step(self) -> int:
@@ -194,7 +194,7 @@ class Run:
         """Wait until ``reached()`` holds, or the end.
 
         Raises:
-            SoakError: it ended badly, or said nothing new for `STILL_S` seconds.
+            SoakError: it ended badly, or printed nothing new for `STILL_S` seconds.
         """
         deadline, seen = time.monotonic() + STILL_S, -1
         while not reached() and not self.ended():
@@ -268,7 +268,7 @@ def check_rows(run: Run) -> None:
     """See that the log reads as if nothing had happened.
 
     Raises:
-        SoakError: a row is missing or there twice.
+        SoakError: a row is missing or doubled.
     """
     steps = [step for step, _ in run.losses()]
     if steps != list(range(1, STEPS + 1)):
@@ -292,8 +292,8 @@ def remove(run: Run) -> None:
 
 def write_inputs(world: World) -> None:
     """Small shard sets of two domains and a held-out one, on disk and in the bucket, and a small architecture."""
-    from glscl.data.build import Encoding
-    from glscl.data.prepare import build_from_annotations
+    from glscl.data.build import BuildOptions
+    from glscl.data.prepare import Source, prepare
     from glscl.data.toy.render import write_toy
 
     for name, domain, count in (
@@ -303,17 +303,14 @@ def write_inputs(world: World) -> None:
     ):
         split, raw = ("dev" if name == "held_out" else "train"), world.scratch / "raw" / name
         write_toy(domain, split, count, 0, str(raw), processes=1)
-        build_from_annotations(
-            "jsonl",
-            str(raw / "annotations.jsonl"),
-            split,
-            str(raw / "videos"),
-            str(world.scratch / "shards" / name),
+        source = Source(
+            benchmark="jsonl",
+            annotations=str(raw / "annotations.jsonl"),
+            split=split,
+            videos=str(raw / "videos"),
             domain=domain,
-            samples_per_shard=4,
-            encoding=Encoding(),
-            workers=0,
         )
+        prepare(source, str(world.scratch / "shards" / name), BuildOptions(samples_per_shard=4, workers=0))
     for path in (world.scratch / "shards").rglob("*"):
         if path.is_file():
             key = str(path.relative_to(world.scratch))

@@ -1,4 +1,4 @@
-"""What a soak trains on: hosts with networks of their own, a storage server, a disk that fills, a clock that jumps."""
+"""The machines of a soak: hosts with separate networks, a storage server, a disk that fills, a clock that jumps."""
 
 from __future__ import annotations
 
@@ -92,10 +92,10 @@ class World:
         words += ["--fail", "0", "--host", self.hosts.address(STORAGE)]
         self._proxy = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
         assert self._proxy.stdout is not None
-        found = re.search(r"http://[\d.]+:(\d+)", self._proxy.stdout.readline())
-        if not found:
+        address = re.search(r"http://[\d.]+:(\d+)", self._proxy.stdout.readline())
+        if not address:
             raise SoakError("the proxy did not start")
-        self._port = int(found[1])
+        self._port = int(address[1])
 
     def kill_proxy(self) -> None:
         """End it without warning."""
@@ -126,7 +126,7 @@ class World:
                 file.flush()
 
     def empty_disk(self) -> None:
-        """Take away what `fill_disk` has put there."""
+        """Remove what `fill_disk` wrote."""
         (self.disk / "ballast").unlink(missing_ok=True)
 
     def mend_nodes(self) -> None:
@@ -138,16 +138,16 @@ class World:
 
     def training_workers(self) -> list[psutil.Process]:
         """Processes that train."""
-        found = []
+        workers = []
         for host in WORKERS:
             for process in self.hosts.processes(host):
                 with suppress(psutil.NoSuchProcess):
                     if "RayTrainWorker" in " ".join(process.cmdline()):
-                        found.append(process)
-        return found
+                        workers.append(process)
+        return workers
 
     def read(self, uri: str) -> bytes | None:
-        """A file on the disk, or an object seen past the proxy; None if it is not there."""
+        """A file on the disk, or an object seen past the proxy; None if there is none."""
         if not uri.startswith(BUCKET):
             with suppress(FileNotFoundError):
                 return Path(uri).read_bytes()
@@ -161,12 +161,12 @@ class World:
     def sizes(self, uri: str) -> dict[str, int]:
         """Bytes of what lies under a run directory, by relative name."""
         if not uri.startswith(BUCKET):
-            found = {}
+            sizes = {}
             for folder, _, names in os.walk(uri):  # unlike Path.rglob, minds no folder that goes meanwhile
                 for path in (Path(folder, name) for name in names):
                     with suppress(FileNotFoundError):
-                        found[str(path.relative_to(uri))] = path.stat().st_size
-            return found
+                        sizes[str(path.relative_to(uri))] = path.stat().st_size
+            return sizes
         prefix = uri.removeprefix(f"{BUCKET}/") + "/"
         pages = self.client.get_paginator("list_objects_v2").paginate(
             Bucket=BUCKET.removeprefix("s3://"), Prefix=prefix
@@ -174,9 +174,9 @@ class World:
         return {item["Key"].removeprefix(prefix): item["Size"] for page in pages for item in page.get("Contents", [])}
 
     def checkpoints(self, run: str) -> tuple[int, bool]:
-        """``(step of the newest complete checkpoint, whether a newer one is half there)``.
+        """``(step of the newest complete checkpoint, whether a newer one is half written)``.
 
-        Complete means here: the run has said so in ``checkpoints.json``, and every file of every rank's list is there
+        Complete means here: ``checkpoints.json`` lists it, and every file of every rank's list exists
         with its size.
         """
         sizes: dict[str, dict[str, int]] = defaultdict(dict)

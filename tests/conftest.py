@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from moto.server import ThreadedMotoServer
 
-from glscl.data.build import Encoding, Origin, build_shards
+from glscl.data.build import BuildOptions, Encoding, Origin, build_shards
 from glscl.data.records import Record
 from glscl.data.shards import ShardSet, open_shard_set
 from glscl.system import storage
@@ -137,7 +137,10 @@ def make_shards(tmp_path: Path, make_video: Callable[..., bytes]) -> Callable[..
         ]
         output = storage.join(root or str(tmp_path), name)
         origin = Origin(name, "train", "test", 1, ("annotations.json",))
-        build_shards(records, files, output, origin, samples_per_shard=per_shard, encoding=encoding, workers=workers)
+        options = BuildOptions(
+            samples_per_shard=per_shard, encoding=encoding or Encoding(), workers=workers, max_bad_fraction=1.0
+        )
+        build_shards(records, files, output, origin, options)
         return open_shard_set(output)
 
     return make

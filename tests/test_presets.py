@@ -11,7 +11,7 @@ import open_clip
 import pytest
 
 from glscl.cli import main
-from glscl.data.benchmarks import benchmark, read
+from glscl.data.benchmarks import find_benchmark, read
 from glscl.data.plan import StreamPlan
 from glscl.data.shards import Manifest, ShardEntry
 from glscl.data.toy import toy_capacity
@@ -291,7 +291,7 @@ def test_every_shard_set_has_its_build_command(name: str, capsys: pytest.Capture
     known = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
     for options in builds.values():
         assert options.keys() <= known
-        splits = benchmark(options["--benchmark"]).splits
+        splits = find_benchmark(options["--benchmark"]).splits
         assert options["--split"] in splits or not splits
 
 

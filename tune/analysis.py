@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from glscl.data.quarantine import fewest_of, incomplete_in_words
+from glscl.data.quarantine import describe_incomplete, merge_incomplete
 from glscl.study.analysis import machine
 from glscl.study.grid import RESULT
 from glscl.system import storage
@@ -53,7 +53,7 @@ def analyse(
         "name": sweep.name,
         "label": sweep.label,
         "verdict": f"sweep={sweep.name} trials={len(ended)}/{sweep.trials}{score} {claims[0]} [{sweep.label}]"
-        + (f"; incomplete: {incomplete_in_words(missing)}" if missing else ""),
+        + (f"; incomplete: {describe_incomplete(missing)}" if missing else ""),
         "incomplete": missing,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "git_commit": git_commit(),
@@ -108,7 +108,9 @@ def _incomplete(sweep: SweepConfig, trials: Sequence[Trial]) -> list[dict[str, A
     """The sets of which videos are missing, from the finished trainings."""
     finished = [trial.name for trial in trials if trial.state == "finished"]
     results = [storage.join(run, RESULT) for name in finished for run in run_directories(sweep, name)]
-    return fewest_of(storage.read_json(where).get("incomplete", []) for where in results if storage.exists(where))
+    return merge_incomplete(
+        storage.read_json(where).get("incomplete", []) for where in results if storage.exists(where)
+    )
 
 
 def confirmed_of(scores: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:

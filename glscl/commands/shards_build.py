@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from glscl.data.benchmarks import benchmark, benchmark_names
+from glscl.data.benchmarks import benchmark_names, find_benchmark
 from glscl.data.build import Encoding
 from glscl.data.prepare import build_from_annotations
-from glscl.data.shards import describe
+from glscl.data.shards import describe_manifest
 from glscl.options import Options
 from glscl.options.flags import parse_options
 from glscl.reporting.console import start_panel
@@ -60,7 +60,7 @@ def run(words: list[str], program: str) -> str:
     """Read the annotations, find the files, write the shards with Ray's tasks."""
     options = parse_options(Build, words, program)
     check_environment()
-    benchmark(options.benchmark)
+    find_benchmark(options.benchmark)
     manifests, notes = build_from_annotations(
         options.benchmark,
         options.annotations,
@@ -79,7 +79,7 @@ def run(words: list[str], program: str) -> str:
         session=ray_session,
     )
     for manifest in manifests:
-        start_panel(f"{program}: {manifest.split}", describe(manifest))
+        start_panel(f"{program}: {manifest.split}", describe_manifest(manifest))
     for note in notes:
         print(note)
     sizes = [f"{m.split} {m.share()} videos, {m.pairs} pairs in {len(m.shards)} shards" for m in manifests]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from glscl.data.foreign import index_shards
-from glscl.data.shards import describe
+from glscl.data.shards import describe_manifest
 from glscl.errors import UserError
 from glscl.options import Options
 from glscl.options.flags import parse_options
@@ -46,7 +46,7 @@ def run(words: list[str], program: str) -> str:
         max_bad_fraction=options.max_bad_fraction,
         overwrite=options.overwrite,
     )
-    start_panel(program, describe(manifest))
+    start_panel(program, describe_manifest(manifest))
     for note in notes:
         print(note)
     return f"{where[0]}: {manifest.share()} videos, {manifest.pairs} pairs in {len(manifest.shards)} tars"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from glscl.commands._shard_set import shard_set_argument
-from glscl.data.shards import describe, open_shard_set
+from glscl.data.shards import describe_manifest, open_shard_set
 from glscl.reporting.console import start_panel
 
 HELP = "print a manifest"
@@ -14,5 +14,5 @@ def run(words: list[str], program: str) -> str:
     """Open the set, which compares the tars' sizes with the manifest, and describe it."""
     uri = shard_set_argument(words, program, "print the manifest of a shard set")
     manifest = open_shard_set(uri).manifest
-    start_panel(uri, describe(manifest))
+    start_panel(uri, describe_manifest(manifest))
     return f"{uri}: {manifest.share()} videos, {manifest.pairs} pairs in {len(manifest.shards)} shards"

@@ -1,7 +1,7 @@
-"""What the processes that read videos are doing, in memory that the training process sees even when they hang.
+"""A table in shared memory that says what each video-reading process is doing.
 
-Python code of a process that hangs in a decoder or in a storage client cannot say where it is; what it noted before
-can be read by another process.
+A process that hangs in a decoder or in a storage client cannot report where it is. The training process reads what the
+process wrote before it hung.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from dataclasses import dataclass
 from functools import partial
 
 _HEADER = struct.Struct("=qdi?")  # pid, since when, length of the text, busy
-_SLOT = 1024
+_ROW_BYTES = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Activity:
-    """What one reading process does.
+    """What one reading process is doing.
 
     Attributes:
         worker: number of the loader worker; 0 also where the training process reads.
-        pid: its process id, 0 before its first note.
+        pid: 0 before its first note.
         busy: false while it waits for its batch to be taken.
-        what: in words; the last thing it did, while it waits.
-        seconds: since when.
+        what: the current task in words; while it waits, the last one.
+        seconds: time since the task began.
     """
 
     worker: int
@@ -43,8 +43,8 @@ class Activity:
         return f"{who} {self.what}" if self.busy else f"{who} at rest after {self.what}"
 
 
-class Board:
-    """One note per reading process. It travels to loader processes by fork, and by pickling where they are spawned.
+class ActivityTable:
+    """One row per reading process. It travels to loader processes by fork, and by pickling where they are spawned.
 
     Args:
         workers: loader workers (0: the training process reads).
@@ -53,37 +53,37 @@ class Board:
     def __init__(self, workers: int) -> None:
         self.workers = workers
         self.awaited = 0
-        """Loader worker whose part of a batch the training process takes next (known to that process)."""
-        self._memory = multiprocessing.RawArray("c", max(1, workers) * _SLOT)  # unnamed: nothing is left behind
+        """Loader worker whose share of a batch the training process takes next (known to that process)."""
+        self._memory = multiprocessing.RawArray("c", max(1, workers) * _ROW_BYTES)  # unnamed: nothing is left behind
 
     def note(self, worker: int, what: str) -> None:
-        """Say what this process does from now on; empty: it waits for its batch to be taken."""
-        view = memoryview(self._memory).cast("B")[worker * _SLOT : (worker + 1) * _SLOT]
+        """Write what this process does from now on; empty: it waits for its batch to be taken."""
+        view = memoryview(self._memory).cast("B")[worker * _ROW_BYTES : (worker + 1) * _ROW_BYTES]
         if not what:
             length = _HEADER.unpack_from(view)[2]
             _HEADER.pack_into(view, 0, os.getpid(), time.monotonic(), length, False)
             return
-        text = what.encode()[: _SLOT - _HEADER.size]
+        text = what.encode()[: _ROW_BYTES - _HEADER.size]
         _HEADER.pack_into(view, 0, os.getpid(), time.monotonic(), 0, True)  # a reader sees no text rather than a mix
         view[_HEADER.size : _HEADER.size + len(text)] = text
         _HEADER.pack_into(view, 0, os.getpid(), time.monotonic(), len(text), True)
 
     def read(self) -> list[Activity]:
-        """Every process's note (the clock is that of the machine, the same for all its processes)."""
+        """Read every row (the clock is that of the machine, the same for all its processes)."""
         view = memoryview(self._memory).cast("B")
-        found = []
+        activities = []
         for worker in range(max(1, self.workers)):
-            slot = bytes(view[worker * _SLOT : (worker + 1) * _SLOT])
-            pid, since, length, busy = _HEADER.unpack_from(slot)
-            text = slot[_HEADER.size : _HEADER.size + length].decode(errors="replace")
-            found.append(Activity(worker, pid, busy, text, time.monotonic() - since if pid else 0.0))
-        return found
+            row = bytes(view[worker * _ROW_BYTES : (worker + 1) * _ROW_BYTES])
+            pid, since, length, busy = _HEADER.unpack_from(row)
+            text = row[_HEADER.size : _HEADER.size + length].decode(errors="replace")
+            activities.append(Activity(worker, pid, busy, text, time.monotonic() - since if pid else 0.0))
+        return activities
 
     def longest(self) -> Activity | None:
-        """The note of the process that has been busy with one thing for the longest; None while all wait."""
+        """The process that has been busy with one task for the longest; None while all wait."""
         return max((one for one in self.read() if one.busy), key=lambda one: one.seconds, default=None)
 
 
-def writer(board: Board | None, worker: int) -> Callable[[str], None]:
-    """How a reading process notes what it does; without a board nobody asks."""
-    return partial(board.note, worker) if board else lambda _: None
+def activity_writer(table: ActivityTable | None, worker: int) -> Callable[[str], None]:
+    """Return the function by which a reading process notes what it does; without a table it does nothing."""
+    return partial(table.note, worker) if table else lambda _: None

@@ -1,9 +1,10 @@
-"""Held-out, training and test sets of a domain are kept apart: nothing is chosen on what is trained or tested on.
+"""Check that held-out, training and test sets of a domain share no videos.
 
-`glscl train`, `study` and `sweep` all ask here. Sets are compared by content, by name (domain and split) and by the ids
-of their videos. Ids are compared within a domain only: in another, the same id names another video. They come from the
-manifest, so no tar of a remote set is read; sets built before manifests listed ids are read through if they are local
-and not large, and named in a note otherwise.
+Checkpoints and trials are chosen on held-out sets, so these may overlap neither with training sets nor with test sets.
+`glscl train`, `study` and `sweep` all use this check. Sets are compared by content, by name (domain and split) and by
+the ids of their videos. Ids are compared within a domain only: in another, the same id names another video. They come
+from the manifest, so no tar of a remote set is read. Sets built before manifests listed ids are read through if they
+are local and not large, and named in a note otherwise.
 """
 
 from __future__ import annotations
@@ -19,22 +20,22 @@ from glscl.errors import UserError
 from glscl.system import storage
 
 SHOWN = 3
-"""Shared ids that an error names."""
+"""Most shared ids that an error names."""
 MOST_READ = 20_000
-"""Videos of a local set without ids in its manifest that are looked through for them: some seconds."""
+"""Most videos of a local set whose tars are read for ids that its manifest does not list: some seconds."""
 
 ADVICE = "choose on a held-out part of the training split (`glscl shards build --hold-out` makes one)"
 
 
 @dataclass(frozen=True, slots=True)
-class Named:
+class NamedSet:
     """A shard set and the configuration key that names it, such as ``data.validation``."""
 
     key: str
     shard_set: ShardSet
 
     @classmethod
-    def open(cls, key: str, uri: str) -> Named:
+    def open(cls, key: str, uri: str) -> NamedSet:
         """Open the shard set that ``key`` names.
 
         Raises:
@@ -51,55 +52,56 @@ class Named:
         return f"{self.key}: {self.shard_set.uri}"
 
 
-def check_held_out(held_out: Sequence[Named], trained: Sequence[Named], tested: Sequence[Named]) -> list[str]:
-    """See that checkpoints and trials are chosen on sets that are neither tested nor trained on.
+def check_held_out(held_out: Sequence[NamedSet], trained: Sequence[NamedSet], tested: Sequence[NamedSet]) -> list[str]:
+    """Check that held-out sets are neither tested nor trained on.
 
     Args:
         held_out: sets to choose on.
-        trained: training sets.
-        tested: test sets.
+        trained: sets to train on.
+        tested: sets to test on.
 
     Returns:
-        one note per pair of sets whose ids could not be compared.
+        One note per pair of sets whose ids could not be compared.
 
     Raises:
         UserError: a set to choose on is a test split by its name, is one of the test or training sets, has the name of
             a test set, or shares videos with one; names both sets, the videos and the remedy.
     """
-    for own in held_out:
-        if same := _same_content(own, tested):
-            raise UserError(f"{own} is also in {same}; {ADVICE}")
-        if is_test_split(own.manifest):
-            raise UserError(f"{own} is the test split {_name(own)}; {ADVICE}")
-        if same := next((other for other in tested if _name(other) == _name(own)), None):
-            raise UserError(f"{own} is {_name(own)}, and so is {same}; {ADVICE}")
-        if same := _same_content(own, trained):
-            raise UserError(f"{own} is also in {same}; {ADVICE}")
-    return [note for other in (tested, trained) for note in _share_nothing(held_out, other, ADVICE)]
+    for chosen in held_out:
+        name = _split_name(chosen)
+        if same := _same_content(chosen, tested):
+            raise UserError(f"{chosen} is also in {same}; {ADVICE}")
+        if is_test_split(chosen.manifest):
+            raise UserError(f"{chosen} is the test split {name}; {ADVICE}")
+        if same := next((other for other in tested if _split_name(other) == name), None):
+            raise UserError(f"{chosen} is {name}, and so is {same}; {ADVICE}")
+        if same := _same_content(chosen, trained):
+            raise UserError(f"{chosen} is also in {same}; {ADVICE}")
+    return [note for others in (tested, trained) for note in _check_disjoint(held_out, others, ADVICE)]
 
 
-def check_not_trained(tested: Sequence[Named], trained: Sequence[Named], advice: str) -> list[str]:
-    """See that no test set is trained on, nor any of its videos.
+def check_not_trained(tested: Sequence[NamedSet], trained: Sequence[NamedSet], advice: str) -> list[str]:
+    """Check that no test set is trained on, nor any of its videos.
 
     Args:
-        tested: test sets.
-        trained: training sets.
-        advice: what to do, as the end of the error.
+        tested: sets to test on.
+        trained: sets to train on.
+        advice: how the error ends: what to do.
 
     Returns:
-        as `check_held_out`.
+        One note per pair of sets whose ids could not be compared.
 
     Raises:
         UserError: naming both sets and the videos.
     """
-    for own in tested:
-        if same := _same_content(own, trained):
-            raise UserError(f"{own} is also in {same}; {advice}")
-    return list(_share_nothing(tested, trained, advice))
+    for test in tested:
+        if same := _same_content(test, trained):
+            raise UserError(f"{test} is also in {same}; {advice}")
+    return list(_check_disjoint(tested, trained, advice))
 
 
 def is_test_split(manifest: Manifest) -> bool:
-    """Whether a split is one that papers test on, by its name; ActivityNet's is its first validation part."""
+    """Whether papers test on a split, by its name; for ActivityNet that is the first validation split."""
     activitynet = "activitynet" in (manifest.domain, manifest.reader)
     return "test" in re.split("[^a-z]+", manifest.split.lower()) or (activitynet and manifest.split.startswith("val_1"))
 
@@ -115,7 +117,7 @@ def video_ids(shard_set: ShardSet) -> frozenset[str] | None:
 
 @lru_cache(maxsize=64)
 def _video_ids(uri: str, _: str) -> frozenset[str] | None:
-    """For a study, which asks again for every training."""
+    """Cached, because a study asks again for every training."""
     shard_set = open_shard_set(uri)
     manifest = shard_set.manifest
     if len(manifest.video_ids) == manifest.videos:
@@ -130,25 +132,25 @@ def _video_ids(uri: str, _: str) -> frozenset[str] | None:
     return frozenset(ids)
 
 
-def _name(own: Named) -> str:
-    return f"{own.manifest.domain}/{own.manifest.split}"
+def _split_name(named: NamedSet) -> str:
+    return f"{named.manifest.domain}/{named.manifest.split}"
 
 
-def _same_content(own: Named, others: Sequence[Named]) -> Named | None:
-    fingerprint = own.manifest.fingerprint()
+def _same_content(named: NamedSet, others: Sequence[NamedSet]) -> NamedSet | None:
+    fingerprint = named.manifest.fingerprint()
     return next((other for other in others if other.manifest.fingerprint() == fingerprint), None)
 
 
-def _share_nothing(firsts: Sequence[Named], seconds: Sequence[Named], advice: str) -> Iterator[str]:
+def _check_disjoint(firsts: Sequence[NamedSet], seconds: Sequence[NamedSet], advice: str) -> Iterator[str]:
     for first, second in product(firsts, seconds):
         if first.manifest.domain != second.manifest.domain:
             continue
         one, two = (video_ids(named.shard_set) for named in (first, second))
         if one is None or two is None:
-            lacking = first if one is None else second
+            unlisted = first if one is None else second
             yield (
-                f"{first.key} was not compared with {second.key}: the manifest of {lacking.shard_set.uri} lists no ids "
-                f"(build the shards again)"
+                f"{first.key} was not compared with {second.key}: the manifest of {unlisted.shard_set.uri} lists no "
+                f"ids (build the shards again)"
             )
         elif shared := sorted(one & two):
             some = ", ".join(ascii(name)[1:-1] for name in shared[:SHOWN]) + (", ..." if len(shared) > SHOWN else "")

@@ -1,4 +1,4 @@
-"""RandAugment of whole clips: one draw for all frames of a pair, the same wherever and whenever the pair is read."""
+"""RandAugment of whole clips: one draw for all frames of a pair, the same on every rank and after a resume."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # options are read without torch, which takes a second to import
+    from PIL.Image import Image as Picture
     from torch import Tensor
 
 FILL = (128, 128, 128)
@@ -27,10 +28,10 @@ def check_augmentation(text: str) -> str:
         ValueError: it is not; timm itself would leave out what it does not know.
     """
     kind, *sections = text.split("-")
-    found = [_SECTION.fullmatch(section) for section in sections]
-    keys = [match[1] for match in found if match]
-    sound = kind == "rand" and None not in found and len(set(keys)) == len(keys)
-    for match in found:
+    matches = [_SECTION.fullmatch(section) for section in sections]
+    keys = [match[1] for match in matches if match]
+    sound = kind == "rand" and None not in matches and len(set(keys)) == len(keys)
+    for match in matches:
         if match:
             low, high = _LIMITS[match[1]]
             sound &= low <= float(match[2]) <= high and (match[1] in _FRACTIONS or "." not in match[2])
@@ -52,7 +53,7 @@ class ClipAugmentation:
 
     Attributes:
         text: see `check_augmentation`.
-        seed: of the run.
+        seed: of every draw.
     """
 
     text: str
@@ -62,9 +63,9 @@ class ClipAugmentation:
         _operations(check_augmentation(self.text))  # here, so that processes forked later have them
 
     def of(self, epoch: int, pair: str) -> Callable[[Tensor], Tensor]:
-        """What a pair's pictures go through in an epoch: uint8 (3, H, W) to (3, H, W).
+        """Return the augmentation of a pair's pictures in an epoch: uint8 (3, H, W) to (3, H, W).
 
-        A function of seed, epoch and the pair's name alone. The process's random generators are neither read nor moved.
+        It depends on seed, epoch and the pair's name alone. The process's random generators are neither read nor moved.
         """
         import numpy as np
         import torch
@@ -84,8 +85,8 @@ class ClipAugmentation:
 
 
 @cache
-def _operations(text: str) -> tuple[list[Any], int, random.Random]:
-    """timm's operations, how many are applied, and the generator that they draw from."""
+def _operations(text: str) -> tuple[list[Callable[[Picture], Picture]], int, random.Random]:
+    """Timm's operations, how many are applied, and the generator that they draw from."""
     from PIL import Image
 
     timm, generator = _private_timm()

@@ -1,4 +1,4 @@
-"""A manifest for WebDataset tars that another program wrote, beside them; the tars stay as they are."""
+"""Index WebDataset tars of other programs: write a manifest beside them; the tars stay as they are."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import hashlib
 import os
 import tarfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from pydantic import ValidationError
 
 from glscl.data.quarantine import LISTED
-from glscl.data.records import composed
+from glscl.data.records import compose_accents
 from glscl.data.shards import FOREIGN, MANIFEST, Manifest, ShardEntry, local_file
-from glscl.data.tars import TarIndex, index_foreign
+from glscl.data.tars import index_foreign
 from glscl.errors import UserError
 from glscl.options.mistakes import first_mistake
 from glscl.system import storage
@@ -26,7 +26,7 @@ _THREADS = 4
 _BLOCK = 8 << 20
 
 
-class _Indexed(NamedTuple):
+class _IndexedTar(NamedTuple):
     entry: ShardEntry
     rejected: dict[str, str]
     video_ids: list[str]
@@ -37,22 +37,23 @@ def index_shards(
 ) -> tuple[Manifest, list[str]]:
     """Read the tars of a folder once and write the manifest that makes them a shard set.
 
-    Readable are samples as WebDataset groups them, with a video under any extension of `VIDEO_EXTENSIONS` and a caption
-    (`index_foreign`): what video2dataset, clip-video-encode and tar writers like them leave. Samples without either are
-    left out, and listed as rejected.
+    Samples are grouped as WebDataset groups them. Each needs a video under any extension of `VIDEO_EXTENSIONS` and a
+    caption (`index_foreign`), as video2dataset, clip-video-encode and similar programs write them. Samples without
+    either are left out and listed as rejected.
 
     Args:
         uri: folder or ``s3://`` prefix that holds the tars, ``*.tar``.
         domain: name of the domain; empty takes the folder's.
         split: name of the split.
         max_bad_fraction: share of the samples that may be left out.
-        overwrite: replace a manifest that is there.
+        overwrite: replace an existing manifest.
 
     Returns:
-        the manifest, and notes for the user.
+        The manifest, and notes for the user.
 
     Raises:
-        UserError: no tars, a tar that cannot be read or holds no video, too many samples left out, or a manifest there.
+        UserError: no tars, a tar that cannot be read or holds no video, too many samples left out, or the folder has a
+            manifest already.
     """
     uri = storage.resolve(uri)
     where = storage.join(uri, MANIFEST)
@@ -70,18 +71,31 @@ def index_shards(
         for tar in pool.map(lambda name: _index(storage.join(uri, name), name), names):
             tars.append(tar)
             progress.advance()
+    manifest = _describe_set(tars, domain or compose_accents(uri.rpartition("/")[2]), split)
+    _check_rejected(uri, manifest.rejected, manifest.videos + len(manifest.rejected), max_bad_fraction)
+    storage.write_json(where, manifest.model_dump(mode="json"))
+    times = Counter(manifest.video_ids)
+    repeated = [video_id for video_id, count in times.items() if count > 1]
+    notes = [f"{len(repeated):,} ids stand for several samples: {', '.join(repeated[:LISTED])}"] if repeated else []
+    return manifest, notes
+
+
+def _describe_set(tars: Sequence[_IndexedTar], domain: str, split: str) -> Manifest:
+    """Build the manifest of a folder of tars.
+
+    Raises:
+        UserError: the name of the domain or of the split cannot be used.
+    """
     rejected = {f"{tar.entry.name}/{key}": reason for tar in tars for key, reason in tar.rejected.items()}
-    samples = sum(tar.entry.samples for tar in tars)
-    _check_rejected(uri, rejected, samples + len(rejected), max_bad_fraction)
     try:
-        manifest = Manifest(
-            domain=domain or composed(uri.rpartition("/")[2]),
+        return Manifest(
+            domain=domain,
             split=split,
             reader=FOREIGN,
             reader_version=VERSION,
             sources=(),
             encoding="as is",
-            videos=samples,
+            videos=sum(tar.entry.samples for tar in tars),
             pairs=sum(tar.entry.pairs for tar in tars),
             shards=tuple(tar.entry for tar in tars),
             rejected=rejected,
@@ -90,15 +104,10 @@ def index_shards(
     except ValidationError as error:
         first = first_mistake(error)
         raise UserError(f"--{first.key.partition('.')[0]}: {first.message}") from None
-    storage.write_json(where, manifest.model_dump(mode="json"))
-    times = Counter(video_id for tar in tars for video_id in tar.video_ids)
-    repeated = [video_id for video_id, count in times.items() if count > 1]
-    notes = [f"{len(repeated):,} ids stand for several samples: {', '.join(repeated[:LISTED])}"] if repeated else []
-    return manifest, notes
 
 
-def _index(uri: str, name: str) -> _Indexed:
-    """What the manifest says of one tar."""
+def _index(uri: str, name: str) -> _IndexedTar:
+    """Read one tar: its entry of the manifest, what it cannot give, and its ids."""
     digest, size = hashlib.sha256(), 0
     with local_file(uri) as file:
         file.seek(0)
@@ -106,15 +115,15 @@ def _index(uri: str, name: str) -> _Indexed:
             digest.update(block)
             size += len(block)
         try:
-            found: TarIndex = index_foreign(file)
+            index = index_foreign(file)
         except (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError) as error:
             raise UserError(f"{uri}: unusable ({error}); mend it, or move it out of the folder") from None
-    pairs = sum(len(sample.captions) for sample in found.samples)
+    pairs = sum(len(sample.captions) for sample in index.samples)
     try:
-        entry = ShardEntry(name=name, samples=len(found.samples), pairs=pairs, bytes=size, sha256=digest.hexdigest())
+        entry = ShardEntry(name=name, samples=len(index.samples), pairs=pairs, bytes=size, sha256=digest.hexdigest())
     except ValidationError as error:
         raise UserError(f"{uri}: {first_mistake(error).message}; rename it (letters, digits, '_', '.', '-')") from None
-    return _Indexed(entry, found.rejected, [sample.video_id for sample in found.samples])
+    return _IndexedTar(entry, index.rejected, [sample.video_id for sample in index.samples])
 
 
 def _check_rejected(uri: str, rejected: Mapping[str, str], samples: int, limit: float) -> None:

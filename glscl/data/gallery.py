@@ -1,30 +1,24 @@
-"""Reading a test or held-out set in order, every video once, for evaluation."""
+"""Read a test or held-out set in order, every video once, for evaluation."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from glscl.data.activity import Board, writer
+from glscl.data.activity import ActivityTable, activity_writer
 from glscl.data.limits import VideoError
-from glscl.data.quarantine import quarantine_entry
+from glscl.data.loader import errors_as_items, explain_dead_loaders, raise_items, start_loader_worker
+from glscl.data.quarantine import Entry, quarantine_entry
 from glscl.data.repairs import repair_entry
 from glscl.data.shards import Sample, Shard, ShardSet
 from glscl.data.shared_memory import GALLERY_PREFETCH, check_room, gallery_bytes
-from glscl.data.stream import (
-    Tokenize,
-    errors_as_items,
-    name_the_dead,
-    raise_items,
-    start_loader_worker,
-)
+from glscl.data.stream import Tokenize
 from glscl.data.video import Clip, FrameSampling, load_clip
 from glscl.errors import UserError
 
@@ -39,7 +33,7 @@ class GalleryBatch:
         frame_mask: (B, F) bool.
         token_ids: (A, W) int64, the captions of these videos in order.
         text_to_video: (A,) row of each caption's video in this batch.
-        samples: the videos.
+        samples: ids, captions and attributes of the videos.
         truncated: captions cut to ``max_words`` tokens.
         quarantined: videos that could not be used.
         repaired: videos some of whose frames stand for pictures that do not decode.
@@ -52,21 +46,21 @@ class GalleryBatch:
     text_to_video: Tensor
     samples: list[Sample]
     truncated: int
-    quarantined: list[dict[str, str]]
-    repaired: list[dict[str, str]] = field(default_factory=list)
+    quarantined: list[Entry]
+    repaired: list[Entry] = field(default_factory=list)
 
 
 class Gallery(IterableDataset["GalleryBatch | UserError"]):
     """Videos ``first`` to ``last`` (exclusive) of a shard set, in batches.
 
     Args:
-        shard_set: the set.
+        shard_set: where the videos are read.
         first: index of the first video, in manifest order.
         last: index after the last one.
         sampling: frames per video.
         tokenize: captions to token ids.
         batch_size: videos per batch.
-        board: see `stream.PairStream`.
+        activity: where the reading processes note what they do; it has a row for each loader worker.
     """
 
     def __init__(
@@ -77,10 +71,10 @@ class Gallery(IterableDataset["GalleryBatch | UserError"]):
         sampling: FrameSampling,
         tokenize: Tokenize,
         batch_size: int,
-        board: Board | None = None,
+        activity: ActivityTable | None = None,
     ) -> None:
         super().__init__()
-        self.board = board
+        self.activity = activity
         self.shard_set = shard_set
         self.first, self.last = first, last
         self.sampling = sampling
@@ -88,17 +82,17 @@ class Gallery(IterableDataset["GalleryBatch | UserError"]):
         self.batch_size = batch_size
 
     def __iter__(self) -> Iterator[GalleryBatch | UserError]:
-        return errors_as_items(self._parts())
+        return errors_as_items(self._read_batches())
 
-    def _parts(self) -> Iterator[GalleryBatch]:
+    def _read_batches(self) -> Iterator[GalleryBatch]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        say = writer(self.board, worker)
+        note = activity_writer(self.activity, worker)
         cuts = np.linspace(self.first, self.last, workers + 1).round().astype(int)
         pending: list[tuple[int, Sample, Tensor]] = []
-        quarantined: list[dict[str, str]] = []
-        repaired: list[dict[str, str]] = []
-        for position, sample, result in self._read(int(cuts[worker]), int(cuts[worker + 1]), say):
+        quarantined: list[Entry] = []
+        repaired: list[Entry] = []
+        for position, sample, result in self._read(int(cuts[worker]), int(cuts[worker + 1]), note):
             if isinstance(result, dict):
                 quarantined.append(result)
             else:
@@ -107,42 +101,40 @@ class Gallery(IterableDataset["GalleryBatch | UserError"]):
                     repaired.append(self._repair(position, sample, result))
             if len(pending) == self.batch_size:
                 batch = self._collate(pending, quarantined, repaired)
-                say("")
+                note("")
                 yield batch
                 pending, quarantined, repaired = [], [], []
-        say("")
+        note("")
         if pending or quarantined:
             yield self._collate(pending, quarantined, repaired)
 
-    def _repair(self, position: int, sample: Sample, clip: Clip) -> dict[str, str]:
+    def _repair(self, position: int, sample: Sample, clip: Clip) -> Entry:
         manifest = self.shard_set.manifest
         last = np.cumsum([entry.samples for entry in manifest.shards])
         shard = manifest.shards[int(np.searchsorted(last, position, side="right"))]
         return repair_entry(manifest.domain, shard.name, sample, clip)
 
-    def _read(
-        self, first: int, last: int, say: Callable[[str], None]
-    ) -> Iterator[tuple[int, Sample, Clip | dict[str, str]]]:
+    def _read(self, first: int, last: int, note: Callable[[str], None]) -> Iterator[tuple[int, Sample, Clip | Entry]]:
         manifest = self.shard_set.manifest
-        base = 0
+        before = 0
         for index, entry in enumerate(manifest.shards):
-            begin, end = max(first, base), min(last, base + entry.samples)
+            begin, end = max(first, before), min(last, before + entry.samples)
             if begin < end:
-                say(f"opening {self.shard_set.shard_uri(index)}")
+                note(f"opening {self.shard_set.shard_uri(index)}")
                 with closing(Shard(self.shard_set, index)) as shard:
-                    for row in range(begin - base, end - base):
+                    for row in range(begin - before, end - before):
                         sample = shard.samples[row]
-                        say(f"decoding {manifest.domain}/{sample.video_id} (sample {sample.key} of {shard.uri})")
+                        note(f"decoding {manifest.domain}/{sample.video_id} (sample {sample.key} of {shard.uri})")
                         try:
                             result = load_clip(shard.video(row), self.sampling, sample.start, sample.end)
                         except VideoError as error:
-                            yield base + row, sample, quarantine_entry(self.shard_set, index, sample, str(error))
+                            yield before + row, sample, quarantine_entry(self.shard_set, index, sample, str(error))
                         else:
-                            yield base + row, sample, result
-            base += entry.samples
+                            yield before + row, sample, result
+            before += entry.samples
 
     def _collate(
-        self, items: list[tuple[int, Sample, Tensor]], quarantined: list[dict[str, str]], repaired: list[dict[str, str]]
+        self, items: list[tuple[int, Sample, Tensor]], quarantined: list[Entry], repaired: list[Entry]
     ) -> GalleryBatch:
         size, count = self.sampling.size, self.sampling.max_frames
         frames = torch.zeros(len(items), count, 3, size, size, dtype=torch.uint8)
@@ -165,7 +157,7 @@ class Gallery(IterableDataset["GalleryBatch | UserError"]):
         """
         needed = gallery_bytes(self.last - self.first, self.batch_size, loader_workers, self.sampling)
         check_room(needed, f"{loader_workers} loader processes of an evaluation", "evaluation.batch_size")
-        loader: DataLoader[Any] = DataLoader(
+        loader: DataLoader[GalleryBatch | UserError] = DataLoader(
             self,
             batch_size=None,
             num_workers=loader_workers,
@@ -173,4 +165,4 @@ class Gallery(IterableDataset["GalleryBatch | UserError"]):
             worker_init_fn=start_loader_worker,
             generator=torch.Generator(),  # the run's stays unmoved
         )
-        yield from raise_items(name_the_dead(loader, self.board))
+        yield from raise_items(explain_dead_loaders(loader, self.activity))

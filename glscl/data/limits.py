@@ -1,4 +1,4 @@
-"""The error of a video that gives no frames, and limits that need no decoder to be known."""
+"""The error of a video that gives no frames, and limits that can be read without importing a decoder."""
 
 from __future__ import annotations
 

@@ -1,17 +1,18 @@
-"""Which file is the video of an id: names in annotation files and on disk differ in extension, folder and accents."""
+"""Find the video file of each id, though names in annotations and on disk differ in extension, folder and accents."""
 
 from __future__ import annotations
 
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
-from glscl.data.benchmarks.base import listing
-from glscl.data.records import composed
+from glscl.data.benchmarks.base import list_ids
+from glscl.data.records import compose_accents
 from glscl.errors import UserError
 from glscl.system import storage
 
-# Preferred first where one video is there twice. "null" is no joke: Flickr gave DiDeMo such a name.
+# Preferred first where a folder has one video twice. "null" is no joke: Flickr gave DiDeMo such a name.
 VIDEO_EXTENSIONS = (
     *("mp4", "m4v", "mkv", "webm", "mov", "qt", "avi", "divx", "mpg", "mpeg", "wmv", "asf", "flv", "f4v", "ogv"),
     *("3gp", "3gpp", "3g2", "ts", "mts", "m2ts", "vob", "gif", "", "null"),
@@ -35,7 +36,7 @@ def locate_videos(video_ids: Iterable[str], folder: str) -> tuple[dict[str, str]
     folder itself). In this order a file matches that has the id's very name, the id followed by an extension, or the
     id's name under another video extension (videos that were re-encoded). The case of extensions is ignored, that of
     names is not: ``dQw4`` and ``DQW4`` are two videos. Accents composed or apart (Unicode NFC, NFD) are the same name;
-    where both are there, the very name is taken.
+    where a folder has both, the very name is taken.
 
     Of files that differ in their extension alone the order of ``VIDEO_EXTENSIONS`` decides, which a note says; of files
     of one name with the same bytes the shorter path, then the alphabet. Different files of one name are refused.
@@ -45,31 +46,25 @@ def locate_videos(video_ids: Iterable[str], folder: str) -> tuple[dict[str, str]
         folder: local path or ``s3://`` URI.
 
     Returns:
-        The path or URI of each id found, and the ids not found, both in the order given; and notes for the user.
+        The path or URI of each id that has a file, and the ids that have none, both in the order given; and notes for
+        the user.
 
     Raises:
-        UserError: the folder is not there, or an id fits several different files of one name.
+        UserError: there is no such folder, or an id fits several different files of one name.
     """
-    by_name, by_stem = _index(folder)
+    files = _index(folder)
     root = storage.resolve(folder)
-    found: dict[str, str] = {}
+    located: dict[str, str] = {}
     missing: list[str] = []
     ambiguous: list[str] = []
     passed_over: list[str] = []
     for video_id in dict.fromkeys(video_ids):
-        name = video_id.removeprefix(f"{root}/").removeprefix("./")
-        stem, extension = _split(composed(name))
-        candidates = by_name.get(_key(name)) or by_stem.get(composed(name))
-        if not candidates and extension in _RANK:
-            candidates = by_stem.get(stem)
-        if candidates and name != video_id:  # a path from the folder on, not the name of a file anywhere below it
-            candidates = [path for path in candidates if path.count("/") == name.count("/")]
+        candidates = files.candidates(video_id, video_id.removeprefix(f"{root}/").removeprefix("./"))
         if not candidates:
             missing.append(video_id)
             continue
-        candidates = sorted(_very_name(candidates, name), key=_preference)
         chosen = candidates[0]
-        found[video_id] = storage.join(root, chosen)
+        located[video_id] = storage.join(root, chosen)
         rivals = [path for path in candidates[1:] if not _same_bytes(root, chosen, path)]
         same_name = [path for path in rivals if _preference(path)[0] == _preference(chosen)[0]]
         if same_name:
@@ -78,23 +73,51 @@ def locate_videos(video_ids: Iterable[str], folder: str) -> tuple[dict[str, str]
             passed_over.append(f"{video_id} ({chosen}, not {', '.join(rivals)})")
     if ambiguous:
         raise UserError(
-            f"{folder}: {len(ambiguous):,} of {len(found) + len(missing):,} ids fit several different files of "
-            f"one name: {listing(ambiguous)}; name the folder meant with --videos, or give paths under it as ids"
+            f"{folder}: {len(ambiguous):,} of {len(located) + len(missing):,} ids fit several different files of "
+            f"one name: {list_ids(ambiguous)}; name the folder meant with --videos, or give paths under it as ids"
         )
     what = "ids fit files of several extensions, of which one is taken"
-    notes = [f"{len(passed_over):,} of {len(found):,} {what}: {listing(passed_over)}"] if passed_over else []
-    return found, missing, notes
+    notes = [f"{len(passed_over):,} of {len(located):,} {what}: {list_ids(passed_over)}"] if passed_over else []
+    return located, missing, notes
 
 
-def missing_report(missing: list[str], total: int, folder: str) -> str:
-    """Say in one line how many of ``total`` videos were found, and name the first that were not."""
+@dataclass(frozen=True, slots=True)
+class _FileIndex:
+    """Paths of a folder's files, relative to it; each is listed under its name and under its path.
+
+    Attributes:
+        by_name: by name with extension.
+        by_stem: by name without extension.
+    """
+
+    by_name: dict[str, list[str]]
+    by_stem: dict[str, list[str]]
+
+    def candidates(self, video_id: str, name: str) -> list[str]:
+        """Files that may be the video of an id, the preferred first.
+
+        Args:
+            video_id: as the reader gives it.
+            name: the id without the folder before it.
+        """
+        stem, extension = _split(compose_accents(name))
+        paths = self.by_name.get(_key(name)) or self.by_stem.get(compose_accents(name)) or []
+        if not paths and extension in _RANK:
+            paths = self.by_stem.get(stem, [])
+        if name != video_id:  # a path from the folder on, not the name of a file anywhere below it
+            paths = [path for path in paths if path.count("/") == name.count("/")]
+        return sorted(_very_name(paths, name), key=_preference)
+
+
+def describe_missing(missing: list[str], total: int, folder: str) -> str:
+    """Say in one line how many of ``total`` videos have a file, and name the first that have none."""
     if not missing:
         return f"all {total:,} videos found in {folder}"
-    return f"{len(missing):,} of {total:,} videos are not in {folder}: {listing(missing)}"
+    return f"{len(missing):,} of {total:,} videos are not in {folder}: {list_ids(missing)}"
 
 
-def _index(folder: str) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """Paths relative to the folder, by name and by name without extension; each also under its path."""
+def _index(folder: str) -> _FileIndex:
+    """Walk a folder and index its files."""
     by_name: dict[str, list[str]] = defaultdict(list)
     by_stem: dict[str, list[str]] = defaultdict(list)
     for path in _walk(folder):
@@ -103,8 +126,8 @@ def _index(folder: str) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
             stem, extension = _split(form)
             if extension not in OTHER_EXTENSIONS:
                 by_name[_key(form)].append(path)
-                by_stem[composed(stem)].append(path)
-    return dict(by_name), dict(by_stem)
+                by_stem[compose_accents(stem)].append(path)
+    return _FileIndex(dict(by_name), dict(by_stem))
 
 
 def _walk(folder: str) -> Iterator[str]:
@@ -151,8 +174,8 @@ def _split(name: str) -> tuple[str, str]:
 
 def _key(name: str) -> str:
     """Return the name with its accents composed and its extension in lower case."""
-    stem, extension = _split(composed(name))
-    return f"{stem}.{extension}" if len(stem) < len(composed(name)) else stem
+    stem, extension = _split(compose_accents(name))
+    return f"{stem}.{extension}" if len(stem) < len(compose_accents(name)) else stem
 
 
 def _very_name(paths: list[str], name: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Names of shard sets that tell them apart: domain/split, and what differs where these are equal."""
+"""Distinct names for shard sets: domain/split, with folder, address or number where these are equal."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from glscl.data.shards import ShardSet
 
 
 def distinct_names(shard_sets: Sequence[ShardSet]) -> list[str]:
-    """One name per set, in their order, all different.
+    """Name each set, in their order, all differently.
 
-    The first of these that tells all sets apart: ``msrvtt/test``; with the set's folder, ``msrvtt/test (test_1k_a)``;
-    with its whole address; with its number in the list.
+    A name is the shortest of these that tells all sets apart: ``msrvtt/test``; with the set's folder, ``msrvtt/test
+    (test_1k_a)``; with its whole address; with its number in the list.
     """
     names = [f"{item.manifest.domain}/{item.manifest.split}" for item in shard_sets]
     folders = [item.uri.rstrip("/").rpartition("/")[2] for item in shard_sets]

@@ -1,4 +1,4 @@
-"""Configuration of the data: which domains, in what order, decoded how."""
+"""Configuration of the data: which shard sets are read, in what order, and how they are decoded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class DataConfig(Options):
     weights: tuple[float, ...] = ()
     """Share of every global batch per training domain; empty means in proportion to their pairs."""
     validation: tuple[str, ...] = ()
-    """Held-out parts of the training domains, on which the best checkpoint is chosen; never a test split."""
+    """Held-out sets of the training domains, on which the best checkpoint is chosen; never a test split."""
     test: tuple[str, ...] = ()
     """Shard sets to score after training; those of other domains than the training ones are the cross-domain tests."""
     captions: Literal["all", "one"] = "all"

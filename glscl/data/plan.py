@@ -1,8 +1,8 @@
-"""The order of the stream: pure arithmetic over manifests, no files.
+"""The order of the training stream: pure arithmetic over manifests, no files.
 
-Vocabulary: V virtual streams together fill every global batch of B pairs, each contributing ``B / V`` consecutive pairs
-of its own. Stream-major order inside a batch means that any rank (and any loader worker of it) that owns a contiguous
-run of streams owns a contiguous part of every global batch. Hence the global batch at a step is the same list of pairs
+Vocabulary: V virtual streams together fill every global batch of B pairs, and each contributes ``B / V`` consecutive
+pairs to it. Stream-major order inside a batch means that any rank (and any loader worker of it) that owns a contiguous
+run of streams owns a contiguous run of every global batch. Hence the global batch at a step is the same list of pairs
 whatever the number of ranks and workers.
 
 One epoch of a domain: its shards are permuted, the pairs inside each shard are permuted, and the resulting line of
@@ -13,17 +13,19 @@ shard that a cut goes through is read by two streams, so no stream ever runs sho
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Literal, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from glscl.data.shards import Manifest
 from glscl.errors import UserError
 
 Captions = Literal["all", "one"]
+Integers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,7 @@ class Slot:
 
     Attributes:
         domain: index of the manifest.
-        epoch: the domain's own epoch, from 0.
+        epoch: of this domain, from 0.
         shard: index of the tar in the manifest.
         rank_in_shard: position in the shard's permuted order.
     """
@@ -124,7 +126,7 @@ class StreamPlan:
         """Which of a video's captions the epoch uses when ``captions`` is ``one``."""
         return int(_mix(self.seed, 3, slot.domain, slot.epoch, slot.shard, sample)) % captions
 
-    def substitutes(self, slot: Slot) -> Any:
+    def substitutes(self, slot: Slot) -> Iterator[Slot]:
         """Slots to try, in order, when the pair at ``slot`` is unusable: the rest of its shard, then other shards."""
         size = self.shard_size(slot.domain, slot.shard)
         for offset in range(1, size):
@@ -167,29 +169,32 @@ class StreamPlan:
                 f"data.loader_workers, or build the shards again with a smaller --samples-per-shard"
             )
 
-    def _line(self, domain: int, epoch: int) -> tuple[Any, Any]:
+    def _line(self, domain: int, epoch: int) -> tuple[Integers, Integers]:
         return _line_of_shards(self.seed, domain, epoch, tuple(self._sizes[domain].tolist()))
 
-    def _shard_order(self, domain: int, epoch: int, shard: int) -> Any:
+    def _shard_order(self, domain: int, epoch: int, shard: int) -> Integers:
         return _permutation(self.shard_size(domain, shard), self.seed, 2, domain, epoch, shard)
 
 
 @lru_cache(maxsize=32)
-def _line_of_shards(seed: int, domain: int, epoch: int, sizes: tuple[int, ...]) -> tuple[Any, Any]:
+def _line_of_shards(seed: int, domain: int, epoch: int, sizes: tuple[int, ...]) -> tuple[Integers, Integers]:
     order = _permutation(len(sizes), seed, 1, domain, epoch)
     return order, np.cumsum(np.array(sizes)[order])
 
 
-def _mix(*parts: int) -> Any:
+Words = TypeVar("Words", np.uint64, npt.NDArray[np.uint64])
+
+
+def _mix(*numbers: int) -> np.uint64:
     """Hash integers to one uint64 (splitmix64, public domain): the same on every machine and library version."""
     state = np.uint64(0x9E3779B97F4A7C15)
     with np.errstate(over="ignore"):
-        for part in parts:
-            state = _scramble(state ^ np.uint64(part & 0xFFFFFFFFFFFFFFFF))
+        for number in numbers:
+            state = _scramble(state ^ np.uint64(number & 0xFFFFFFFFFFFFFFFF))
     return state
 
 
-def _scramble(value: Any) -> Any:
+def _scramble(value: Words) -> Words:
     value = value + np.uint64(0x9E3779B97F4A7C15)
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -197,7 +202,7 @@ def _scramble(value: Any) -> Any:
 
 
 @lru_cache(maxsize=128)
-def _permutation(size: int, *key: int) -> Any:
+def _permutation(size: int, *key: int) -> Integers:
     """Permutation of ``range(size)``: the order of hashed indices, so no library's generator is part of the format."""
     with np.errstate(over="ignore"):
         hashed = _scramble(np.arange(size, dtype=np.uint64) + _mix(*key))

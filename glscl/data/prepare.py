@@ -1,14 +1,17 @@
-"""From a benchmark's official files to a shard set in one call."""
+"""Build a shard set from a benchmark's official files in one call."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
+from typing import Any
 
-from glscl.data.benchmarks import benchmark, read
-from glscl.data.build import Encoding, Origin, build_shards, check_output
-from glscl.data.locate import locate_videos, missing_report
+from glscl.data.benchmarks import find_benchmark, read
+from glscl.data.build import BuildOptions, Origin, build_shards, check_output
+from glscl.data.locate import describe_missing, locate_videos
+from glscl.data.records import Record
 from glscl.data.shards import Manifest
 from glscl.errors import UserError
 from glscl.system.ownership import owned
@@ -16,100 +19,154 @@ from glscl.system.ownership import owned
 HELD_OUT = "-held-out"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """The videos and annotations that a shard set is built from.
+
+    Attributes:
+        benchmark: name of the reader (`glscl.data.benchmarks`).
+        annotations: folder of the official files.
+        split: split as the reader names it.
+        videos: folder of video files.
+        domain: name of the domain.
+        allow_missing: leave out videos without a file and list them in the manifest; false refuses them.
+        hold_out: videos kept apart in a second set, ``<output>-held-out``, to choose checkpoints on: most benchmarks
+            have no official split for that which is neither trained nor tested on. Which videos these are depends on
+            their ids and the seed alone.
+    """
+
+    benchmark: str
+    annotations: str
+    split: str
+    videos: str
+    domain: str
+    allow_missing: bool = False
+    hold_out: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """One shard set to write."""
+
+    output: str
+    origin: Origin
+    records: list[Record]
+
+
 def build_from_annotations(
-    name: str,
+    benchmark: str,
     annotations: str,
     split: str,
     videos: str,
     output: str,
     *,
     domain: str,
-    samples_per_shard: int,
-    encoding: Encoding,
     allow_missing: bool = False,
     hold_out: int = 0,
-    seed: int = 0,
-    shuffle: bool = True,
-    max_bad_fraction: float = 0.01,
-    overwrite: bool = False,
-    workers: int | None = None,
+    session: Callable[[], AbstractContextManager[None]] = nullcontext,
+    **options: Any,
+) -> tuple[list[Manifest], list[str]]:
+    """Call `prepare` with the attributes of `Source` and of `BuildOptions` as arguments."""
+    source = Source(
+        benchmark=benchmark,
+        annotations=annotations,
+        split=split,
+        videos=videos,
+        domain=domain,
+        allow_missing=allow_missing,
+        hold_out=hold_out,
+    )
+    return prepare(source, output, BuildOptions(**options), session)
+
+
+def prepare(
+    source: Source,
+    output: str,
+    options: BuildOptions,
     session: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> tuple[list[Manifest], list[str]]:
     """Read annotations, find the video files, write the shards.
 
     Args:
-        name: reader (`glscl.data.benchmarks`).
-        annotations: folder of the official files.
-        split: split as the reader names it.
-        videos: folder of video files.
+        source: what is read.
         output: folder or prefix of the shard set.
-        domain: name of the domain.
-        samples_per_shard: videos in one tar.
-        encoding: copy or re-encode.
-        allow_missing: leave out, and list in the manifest, videos without a file.
-        hold_out: videos kept apart in a second set, ``<output>-held-out``, to choose checkpoints on: most benchmarks
-            have no official part for that which is neither trained nor tested on. Which videos these are depends on
-            their ids and ``seed`` alone.
-        seed: of the shuffle over shards.
-        shuffle: false keeps the annotations' order, so that neighbours share shards and batches (hard negatives).
-        max_bad_fraction: see `build_shards`.
-        overwrite: replace an existing set.
-        workers: see `build_shards`.
-        session: entered once annotations and files are found to be sound, around the writing; starts Ray, say.
+        options: how the shards are written.
+        session: context of the writing, entered once annotations and files are known to be sound; starts Ray, say.
 
     Returns:
-        the manifests (two with ``hold_out``), and notes for the user (ids without annotation, missing files).
+        The manifests (two with ``hold_out``), and notes for the user (ids without annotation, missing files).
 
     Raises:
         UserError: missing files or folders, an empty split, missing videos without ``allow_missing``, or an id that
             fits several different files.
     """
-    reader = benchmark(name)
-    result = read(name, annotations, split)
-    found, missing, located = locate_videos([record.video_id for record in result.records], videos)
-    notes = [*result.notes, *located]
+    reader = find_benchmark(source.benchmark)
+    annotated = read(source.benchmark, source.annotations, source.split)
+    files, missing, file_notes = locate_videos([record.video_id for record in annotated.records], source.videos)
+    notes = [*annotated.notes, *file_notes]
     if missing:
-        report = missing_report(missing, len(result.records), videos)
-        if not allow_missing:
+        report = describe_missing(missing, len(annotated.records), source.videos)
+        if not source.allow_missing:
             raise UserError(f"{report}; add them, or pass --allow-missing to leave them out")
         notes.append(report)
-    records = [record for record in result.records if record.video_id in found]
-    if not 0 <= hold_out < len(records):
-        raise UserError(f"--hold-out is {hold_out}; it must be less than the {len(records)} videos of {name} {split}")
-    parts = {"": records}
-    if hold_out:
-        draw = sorted(records, key=lambda record: hashlib.sha256(f"{seed}/{record.video_id}".encode()).digest())
-        apart = {record.video_id for record in draw[:hold_out]}
-        parts = {
-            "": [record for record in records if record.video_id not in apart],
-            HELD_OUT: [record for record in records if record.video_id in apart],
-        }
-    jobs = [
-        (output.rstrip("/") + suffix, Origin(domain, split + suffix, name, reader.version, tuple(result.sources)), part)
-        for suffix, part in parts.items()
+    records = [record for record in annotated.records if record.video_id in files]
+    targets = [
+        _Target(
+            output.rstrip("/") + suffix,
+            Origin(source.domain, source.split + suffix, source.benchmark, reader.version, tuple(annotated.sources)),
+            chosen,
+        )
+        for suffix, chosen in _hold_out(records, source, options.seed).items()
     ]
-    for target, origin, part in jobs:
-        check_output(part, target, origin, overwrite)
+    return _write(targets, files, missing, options, session), notes
+
+
+def _hold_out(records: list[Record], source: Source, seed: int) -> dict[str, list[Record]]:
+    """Cut the records in two, by the suffix of their set's name; one set where none are held out.
+
+    Raises:
+        UserError: as many are to be held out as there are.
+    """
+    count = source.hold_out
+    if not 0 <= count < len(records):
+        raise UserError(
+            f"--hold-out is {count}; it must be less than the {len(records)} videos of {source.benchmark} "
+            f"{source.split}"
+        )
+    if not count:
+        return {"": records}
+    drawn = sorted(records, key=lambda record: hashlib.sha256(f"{seed}/{record.video_id}".encode()).digest())
+    held_out = {record.video_id for record in drawn[:count]}
+    return {
+        "": [record for record in records if record.video_id not in held_out],
+        HELD_OUT: [record for record in records if record.video_id in held_out],
+    }
+
+
+def _write(
+    targets: list[_Target],
+    files: Mapping[str, str],
+    missing: list[str],
+    options: BuildOptions,
+    session: Callable[[], AbstractContextManager[None]],
+) -> list[Manifest]:
+    """Write the sets, all of them owned by this command before the first is begun."""
+    for target in targets:
+        check_output(target.records, target.output, target.origin, options.overwrite)
     with ExitStack() as stack:
-        fences = [stack.enter_context(owned(target, "choose another --output")).fence for target, _, _ in jobs]
-        for target, origin, part in jobs:  # again: another command may have written it meanwhile
-            check_output(part, target, origin, overwrite)
+        fences = [stack.enter_context(owned(target.output, "choose another --output")).fence for target in targets]
+        for target in targets:  # again: another command may have written it meanwhile
+            check_output(target.records, target.output, target.origin, options.overwrite)
         stack.enter_context(session())
-        manifests = [
+        return [
             build_shards(
-                part,
-                found,
-                target,
-                origin,
-                samples_per_shard=samples_per_shard,
-                encoding=encoding,
-                seed=seed if shuffle else None,
-                max_bad_fraction=max_bad_fraction,
-                overwrite=overwrite,
-                workers=workers,
-                missing=missing if target == jobs[0][0] else (),  # of the whole split, so listed once
+                target.records,
+                files,
+                target.output,
+                target.origin,
+                options,
+                missing=missing if target is targets[0] else (),  # of the whole split, so listed once
                 fence=fence,
             )
-            for (target, origin, part), fence in zip(jobs, fences, strict=True)
+            for target, fence in zip(targets, fences, strict=True)
         ]
-    return manifests, notes

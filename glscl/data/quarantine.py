@@ -1,13 +1,13 @@
-"""Videos that could not be used: listed in a file as soon as they are known, and bounded set by set."""
+"""Videos that cannot be used: listed in a file as soon as they are known, and bounded set by set."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
-from glscl.data.records import share
+from glscl.data.records import describe_share
 from glscl.data.shards import Sample, ShardSet
 from glscl.errors import UserError
 from glscl.system import storage
@@ -24,28 +24,45 @@ WORDS: Mapping[str, str] = {
 KNOB = "data.max_bad_fraction"
 """The option of a run that bounds them."""
 LISTED = 10
+"""Most videos that a message names."""
 Entry = dict[str, str]
 """``part`` (a key of `WORDS`), ``domain``, ``split``, ``set`` (its address), ``shard``, ``key``, ``video_id`` and
 ``reason``; ``part`` is known once a `Quarantine` holds the entry."""
+
+
+class IncompleteSet(TypedDict):
+    """A set of which videos are missing, as results list it."""
+
+    part: Part
+    domain: str
+    split: str
+    shards: str
+    """Address of the set."""
+    videos: int
+    """Videos that were used."""
+    of: int
+    """All videos, those left out when the shards were built included."""
+    reasons: str
+    """``3 x empty file, 1 x no frames``."""
 
 
 class UnusableSetError(UserError):
     """A set without a usable video.
 
     Attributes:
-        quarantined: what was wrong with its videos.
+        quarantined: its videos, each with what is wrong with it.
     """
 
     quarantined: Sequence[Entry] = ()
 
 
 def quarantine_entry(shard_set: ShardSet, shard: int, sample: Sample, reason: str) -> Entry:
-    """One line of the list.
+    """Build one line of the list.
 
     Args:
-        shard_set: the set.
-        shard: index of the video's tar.
-        sample: the video.
+        shard_set: the set that the video belongs to.
+        shard: index of its tar.
+        sample: its ids.
         reason: why it cannot be used.
     """
     manifest = shard_set.manifest
@@ -61,14 +78,14 @@ def quarantine_entry(shard_set: ShardSet, shard: int, sample: Sample, reason: st
 
 
 class Quarantine:
-    """The videos of a run's sets that cannot be used, each once per part that a set plays.
+    """The videos of a run's sets that cannot be used, each once per use of a set (to train, validate, test ...).
 
     Args:
         folder: where `FILE` is written as soon as the list grows, which is also printed; None only holds the list.
         limit: share of a set's videos that may be unusable.
         knob: the option that holds the limit.
-        entries: what is known from before.
-        fence: of the command that owns the folder, looked at before the file is written.
+        entries: known from an earlier start of the run.
+        fence: of the command that owns the folder, checked before the file is written.
     """
 
     def __init__(
@@ -93,23 +110,23 @@ class Quarantine:
         self.entries.append(entry)
         return True
 
-    def take(self, part: Part, shard_sets: Sequence[ShardSet], found: Iterable[Entry]) -> None:
-        """Add what is new; it is printed, and the file written anew.
+    def take(self, part: Part, shard_sets: Sequence[ShardSet], entries: Iterable[Entry]) -> None:
+        """Add the entries that are new, print how many there are, and write the file anew.
 
         Args:
-            part: what the sets are for.
-            shard_sets: the sets.
-            found: videos of these sets.
+            part: what the sets are used for.
+            shard_sets: the sets that the entries are of.
+            entries: videos that cannot be used.
         """
-        new = [entry for entry in ({"part": part, **entry} for entry in found) if self._add(entry)]
+        new = [entry for entry in ({"part": part, **entry} for entry in entries) if self._add(entry)]
         if self.folder is None or not new:
             return
         for shard_set in shard_sets:
-            if own := [entry for entry in new if entry["set"] == shard_set.uri]:
+            if added := [entry for entry in new if entry["set"] == shard_set.uri]:
                 bad = len(self.of(part, shard_set))
                 print(
-                    f"quarantined: {bad} of {shard_set.manifest.videos} videos of {_name(part, shard_set)} cannot be "
-                    f"used{'' if bad == len(own) else f', new are {len(own)}'}: {_listing(own, 3)}; all in "
+                    f"quarantined: {bad} of {shard_set.manifest.videos} videos of {_title(part, shard_set)} cannot be "
+                    f"used{'' if bad == len(added) else f', new are {len(added)}'}: {_list(added, 3)}; all in "
                     f"{storage.join(self.folder, FILE)}",
                     flush=True,
                 )
@@ -120,19 +137,19 @@ class Quarantine:
         return [entry for entry in self.entries if entry["part"] == part and entry["set"] == shard_set.uri]
 
     def problem(self, part: Part, shard_sets: Iterable[ShardSet]) -> str | None:
-        """Why the run may not go on, or None: the first set of which more than `limit` cannot be used."""
+        """Say why the run may not go on: the first set of which more than `limit` cannot be used; None if none is."""
         for shard_set in shard_sets:
             bad, videos = self.of(part, shard_set), shard_set.manifest.videos
             if len(bad) > self.limit * videos:
                 where = f" (all in {storage.join(self.folder, FILE)})" if self.folder else ""
                 return (
-                    f"{len(bad)} of {videos} videos of {_name(part, shard_set)} cannot be used, more than {self.knob} "
-                    f"({self.limit:g}): {_listing(bad, LISTED)}{where}; mend or remove them, or raise {self.knob}"
+                    f"{len(bad)} of {videos} videos of {_title(part, shard_set)} cannot be used, more than {self.knob} "
+                    f"({self.limit:g}): {_list(bad, LISTED)}{where}; mend or remove them, or raise {self.knob}"
                 )
         return None
 
     def write(self) -> None:
-        """Write the file anew; it is not there while the list is empty."""
+        """Write the file anew; an empty list has no file."""
         assert self.folder is not None
         if self._fence is not None:
             self._fence.check()
@@ -145,7 +162,7 @@ class Quarantine:
 
 
 def read_quarantine(folder: str) -> list[Entry]:
-    """What `FILE` in a folder lists; empty if it is not there."""
+    """Read the list of `FILE` in a folder; empty if there is no such file."""
     where = storage.join(folder, FILE)
     if not storage.exists(where):
         return []
@@ -153,8 +170,8 @@ def read_quarantine(folder: str) -> list[Entry]:
     return entries
 
 
-def with_sets(entries: Iterable[Entry], shard_sets: Sequence[ShardSet]) -> list[Entry]:
-    """Complete entries of checkpoints from before sets were named, which were of training sets alone."""
+def add_missing_sets(entries: Iterable[Entry], shard_sets: Sequence[ShardSet]) -> list[Entry]:
+    """Complete entries of older checkpoints, which name no set because they list training sets alone."""
     sets = {shard_set.manifest.domain: shard_set for shard_set in reversed(shard_sets)}
     return [
         entry
@@ -169,17 +186,15 @@ def with_sets(entries: Iterable[Entry], shard_sets: Sequence[ShardSet]) -> list[
     ]
 
 
-def incomplete(part: Part, shard_set: ShardSet, bad: Iterable[Entry]) -> dict[str, Any] | None:
-    """What a result says of a set of which videos are missing; None if none is.
+def find_incomplete(part: Part, shard_set: ShardSet, bad: Iterable[Entry]) -> IncompleteSet | None:
+    """Describe a set of which videos are missing; None if none is.
+
+    Videos that were left out when the shards were built count as missing.
 
     Args:
-        part: what the set is for.
-        shard_set: the set.
+        part: what the set is used for.
+        shard_set: the set to describe.
         bad: its videos that could not be used.
-
-    Returns:
-        ``part``, ``domain``, ``split``, ``shards`` (its address), ``videos`` that were used, ``of`` how many, and
-        ``reasons`` in words. Videos that were left out when the shards were built count as missing.
     """
     manifest = shard_set.manifest
     reasons = Counter(entry["reason"] for entry in bad)
@@ -198,28 +213,28 @@ def incomplete(part: Part, shard_set: ShardSet, bad: Iterable[Entry]) -> dict[st
     }
 
 
-def fewest_of(runs: Iterable[Iterable[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """The sets of which videos are missing in some of several runs, each where it has the fewest; tests come first."""
-    found: dict[tuple[str, str], dict[str, Any]] = {}
+def merge_incomplete(runs: Iterable[Iterable[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """List the incomplete sets of several runs, each once, where it has the fewest videos; test sets come first."""
+    fewest: dict[tuple[str, str], dict[str, Any]] = {}
     for entry in (entry for sets in runs for entry in sets):
         place = (entry["part"], entry["shards"])
-        if place not in found or entry["videos"] < found[place]["videos"]:
-            found[place] = dict(entry)
-    return sorted(found.values(), key=lambda entry: (entry["part"] != "test", entry["part"] != "validation"))
+        if place not in fewest or entry["videos"] < fewest[place]["videos"]:
+            fewest[place] = dict(entry)
+    return sorted(fewest.values(), key=lambda entry: (entry["part"] != "test", entry["part"] != "validation"))
 
 
-def incomplete_in_words(sets: Iterable[Mapping[str, Any]]) -> str:
-    """``held-out set toy/dev 16 of 19 videos, ...``."""
+def describe_incomplete(sets: Iterable[Mapping[str, Any]]) -> str:
+    """Write ``held-out set toy/dev 16 of 19 videos, ...``."""
     return ", ".join(
-        f"{WORDS[entry['part']]} {entry['domain']}/{entry['split']} {share(entry['videos'], entry['of'])} videos"
-        for entry in sets
+        f"{WORDS[one['part']]} {one['domain']}/{one['split']} {describe_share(one['videos'], one['of'])} videos"
+        for one in sets
     )
 
 
-def _name(part: Part, shard_set: ShardSet) -> str:
+def _title(part: Part, shard_set: ShardSet) -> str:
     return f"{WORDS[part]} {shard_set.manifest.domain}/{shard_set.manifest.split}"
 
 
-def _listing(entries: Sequence[Entry], most: int) -> str:
+def _list(entries: Sequence[Entry], most: int) -> str:
     listed = "; ".join(f"{entry['domain']}/{entry['video_id']} ({entry['reason']})" for entry in entries[:most])
     return f"{listed} and {len(entries) - most} more" if len(entries) > most else listed

@@ -1,4 +1,4 @@
-"""Videos that play in part: how many of their frames stand for a picture that does not decode."""
+"""List videos of which some pictures do not decode, with how many frames were replaced by the nearest picture."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def describe_repairs(what: str, videos: int, entries: Sequence[Mapping[str, str]
     """Say in one line which of a set's ``videos`` show the nearest picture for some that do not decode.
 
     Args:
-        what: the set, as ``test set msvd/test``.
-        videos: how many were used.
+        what: names the set, as ``test set msvd/test``.
+        videos: how many of the set were used.
         entries: at least one.
     """
     names = ", ".join(f"{entry['video_id']} ({entry['frames']} frames)" for entry in entries[:LISTED])

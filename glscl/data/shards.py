@@ -1,4 +1,4 @@
-"""WebDataset shards with a manifest: written by Ray tasks, verified, read at random inside one shard.
+"""Shard sets: WebDataset tars with a manifest, opened, verified, and read at random inside one tar.
 
 A shard set is a folder (local or ``s3://``) of ``shard-000000.tar ...`` and ``manifest.json``. A sample is
 ``<key>.json``, ``<key>.mp4`` and ``<key>.txt`` (`glscl.data.tars`); keys are running numbers, so names from annotation
@@ -24,10 +24,10 @@ from typing import IO, Annotated
 from pydantic import AfterValidator, Field, ValidationError
 
 from glscl.data.limits import MAX_BYTES, VideoError
-from glscl.data.records import share
+from glscl.data.records import describe_share
 from glscl.data.tars import MANIFEST as MANIFEST
 from glscl.data.tars import Sample as Sample
-from glscl.data.tars import index_foreign, index_own
+from glscl.data.tars import index_foreign, index_native
 from glscl.errors import UserError, printable
 from glscl.options import Options
 from glscl.options.mistakes import first_mistake
@@ -36,7 +36,7 @@ from glscl.system.progress import Progress
 
 FORMAT = 1
 FOREIGN = "webdataset"
-"""What a manifest gives as reader of tars that another program wrote."""
+"""Reader that the manifest of another program's tars names."""
 MAX_MANIFEST_BYTES = 1 << 30
 
 _Count = Annotated[int, Field(strict=True, ge=0, lt=1 << 50)]
@@ -62,7 +62,7 @@ class ShardEntry(Options):
 
 
 class Manifest(Options):
-    """What a shard set holds; everything that the order of the stream depends on."""
+    """What a shard set holds, with everything that the order of the stream depends on."""
 
     format: Annotated[int, Field(strict=True)] = FORMAT
     domain: _Text
@@ -88,7 +88,7 @@ class Manifest(Options):
 
     def share(self) -> str:
         """``15 of 19``: its videos, wherever some were left out when the set was built."""
-        return share(self.videos, self.videos + len(self.rejected))
+        return describe_share(self.videos, self.videos + len(self.rejected))
 
     def fingerprint(self) -> str:
         """Hash of the contents (not of where they lie)."""
@@ -98,7 +98,7 @@ class Manifest(Options):
 
 @dataclass(frozen=True, slots=True)
 class ShardSet:
-    """A manifest together with the folder that holds it."""
+    """A manifest and the folder that holds it."""
 
     uri: str
     manifest: Manifest
@@ -126,26 +126,26 @@ def open_shard_set(uri: str) -> ShardSet:
     """
     shard_set = read_manifest(uri)
     for problem in _wrong_sizes(shard_set).values():
-        raise broken(shard_set, problem)
+        raise broken_shard_error(shard_set, problem)
     return shard_set
 
 
 def _wrong_sizes(shard_set: ShardSet) -> dict[str, str]:
-    """By name, what is wrong with tars that are missing or of another size."""
+    """Say, by name, what is wrong with tars that are missing or of another size."""
     sizes = {entry.name: entry.bytes for entry in shard_set.manifest.shards}
     return {
         name: f"{storage.join(shard_set.uri, name)}: "
-        + (f"listed in {MANIFEST} but not there" if found is None else _says(found, sizes[name]))
-        for name, found in storage.wrong_sizes(shard_set.uri, sizes).items()
+        + (f"listed in {MANIFEST} but not there" if size is None else _describe_size(size, sizes[name]))
+        for name, size in storage.wrong_sizes(shard_set.uri, sizes).items()
     }
 
 
-def _says(found: int, expected: int) -> str:
-    return f"{found} bytes where {MANIFEST} says {expected}"
+def _describe_size(size: int, expected: int) -> str:
+    return f"{size} bytes where {MANIFEST} says {expected}"
 
 
-def broken(shard_set: ShardSet, problem: str) -> BrokenShardError:
-    """The error for a tar that is not what its manifest says."""
+def broken_shard_error(shard_set: ShardSet, problem: str) -> BrokenShardError:
+    """Build the error for a tar that is not what its manifest says."""
     again = (
         f"copy it again, or run `glscl shards index --overwrite {shard_set.uri}`"
         if shard_set.manifest.is_foreign
@@ -175,20 +175,25 @@ def read_manifest(uri: str) -> ShardSet:
         manifest = Manifest.model_validate(storage.read_json(where))
     except ValidationError as error:
         raise UserError(f"{where}: not a shard manifest ({first_mistake(error, 'top level')})") from None
+    _check_manifest(manifest, where)
+    return ShardSet(uri, manifest)
+
+
+def _check_manifest(manifest: Manifest, where: str) -> None:
+    """Refuse a manifest whose values contradict each other."""
     if manifest.format != FORMAT:
         raise UserError(f"{where}: format {manifest.format}, this version reads {FORMAT}; build the shards again")
     names = Counter(entry.name for entry in manifest.shards)
     if repeated := [name for name, count in names.items() if count > 1]:
         raise UserError(f"{where}: {repeated[0]} is listed {names[repeated[0]]} times; build the shards again")
-    for what, total, parts in (
+    for what, total, counts in (
         ("samples", manifest.videos, [entry.samples for entry in manifest.shards]),
         ("pairs", manifest.pairs, [entry.pairs for entry in manifest.shards]),
     ):
-        if sum(parts) != total or any(part < 1 for part in parts):
+        if sum(counts) != total or any(count < 1 for count in counts):
             raise UserError(f"{where}: the shards' {what} do not add up to {total}; build the shards again")
     if not manifest.pairs:
         raise UserError(f"{where}: domain '{manifest.domain}' split '{manifest.split}' is empty")
-    return ShardSet(uri, manifest)
 
 
 class Shard:
@@ -209,21 +214,21 @@ class Shard:
         try:
             self._file = local_file(self.uri, cache_dir)
         except FileNotFoundError:
-            raise broken(shard_set, f"{self.uri}: listed in {MANIFEST} but not there") from None
+            raise broken_shard_error(shard_set, f"{self.uri}: listed in {MANIFEST} but not there") from None
         if storage.is_remote(self.uri) and (size := self._file.seek(0, io.SEEK_END)) != entry.bytes:
-            raise self._broken(_says(size, entry.bytes))
+            raise self._broken(_describe_size(size, entry.bytes))
         try:
-            found = (
+            contents = (
                 index_foreign(self._file)
                 if manifest.is_foreign
-                else index_own(self._file, self.uri, manifest.domain, entry.samples)
+                else index_native(self._file, self.uri, manifest.domain, entry.samples)
             )
         except (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError) as error:
             raise self._broken(f"unusable ({error})") from None
         except BaseException:
             self.close()
             raise
-        self.samples, self._videos = found.samples, found.videos
+        self.samples, self._videos = contents.samples, contents.videos
         pairs = [(position, caption) for position, s in enumerate(self.samples) for caption in range(len(s.captions))]
         if len(self.samples) != entry.samples or len(pairs) != entry.pairs:
             raise self._broken(
@@ -234,7 +239,7 @@ class Shard:
 
     def _broken(self, what: str) -> UserError:
         self.close()
-        return broken(self._set, f"{self.uri}: {what}")
+        return broken_shard_error(self._set, f"{self.uri}: {what}")
 
     def video(self, position: int) -> bytes:
         """Video bytes of one sample.
@@ -258,7 +263,7 @@ class Shard:
 
 
 def local_file(uri: str, cache_dir: str | None = None) -> IO[bytes]:
-    """A tar as a local file: itself, or a copy without a name in ``cache_dir`` (the system's temporary folder)."""
+    """Open a tar as a local file: itself, or an unnamed copy in ``cache_dir`` (the system's temporary folder)."""
     if not storage.is_remote(uri):
         return open(uri, "rb")
     if cache_dir:
@@ -311,8 +316,8 @@ def _verify_one(shard_set: ShardSet, index: int) -> Iterator[str]:
         yield str(error)
 
 
-def describe(manifest: Manifest) -> dict[str, str]:
-    """What ``glscl shards info`` prints."""
+def describe_manifest(manifest: Manifest) -> dict[str, str]:
+    """Describe a set as ``glscl shards info`` prints it."""
     sizes = [entry.bytes for entry in manifest.shards]
     return {
         "domain": manifest.domain,
@@ -324,7 +329,7 @@ def describe(manifest: Manifest) -> dict[str, str]:
         "encoding": manifest.encoding,
         "reader": f"{manifest.reader} (version {manifest.reader_version})",
         "sources": ", ".join(manifest.sources) or "none",
-        "rejected": summary(manifest.rejected) or "none",
+        "rejected": count_reasons(manifest.rejected) or "none",
         "repaired": f"{len(manifest.repaired)} (pictures that do not decode, replaced by the nearest)"
         if manifest.repaired
         else "none",
@@ -332,6 +337,6 @@ def describe(manifest: Manifest) -> dict[str, str]:
     }
 
 
-def summary(rejected: dict[str, str]) -> str:
-    """Rejected videos counted by reason, the commonest first."""
+def count_reasons(rejected: dict[str, str]) -> str:
+    """Count rejected videos by reason, the commonest first."""
     return ", ".join(f"{count} x {reason}" for reason, count in Counter(rejected.values()).most_common())

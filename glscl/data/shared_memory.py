@@ -1,4 +1,4 @@
-"""How batches pass from loader processes to the one that reads them: through ``/dev/shm``, which may be small.
+"""Shared memory (``/dev/shm``), through which batches pass from loader processes to the one that reads them.
 
 Docker gives a container 64 MB of it unless told otherwise. What would fill it is refused before anything is read; what
 fills it all the same, and any other error of the thread that sends a batch, reaches the process that waits for it
@@ -12,7 +12,7 @@ import multiprocessing.queues
 import os
 import re
 import socket
-from typing import Any
+from multiprocessing.queues import Queue
 
 from glscl.data.video import FrameSampling
 from glscl.errors import UserError
@@ -25,12 +25,12 @@ _FULL = re.compile("shared memory|/shm|No space left|unable to mmap|bus error", 
 
 
 def pair_bytes(sampling: FrameSampling) -> int:
-    """What one video of a batch takes at most."""
+    """Most bytes that one video of a batch takes."""
     return int(sampling.max_frames * 3 * sampling.size**2)
 
 
 def stream_bytes(pairs: int, sampling: FrameSampling, prefetch: int) -> int:
-    """The most that a training stream has in shared memory: what is decoded ahead, and the batch being read.
+    """Most bytes that a training stream has in shared memory: what is decoded ahead, and the batch being read.
 
     Args:
         pairs: of one batch.
@@ -41,7 +41,7 @@ def stream_bytes(pairs: int, sampling: FrameSampling, prefetch: int) -> int:
 
 
 def gallery_bytes(videos: int, batch_size: int, loader_workers: int, sampling: FrameSampling) -> int:
-    """The same for an evaluation of so many videos."""
+    """Most bytes that an evaluation of so many videos has in shared memory."""
     ahead = batch_size * loader_workers * (GALLERY_PREFETCH + 1)
     return min(videos, ahead) * pair_bytes(sampling) if loader_workers else 0
 
@@ -49,19 +49,19 @@ def gallery_bytes(videos: int, batch_size: int, loader_workers: int, sampling: F
 def free_bytes() -> int | None:
     """Shared memory that is left on this machine; None where it is not a file system."""
     try:
-        there = os.statvfs(FOLDER)
+        system = os.statvfs(FOLDER)
     except OSError:
         return None
-    return there.f_bavail * there.f_frsize
+    return system.f_bavail * system.f_frsize
 
 
 def check_room(needed: int, what: str, knobs: str) -> None:
-    """Refuse what does not fit.
+    """Check that shared memory is large enough.
 
     Args:
         needed: bytes.
-        what: whose they are, for the message.
-        knobs: options that lower them.
+        what: needs them, for the message.
+        knobs: options that lower the need.
 
     Raises:
         UserError: less is free on this machine.
@@ -76,18 +76,18 @@ def check_room(needed: int, what: str, knobs: str) -> None:
 
 
 def report_lost_batches() -> None:
-    """In a loader process: what its sending thread cannot send reaches the reader as an error in the batch's place."""
+    """In a loader process, have batches that cannot be sent replaced by an error that reaches the reader."""
     multiprocessing.queues.Queue._on_queue_feeder_error = _send_error  # type: ignore[attr-defined]
 
 
-def _send_error(queue: Any, error: Exception, item: Any) -> None:
-    """Of `multiprocessing.queues.Queue`: called with the item that could not be sent, torch's number and batch."""
+def _send_error(queue: Queue[object], error: Exception, item: tuple[int, object]) -> None:
+    """Called by `multiprocessing.queues.Queue` with the item that could not be sent: torch's number and the batch."""
     if not isinstance(error, BrokenPipeError) and not isinstance(item[1], UserError):  # else nobody reads any more
         queue.put((item[0], handover_error(error)))
 
 
 def handover_error(error: Exception) -> UserError:
-    """What a batch that does not arrive means, in a line."""
+    """Build the error for a batch that does not arrive, with its likely cause."""
     reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     if getattr(error, "errno", None) == errno.EMFILE or "Too many open files" in reason:
         knobs = "raise the limit of open files (ulimit -n), or lower data.loader_workers or data.prefetch"

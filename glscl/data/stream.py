@@ -1,47 +1,40 @@
-"""The training stream: what `StreamPlan` orders, read from shards, decoded and batched.
+"""The training stream: reads the pairs that `StreamPlan` orders from shards, decodes them and makes batches.
 
-Resuming needs the step number alone: the arithmetic says where every virtual stream stands, and each opens the one
-shard it stands in.
+Resuming needs the step number alone: the plan says where every virtual stream stands, and each opens the one shard it
+stands in.
 """
 
 from __future__ import annotations
 
-import ctypes
-import os
-import re
-import signal
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from itertools import chain
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from glscl.data.activity import Board, writer
+from glscl.data.activity import ActivityTable, activity_writer
 from glscl.data.augment import ClipAugmentation
 from glscl.data.limits import VideoError
+from glscl.data.loader import errors_as_items, explain_dead_loaders, raise_items, start_loader_worker
 from glscl.data.plan import Slot, StreamPlan
-from glscl.data.quarantine import UnusableSetError, quarantine_entry
+from glscl.data.quarantine import Entry, UnusableSetError, quarantine_entry
 from glscl.data.repairs import repair_entry
-from glscl.data.shards import Shard, ShardSet
-from glscl.data.shared_memory import handover_error, report_lost_batches
-from glscl.data.video import FrameSampling, load_clip
-from glscl.errors import BrokenRunError, UserError
+from glscl.data.shards import Sample, Shard, ShardSet
+from glscl.data.video import Clip, FrameSampling, load_clip
+from glscl.errors import UserError
 
 Tokenize = Callable[[Sequence[str]], tuple[Tensor, Tensor]]
 """Captions to (token ids (A, W) int64, truncated (A,) bool)."""
 
-
-_Part = TypeVar("_Part")
-_DEAD = re.compile(r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\) (.*)", re.DOTALL)
-_HANDOVER = re.compile("Too many open files|unable to mmap|shared memory|No space left")
+_Place = tuple[int, int, int]
+"""Domain, shard, and position in the shard of a video."""
 
 
 @dataclass(slots=True)
 class Batch:
-    """One rank's contiguous part of a global batch.
+    """One rank's pairs of a global batch, or one loader worker's share of them.
 
     Attributes:
         token_ids: (A, W) int64.
@@ -65,36 +58,36 @@ class Batch:
     repaired: list[dict[str, str]] = field(default_factory=list)
 
     @staticmethod
-    def concatenate(parts: Sequence[Batch]) -> Batch:
-        """Join the loader workers' parts in stream order."""
-        if len(parts) == 1:
-            return parts[0]
+    def concatenate(shares: Sequence[Batch]) -> Batch:
+        """Join the loader workers' shares in stream order."""
+        if len(shares) == 1:
+            return shares[0]
         return Batch(
-            torch.cat([part.token_ids for part in parts]),
-            torch.cat([part.frames for part in parts]),
-            torch.cat([part.frame_mask for part in parts]),
-            torch.cat([part.video_ids for part in parts]),
-            [name for part in parts for name in part.names],
-            sum(part.truncated for part in parts),
-            [entry for part in parts for entry in part.quarantined],
-            [entry for part in parts for entry in part.repaired],
+            torch.cat([share.token_ids for share in shares]),
+            torch.cat([share.frames for share in shares]),
+            torch.cat([share.frame_mask for share in shares]),
+            torch.cat([share.video_ids for share in shares]),
+            list(chain.from_iterable(share.names for share in shares)),
+            sum(share.truncated for share in shares),
+            list(chain.from_iterable(share.quarantined for share in shares)),
+            list(chain.from_iterable(share.repaired for share in shares)),
         )
 
 
 class PairStream(IterableDataset["Batch | UserError"]):
-    """Endless parts of global batches for one rank, from ``start_step`` on.
+    """Endless batches of one rank, from ``start_step`` on; in a loader process, that worker's share of each.
 
     Args:
         shard_sets: the training domains, in the order of the plan's manifests.
-        plan: the order.
+        plan: which pair stands where.
         sampling: frames per video.
         tokenize: captions to token ids.
-        rank: this rank.
+        rank: of this process.
         world_size: number of ranks.
         start_step: global step of the first batch.
-        cache_dir: where copies of remote shards live while they are read.
-        board: where the processes that read say what they do; it has a place for each loader worker.
-        augmentation: see `ClipAugmentation`; None leaves pictures as they are.
+        cache_dir: folder of the copies of remote shards while they are read.
+        activity: where the reading processes note what they do; it has a row for each loader worker.
+        augmentation: None leaves pictures as they are.
     """
 
     def __init__(
@@ -107,11 +100,11 @@ class PairStream(IterableDataset["Batch | UserError"]):
         world_size: int,
         start_step: int = 0,
         cache_dir: str | None = None,
-        board: Board | None = None,
+        activity: ActivityTable | None = None,
         augmentation: ClipAugmentation | None = None,
     ) -> None:
         super().__init__()
-        self.board = board
+        self.activity = activity
         self.augmentation = augmentation
         self.shard_sets = tuple(shard_sets)
         self.plan = plan
@@ -124,34 +117,34 @@ class PairStream(IterableDataset["Batch | UserError"]):
         """(stream, shard) in the order opened, for tests and diagnosis (of this process)."""
 
     def sampling_of(self, slot: Slot, name: str) -> FrameSampling:
-        """How the frames of the pair at a slot are taken."""
+        """Return the frame sampling of the pair at a slot, with its augmentation."""
         if self.augmentation is None:
             return self.sampling
         return replace(self.sampling, augment=self.augmentation.of(slot.epoch, name))
 
     def __iter__(self) -> Iterator[Batch | UserError]:
-        return errors_as_items(self._parts())
+        return errors_as_items(self._read_batches())
 
-    def _parts(self) -> Iterator[Batch]:
+    def _read_batches(self) -> Iterator[Batch]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         streams = self.plan.owned(self.rank, self.world_size, worker, workers)
-        say = writer(self.board, worker)
-        readers = {stream: _StreamReader(self, stream, say) for stream in streams}
-        reported: set[tuple[int, int, int]] = set()
+        note = activity_writer(self.activity, worker)
+        readers = {stream: _StreamReader(self, stream, note) for stream in streams}
+        reported: set[_Place] = set()
         step = self.start_step
         try:
             while True:
                 items = [item for stream in streams for item in readers[stream].read(step)]
                 batch = self._collate(items, reported)
-                say("")
+                note("")
                 yield batch
                 step += 1
         finally:
             for reader in readers.values():
                 reader.close()
 
-    def _collate(self, items: list[_Item], reported: set[tuple[int, int, int]]) -> Batch:
+    def _collate(self, items: list[_Item], reported: set[_Place]) -> Batch:
         token_ids, truncated = self.tokenize([item.caption for item in items])
         size, count = self.sampling.size, self.sampling.max_frames
         frames = torch.zeros(len(items), count, 3, size, size, dtype=torch.uint8)
@@ -178,100 +171,101 @@ class _Item:
     caption: str
     video_number: int
     name: str
-    quarantined: list[tuple[tuple[int, int, int], dict[str, str]]]
-    repaired: tuple[tuple[int, int, int], dict[str, str]] | None
+    quarantined: list[tuple[_Place, Entry]]
+    repaired: tuple[_Place, Entry] | None
 
 
 class _StreamReader:
-    """One virtual stream: keeps the shard it stands in open."""
+    """Reads one virtual stream, and keeps the shard open in which it stands."""
 
-    def __init__(self, stream: PairStream, number: int, say: Callable[[str], None]) -> None:
+    def __init__(self, stream: PairStream, number: int, note: Callable[[str], None]) -> None:
         self._stream = stream
         self._number = number
-        self._say = say
-        self._at: tuple[int, int] | None = None
+        self._note = note
+        self._opened: tuple[int, int] | None = None
         self._shard: Shard | None = None
-        self._bad: dict[tuple[int, int, int], dict[str, str]] = {}
+        self._bad: dict[_Place, Entry] = {}
 
     def read(self, step: int) -> Iterator[_Item]:
         for slot in self._stream.plan.slots(step, self._number):
-            yield self._item(slot)
+            yield self._read_slot(slot)
 
     def close(self) -> None:
         if self._shard is not None:
             self._shard.close()
-        self._shard = self._at = None
+        self._shard = self._opened = None
 
     def _open(self, slot: Slot) -> Shard:
-        if self._at != (slot.domain, slot.shard) or self._shard is None:
+        if self._opened != (slot.domain, slot.shard) or self._shard is None:
             self.close()
-            self._say(f"opening {self._stream.shard_sets[slot.domain].shard_uri(slot.shard)}")
+            self._note(f"opening {self._stream.shard_sets[slot.domain].shard_uri(slot.shard)}")
             self._shard = Shard(self._stream.shard_sets[slot.domain], slot.shard, self._stream.cache_dir)
-            self._at = (slot.domain, slot.shard)
+            self._opened = (slot.domain, slot.shard)
             self._stream.opened.append((self._number, slot.shard))
         return self._shard
 
-    def _item(self, slot: Slot) -> _Item:
-        """The pair at a slot, or the first usable one after it; a bad video is tried once."""
-        met: list[tuple[tuple[int, int, int], dict[str, str]]] = []
-        item = self._try(slot, met)
-        if item is None:
-            for substitute in self._stream.plan.substitutes(slot):
-                item = self._try(substitute, met)
-                if item is not None:
-                    break
-        if item is None:
-            domain = self._stream.shard_sets[slot.domain]
-            error = UnusableSetError(f"{domain.uri}: no video of domain '{domain.manifest.domain}' can be decoded")
-            error.quarantined = list(dict(met).values())
-            raise error
-        item.quarantined = met
-        return item
+    def _read_slot(self, slot: Slot) -> _Item:
+        """Read the pair at a slot, or the first usable one after it; a bad video is tried once."""
+        bad: list[tuple[_Place, Entry]] = []
+        for candidate in chain([slot], self._stream.plan.substitutes(slot)):
+            item = self._try(candidate, bad)
+            if item is not None:
+                item.quarantined = bad
+                return item
+        domain = self._stream.shard_sets[slot.domain]
+        error = UnusableSetError(f"{domain.uri}: no video of domain '{domain.manifest.domain}' can be decoded")
+        error.quarantined = list(dict(bad).values())
+        raise error
 
-    def _try(self, slot: Slot, met: list[tuple[tuple[int, int, int], dict[str, str]]]) -> _Item | None:
-        plan, stream = self._stream.plan, self._stream
+    def _try(self, slot: Slot, bad: list[tuple[_Place, Entry]]) -> _Item | None:
+        """Read the pair at a slot; None if its video is bad, which is added to ``bad``."""
         shard = self._open(slot)
-        index = plan.pair_in_shard(slot)
-        if plan.captions == "all":
-            position, caption = shard.pairs[index]
-        else:
-            position, caption = index, plan.caption_of(slot, index, len(shard.samples[index].captions))
+        position, caption = self._find_pair(slot, shard)
         sample = shard.samples[position]
-        name = f"{stream.shard_sets[slot.domain].manifest.domain}/{sample.video_id}#{caption}"
+        shard_set = self._stream.shard_sets[slot.domain]
+        name = f"{shard_set.manifest.domain}/{sample.video_id}#{caption}"
         place = (slot.domain, slot.shard, position)
-        entry = self._bad.get(place)
-        if entry is None:
-            domain = stream.shard_sets[slot.domain].manifest.domain
-            self._say(f"decoding {domain}/{sample.video_id} (sample {sample.key} of {shard.uri})")
+        if place not in self._bad:
             try:
-                sampling = stream.sampling_of(slot, name)
-                clip = load_clip(shard.video(position), sampling, sample.start, sample.end)
+                clip = self._decode(slot, shard, position, sample, name)
             except VideoError as error:
-                entry = quarantine_entry(stream.shard_sets[slot.domain], slot.shard, sample, str(error))
-                self._bad[place] = entry
-        if entry is not None:
-            met.append((place, entry))
+                self._bad[place] = quarantine_entry(shard_set, slot.shard, sample, str(error))
+        if place in self._bad:
+            bad.append((place, self._bad[place]))
             return None
         repaired = None
         if clip.replaced:
-            manifest = stream.shard_sets[slot.domain].manifest
-            repaired = place, repair_entry(manifest.domain, manifest.shards[slot.shard].name, sample, clip)
+            shard_name = shard_set.manifest.shards[slot.shard].name
+            repaired = place, repair_entry(shard_set.manifest.domain, shard_name, sample, clip)
         return _Item(clip.frames, sample.captions[caption], video_number(*place), name, [], repaired)
+
+    def _find_pair(self, slot: Slot, shard: Shard) -> tuple[int, int]:
+        """Position of the video in its shard, and number of its caption."""
+        plan = self._stream.plan
+        index = plan.pair_in_shard(slot)
+        if plan.captions == "all":
+            return shard.pairs[index]
+        return index, plan.caption_of(slot, index, len(shard.samples[index].captions))
+
+    def _decode(self, slot: Slot, shard: Shard, position: int, sample: Sample, name: str) -> Clip:
+        domain = self._stream.shard_sets[slot.domain].manifest.domain
+        self._note(f"decoding {domain}/{sample.video_id} (sample {sample.key} of {shard.uri})")
+        return load_clip(shard.video(position), self._stream.sampling_of(slot, name), sample.start, sample.end)
 
 
 def video_number(domain: int, shard: int, position: int) -> int:
-    """A number that two pairs share exactly when they show the same video."""
+    """Number a video: two pairs have the same number exactly when they show the same video."""
     return (domain << 48) | (shard << 24) | position
 
 
 def make_loader(stream: PairStream, loader_workers: int, prefetch: int) -> Iterator[Batch]:
-    """Iterate over a rank's batches, joining the parts of its loader workers in stream order.
+    """Iterate over a rank's batches, joining the shares of its loader workers in stream order.
 
     Torch hands out the items of iterable data sets in strict rotation over the workers, so the next ``loader_workers``
-    items are the parts of one batch. Videos are decoded ``prefetch`` batches ahead.
+    items are the shares of one batch. Videos are decoded ``prefetch`` batches ahead.
     """
     stream.plan.check_world(stream.world_size, loader_workers)
-    loader: DataLoader[Any] = DataLoader(
+    loader: DataLoader[Batch | UserError] = DataLoader(
         stream,
         batch_size=None,
         num_workers=loader_workers,
@@ -279,73 +273,12 @@ def make_loader(stream: PairStream, loader_workers: int, prefetch: int) -> Itera
         worker_init_fn=start_loader_worker,
         generator=torch.Generator(),  # or starting to read would move the run's, and a resumed run starts again
     )
-    parts: list[Batch] = []
-    for part in raise_items(name_the_dead(loader, stream.board)):
-        parts.append(part)
-        if len(parts) == max(1, loader_workers):
-            if stream.board:
-                stream.board.awaited = 0
-            yield Batch.concatenate(parts)
-            parts = []
-        elif stream.board:
-            stream.board.awaited = len(parts)
-
-
-def errors_as_items(parts: Iterator[_Part]) -> Iterator[_Part | UserError]:
-    """In a loader process, end with the error as an item: torch would pack a traceback into its message."""
-    try:
-        yield from parts
-    except UserError as error:
-        if get_worker_info() is None:
-            raise
-        yield error
-
-
-def raise_items(parts: Iterable[_Part | UserError]) -> Iterator[_Part]:
-    """Undo `errors_as_items` in the process that reads the loader."""
-    for part in parts:
-        if isinstance(part, UserError):
-            try:
-                raise part
-            finally:
-                del part  # or error and frame hold each other, and the loader's processes live until they are collected
-        yield part
-
-
-def name_the_dead(parts: Iterable[_Part], board: Board | None) -> Iterator[_Part]:
-    """Say what a loader process was doing when it died, which torch does not know.
-
-    Raises:
-        BrokenRunError: a loader process was killed (by the kernel for its memory, or by a fault in native code).
-        UserError: there is no room for a batch on its way, or too many files are open.
-    """
-    try:
-        yield from parts
-    except RuntimeError as error:
-        # One error or two, whether or not torch was waiting: "is killed by signal: ..." and "exited unexpectedly".
-        causes = [match for one in (error.__cause__, error) if (match := _DEAD.match(str(one)))]
-        if not causes:
-            if not _HANDOVER.search(str(error)) or str(error).startswith("Caught "):  # that is the data set's own
-                raise
-            raise handover_error(error) from error
-        dead = causes[0]
-        if "Bus error" in dead[2]:
-            raise handover_error(RuntimeError(dead[0])) from error
-        pids = {int(pid) for pid in dead[1].split(",")}
-        doing = "; ".join(str(one) for one in (board.read() if board else []) if one.pid in pids)
-        how = dead[2].split(". ")[0].rstrip(".")
-        raise BrokenRunError(
-            f"a loader process (pid {dead[1]}) {how}; last it noted: {doing or 'nothing'}. If memory ran out, lower "
-            f"data.loader_workers or data.prefetch; if it is always the same video, take it out of the shards"
-        ) from error
-
-
-def start_loader_worker(_: int) -> None:
-    """What a loader process does first: one thread, and no longer life than the process that started it."""
-    torch.set_num_threads(1)
-    report_lost_batches()
-    if sys.platform == "linux":  # torch's own check runs between batches, so never in a process that hangs
-        parent = os.getppid()
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:
-            os.kill(os.getpid(), signal.SIGKILL)
+    shares: list[Batch] = []
+    for share in raise_items(explain_dead_loaders(loader, stream.activity)):
+        shares.append(share)
+        complete = len(shares) == max(1, loader_workers)
+        if stream.activity:
+            stream.activity.awaited = 0 if complete else len(shares)
+        if complete:
+            yield Batch.concatenate(shares)
+            shares = []

@@ -1,13 +1,12 @@
-"""JSON from strangers: what the standard lets pass and nobody means is refused."""
+"""Parse JSON from strangers; refuse what the standard lets pass and nobody means."""
 
 from __future__ import annotations
 
 import json
 import math
-from typing import Any
 
 
-def loads(text: str) -> Any:
+def loads(text: str) -> object:
     """Parse JSON text.
 
     Raises:
@@ -15,12 +14,13 @@ def loads(text: str) -> Any:
             Infinity, 1e999) or has thousands of digits, or nesting deeper than Python can follow.
     """
     try:
-        return json.loads(text, object_pairs_hook=_object, parse_constant=_number, parse_float=_number)
+        value: object = json.loads(text, object_pairs_hook=_object, parse_constant=_number, parse_float=_number)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    return value
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     value = dict(pairs)
     if len(value) != len(pairs):
         seen: set[str] = set()

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from glscl.data.records import composed
+from glscl.data.records import compose_accents
 from glscl.errors import UserError, did_you_mean
 from glscl.evaluation.embed import Embeddings
 from glscl.system import storage
@@ -151,18 +151,18 @@ def leave_out(embeddings: Embeddings, names: Iterable[str]) -> tuple[Embeddings,
         UserError: no video with a caption would remain.
     """
     listed = list(dict.fromkeys(names))
-    present = {composed(name) for name in embeddings.video_ids}
-    quarantined = {composed(entry["video_id"]) for entry in embeddings.quarantined}
+    present = {compose_accents(name) for name in embeddings.video_ids}
+    quarantined = {compose_accents(entry["video_id"]) for entry in embeddings.quarantined}
     dropped: set[str] = set()
     undecodable: list[str] = []
     unknown: list[str] = []
     for name in listed:
-        spellings = _spellings(composed(name))
+        spellings = _spellings(compose_accents(name))
         matches = [spelling for spelling in spellings if spelling in present]
         dropped.update(matches[:1])
         if not matches:
             (undecodable if quarantined.intersection(spellings) else unknown).append(name)
-    keep = torch.tensor([composed(name) not in dropped for name in embeddings.video_ids], dtype=torch.bool)
+    keep = torch.tensor([compose_accents(name) not in dropped for name in embeddings.video_ids], dtype=torch.bool)
     keep_text = keep[embeddings.text_to_video]
     if not keep_text.any():
         raise UserError(
@@ -170,7 +170,7 @@ def leave_out(embeddings: Embeddings, names: Iterable[str]) -> tuple[Embeddings,
         )
     report = LeakageReport(
         listed=len(listed),
-        left_out=tuple(name for name in embeddings.video_ids if composed(name) in dropped),
+        left_out=tuple(name for name in embeddings.video_ids if compose_accents(name) in dropped),
         undecodable=tuple(undecodable),
         unknown=tuple(unknown),
         texts_left_out=int((~keep_text).sum()),

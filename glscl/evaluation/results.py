@@ -12,7 +12,7 @@ from typing import Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from glscl.data.quarantine import Entry, Part
-from glscl.data.records import share
+from glscl.data.records import describe_share
 from glscl.errors import UserError
 from glscl.evaluation.metrics import Direction
 from glscl.options.mistakes import first_mistake
@@ -202,7 +202,7 @@ class Test(_Section):
     @property
     def share(self) -> str:
         """``16 of 19``: its videos, wherever some are missing."""
-        return share(self.videos, self.videos_of)
+        return describe_share(self.videos, self.videos_of)
 
     def to_json(self) -> dict[str, object]:
         """As ``results.json`` holds it: without the examples' pictures, and without ranks where none were kept."""

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from glscl.data.quarantine import fewest_of, incomplete_in_words
+from glscl.data.quarantine import describe_incomplete, merge_incomplete
 from glscl.data.shards import open_shard_set
 from glscl.errors import UserError
 from glscl.evaluation.metrics import (
@@ -97,13 +97,13 @@ def analyse(study: StudyConfig, cells: Sequence[Cell], finished: Finished) -> di
         for name, panel in panels.items():
             tested.setdefault(name, {})[condition] = next(iter(panel.cells.values()))[0]
     claims = _claims(study, comparisons)
-    missing = fewest_of(result.get("incomplete", []) for _, result in comparable)
+    missing = merge_incomplete(result.get("incomplete", []) for _, result in comparable)
     first = comparable[0][0].config
     return {
         "name": study.name,
         "label": study.label,
         "verdict": f"study={study.name} cells={len(finished)}/{len(cells)} {' '.join(claims[:1])} [{study.label}]"
-        + (f"; incomplete: {incomplete_in_words(missing)}" if missing else ""),
+        + (f"; incomplete: {describe_incomplete(missing)}" if missing else ""),
         "incomplete": missing,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "git_commit": git_commit(),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
-from glscl.data.apart import Named, check_held_out, check_not_trained
+from glscl.data.apart import NamedSet, check_held_out, check_not_trained
 from glscl.data.shards import open_shard_set
 from glscl.data.toy.sets import toy_set, toy_set_address
 from glscl.errors import UserError
@@ -244,18 +244,20 @@ def check_sets(study: StudyConfig, sets: Mapping[str, Sets]) -> list[str]:
     return notes
 
 
-def named_sets(sets: Mapping[str, Sets]) -> tuple[list[Named], list[Named], list[Named]]:
+def named_sets(sets: Mapping[str, Sets]) -> tuple[list[NamedSet], list[NamedSet], list[NamedSet]]:
     """Training, held-out and test sets of all domains, opened.
 
     Raises:
         UserError: one is missing.
     """
-    trained = [Named.open(f"domains.{name}.train", uri) for name, own in sets.items() for uri in own.train]
-    held_out = [Named.open(f"domains.{name}.validation", uri) for name, own in sets.items() for uri in own.validation]
-    tested = [Named.open(f"domains.{name}.test", own.test) for name, own in sets.items() if own.test]
+    trained = [NamedSet.open(f"domains.{name}.train", uri) for name, own in sets.items() for uri in own.train]
+    held_out = [
+        NamedSet.open(f"domains.{name}.validation", uri) for name, own in sets.items() for uri in own.validation
+    ]
+    tested = [NamedSet.open(f"domains.{name}.test", own.test) for name, own in sets.items() if own.test]
     return trained, held_out, tested
 
 
-def domain_of(named: Named) -> str:
+def domain_of(named: NamedSet) -> str:
     """The domain of the configuration that names a set of `named_sets`."""
     return named.key.removeprefix("domains.").rpartition(".")[0]

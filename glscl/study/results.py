@@ -13,7 +13,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from glscl.data.records import share
+from glscl.data.records import describe_share
 from glscl.evaluation.metrics import Direction
 from glscl.evaluation.results import Incomplete, parse
 
@@ -91,7 +91,7 @@ class TestSet(_Section):
     @property
     def share(self) -> str:
         """``16 of 19``: its videos, wherever some are missing."""
-        return share(self.videos, self.videos_of)
+        return describe_share(self.videos, self.videos_of)
 
     @property
     def title(self) -> str:

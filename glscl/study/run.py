@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from glscl.data.quarantine import incomplete_in_words
+from glscl.data.quarantine import describe_incomplete
 from glscl.errors import UserError, one_line
 from glscl.evaluation.saved import CARD, FOLDER
 from glscl.options.strict_yaml import dump_yaml
@@ -227,7 +227,7 @@ def _scores(result: Mapping[str, Any]) -> str:
 
     tests = ", ".join(f"{test['domain']} R@1={test['text_to_video']['R@1']:.1f}" for test in result["tests"])
     scores = tests or f"held-out R@1={result['validation'][SELECTION_METRIC]:.1f}"
-    missing = incomplete_in_words(result["incomplete"])
+    missing = describe_incomplete(result["incomplete"])
     return f"{scores}; incomplete: {missing}" if missing else scores
 
 

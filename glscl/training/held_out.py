@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from glscl.data.activity import Board
+from glscl.data.activity import ActivityTable
 from glscl.data.gallery import Gallery
 from glscl.data.names import distinct_names
 from glscl.data.quarantine import Quarantine
@@ -43,7 +43,7 @@ class HeldOut:
     config: RunConfig
     sampling: FrameSampling
     device: torch.device
-    board: Board
+    activity: ActivityTable
     quarantine: Quarantine
     heartbeats: HeartbeatSender
 
@@ -81,7 +81,7 @@ class HeldOut:
         tokens = partial(tokenize, max_words=self.config.model.max_words)
         videos = split_rows(shard_set.manifest.videos, rank(), world_size())
         size = self.config.evaluation.batch_size
-        gallery = Gallery(shard_set, videos.start, videos.stop, self.sampling, tokens, size, self.board)
+        gallery = Gallery(shard_set, videos.start, videos.stop, self.sampling, tokens, size, self.activity)
         embeddings = embed(model, gallery, self.config.data.loaders, self.device)
         self.heartbeats.report_unusable("validation", embeddings.quarantined)
         return gather_objects(embeddings)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import ray.train
 from torch import distributed
 
-from glscl.data.quarantine import with_sets
+from glscl.data.quarantine import add_missing_sets
 from glscl.data.shards import ShardSet
 from glscl.errors import UserError
 from glscl.system import storage
@@ -46,7 +46,7 @@ def resume(engine: DeepSpeedEngine, config: RunConfig, shard_sets: list[ShardSet
             checkpoint.check_resumable(saved, values, manifests)
             _load(engine, folder, name, saved)
         print_once(f"resumed step={saved.step} from {name}")
-        return replace(fresh, step=saved.step, quarantined=with_sets(saved.quarantined, shard_sets))
+        return replace(fresh, step=saved.step, quarantined=add_missing_sets(saved.quarantined, shard_sets))
     if retention.known():
         raise UserError(f"{config.run_directory}: none of its checkpoints is complete; {ANOTHER}")
     return fresh

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from glscl.data import stream
-from glscl.data.activity import Board
+from glscl.data.activity import ActivityTable
 from glscl.data.augment import ClipAugmentation
 from glscl.data.quarantine import KNOB, Quarantine, UnusableSetError
 from glscl.data.shards import open_shard_set
@@ -110,7 +110,7 @@ def _train(config: RunConfig, token: str, fence: Fence) -> Ending | None:
         torch.cuda.set_device(device)  # collectives of objects travel through the current device
     attempt = broadcast_object(uuid.uuid4().hex[:8])
     limits = Limits(config.data.stall_timeout_s, config.training.hang_timeout_s)
-    boards = Board(config.data.loaders), Board(config.data.loaders)
+    boards = ActivityTable(config.data.loaders), ActivityTable(config.data.loaders)
     checks = rank() == 0 and os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") != "0"
     with ExitStack() as exits:
         heartbeats = HeartbeatSender(KeyValueStore(token), limits, attempt, rank(), boards, checks_preemption=checks)
@@ -138,7 +138,7 @@ class Worker:
         device: torch.device,
         attempt: str,
         heartbeats: HeartbeatSender,
-        boards: tuple[Board, Board],
+        boards: tuple[ActivityTable, ActivityTable],
         fence: Fence,
     ) -> None:
         self.config, self.device, self.attempt = config, device, attempt
@@ -178,7 +178,7 @@ class Worker:
         print_once(f"global batch: {config.training.global_batch} pairs = {batch}")
         self.log_file = open_log(config.run_directory, self.state.step, fence)  # last: `_train` closes it
 
-    def _batches(self, board: Board) -> Iterator[stream.Batch]:
+    def _batches(self, board: ActivityTable) -> Iterator[stream.Batch]:
         data = self.config.data
         pairs = stream.PairStream(
             self.shard_sets,
@@ -189,7 +189,7 @@ class Worker:
             world_size(),
             start_step=self.state.step,
             cache_dir=data.cache_dir,
-            board=board,
+            activity=board,
             augmentation=ClipAugmentation(data.augment, self.config.seed) if data.augment else None,
         )
         return stream.make_loader(pairs, data.loaders, data.prefetch)

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from glscl.data import apart
-from glscl.data.apart import Named, check_held_out, check_not_trained, is_test_split, video_ids
-from glscl.data.build import Origin, build_shards
+from glscl.data.apart import NamedSet, check_held_out, check_not_trained, is_test_split, video_ids
+from glscl.data.build import BuildOptions, Origin, build_shards
 from glscl.data.names import distinct_names
 from glscl.data.records import Record
 from glscl.data.shards import ShardSet, open_shard_set, verify_shards
@@ -33,8 +33,8 @@ def make_set(make_shards: MakeSet, tmp_path: Path) -> MakeSet:
     return make
 
 
-def named(key: str, shard_set: ShardSet) -> list[Named]:
-    return [Named(f"data.{key}", shard_set)]
+def named(key: str, shard_set: ShardSet) -> list[NamedSet]:
+    return [NamedSet(f"data.{key}", shard_set)]
 
 
 def test_shared_videos_are_found_whatever_sets_they_are_in(make_set: MakeSet) -> None:
@@ -125,7 +125,7 @@ def test_ids_are_written_as_the_tars_have_them(tmp_path: Path, make_video: Calla
     records = [Record("a\ud83d", ("text",)), Record("b", ("text",))]
     videos = {record.video_id: str(path) for record in records}
     origin = Origin("toy", "train", "test", 1, ())
-    build_shards(records, videos, str(tmp_path / "out"), origin, samples_per_shard=2, workers=0)
+    build_shards(records, videos, str(tmp_path / "out"), origin, BuildOptions(samples_per_shard=2, workers=0))
     made = open_shard_set(str(tmp_path / "out"))
     assert video_ids(made) == {sample.video_id for sample in apart.Shard(made, 0).samples} == {"a?", "b"}
 

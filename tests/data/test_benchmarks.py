@@ -314,11 +314,10 @@ def test_activitynet_val_2_and_no_id_list(tmp_path: Path) -> None:
 def test_names_and_splits() -> None:
     expected = ["activitynet", "csv", "didemo", "jsonl", "lsmdc", "msrvtt", "msvd", "vatex"]
     assert benchmarks.benchmark_names() == expected
-    assert [name for name in expected if benchmarks.benchmark(name).paragraph] == ["activitynet", "didemo"]
     with pytest.raises(UserError, match=r"unknown benchmark 'msrvt', did you mean 'msrvtt'.*known: activitynet, csv"):
-        benchmarks.benchmark("msrvt")
+        benchmarks.find_benchmark("msrvt")
     with pytest.raises(ValueError, match="two readers are called 'msvd'"):
-        benchmarks.register(benchmarks.benchmark("msvd"))
+        benchmarks.register(benchmarks.find_benchmark("msvd"))
 
 
 def test_unknown_split_lists_the_splits(tmp_path: Path) -> None:

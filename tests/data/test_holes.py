@@ -19,10 +19,10 @@ from glscl.data.build import Encoding
 from glscl.data.gallery import Gallery
 from glscl.data.plan import StreamPlan
 from glscl.data.repairs import describe_repairs
-from glscl.data.shards import ShardSet, describe
+from glscl.data.shards import ShardSet, describe_manifest
 from glscl.data.stream import Batch, PairStream
 from glscl.data.video import FrameSampling, VideoError, limits, load_clip, load_frames, make_copy
-from glscl.data.video.budget import Budget, words
+from glscl.data.video.budget import Budget, describe_error
 from glscl.data.video.index import read_index
 from glscl.training.repairs import FILE, Repairs
 from tests.data.drawn import both, close, draw, level, levels, ramp
@@ -230,7 +230,7 @@ def error(text: str, logged: str | None = None) -> Exception:
     ],
 )
 def test_words_that_can_be_counted_and_printed(problem: Exception, expected: str) -> None:
-    assert words(problem) == expected
+    assert describe_error(problem) == expected
 
 
 # ------------------------------------------------------------------------------------------------------ what is told
@@ -278,9 +278,9 @@ def test_shards_list_what_was_copied_in_part(make_shards: MakeShards) -> None:
     manifest = make_shards(captions=(1,) * 4, bad={1: bad}, encoding=Encoding(48, 5.0)).manifest
     assert manifest.repaired == {"v001": "20 of 40 pictures"}
     assert manifest.rejected == {}
-    assert describe(manifest)["repaired"] == "1 (pictures that do not decode, replaced by the nearest)"
+    assert describe_manifest(manifest)["repaired"] == "1 (pictures that do not decode, replaced by the nearest)"
     whole = make_shards("whole", captions=(1,) * 4, encoding=Encoding(48, 5.0)).manifest
-    assert (whole.repaired, describe(whole)["repaired"]) == ({}, "none")
+    assert (whole.repaired, describe_manifest(whole)["repaired"]) == ({}, "none")
 
 
 def test_the_runs_own_list(tmp_path: Path) -> None:

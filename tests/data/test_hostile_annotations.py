@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from glscl.data import benchmarks
 from glscl.data.benchmarks import msvd, read
 from glscl.errors import UserError
-from stress.fuzz import annotations, mutate
+from stress.fuzz_inputs import make_annotations, mutate
 
-FOLDERS = annotations()
+FOLDERS = make_annotations()
 JSON_READERS = ("msrvtt", "activitynet", "didemo", "vatex")
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glscl.data.benchmarks import read
-from glscl.data.locate import locate_videos, missing_report
+from glscl.data.locate import describe_missing, locate_videos
 from glscl.errors import UserError
 
 
@@ -181,11 +181,11 @@ def test_a_folder_that_may_not_be_read_is_not_taken_for_empty(tmp_path: Path) ->
         (tmp_path / "closed").chmod(0o700)
 
 
-def test_missing_report() -> None:
-    assert missing_report([], 1_200, "/v") == "all 1,200 videos found in /v"
-    assert missing_report(["a", "b"], 1_200, "/v") == "2 of 1,200 videos are not in /v: a, b"
+def test_describe_missing() -> None:
+    assert describe_missing([], 1_200, "/v") == "all 1,200 videos found in /v"
+    assert describe_missing(["a", "b"], 1_200, "/v") == "2 of 1,200 videos are not in /v: a, b"
     ids = [f"id{number}" for number in range(25)]
-    assert missing_report(ids, 30, "/v") == f"25 of 30 videos are not in /v: {', '.join(ids[:20])} and 5 more"
+    assert describe_missing(ids, 30, "/v") == f"25 of 30 videos are not in /v: {', '.join(ids[:20])} and 5 more"
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,12 @@ from glscl.data.quarantine import (
     FILE,
     Entry,
     Quarantine,
-    fewest_of,
-    incomplete,
-    incomplete_in_words,
+    add_missing_sets,
+    describe_incomplete,
+    find_incomplete,
+    merge_incomplete,
     quarantine_entry,
     read_quarantine,
-    with_sets,
 )
 from glscl.data.shards import Shard, ShardSet
 
@@ -97,28 +97,28 @@ def test_entries_of_old_checkpoints_are_completed(make_shards: MakeShards) -> No
     one, two = make_shards("one", captions=[1] * 5), make_shards("two", captions=[1] * 5)
     new = {"part": "train", **entries(two, 3)[0]}
     old = {key: new[key] for key in ("domain", "shard", "key", "video_id", "reason")}
-    assert with_sets([old, new], [one, two]) == [new, new]
-    assert Quarantine(None, 0.0, "knob", with_sets([old, new], [one, two])).entries == [new]
+    assert add_missing_sets([old, new], [one, two]) == [new, new]
+    assert Quarantine(None, 0.0, "knob", add_missing_sets([old, new], [one, two])).entries == [new]
 
 
 def test_what_results_say_of_a_set(make_shards: MakeShards) -> None:
     shards = make_shards(captions=[1] * 10)
-    assert incomplete("test", shards, []) is None
+    assert find_incomplete("test", shards, []) is None
     bad = [*entries(shards, 0, 1), *entries(shards, 2, reason="empty file")]
-    found = incomplete("test", shards, bad)
+    found = find_incomplete("test", shards, bad)
     assert found == {
         "part": "test", "domain": "toy", "split": "train", "shards": shards.uri, "videos": 7, "of": 10,
         "reasons": "2 x torn, 1 x empty file",
     }  # fmt: skip
     rejected = shards.manifest.model_copy(update={"rejected": {"x": "no file", "y": "torn"}})
-    built = incomplete("validation", ShardSet(shards.uri, rejected), bad)
+    built = find_incomplete("validation", ShardSet(shards.uri, rejected), bad)
     assert built is not None
     assert (built["videos"], built["of"], built["reasons"]) == (7, 12, "3 x torn, 1 x empty file, 1 x no file")
-    assert incomplete_in_words([found, built]) == (
+    assert describe_incomplete([found, built]) == (
         "test set toy/train 7 of 10 videos, held-out set toy/train 7 of 12 videos"
     )
     better = found | {"videos": 9}
-    assert fewest_of([[built], [better], [found], []]) == [found, built]
+    assert merge_incomplete([[built], [better], [found], []]) == [found, built]
 
 
 def test_names_that_json_lines_must_not_break(make_shards: MakeShards, tmp_path: Path) -> None:

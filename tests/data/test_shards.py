@@ -9,7 +9,7 @@ import io
 import json
 import shutil
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,11 @@ import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glscl.data.build import Encoding, Origin, build_shards
+from glscl.data.build import BuildOptions, Encoding, Origin, build_shards
 from glscl.data.limits import VideoError
 from glscl.data.quarantine import read_quarantine
 from glscl.data.records import Record
-from glscl.data.shards import Manifest, Shard, ShardSet, describe, open_shard_set, verify_shards
+from glscl.data.shards import Manifest, Shard, ShardSet, describe_manifest, open_shard_set, verify_shards
 from glscl.errors import UserError
 from glscl.system import storage
 
@@ -108,7 +108,7 @@ def test_what_is_written_is_read_back(make_shards: MakeShards, make_video: Calla
         (f"v{n:03d}", tuple(f"v{n:03d} text {i}" for i in range(counts[n])), make_video(seed=n)) for n in range(7)
     ]
     assert verify_shards(shard_set.uri) == []
-    told = describe(manifest)
+    told = describe_manifest(manifest)
     assert told["pairs"] == "13 (1.86 captions per video)"
     assert told["rejected"] == "none"
 
@@ -121,7 +121,13 @@ def test_everything_a_record_says_survives(tmp_path: Path, make_video: Callable[
         Record("half \ud83d of a pair", ("half \ud83d of a pair",)),  # cannot be written as UTF-8
     ]
     videos = dict.fromkeys((record.video_id for record in records), str(tmp_path / "clip.avi"))
-    build_shards(records, videos, str(tmp_path / "set"), ORIGIN, samples_per_shard=10, workers=0)
+    build_shards(
+        records,
+        videos,
+        str(tmp_path / "set"),
+        ORIGIN,
+        BuildOptions(samples_per_shard=10, workers=0, max_bad_fraction=1.0),
+    )
     shard = Shard(open_shard_set(str(tmp_path / "set")), 0)
     samples = {sample.video_id: sample for sample in shard.samples}
     first = samples["../../etc/passwd"]
@@ -164,9 +170,9 @@ def test_a_build_is_bounded(make_video: Callable[..., bytes], tmp_path: Path) ->
         Path(path).write_bytes(b"" if n in (2, 3) else make_video(seed=n))
     output = str(tmp_path / "set")
 
-    def build(limit: float, **more: Any) -> Manifest:
-        chosen = {"samples_per_shard": 2, "seed": None, "workers": 0, "max_bad_fraction": limit} | more
-        return build_shards(records, videos, output, ORIGIN, **chosen)
+    def build(limit: float, missing: Sequence[str] = (), **more: Any) -> Manifest:
+        chosen = {"samples_per_shard": 2, "shuffle": False, "workers": 0, "max_bad_fraction": limit} | more
+        return build_shards(records, videos, output, ORIGIN, BuildOptions(**chosen), missing=missing)
 
     with pytest.raises(UserError) as caught:
         build(0.1)
@@ -180,7 +186,7 @@ def test_a_build_is_bounded(make_video: Callable[..., bytes], tmp_path: Path) ->
     assert not (tmp_path / "set" / "manifest.json").exists()
     manifest = build(0.2, missing=["gone"])  # missing files are the word of --allow-missing
     assert manifest.share() == "8 of 11"
-    assert describe(manifest)["videos"] == "8 of 11"
+    assert describe_manifest(manifest)["videos"] == "8 of 11"
     assert read_quarantine(output) == []
 
 
@@ -254,7 +260,7 @@ def test_reencoding(make_shards: MakeShards, make_video: Callable[..., bytes]) -
     assert list(manifest.rejected) == ["v004", "v005", "v006"]
     assert manifest.rejected["v005"] == "empty file"
     assert all(reason.startswith("undecodable") for reason in (manifest.rejected["v004"], manifest.rejected["v006"]))
-    assert "1 x empty file" in describe(manifest)["rejected"]
+    assert "1 x empty file" in describe_manifest(manifest)["rejected"]
     assert verify_shards(shard_set.uri) == []
     for _, _, data in contents(shard_set):
         with av.open(io.BytesIO(data)) as container:
@@ -269,7 +275,13 @@ def test_videos_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"own: none of 2 videos could be read: .*1 x unreadable file \(FileNotFoundErr"
     ):
-        build_shards(records, videos, str(tmp_path / "set"), ORIGIN, samples_per_shard=1, workers=0)
+        build_shards(
+            records,
+            videos,
+            str(tmp_path / "set"),
+            ORIGIN,
+            BuildOptions(samples_per_shard=1, workers=0, max_bad_fraction=1.0),
+        )
     assert not (tmp_path / "set" / "manifest.json").exists()
 
 
@@ -277,16 +289,17 @@ def test_missing_videos_are_listed(tmp_path: Path, make_video: Callable[..., byt
     (tmp_path / "a.mp4").write_bytes(make_video())
     videos = {"a": str(tmp_path / "a.mp4")}
     output = str(tmp_path / "set")
-    manifest = build_shards(
-        [Record("a", ("x",))], videos, output, ORIGIN, samples_per_shard=4, workers=0, missing=["b"]
-    )
+    options = BuildOptions(samples_per_shard=4, workers=0)
+    manifest = build_shards([Record("a", ("x",))], videos, output, ORIGIN, options, missing=["b"])
     assert manifest.rejected == {"b": "no file"}
     assert open_shard_set(output).manifest == manifest
 
 
 def test_building_refuses(tmp_path: Path, make_shards: MakeShards) -> None:
     with pytest.raises(UserError, match="domain 'own' split 'train' is empty: nothing to write"):
-        build_shards([], {}, str(tmp_path / "set"), ORIGIN, samples_per_shard=1, workers=0)
+        build_shards(
+            [], {}, str(tmp_path / "set"), ORIGIN, BuildOptions(samples_per_shard=1, workers=0, max_bad_fraction=1.0)
+        )
     with pytest.raises(UserError, match="--samples-per-shard is 0"):
         make_shards(per_shard=0)
     make_shards()
@@ -299,13 +312,25 @@ def test_overwriting_leaves_nothing_of_the_old_set(tmp_path: Path, make_video: C
     records = [Record(str(n), ("x",)) for n in range(6)]
     videos = {record.video_id: str(tmp_path / "a.mp4") for record in records}
     output = str(tmp_path / "set")
-    build_shards(records, videos, output, ORIGIN, samples_per_shard=1, workers=0)
-    build_shards(records, videos, output, ORIGIN, samples_per_shard=4, workers=0, overwrite=True)
+    build_shards(records, videos, output, ORIGIN, BuildOptions(samples_per_shard=1, workers=0, max_bad_fraction=1.0))
+    build_shards(
+        records,
+        videos,
+        output,
+        ORIGIN,
+        BuildOptions(samples_per_shard=4, workers=0, overwrite=True, max_bad_fraction=1.0),
+    )
     assert storage.list_names(output) == ["manifest.json", "shard-000000.tar", "shard-000001.tar"]
     assert verify_shards(output) == []
     broken = dict.fromkeys(videos, str(tmp_path / "gone.mp4"))
     with pytest.raises(UserError, match="none of 6"):
-        build_shards(records, broken, output, ORIGIN, samples_per_shard=4, workers=0, overwrite=True)
+        build_shards(
+            records,
+            broken,
+            output,
+            ORIGIN,
+            BuildOptions(samples_per_shard=4, workers=0, overwrite=True, max_bad_fraction=1.0),
+        )
     with pytest.raises(UserError, match=r"manifest\.json: no such file"):  # never an old manifest over new tars
         open_shard_set(output)
 

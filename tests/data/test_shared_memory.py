@@ -15,10 +15,11 @@ from torch import Tensor
 
 from glscl.data import gallery, shared_memory, stream
 from glscl.data.gallery import Gallery
+from glscl.data.loader import explain_dead_loaders
 from glscl.data.plan import StreamPlan
 from glscl.data.shards import ShardSet
 from glscl.data.shared_memory import check_room, gallery_bytes, handover_error, stream_bytes
-from glscl.data.stream import PairStream, make_loader, name_the_dead
+from glscl.data.stream import PairStream, make_loader
 from glscl.data.video import FrameSampling
 from glscl.errors import UserError
 
@@ -101,7 +102,7 @@ def test_an_error_of_the_data_keeps_its_own_words() -> None:
         raise RuntimeError("Caught RuntimeError in DataLoader worker process 0. No space left in somebody's head")
 
     with pytest.raises(RuntimeError, match=r"^Caught .* head$"):
-        list(name_the_dead(parts(), None))
+        list(explain_dead_loaders(parts(), None))
 
 
 def test_what_batches_need() -> None:

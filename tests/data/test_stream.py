@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 import glscl.data.stream as module
-from glscl.data.activity import Board
+from glscl.data import loader as loaders
+from glscl.data.activity import ActivityTable
 from glscl.data.plan import StreamPlan
 from glscl.data.quarantine import UnusableSetError
 from glscl.data.shards import Shard, ShardSet
@@ -378,13 +379,13 @@ def test_a_loader_process_that_dies_is_named_with_its_video(
 
     def fault(data: bytes, *rest: Any) -> Clip:
         worker = torch.utils.data.get_worker_info()
-        if worker is not None and worker.id == 1 and (board.read()[1].what.split()[1] in victims[8:]):
+        if worker is not None and worker.id == 1 and (table.read()[1].what.split()[1] in victims[8:]):
             os.kill(os.getpid(), signal.SIGSEGV)
         return load_clip(data, *rest)
 
     monkeypatch.setattr(module, "load_clip", fault)
-    board = Board(2)
-    stream = PairStream([shards], plan, SAMPLING, tokenize, 0, 1, board=board)
+    table = ActivityTable(2)
+    stream = PairStream([shards], plan, SAMPLING, tokenize, 0, 1, activity=table)
     with pytest.raises(BrokenRunError, match=r"a loader process \(pid \d+\)") as error:
         list(islice(make_loader(stream, 2, prefetch=2), 4))
     assert "loader worker 1 (pid" in str(error.value)
@@ -402,15 +403,15 @@ def test_a_loader_process_that_hangs_can_be_read(make_shards: MakeShards, monkey
         raise AssertionError
 
     monkeypatch.setattr(module, "load_clip", hang)
-    board = Board(1)
-    stream = PairStream([shards], plan_of([shards]), SAMPLING, tokenize, 0, 1, board=board)
+    table = ActivityTable(1)
+    stream = PairStream([shards], plan_of([shards]), SAMPLING, tokenize, 0, 1, activity=table)
     parts = iter(
         torch.utils.data.DataLoader(
-            stream, batch_size=None, num_workers=1, worker_init_fn=module.start_loader_worker, timeout=0
+            stream, batch_size=None, num_workers=1, worker_init_fn=loaders.start_loader_worker, timeout=0
         )
     )
     assert began.wait(60)
-    busy = board.longest()
+    busy = table.longest()
     assert busy is not None
     assert busy.what.startswith("decoding toy/v")
     os.kill(busy.pid, signal.SIGKILL)
@@ -419,7 +420,7 @@ def test_a_loader_process_that_hangs_can_be_read(make_shards: MakeShards, monkey
 
 
 class Notes:
-    """A board that keeps every note."""
+    """An activity table that keeps every note."""
 
     workers = 0
 
@@ -437,7 +438,7 @@ def test_what_a_reading_process_notes(make_shards: MakeShards) -> None:
     shards = make_shards(captions=[1] * 4, per_shard=2)
     notes: Any = Notes()
     stream = PairStream(
-        [shards], plan_of([shards], global_batch=4, virtual_streams=1), SAMPLING, tokenize, 0, 1, board=notes
+        [shards], plan_of([shards], global_batch=4, virtual_streams=1), SAMPLING, tokenize, 0, 1, activity=notes
     )
     batches = make_loader(stream, 0, 1)
     names = next(batches).names
@@ -468,7 +469,7 @@ def test_a_bad_video_is_decoded_once(make_shards: MakeShards, monkeypatch: pytes
 def test_parts_of_loader_workers_are_joined_in_order(make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch) -> None:
     """And whoever looks in knows whose part is awaited; prefetching and the generator are as asked."""
     shards = make_shards(captions=[1] * 16, per_shard=4)
-    board, seen, given = Board(2), [], {}
+    table, seen, given = ActivityTable(2), [], {}
 
     def part(number: int) -> Batch:
         row = torch.full((1, 1), number)
@@ -477,11 +478,11 @@ def test_parts_of_loader_workers_are_joined_in_order(make_shards: MakeShards, mo
     def fake(stream: PairStream, **options: Any) -> Iterator[Batch]:
         given.update(options)
         for number in range(4):
-            seen.append(board.awaited)
+            seen.append(table.awaited)
             yield part(number)
 
     monkeypatch.setattr(module, "DataLoader", fake)
-    stream = PairStream([shards], plan_of([shards]), SAMPLING, tokenize, 0, 1, board=board)
+    stream = PairStream([shards], plan_of([shards]), SAMPLING, tokenize, 0, 1, activity=table)
     batches = list(make_loader(stream, 2, prefetch=3))
     assert [batch.names for batch in batches] == [["0", "1"], ["2", "3"]]
     assert [batch.truncated for batch in batches] == [1, 5]
@@ -489,7 +490,7 @@ def test_parts_of_loader_workers_are_joined_in_order(make_shards: MakeShards, mo
     assert [batch.video_ids.tolist() for batch in batches] == [[0, 1], [2, 3]]
     assert seen == [0, 1, 0, 1]
     assert (given["batch_size"], given["num_workers"], given["prefetch_factor"]) == (None, 2, 3)
-    assert given["worker_init_fn"] is module.start_loader_worker
+    assert given["worker_init_fn"] is loaders.start_loader_worker
     list(make_loader(stream, 0, prefetch=3))
     assert given["prefetch_factor"] is None  # torch refuses it without processes
 
@@ -510,11 +511,11 @@ def test_which_errors_of_a_loader_mean_a_death() -> None:
         yield 1
         raise RuntimeError(message)
 
-    board = Board(2)
-    board.note(1, "decoding toy/a")
+    table = ActivityTable(2)
+    table.note(1, "decoding toy/a")
     killed = f"DataLoader worker (pid(s) 7, {os.getpid()}) exited unexpectedly. Details follow"
     with pytest.raises(BrokenRunError) as error:
-        list(module.name_the_dead(failing(killed), board))
+        list(loaders.explain_dead_loaders(failing(killed), table))
     said = str(error.value)
     assert said.startswith(
         f"a loader process (pid 7, {os.getpid()}) exited unexpectedly; last it noted: loader worker 1 "
@@ -522,16 +523,16 @@ def test_which_errors_of_a_loader_mean_a_death() -> None:
     assert "decoding toy/a" in said
     assert "lower data.loader_workers or data.prefetch; if it is always the same video, take it out" in said
     with pytest.raises(BrokenRunError, match="last it noted: nothing"):
-        list(module.name_the_dead(failing("DataLoader worker (pid 7) is killed by signal: Killed."), None))
+        list(loaders.explain_dead_loaders(failing("DataLoader worker (pid 7) is killed by signal: Killed."), None))
     with pytest.raises(RuntimeError, match="another"):
-        list(module.name_the_dead(failing("another DataLoader worker (pid 7) died"), board))
+        list(loaders.explain_dead_loaders(failing("another DataLoader worker (pid 7) died"), table))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl")
 def test_a_loader_process_has_one_thread_and_no_longer_life_than_its_parent() -> None:
     def check(answer: Any) -> None:
         torch.set_num_threads(2)
-        module.start_loader_worker(0)
+        loaders.start_loader_worker(0)
         death = ctypes.c_int()
         ctypes.CDLL(None).prctl(2, ctypes.byref(death), 0, 0, 0)  # PR_GET_PDEATHSIG
         answer.send((torch.get_num_threads(), death.value))

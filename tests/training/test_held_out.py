@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import distributed
 
-from glscl.data.activity import Board
+from glscl.data.activity import ActivityTable
 from glscl.data.quarantine import Quarantine, read_quarantine
 from glscl.data.shards import ShardSet
 from glscl.data.video import FrameSampling
@@ -58,7 +58,7 @@ def test_every_held_out_set_is_listed_and_bounded(make_shards: Callable[..., Sha
     def score(folder: str, limit: float, config: RunConfig) -> dict[str, float]:
         quarantine = Quarantine(folder, limit, "data.max_bad_fraction")
         sampling = FrameSampling(2, 1.0, 32)
-        return HeldOut(config, sampling, torch.device("cpu"), Board(0), quarantine, told).score(model)
+        return HeldOut(config, sampling, torch.device("cpu"), ActivityTable(0), quarantine, told).score(model)
 
     strict, loose = str(tmp_path / "strict"), str(tmp_path / "loose")
     with pytest.raises(RunStoppedError) as caught:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from glscl.data.activity import Board
+from glscl.data.activity import ActivityTable
 from glscl.training.health.consensus import StepRequest
 from glscl.training.health.heartbeat import Heartbeat, HeartbeatSender, Limits, Phase
 from glscl.training.health.watchdog import Watchdog, diagnose
@@ -83,7 +83,7 @@ def test_a_collective_in_which_all_hang() -> None:
 def test_orders_travel_from_the_driver_to_the_ranks_of_that_attempt_alone() -> None:
     store, now, ended = Store(), [0.0], list[str]()
     watchdog = Watchdog(store, LIMITS, clock=lambda: now[0])
-    first, second = (HeartbeatSender(store, LIMITS, "a", rank, [Board(0)], end=ended.append) for rank in (0, 1))
+    first, second = (HeartbeatSender(store, LIMITS, "a", rank, [ActivityTable(0)], end=ended.append) for rank in (0, 1))
     for sender in (first, second):
         sender.beat()
     assert watchdog.poll() is None
@@ -105,7 +105,9 @@ def test_orders_travel_from_the_driver_to_the_ranks_of_that_attempt_alone() -> N
     assert ended == [failure]
     assert watchdog.failure() == failure
 
-    third = HeartbeatSender(store, LIMITS, "b", 0, [Board(0)], end=ended.append)  # after the restart, with one worker
+    third = HeartbeatSender(
+        store, LIMITS, "b", 0, [ActivityTable(0)], end=ended.append
+    )  # after the restart, with one worker
     third.beat()
     assert watchdog.poll() is None
     third.beat()
@@ -118,7 +120,7 @@ def test_a_rank_that_cannot_speak_ends_with_the_reason(monkeypatch: pytest.Monke
     """Its thread would die unheard, and the driver take that for a hang."""
     said: list[str] = []
     failures = [OSError("away for a moment"), ValueError("no such key")]
-    sender = HeartbeatSender(Store(), Limits(0.01, 0.01), "a", 3, [Board(0)], end=said.append)
+    sender = HeartbeatSender(Store(), Limits(0.01, 0.01), "a", 3, [ActivityTable(0)], end=said.append)
 
     def fail() -> None:
         raise failures.pop(0)
@@ -129,8 +131,8 @@ def test_a_rank_that_cannot_speak_ends_with_the_reason(monkeypatch: pytest.Monke
 
 
 def test_a_rank_that_waits_for_a_batch_says_whose() -> None:
-    store, board = Store(), Board(2)
-    sender = HeartbeatSender(store, LIMITS, "a", 0, [board, Board(2)])
+    store, board = Store(), ActivityTable(2)
+    sender = HeartbeatSender(store, LIMITS, "a", 0, [board, ActivityTable(2)])
 
     def reading() -> str:
         sender.beat()
@@ -166,7 +168,9 @@ def test_videos_found_unusable_reach_the_driver_at_once() -> None:
     store = Store()
     watchdog = Watchdog(store, LIMITS)
     assert watchdog.unusable_videos() == []
-    ranks = [HeartbeatSender(store, LIMITS, attempt, rank, [Board(0)]) for attempt in ("a", "b") for rank in range(2)]
+    ranks = [
+        HeartbeatSender(store, LIMITS, attempt, rank, [ActivityTable(0)]) for attempt in ("a", "b") for rank in range(2)
+    ]
     for number, sender in enumerate(ranks):
         sender.report_unusable("train", [])
         sender.report_unusable("train", [{"video_id": f"v{number}"}])

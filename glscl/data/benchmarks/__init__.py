@@ -14,7 +14,7 @@ from glscl.data.records import id_problem
 from glscl.errors import UserError, did_you_mean
 from glscl.system import storage
 
-__all__ = ["Benchmark", "ReadResult", "benchmark", "benchmark_names", "read", "register"]
+__all__ = ["Benchmark", "ReadResult", "benchmark_names", "find_benchmark", "read", "register"]
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
@@ -25,11 +25,11 @@ def benchmark_names() -> list[str]:
     return sorted(READERS)
 
 
-def benchmark(name: str) -> Benchmark:
+def find_benchmark(name: str) -> Benchmark:
     """Return the reader of that name.
 
     Raises:
-        UserError: there is none.
+        UserError: no reader has that name.
     """
     if name not in READERS:
         known = benchmark_names()
@@ -41,14 +41,14 @@ def read(name: str, annotations: str, split: str) -> ReadResult:
     """Read one split of a data set from its annotation files.
 
     Args:
-        name: name of the reader.
+        name: of the reader.
         annotations: local path or ``s3://`` URI of the folder (``jsonl`` and ``csv``: of the folder or the file).
         split: one of the reader's splits.
 
     Raises:
         UserError: unknown name or split, folder or file missing, malformed file, no record in the split.
     """
-    reader = benchmark(name)
+    reader = find_benchmark(name)
     if reader.splits and split not in reader.splits:
         hint = did_you_mean(split, reader.splits)
         raise UserError(f"{name} has no split '{split}'{hint}; its splits are {', '.join(reader.splits)}")

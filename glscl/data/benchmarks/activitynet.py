@@ -10,9 +10,9 @@ from glscl.data.benchmarks.base import (
     Benchmark,
     ReadResult,
     expect,
-    member,
-    number,
-    paragraph,
+    get_member,
+    join_sentences,
+    read_seconds,
     register,
     restrict,
 )
@@ -30,8 +30,8 @@ def read_activitynet(folder: str, split: str) -> ReadResult:
     for video_id, entry in files.json(name, dict).items():
         where = f"{files.path(name)}, '{video_id}'"
         video = expect(entry, dict, where)
-        text = paragraph(member(video, "sentences", list, where), where)
-        records[video_id] = Record(video_id, (text,), duration=number(video, "duration", where))
+        text = join_sentences(get_member(video, "sentences", list, where), where)
+        records[video_id] = Record(video_id, (text,), duration=read_seconds(video, "duration", where))
     listed = ID_LISTS[split]
     if not files.has(listed):
         return files.result(list(records.values()), [f"no {listed}: every annotated video is taken"])
@@ -39,4 +39,4 @@ def read_activitynet(folder: str, split: str) -> ReadResult:
     return files.result(*restrict(records, ids, listed, whole=True))
 
 
-register(Benchmark("activitynet", tuple(ID_LISTS), True, read_activitynet, VERSION))
+register(Benchmark("activitynet", tuple(ID_LISTS), read_activitynet, VERSION))

@@ -1,4 +1,4 @@
-"""What every reader of annotation files is made of: the registry, the annotation folder, and its checks."""
+"""The registry of readers, the annotation folder, and the checks that readers share."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from glscl.data import strict_json
 from glscl.data.records import MOST_SECONDS, Record
@@ -17,7 +17,7 @@ T = TypeVar("T")
 FLAG = "--annotations"
 MAX_BYTES = 2 << 30
 MAX_CAPTION = 1_000_000
-"""Characters of the longest caption (a tokenizer reads the first hundred or so)."""
+"""Most characters of a caption (a tokenizer reads the first hundred or so)."""
 LISTED = 20  # ids that a note or a report names before it only counts
 
 
@@ -42,15 +42,13 @@ class Benchmark:
 
     Attributes:
         name: what users write.
-        splits: the splits of the protocol; empty where the files themselves say which there are.
-        paragraph: True where all sentences of a video are one text (paragraph-to-video retrieval).
+        splits: the splits of the protocol; empty where the files themselves name them.
         read: annotation folder and split -> records, unchecked; call ``glscl.data.benchmarks.read`` instead.
         version: raised whenever the same files would give other records.
     """
 
     name: str
     splits: tuple[str, ...]
-    paragraph: bool
     read: Callable[[str, str], ReadResult]
     version: int
 
@@ -67,7 +65,7 @@ def register(benchmark: Benchmark) -> None:
 
 @dataclass(slots=True)
 class Annotations:
-    """An annotation folder (local or ``s3://``) that remembers which of its files were read."""
+    """An annotation folder (local or ``s3://``) and the files of it that were read."""
 
     folder: str
     sources: list[str] = field(default_factory=list)
@@ -81,10 +79,10 @@ class Annotations:
         return storage.exists(self.path(name))
 
     def first(self, *names: str) -> str:
-        """Return the first of several alternative file names that is there.
+        """Return the first of several alternative file names that the folder holds.
 
         Raises:
-            UserError: none is.
+            UserError: it holds none of them.
         """
         for name in names:
             if self.has(name):
@@ -95,7 +93,7 @@ class Annotations:
         """Read one file.
 
         Raises:
-            UserError: it is not there or is a folder.
+            UserError: it does not exist or is a folder.
         """
         path = self.path(name)
         try:
@@ -115,7 +113,7 @@ class Annotations:
         """Read one UTF-8 file, with or without a byte order mark.
 
         Raises:
-            UserError: it is not there or is not UTF-8.
+            UserError: it does not exist or is not UTF-8.
         """
         data = self.raw(name)
         try:
@@ -128,7 +126,7 @@ class Annotations:
         """Read one JSON file whose outermost value is a ``kind``.
 
         Raises:
-            UserError: it is not there, is not JSON or holds something else.
+            UserError: it does not exist, is not JSON or holds something else.
         """
         return expect(parse_json(self.text(name), self.path(name)), kind, self.path(name))
 
@@ -171,11 +169,11 @@ class Annotations:
             raise UserError(f"{path}, line {reader.line_num}: not valid CSV ({error})") from None
 
     def result(self, records: list[Record], notes: Iterable[str] = ()) -> ReadResult:
-        """Close the reading."""
+        """Put the records together with the files that they came from."""
         return ReadResult(records, list(self.sources), list(notes))
 
 
-def parse_json(text: str, where: str) -> Any:
+def parse_json(text: str, where: str) -> object:
     """Parse JSON text.
 
     Raises:
@@ -201,30 +199,30 @@ def expect(value: object, kind: type[T], where: str) -> T:
 _NAMES: dict[type, str] = {dict: "an object {...}", list: "a list [...]", str: "a text"}
 
 
-def member(row: Mapping[str, object], key: str, kind: type[T], where: str) -> T:
-    """Return ``row[key]`` if it is there and is a ``kind``.
+def get_member(row: Mapping[str, object], key: str, kind: type[T], where: str) -> T:
+    """Return ``row[key]`` if it is a ``kind``.
 
     Raises:
-        UserError: it is not.
+        UserError: it is missing or something else.
     """
     if key not in row:
         raise UserError(f"{where}: '{key}' is missing")
     return expect(row[key], kind, f"{where}, '{key}'")
 
 
-def number(row: Mapping[str, object], key: str, where: str) -> float:
+def read_seconds(row: Mapping[str, object], key: str, where: str) -> float:
     """Return ``row[key]`` as a number of seconds.
 
     Raises:
         UserError: it is missing or no such number.
     """
-    value: object = member(row, key, object, where)
+    value: object = get_member(row, key, object, where)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MOST_SECONDS:
         raise UserError(f"{where}, '{key}': expected seconds (a number from 0 up), found {str(value)[:40]}")
     return float(value)
 
 
-def caption(text: object, where: str) -> str:
+def check_caption(text: object, where: str) -> str:
     """Return a caption without surrounding white space.
 
     Raises:
@@ -242,13 +240,13 @@ def caption(text: object, where: str) -> str:
     return stripped
 
 
-def paragraph(sentences: list[Any], where: str) -> str:
+def join_sentences(sentences: Iterable[object], where: str) -> str:
     """Join sentences, each stripped, by single spaces; empty ones are left out.
 
     Raises:
         UserError: no sentence is left, or one is no text.
     """
-    return caption(" ".join(filter(None, (expect(s, str, where).strip() for s in sentences))), where)
+    return check_caption(" ".join(filter(None, (expect(s, str, where).strip() for s in sentences))), where)
 
 
 def restrict(
@@ -258,7 +256,7 @@ def restrict(
 
     Args:
         records: by id.
-        ids: the protocol's.
+        ids: in the protocol's order.
         list_name: file of the ids, for the notes.
         whole: the list is meant to name every record, so that one it does not name is worth a note.
 
@@ -268,13 +266,13 @@ def restrict(
     wanted = dict.fromkeys(ids)
     notes = []
     if bare := [video_id for video_id in wanted if video_id not in records]:
-        notes.append(f"{len(bare)} ids of {list_name} have no annotation and are left out: {listing(bare)}")
+        notes.append(f"{len(bare)} ids of {list_name} have no annotation and are left out: {list_ids(bare)}")
     if whole and (extra := [video_id for video_id in records if video_id not in wanted]):
-        notes.append(f"{len(extra)} annotated videos are not in {list_name} and are left out: {listing(extra)}")
+        notes.append(f"{len(extra)} annotated videos are not in {list_name} and are left out: {list_ids(extra)}")
     return [records[video_id] for video_id in wanted if video_id in records], notes
 
 
-def listing(ids: list[str]) -> str:
+def list_ids(ids: list[str]) -> str:
     """Name the first ids and count the rest."""
     shown = ", ".join(ids[:LISTED])
     return f"{shown} and {len(ids) - LISTED} more" if len(ids) > LISTED else shown

@@ -7,7 +7,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from glscl.data.benchmarks.base import Annotations, Benchmark, ReadResult, expect, member, paragraph, register, restrict
+from glscl.data.benchmarks.base import (
+    Annotations,
+    Benchmark,
+    ReadResult,
+    expect,
+    get_member,
+    join_sentences,
+    register,
+    restrict,
+)
 from glscl.data.records import Record
 
 VERSION = 1
@@ -28,9 +37,9 @@ def read_didemo(folder: str, split: str) -> ReadResult:
     for index, entry in enumerate(files.json(name, list)):
         where = f"{path}, [{index}]"
         row = expect(entry, dict, where)
-        descriptions[member(row, "video", str, where)].append(member(row, "description", str, where))
+        descriptions[get_member(row, "video", str, where)].append(get_member(row, "description", str, where))
     records = {
-        video_id: Record(video_id, (paragraph(texts, f"{path}, '{video_id}'"),), end=ANNOTATED_SECONDS)
+        video_id: Record(video_id, (join_sentences(texts, f"{path}, '{video_id}'"),), end=ANNOTATED_SECONDS)
         for video_id, texts in descriptions.items()
     }
     listed = f"{split}_list.txt"
@@ -39,4 +48,4 @@ def read_didemo(folder: str, split: str) -> ReadResult:
     return files.result(*restrict(records, files.ids(listed), listed, whole=True))
 
 
-register(Benchmark("didemo", SPLITS, True, read_didemo, VERSION))
+register(Benchmark("didemo", SPLITS, read_didemo, VERSION))

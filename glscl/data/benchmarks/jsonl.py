@@ -1,4 +1,4 @@
-"""Anybody's own videos, as JSON lines or CSV, in UTF-8.
+"""A user's own videos, described in JSON lines or CSV, in UTF-8.
 
 A row has ``video_id`` (the file's name without extension) or ``video`` (its path under the video folder), and
 ``caption`` or ``captions``; ``start``, ``end``, ``duration`` (seconds) and ``attributes`` are optional. In CSV,
@@ -10,19 +10,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from glscl.data.benchmarks.base import (
     FLAG,
     Annotations,
     Benchmark,
     ReadResult,
-    caption,
+    check_caption,
     expect,
-    listing,
-    member,
-    number,
+    get_member,
+    list_ids,
     parse_json,
+    read_seconds,
     register,
 )
 from glscl.data.records import Record
@@ -36,18 +35,8 @@ SECONDS = ("start", "end", "duration")
 
 def read_rows(kind: str, address: str, split: str) -> ReadResult:
     """Read ``<folder>/<split>.jsonl`` (or ``.csv``), or the file itself where the address ends in that extension."""
-    folder, name = address, f"{split}.{kind}"
-    if address.lower().endswith(f".{kind}"):
-        folder, _, name = storage.resolve(address).rpartition("/")
-        folder = folder or "/"
-    files = Annotations(folder)
-    if not files.has(name):
-        names = storage.list_names(folder)
-        splits = [known.removesuffix(f".{kind}") for known in names if known.endswith(f".{kind}")]
-        found = f"its splits are {', '.join(splits)}" if splits else f"{FLAG} names a folder of <split>.{kind} files"
-        raise UserError(f"{files.path(name)}: no such file{did_you_mean(split, splits)}; {found}")
-
-    videos: dict[str, tuple[Record, int]] = {}  # with the line that said so first
+    files, name = _find_file(kind, address, split)
+    videos: dict[str, tuple[Record, int]] = {}  # each with its first line
     unknown: dict[str, None] = {}
     for line, row in (_json_rows if kind == "jsonl" else _csv_rows)(files, name):
         record = _record(row, f"{files.path(name)}, line {line}")
@@ -57,21 +46,40 @@ def read_rows(kind: str, address: str, split: str) -> ReadResult:
             _same_facts(first, record, f"{files.path(name)}, line {line}", first_line)
             record = replace(first, captions=first.captions + record.captions)
         videos[record.video_id] = (record, first_line)
-    notes = [f"fields that are not used: {listing([repr(key) for key in unknown])}"] if unknown else []
+    notes = [f"fields that are not used: {list_ids([repr(key) for key in unknown])}"] if unknown else []
     return files.result([record for record, _ in videos.values()], notes)
 
 
-def _json_rows(files: Annotations, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _find_file(kind: str, address: str, split: str) -> tuple[Annotations, str]:
+    """The folder, and the name of the split's file in it.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    folder, name = address, f"{split}.{kind}"
+    if address.lower().endswith(f".{kind}"):
+        folder, _, name = storage.resolve(address).rpartition("/")
+        folder = folder or "/"
+    files = Annotations(folder)
+    if not files.has(name):
+        names = storage.list_names(folder)
+        splits = [known.removesuffix(f".{kind}") for known in names if known.endswith(f".{kind}")]
+        hint = f"its splits are {', '.join(splits)}" if splits else f"{FLAG} names a folder of <split>.{kind} files"
+        raise UserError(f"{files.path(name)}: no such file{did_you_mean(split, splits)}; {hint}")
+    return files, name
+
+
+def _json_rows(files: Annotations, name: str) -> Iterator[tuple[int, dict[str, object]]]:
     for line, text in files.lines(name):
         where = f"{files.path(name)}, line {line}"
         row = expect(parse_json(text, where), dict, where)
         yield line, {key: value for key, value in row.items() if value is not None}
 
 
-def _csv_rows(files: Annotations, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _csv_rows(files: Annotations, name: str) -> Iterator[tuple[int, dict[str, object]]]:
     for line, cells in files.rows(name, []):
         where = f"{files.path(name)}, line {line}"
-        row: dict[str, Any] = {}
+        row: dict[str, object] = {}
         for key, cell in cells.items():
             if key in ("captions", "attributes") and cell.strip():
                 row[key] = parse_json(cell, f"{where}, '{key}'")
@@ -79,7 +87,7 @@ def _csv_rows(files: Annotations, name: str) -> Iterator[tuple[int, dict[str, An
                 row[key] = _float(cell, f"{where}, '{key}'")
             elif cell.strip() or key == "caption":  # an empty cell is an absent value; an empty caption is a mistake
                 row[key] = cell
-        if "captions" in row and not row.get("caption", "").strip():
+        if "captions" in row and not cells.get("caption", "").strip():
             row.pop("caption", None)
         yield line, row
 
@@ -91,32 +99,32 @@ def _float(cell: str, where: str) -> float:
         raise UserError(f"{where}: expected seconds, found {cell!r}") from None
 
 
-def _one_of(row: dict[str, Any], one: str, other: str, where: str) -> str:
+def _one_of(row: dict[str, object], one: str, other: str, where: str) -> str:
     """Return which of two alternative fields the row has."""
     if (one in row) == (other in row):
         raise UserError(f"{where}: give either '{one}' or '{other}'{_typo(row)}")
     return one if one in row else other
 
 
-def _typo(row: dict[str, Any]) -> str:
+def _typo(row: dict[str, object]) -> str:
     hints = [f"'{key}'{hint}" for key in row if key not in FIELDS and (hint := did_you_mean(key, FIELDS))]
     return f" (unknown field {'; '.join(hints)})" if hints else ""
 
 
-def _record(row: dict[str, Any], where: str) -> Record:
+def _record(row: dict[str, object], where: str) -> Record:
     key = _one_of(row, "video_id", "video", where)
-    video_id = member(row, key, str, where).strip()
+    video_id = get_member(row, key, str, where).strip()
     if not video_id:
         raise UserError(f"{where}: '{key}' is empty")
     key = _one_of(row, "caption", "captions", where)
-    texts = [row["caption"]] if key == "caption" else member(row, "captions", list, where)
-    captions = tuple(caption(text, f"{where}, '{key}'") for text in texts)
+    texts = [row["caption"]] if key == "caption" else get_member(row, "captions", list, where)
+    captions = tuple(check_caption(text, f"{where}, '{key}'") for text in texts)
     if not captions:
         raise UserError(f"{where}: 'captions' is empty")
-    seconds = {key: number(row, key, where) for key in SECONDS if key in row}
+    seconds = {key: read_seconds(row, key, where) for key in SECONDS if key in row}
     if seconds.get("end", float("inf")) <= seconds.get("start", 0.0):
         raise UserError(f"{where}: 'end' ({seconds['end']:g}) is not after 'start' ({seconds.get('start', 0.0):g})")
-    attributes = member(row, "attributes", dict, where) if "attributes" in row else {}
+    attributes = get_member(row, "attributes", dict, where) if "attributes" in row else {}
     return Record(video_id, captions, attributes=attributes, **seconds)
 
 
@@ -130,4 +138,4 @@ def _same_facts(first: Record, again: Record, where: str, first_line: int) -> No
 
 
 for _kind in ("jsonl", "csv"):
-    register(Benchmark(_kind, (), False, partial(read_rows, _kind), VERSION))
+    register(Benchmark(_kind, (), partial(read_rows, _kind), VERSION))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from glscl.data.benchmarks.base import Annotations, Benchmark, ReadResult, caption, register
+from glscl.data.benchmarks.base import Annotations, Benchmark, ReadResult, check_caption, register
 from glscl.data.records import Record
 from glscl.errors import UserError
 
@@ -33,8 +33,8 @@ def read_lsmdc(folder: str, split: str) -> ReadResult:
             raise UserError(f"{where}: {len(columns)} tab-separated columns, expected {COLUMNS}")
         if not (clip_id := columns[0].strip()):
             raise UserError(f"{where}: empty clip id")
-        captions[clip_id].append(caption(columns[-1], where))
+        captions[clip_id].append(check_caption(columns[-1], where))
     return files.result([Record(clip_id, tuple(texts)) for clip_id, texts in captions.items()])
 
 
-register(Benchmark("lsmdc", tuple(FILES), False, read_lsmdc, VERSION))
+register(Benchmark("lsmdc", tuple(FILES), read_lsmdc, VERSION))

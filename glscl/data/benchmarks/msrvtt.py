@@ -12,10 +12,10 @@ from glscl.data.benchmarks.base import (
     Annotations,
     Benchmark,
     ReadResult,
-    caption,
+    check_caption,
     expect,
-    member,
-    number,
+    get_member,
+    read_seconds,
     register,
     restrict,
 )
@@ -46,7 +46,7 @@ def _test_1k_a(files: Annotations) -> list[Record]:
     captions: dict[str, list[str]] = defaultdict(list)  # each row is one query
     for line, row in files.rows(TEST_1K_A, ["video_id", "sentence"]):
         where = f"{files.path(TEST_1K_A)}, line {line}"
-        captions[row["video_id"].strip()].append(caption(row["sentence"], where))
+        captions[row["video_id"].strip()].append(check_caption(row["sentence"], where))
     return [Record(video_id, tuple(texts)) for video_id, texts in captions.items()]
 
 
@@ -55,22 +55,22 @@ def _videos(files: Annotations) -> tuple[dict[str, Record], dict[str, str]]:
     path = files.path(DATA)
     data = files.json(DATA, dict)
     captions: dict[str, list[str]] = defaultdict(list)
-    for index, entry in enumerate(member(data, "sentences", list, path)):
+    for index, entry in enumerate(get_member(data, "sentences", list, path)):
         where = f"{path}, sentences[{index}]"
         sentence = expect(entry, dict, where)
-        captions[member(sentence, "video_id", str, where)].append(caption(sentence.get("caption"), where))
+        captions[get_member(sentence, "video_id", str, where)].append(check_caption(sentence.get("caption"), where))
     records, splits = {}, {}
-    for index, entry in enumerate(member(data, "videos", list, path)):
+    for index, entry in enumerate(get_member(data, "videos", list, path)):
         where = f"{path}, videos[{index}]"
         video = expect(entry, dict, where)
-        video_id = member(video, "video_id", str, where)
+        video_id = get_member(video, "video_id", str, where)
         if video_id not in captions:
             raise UserError(f"{where}: '{video_id}' has no sentence")
         # times are those of the source film: the data set's own files are already cut
-        duration = number(video, "end time", where) - number(video, "start time", where)
+        duration = read_seconds(video, "end time", where) - read_seconds(video, "start time", where)
         records[video_id] = Record(video_id, tuple(captions[video_id]), duration=round(duration, 3))
-        splits[video_id] = member(video, "split", str, where)
+        splits[video_id] = get_member(video, "split", str, where)
     return records, splits
 
 
-register(Benchmark("msrvtt", (*TRAIN_LISTS, *FULL, "test_1k_a"), False, read_msrvtt, VERSION))
+register(Benchmark("msrvtt", (*TRAIN_LISTS, *FULL, "test_1k_a"), read_msrvtt, VERSION))

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import io
 import pickle
-from typing import Any
 
-from glscl.data.benchmarks.base import Annotations, Benchmark, ReadResult, caption, expect, register, restrict
+from glscl.data.benchmarks.base import Annotations, Benchmark, ReadResult, check_caption, expect, register, restrict
 from glscl.data.records import Record
 from glscl.errors import UserError
 
@@ -41,7 +40,7 @@ def _record(video_id: str, entries: object, where: str) -> Record:
             if len(entry) > MAX_TOKENS:  # a list in a pickle may stand in thousands of places and take no room
                 raise UserError(f"{where}[{index}]: a caption of {len(entry):,} words; shorten it or remove it")
             entry = " ".join(expect(token, str, f"{where}[{index}]") for token in entry)
-        texts.append(caption(entry, f"{where}[{index}]"))
+        texts.append(check_caption(entry, f"{where}[{index}]"))
     if not texts:
         raise UserError(f"{where}: no caption")
     return Record(video_id, tuple(texts))
@@ -50,11 +49,11 @@ def _record(video_id: str, entries: object, where: str) -> Record:
 class _PlainUnpickler(pickle.Unpickler):
     """Loads builtin containers, texts and numbers, which need no import; refuses everything that needs one."""
 
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> object:
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which could run code")
 
 
-def _unpickle(files: Annotations) -> dict[Any, Any]:
+def _unpickle(files: Annotations) -> dict[object, object]:
     path = files.path(PICKLE)
     data = files.raw(PICKLE)
     try:
@@ -64,4 +63,4 @@ def _unpickle(files: Annotations) -> dict[Any, Any]:
     return expect(value, dict, path)
 
 
-register(Benchmark("msvd", SPLITS, False, read_msvd, VERSION))
+register(Benchmark("msvd", SPLITS, read_msvd, VERSION))

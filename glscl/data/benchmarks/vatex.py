@@ -10,9 +10,9 @@ from glscl.data.benchmarks.base import (
     Annotations,
     Benchmark,
     ReadResult,
-    caption,
+    check_caption,
     expect,
-    member,
+    get_member,
     register,
     restrict,
 )
@@ -47,12 +47,12 @@ def _videos(files: Annotations, name: str) -> dict[str, Record]:
     for index, entry in enumerate(files.json(name, list)):
         where = f"{files.path(name)}, [{index}]"
         video = expect(entry, dict, where)
-        texts = tuple(caption(text, f"{where}, 'enCap'") for text in member(video, "enCap", list, where))
+        texts = tuple(check_caption(text, f"{where}, 'enCap'") for text in get_member(video, "enCap", list, where))
         if not texts:
             raise UserError(f"{where}, 'enCap': no caption")
-        video_id = member(video, "videoID", str, where)
+        video_id = get_member(video, "videoID", str, where)
         records[video_id] = Record(video_id, texts)
     return records
 
 
-register(Benchmark("vatex", tuple(LISTS), False, read_vatex, VERSION))
+register(Benchmark("vatex", tuple(LISTS), read_vatex, VERSION))

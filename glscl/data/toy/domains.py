@@ -1,4 +1,4 @@
-"""Which videos a toy domain holds: combinations of attributes, dealt to splits, and their captions.
+"""The videos of the toy domains: combinations of attributes, dealt to splits, and their captions.
 
 Every attribute is drawn independently of every other one. Where things happen, combinations come in *twins* that differ
 in the order of events only; twins stay together, so every test video has a neighbour which only a model that has

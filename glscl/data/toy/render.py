@@ -1,4 +1,4 @@
-"""Drawing the toy videos and encoding them as h264 in mp4.
+"""Draw the toy videos and encode them as h264 in mp4.
 
 Nothing but the attributes differs systematically between two videos: position, size, path length, timing, shade and
 duration are drawn independently of them. Opposite events (left and right, growing and shrinking) show the same
@@ -109,7 +109,7 @@ def _write_video(domain: str, record: Record, seed: int, folder: str) -> None:
 
 def _draw(domain: str, record: Record, draw: random.Random) -> npt.NDArray[np.uint8]:
     """Frames (T, 64, 64, 3)."""
-    attributes = record.attributes
+    attributes = {name: str(value) for name, value in record.attributes.items()}
     events = attributes["order"].split("-") if "order" in attributes else []
     count = round((record.duration or 0.0) * FPS)
     time = np.linspace(0.0, 1.0, count, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Shard sets of the toy domains, made where they are not there."""
+"""Shard sets of the toy domains, written where they are missing."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import os
 import tempfile
 from contextlib import ExitStack
 
-from glscl.data.build import Encoding
-from glscl.data.prepare import build_from_annotations
+from glscl.data.build import BuildOptions
+from glscl.data.prepare import Source, prepare
 from glscl.data.shards import MANIFEST, open_shard_set
 from glscl.data.toy.render import write_toy
 from glscl.system import storage
@@ -15,23 +15,25 @@ from glscl.system.ownership import owned
 
 SEED = 0
 PATIENCE_S = 3600.0
-"""Seconds that another command which writes the same set is waited for."""
+"""Seconds to wait for another command that writes the same set."""
 
 
 def toy_set_address(root: str, domain: str, split: str, count: int) -> str:
-    """Where `toy_set` keeps a split; the number of videos is in the name, so that two commands never replace one
-    another's."""
+    """Address at which `toy_set` keeps a split.
+
+    The number of videos is in the name, so that two commands never replace one another's.
+    """
     return storage.join(storage.resolve(root), "toy", "shards", domain, f"{split}_{count}")
 
 
 def toy_set(root: str, domain: str, split: str, count: int) -> str:
-    """Shard set of one toy split, written if it is not there (Ray must be running).
+    """Return the address of the shard set of one toy split; write the set if it is missing (Ray must be running).
 
     Args:
-        root: local folder or s3:// prefix under which ``toy/`` is.
-        domain: toy domain.
+        root: local folder or s3:// prefix that holds ``toy/``.
+        domain: one of `toy_names`.
         split: train, dev or test.
-        count: videos.
+        count: number of videos.
 
     Raises:
         UserError: unknown domain or split, or more videos than the split has combinations.
@@ -45,23 +47,24 @@ def toy_set(root: str, domain: str, split: str, count: int) -> str:
         raw = scratch if remote else storage.join(storage.resolve(root), "toy", domain, f"{split}_{count}")
         if not remote:
             stack.enter_context(owned(raw, "choose another --storage", patience_s=PATIENCE_S))
-            if _is_made(shards, count):  # by whoever was waited for
+            if _is_made(shards, count):  # by the command that was waited for
                 return shards
         print(f"writing {count} videos of {domain}/{split} to {shards}", flush=True)
         write_toy(domain, split, count, SEED, raw, processes=os.cpu_count() or 1)
-        build_from_annotations(
-            "jsonl",
-            os.path.join(raw, "annotations.jsonl"),
-            split,
-            os.path.join(raw, "videos"),
-            shards,
+        source = Source(
+            benchmark="jsonl",
+            annotations=os.path.join(raw, "annotations.jsonl"),
+            split=split,
+            videos=os.path.join(raw, "videos"),
             domain=domain,
+        )
+        options = BuildOptions(
             samples_per_shard=50,
-            encoding=Encoding(),
             shuffle=False,  # videos that only their motion tells apart lie side by side: negatives to learn motion from
             overwrite=True,
             workers=0 if remote else None,  # tasks on other nodes would not find the scratch folder
         )
+        prepare(source, shards, options)
     return shards
 
 

@@ -1,4 +1,4 @@
-"""What the captions of the toy domains say: every caption names every attribute, in words drawn anew each time."""
+"""Captions of the toy domains: each names every attribute of its video, in words drawn at random."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ _STORY_TEMPLATES = (
 )
 
 
-def clip_captions(attributes: dict[str, str], draw: random.Random) -> tuple[str, ...]:
+def write_clip_captions(attributes: dict[str, str], draw: random.Random) -> tuple[str, ...]:
     """Write the captions of one clip: four different sentences, the events in order (or the order in words)."""
     captions = []
     for template in draw.sample(_CLIP_TEMPLATES, CAPTIONS_PER_CLIP):
@@ -99,7 +99,7 @@ def clip_captions(attributes: dict[str, str], draw: random.Random) -> tuple[str,
     return tuple(captions)
 
 
-def story_captions(attributes: dict[str, str], draw: random.Random) -> tuple[str, ...]:
+def write_story_captions(attributes: dict[str, str], draw: random.Random) -> tuple[str, ...]:
     """Write the one paragraph of a story: a sentence for each event, in order."""
     one, two, three = (draw.choice(_STORY_EVENTS[attributes[key]]) for key in attributes["order"].split("-"))
     return (
@@ -136,7 +136,7 @@ _STILL_TEMPLATES = (
 CAPTIONS_PER_STILL = 2
 
 
-def still_captions(attributes: dict[str, str], draw: random.Random) -> tuple[str, ...]:
+def write_still_captions(attributes: dict[str, str], draw: random.Random) -> tuple[str, ...]:
     """Write the captions of one still, in the words of both other domains."""
     colour, shape, ground = attributes["colour"], attributes["shape"], attributes["ground"]
     return tuple(
@@ -152,8 +152,8 @@ def still_captions(attributes: dict[str, str], draw: random.Random) -> tuple[str
 
 
 CAPTIONS: dict[str, Callable[[dict[str, str], random.Random], tuple[str, ...]]] = {
-    "toy_clips": clip_captions,
-    "toy_stories": story_captions,
-    "toy_stills": still_captions,
+    "toy_clips": write_clip_captions,
+    "toy_stories": write_story_captions,
+    "toy_stills": write_still_captions,
 }
-"""What writes the captions of each domain."""
+"""Writer of captions of each domain."""

@@ -1,4 +1,4 @@
-"""Video bytes to frames: one index arithmetic, two decoders, one display form.
+"""Turn video bytes into frames: one index of times, two decoders, one display form.
 
 Frames are chosen by timestamp, never by average frame rate: variable frame rates, late starts, edit lists and clocks
 that begin anew give the picture that a player would show at that moment. PyAV is the default because its wheels carry

@@ -1,4 +1,4 @@
-"""Bounds of what one video may cost in CPU time, pixels and memory, and the one error it ends with."""
+"""Bounds of what one video may cost in CPU time, pixels and memory; above them it is refused with `VideoError`."""
 
 from __future__ import annotations
 
@@ -63,11 +63,11 @@ def decoding(data: bytes) -> Iterator[None]:
         with _bounded_memory(), _recorded_words():
             yield
     except (av.error.FFmpegError, ValueError, OverflowError, MemoryError, RuntimeError) as error:
-        raise VideoError(f"undecodable ({words(error)})") from error  # torch's want of memory is a RuntimeError
+        raise VideoError(f"undecodable ({describe_error(error)})") from error  # torch: no memory
 
 
-def words(error: Exception) -> str:
-    """FFmpeg's own message, cut short; without one, the name of the error.
+def describe_error(error: Exception) -> str:
+    """FFmpeg's message, cut short; without one, the name of the error.
 
     Numbers become ``#``, so that reasons can be counted; what no terminal should obey becomes ``?``.
     """

@@ -1,7 +1,7 @@
-"""Frames of a video at given moments, by PyAV; where a packet gives no picture, the nearest that decodes.
+"""Decode the frames of a video at given moments with PyAV; where a picture does not decode, take the nearest.
 
 A recording may begin between two keyframes, a cut may take away what pictures refer to, a codec may hide pictures, and
-bytes may be damaged. None of this is a reason to refuse a video that plays; it is counted.
+bytes may be damaged. A video that plays is not refused for any of this; it is counted.
 """
 
 from __future__ import annotations
@@ -12,18 +12,21 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import av
 import torch
 from torch import Tensor
 
-from glscl.data.video.budget import Budget, VideoError, check_area, decoding, words
+from glscl.data.video.budget import Budget, VideoError, check_area, decoding, describe_error
 from glscl.data.video.display import Display
 from glscl.data.video.index import Index, read_index
 from glscl.data.video.sampling import FrameSampling
 from glscl.data.video.source import numbered_packets, open_video, video_stream
 from glscl.data.video.torchcodec import decode_plain
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +48,8 @@ def load_clip(data: bytes, sampling: FrameSampling, start: float | None = None, 
     Args:
         data: a whole video file.
         sampling: number, rate and size of frames.
-        start: first second of the part to look at; None is the beginning. Second 0 is that of the container.
-        end: last second of the part; None is the end of the video.
+        start: first second that is sampled; None is the beginning. Second 0 is that of the container.
+        end: last second that is sampled; None is the end of the video.
 
     Raises:
         VideoError: the bytes are not a video, no picture of it decodes, or it costs too much.
@@ -62,9 +65,9 @@ def load_clip(data: bytes, sampling: FrameSampling, start: float | None = None, 
                 pictures = decode_plain(data, index, slots, sampling.size, reader.first(), budget)
                 if pictures is not None:
                     return Clip(torch.stack([pictures[slot] for slot in slots]), 0)
-            stands = reader.read(slots, sampling.size)
-        frames = torch.stack([stands[slot][1] for slot in slots])
-        return Clip(frames, sum(stands[slot][0] != slot for slot in slots))
+            pictures_of = reader.read(slots, sampling.size)
+        frames = torch.stack([pictures_of[slot][1] for slot in slots])
+        return Clip(frames, sum(pictures_of[slot][0] != slot for slot in slots))
 
 
 def load_frames(data: bytes, sampling: FrameSampling, start: float | None = None, end: float | None = None) -> Tensor:
@@ -76,17 +79,17 @@ class PictureReader:
     """Decodes pictures of one video and knows each by its slot.
 
     Args:
-        data: the file.
+        data: bytes of the file.
         container: PyAV's container of it, read to its end.
-        index: of the file.
+        index: of its packets.
         budget: what the video may cost.
-        augment: see `FrameSampling`.
+        augment: as in `FrameSampling`.
     """
 
     def __init__(
         self,
         data: bytes,
-        container: Any,
+        container: InputContainer,
         index: Index,
         budget: Budget,
         augment: Callable[[Tensor], Tensor] | None = None,
@@ -94,7 +97,7 @@ class PictureReader:
         self._data, self._index, self._budget, self._augment = data, index, budget, augment
         self._opened = _Opened(container, augment)
         self._straight: _Opened | None = None  # read from the beginning on without seeking
-        self._unread: Iterator[tuple[int, Any]] = iter(())
+        self._unread: Iterator[tuple[int, av.Packet]] = iter(())
         self._position = 0
         self._stack = ExitStack()
         self._whole_only = True
@@ -113,26 +116,26 @@ class PictureReader:
         Raises:
             VideoError: no picture decodes.
         """
-        found: dict[int, tuple[int, Tensor]] = {}
+        pictures: dict[int, tuple[int, Tensor]] = {}
         for first, wanted in self._groups(slots):
             if first is not None:
-                found |= self._read_exactly(first, wanted, size)
-        for first, wanted in self._groups(set(slots) - set(found)):
+                pictures |= self._read_exactly(first, wanted, size)
+        for first, wanted in self._groups(set(slots) - set(pictures)):
             nearest = self._read_nearest(first, wanted, size)
             if nearest is None and self._settle_for_damaged():
                 return self.read(slots, size)
             if nearest is None:
-                raise VideoError(self.nothing())
-            found |= nearest
-        return found
+                raise VideoError(self.refusal())
+            pictures |= nearest
+        return pictures
 
-    def first(self) -> tuple[Any, Display]:
+    def first(self) -> tuple[av.VideoFrame, Display]:
         """Return the first picture that decodes, and what brings it to display form."""
         for _, frame, display in self.in_order():
             return frame, display
-        raise VideoError(self.nothing())
+        raise VideoError(self.refusal())
 
-    def in_order(self) -> Iterator[tuple[int, Any, Display]]:
+    def in_order(self) -> Iterator[tuple[int, av.VideoFrame, Display]]:
         """Decode all pictures, each as of `pictures`, later than the one before."""
         before = -1
         for slot, frame, display in self.pictures(None):
@@ -147,8 +150,10 @@ class PictureReader:
         settled, self._whole_only = self._whole_only, False
         return settled
 
-    def pictures(self, first: int | None, wanted: set[int] | None = None) -> Iterator[tuple[int, Any, Display]]:
-        """Decode from a keyframe on, and give each whole picture with its slot and what brings it to display form.
+    def pictures(
+        self, first: int | None, wanted: set[int] | None = None
+    ) -> Iterator[tuple[int, av.VideoFrame, Display]]:
+        """Decode from a keyframe on, and yield each whole picture with its slot and its display form.
 
         Args:
             first: slot of the keyframe; None is the beginning of the file.
@@ -159,14 +164,16 @@ class PictureReader:
         came_out = itertools.count(first or 0)
         try:
             for frame in self._frames(context, packets, wanted):
-                self._budget.picture(frame.width, frame.height)  # each its own: it may change in mid-stream
+                self._budget.picture(frame.width, frame.height)  # of each: it may change in mid-stream
                 slot = next(came_out) if self._index.in_output_order else self._index.slot_of.get(frame.pts)
                 if slot is not None and slot < len(self._index.times) and not (self._whole_only and frame.is_corrupt):
                     yield slot, frame, opened.display
         finally:
             context.skip_frame = "DEFAULT"
 
-    def _frames(self, context: Any, packets: Iterator[tuple[int, Any]], wanted: set[int] | None) -> Iterator[Any]:
+    def _frames(
+        self, context: av.VideoCodecContext, packets: Iterator[tuple[int, av.Packet]], wanted: set[int] | None
+    ) -> Iterator[av.VideoFrame]:
         """Decode packets; the number of each comes out with its picture as ``pts``."""
         for number, packet in packets:
             if packet.size == 0:  # the same picture again; to a decoder, the end
@@ -181,62 +188,66 @@ class PictureReader:
             yield from self._decoded(context, packet)
         yield from self._decoded(context, None)
 
-    def nothing(self) -> str:
+    def refusal(self) -> str:
         """Return the reason to refuse a video of which no picture decodes."""
         return f"no picture decodes ({self.problem})" if self.problem else "no picture decodes"
 
-    def _decoded(self, context: Any, packet: Any) -> list[Any]:
+    def _decoded(self, context: av.VideoCodecContext, packet: av.Packet | None) -> list[av.VideoFrame]:
         try:
-            pictures: list[Any] = context.decode(packet)
+            pictures: list[av.VideoFrame] = context.decode(packet)
         except MemoryError:
             raise
         except av.error.FFmpegError as error:  # this packet gives no picture
             check_area(context.width, context.height)
-            self.problem = words(error)
+            self.problem = describe_error(error)
             return []
         return pictures
 
     def _read_exactly(self, first: int, wanted: list[int], size: int) -> dict[int, tuple[int, Tensor]]:
         """Decode the slots of a group of pictures that do give one."""
-        found: dict[int, tuple[int, Tensor]] = {}
+        pictures: dict[int, tuple[int, Tensor]] = {}
         skippable = None if self._index.in_output_order else set(wanted)
         for slot, frame, display in self.pictures(first, skippable):
-            if slot in wanted and slot not in found:
-                found[slot] = slot, display.square(frame, size)
+            if slot in wanted and slot not in pictures:
+                pictures[slot] = slot, display.square(frame, size)
             if slot >= wanted[-1]:  # pictures come out in the order of time
                 break
-        return found
+        return pictures
 
     def _read_nearest(self, first: int | None, wanted: list[int], size: int) -> dict[int, tuple[int, Tensor]] | None:
         """Decode the nearest picture to each slot, from ever further back until one is before it; None if none is."""
         back = 1
-        while (found := self._scan(first, wanted, size)) is None and first is not None:
+        while (pictures := self._scan(first, wanted, size)) is None and first is not None:
             position = bisect.bisect_left(self._index.keyframes, first) - back
             first = self._index.keyframes[position] if position >= 0 else None
             back *= 2
-        return found
+        return pictures
 
     def _scan(self, first: int | None, wanted: list[int], size: int) -> dict[int, tuple[int, Tensor]] | None:
         """Decode on from a keyframe until each slot has its nearest picture; None if it may be further back."""
-        found: dict[int, tuple[int, Tensor]] = {}
+        pictures: dict[int, tuple[int, Tensor]] = {}
         pending = list(wanted)
         before: _Picture | None = None
-        for picture in self.pictures(first):
-            after = _Picture(*picture)
+        for decoded in self.pictures(first):
+            after = _Picture(*decoded)
             if before is not None and after.slot <= before.slot:
                 continue  # out of order: no player shows it
             if before is None and first is not None and pending[0] < after.slot:
                 return None
             while pending and pending[0] <= after.slot:
                 slot = pending.pop(0)
-                stand = after if before is None or self._index.is_nearer(slot, after.slot, before.slot) else before
-                found[slot] = stand.slot, stand.square(size)
+                pictures[slot] = self._nearer(slot, before, after).stand_in(size)
             if not pending:
-                return found
+                return pictures
             before = after
         if before is None:
             return None
-        return found | {slot: (before.slot, before.square(size)) for slot in pending}
+        return pictures | dict.fromkeys(pending, before.stand_in(size))
+
+    def _nearer(self, slot: int, before: _Picture | None, after: _Picture) -> _Picture:
+        if before is None or self._index.is_nearer(slot, after.slot, before.slot):
+            return after
+        return before
 
     def _groups(self, slots: Iterable[int]) -> list[tuple[int | None, list[int]]]:
         """Group slots by the keyframe that each is decoded from; None is the beginning of the file."""
@@ -245,7 +256,7 @@ class PictureReader:
             groups.setdefault(bisect.bisect_right(self._index.keyframes, slot) - 1, []).append(slot)
         return [(self._index.keyframes[at] if at >= 0 else None, group) for at, group in groups.items()]
 
-    def _packets(self, first: int | None) -> tuple[_Opened, Iterator[tuple[int, Any]]]:
+    def _packets(self, first: int | None) -> tuple[_Opened, Iterator[tuple[int, av.Packet]]]:
         """Return the numbered packets from that of a slot on (None: from the first of the file), and their stream."""
         if first is not None and self._index.seekable:
             packets = self._seek(first)
@@ -259,23 +270,23 @@ class PictureReader:
         self._straight.stream.codec_context.flush_buffers()
         return self._straight, self._read_on(target)
 
-    def _seek(self, first: int) -> Iterator[tuple[int, Any]] | None:
+    def _seek(self, first: int) -> Iterator[tuple[int, av.Packet]] | None:
         """Have the container find a keyframe; None if it lands behind it, as it does in some formats."""
         index, target = self._index, self._index.packets[first]
         try:
             self._opened.container.seek(index.pts[first], stream=self._opened.stream, backward=True)
-            found = numbered_packets(self._opened.container, self._budget)
-            packets = ((index.packet_at.get(packet.pts, -1), packet) for _, packet in found)
+            following = numbered_packets(self._opened.container, self._budget)
+            packets = ((index.packet_at.get(packet.pts, -1), packet) for _, packet in following)
             for number, packet in packets:
                 if number == target:
                     return itertools.chain([(number, packet)], packets)
                 if number > target:
                     return None
         except av.error.FFmpegError as error:
-            self.problem = words(error)
+            self.problem = describe_error(error)
         return None
 
-    def _read_on(self, target: int) -> Iterator[tuple[int, Any]]:
+    def _read_on(self, target: int) -> Iterator[tuple[int, av.Packet]]:
         """Read packets without seeking."""
         for number, packet in self._unread:
             self._position = number + 1
@@ -286,7 +297,7 @@ class PictureReader:
 class _Opened:
     """A container that is read, its stream, and what brings its pictures to display form."""
 
-    def __init__(self, container: Any, augment: Callable[[Tensor], Tensor] | None) -> None:
+    def __init__(self, container: InputContainer, augment: Callable[[Tensor], Tensor] | None) -> None:
         self.container = container
         self.stream = video_stream(container)
         self.display = Display(self.stream, augment)
@@ -295,11 +306,12 @@ class _Opened:
 class _Picture:
     """A decoded picture, brought to display form once it is asked for."""
 
-    def __init__(self, slot: int, frame: Any, display: Display) -> None:
+    def __init__(self, slot: int, frame: av.VideoFrame, display: Display) -> None:
         self.slot, self._frame, self._display = slot, frame, display
         self._square: Tensor | None = None
 
-    def square(self, size: int) -> Tensor:
+    def stand_in(self, size: int) -> tuple[int, Tensor]:
+        """Its slot, and the picture (3, S, S)."""
         if self._square is None:
             self._square = self._display.square(self._frame, size)
-        return self._square
+        return self.slot, self._square

@@ -1,4 +1,4 @@
-"""Display form: the picture as a player shows it, in RGB, upright, with square pixels.
+"""Bring decoded pictures to display form: as a player shows them, in RGB, upright, with square pixels.
 
 The colour matrix and range are those that the file states; one that states none is taken for BT.601, limited range, as
 FFmpeg's tools take it. The whole display matrix counts, mirrors too. Interlaced pictures are taken as they are woven.
@@ -12,10 +12,10 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
 import av
 import numpy as np
+import numpy.typing as npt
 import torch
 from av.sidedata.sidedata import Type
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
@@ -47,7 +47,7 @@ class Turn:
             return Turn(True, c < 0, b < 0)
         return Turn(False, a < 0, d < 0)
 
-    def apply(self, picture: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    def apply(self, picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """Lay down (H, W, 3)."""
         if self.transpose:
             picture = picture.swapaxes(0, 1)
@@ -85,10 +85,10 @@ class Display:
 
     Args:
         stream: PyAV's video stream.
-        augment: what upright pictures, uint8 (3, H, W), go through before they are resized.
+        augment: applied to upright pictures, uint8 (3, H, W), before they are resized.
     """
 
-    def __init__(self, stream: Any, augment: Callable[[Tensor], Tensor] | None = None) -> None:
+    def __init__(self, stream: av.VideoStream, augment: Callable[[Tensor], Tensor] | None = None) -> None:
         self._augment = augment
         self._context = stream.codec_context
         self._converter = VideoReformatter()  # one per video, one thread: a scaler's threads cost more than a picture
@@ -96,11 +96,11 @@ class Display:
         self._of_container = container if container and container != codec else None  # it overrules the codec's
         self._of_size: dict[tuple[int, int], Fraction] = {}
 
-    def form(self, frame: Any) -> Form:
+    def form(self, frame: av.VideoFrame) -> Form:
         """Return how a decoded picture is displayed."""
         size = frame.width, frame.height
         of_codec = Fraction(self._context.sample_aspect_ratio or 1)
-        if size == (self._context.width, self._context.height):  # else a late one of the size before
+        if size == (self._context.width, self._context.height):  # else a late frame of the size before
             self._of_size[size] = of_codec
         pixel = self._of_container or self._of_size.get(size, of_codec)
         side_data = frame.side_data.get(Type.DISPLAYMATRIX)
@@ -110,10 +110,10 @@ class Display:
             check_size(*form.displayed())
         return form
 
-    def picture(self, frame: Any, short_side: int) -> Tensor:
+    def picture(self, frame: av.VideoFrame, short_side: int) -> Tensor:
         """Return a picture in display form whose short side has so many pixels: (3, H, W) uint8."""
         form = self.form(frame)
-        stored = self._converter.reformat(_woven(frame), format="rgb24", threads=1).to_ndarray()
+        stored = np.asarray(self._converter.reformat(_woven(frame), format="rgb24", threads=1).to_ndarray(), np.uint8)
         upright = np.ascontiguousarray(form.turn.apply(stored))
         return self.resized(torch.from_numpy(upright).permute(2, 0, 1), short_side, form)
 
@@ -121,12 +121,12 @@ class Display:
         """Augment an upright picture and resize it to its shape on display: (3, H, W) to (3, H', W')."""
         return resize(picture if self._augment is None else self._augment(picture), short_side, form)
 
-    def square(self, frame: Any, size: int) -> Tensor:
+    def square(self, frame: av.VideoFrame, size: int) -> Tensor:
         """Return the centre of `picture`: (3, S, S) uint8."""
-        return centre(self.picture(frame, size), size)
+        return crop_centre(self.picture(frame, size), size)
 
 
-def _woven(frame: Any) -> Any:
+def _woven(frame: av.VideoFrame) -> av.VideoFrame:
     """Return the frame without its mark of being interlaced, by which swscale would take its fields apart."""
     if not frame.interlaced_frame:
         return frame
@@ -150,11 +150,11 @@ def resize(picture: Tensor, short_side: int, form: Form) -> Tensor:
     return picture
 
 
-def centre(picture: Tensor, height: int, width: int | None = None) -> Tensor:
+def crop_centre(picture: Tensor, height: int, width: int | None = None) -> Tensor:
     """Crop the centre, or fill up with black around it: (3, H, W) to (3, ``height``, ``width`` or ``height``)."""
     cropped: Tensor = transforms.center_crop(picture, [height, width or height])
     return cropped.contiguous()
 
 
 BT601 = {"dst_colorspace": Colorspace.ITU601, "dst_color_range": ColorRange.MPEG}
-"""Of copies: what every reader takes an untagged picture for."""
+"""Colours of copies: what every reader takes an untagged picture for."""

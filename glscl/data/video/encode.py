@@ -1,4 +1,4 @@
-"""Small copies of videos, which training decodes quickly and which show what their originals show."""
+"""Make small copies of videos, which training decodes quickly and which show what their originals show."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING
 
 import av
 from av.video.reformatter import VideoReformatter
@@ -15,9 +15,12 @@ from torch import Tensor
 from glscl.data.video import limits
 from glscl.data.video.budget import Budget, VideoError, decoding
 from glscl.data.video.decode import PictureReader
-from glscl.data.video.display import BT601, centre
+from glscl.data.video.display import BT601, crop_centre
 from glscl.data.video.index import read_index
 from glscl.data.video.source import open_video
+
+if TYPE_CHECKING:
+    from av.container import OutputContainer
 
 _TICKS = 90000  # of a copy's clock, per second: whole numbers for the usual rates
 
@@ -68,7 +71,7 @@ def make_copy(data: bytes, short_side: int, rate: float, max_seconds: float = li
                 if writer.wants(seconds):
                     writer.write(display.picture(frame, short_side), seconds)
             if before < 0:
-                raise VideoError(reader.nothing())
+                raise VideoError(reader.refusal())
             writer.close()
     return Copy(target.getvalue(), len(index.times), replaced + len(index.times) - 1 - before)
 
@@ -81,9 +84,9 @@ def reencode(data: bytes, short_side: int, rate: float, max_seconds: float = lim
 class _Writer:
     """Encodes pictures in RGB as an mp4 of at most ``rate`` frames a second that ends after ``duration`` seconds."""
 
-    def __init__(self, out: Any, rate: float, duration: float) -> None:
+    def __init__(self, out: OutputContainer, rate: float, duration: float) -> None:
         self._out, self._rate, self._duration = out, rate, duration
-        self._encoder: Any = None
+        self._encoder: av.VideoStream | None = None
         self._converter = VideoReformatter()
         self._last, self._due = -math.inf, 0.0
 
@@ -97,7 +100,7 @@ class _Writer:
         if self._encoder is None:
             height, width = (max(2, side // 2 * 2) for side in picture.shape[1:])
             self._encoder = _encoder(self._out, width, height, self._rate)
-        placed = centre(picture, self._encoder.height, self._encoder.width)
+        placed = crop_centre(picture, self._encoder.height, self._encoder.width)
         rgb = av.VideoFrame.from_ndarray(placed.permute(1, 2, 0).contiguous().numpy(), format="rgb24")
         frame = self._converter.reformat(rgb, format="yuv420p", interpolation="BICUBIC", threads=1, **BT601)
         frame.pts, frame.time_base = round(seconds * _TICKS), Fraction(1, _TICKS)
@@ -107,13 +110,14 @@ class _Writer:
         """Write what the encoder holds back."""
         self._mux(None)
 
-    def _mux(self, frame: Any) -> None:
+    def _mux(self, frame: av.VideoFrame | None) -> None:
+        assert self._encoder is not None  # a picture was written
         for packet in self._encoder.encode(frame):
             packet.duration = max(1, round(self._duration * _TICKS) - packet.pts)  # the muxer looks at the last's alone
             self._out.mux(packet)
 
 
-def _encoder(out: Any, width: int, height: int, rate: float) -> Any:
+def _encoder(out: OutputContainer, width: int, height: int, rate: float) -> av.VideoStream:
     encoder = out.add_stream("libx264", rate=Fraction(rate).limit_denominator(1000))
     encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuv420p"
     encoder.options = {"crf": "20", "preset": "veryfast", "threads": "1"}

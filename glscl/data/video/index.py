@@ -1,18 +1,18 @@
 """Index of a video: when each of its pictures is shown, and from where it can be decoded.
 
 The clock is the container's: second 0 is the beginning of its earliest stream. Transport and program streams that were
-joined have a clock that begins anew in mid-stream; their parts are laid end to end, by the rule of FFmpeg's tools.
+joined have a clock that begins anew in mid-stream; their segments are laid end to end, by the rule of FFmpeg's tools.
 """
 
 from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import av
 
@@ -20,6 +20,9 @@ from glscl.data.video import limits
 from glscl.data.video.budget import Budget, VideoError, check_area
 from glscl.data.video.sampling import FrameSampling
 from glscl.data.video.source import numbered_packets, video_stream
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
 
 _JOINED = {"mpeg", "mpegts"}
 _MAX_STEP_S = 10
@@ -39,9 +42,9 @@ class Index:
         pts: timestamp that the file gives the packet of each slot.
         time_base: seconds of a tick.
         duration: seconds from second 0 to the end of the last picture.
-        seekable: timestamps are unique, so that the container can find a packet by its own.
-        restarts: packets at which a part of a joined stream begins between two keyframes.
-        in_output_order: the file does not say when pictures are shown; they are, in the order that they come out.
+        seekable: timestamps are unique, so that the container can find a packet by its timestamp.
+        restarts: packets at which a segment of a joined stream begins between two keyframes.
+        in_output_order: the file does not say when pictures are shown; the decoder's order of output does.
     """
 
     times: list[int]
@@ -69,10 +72,10 @@ class Index:
         return self.times[slot] * self.time_base.numerator / self.time_base.denominator
 
     def select(self, sampling: FrameSampling, start: float | None, end: float | None) -> list[int]:
-        """Slots on show at the sampled times."""
+        """Return the slots that are shown at the sampled times."""
         first = min(max(start or 0.0, 0.0), self.duration)
         last = min(end if end is not None else self.duration, self.duration)
-        if last - first < 1e-3:  # annotations beyond the file's end: look at what is there
+        if last - first < 1e-3:  # annotations beyond the file's end: take the whole file
             first, last = 0.0, self.duration
         times = [first + time for time in sampling.times(last - first)]
         slots = range(len(self.times))
@@ -98,7 +101,7 @@ class _Packet:
     shown: bool  # false: says "the same picture again", or is cut off by an edit list
 
 
-def read_index(container: Any, budget: Budget) -> Index:
+def read_index(container: InputContainer, budget: Budget) -> Index:
     """Read every packet of the video stream once, without decoding.
 
     Raises:
@@ -127,7 +130,7 @@ def read_index(container: Any, budget: Budget) -> Index:
     return _build(packets, container, stream.time_base, in_output_order)
 
 
-def _lacks_display_times(packets: list[_Packet], context: Any) -> bool:
+def _lacks_display_times(packets: list[_Packet], context: av.VideoCodecContext) -> bool:
     """Whether timestamps are those of decoding, although the codec puts pictures in another order (H.264 in AVI)."""
     missing = sum(packet.pts is None for packet in packets)
     if 2 * missing > len(packets):
@@ -144,65 +147,82 @@ def _fill_times(packets: list[_Packet]) -> None:
         due += packet.duration
 
 
-def _build(packets: list[_Packet], container: Any, time_base: Fraction, in_output_order: bool) -> Index:
-    slots: list[tuple[int, int, int, bool]] = []
-    end = 0
-    parts = _parts(packets, container, time_base)
-    for begin, part in parts:
-        offset = end - begin
-        for packet, pts in part:
-            time = pts + offset
-            end = max(end, time + packet.duration)
-            if packet.shown and time >= 0:
-                slots.append((time, packet.number, pts, packet.keyframe))
+def _build(packets: list[_Packet], container: InputContainer, time_base: Fraction, in_output_order: bool) -> Index:
+    segments = _cut_segments(packets, container, time_base)
+    slots, end = _lay_end_to_end(segments)
     if not slots:
         raise VideoError("no frames")
-    slots.sort()
-    pts_of_slots = [pts for _, _, pts, _ in slots]
+    unique = len({slot.pts for slot in slots}) == len(slots)
+    firsts = [segment.packets[0][0] for segment in segments[1:]]
     return Index(
-        times=[time for time, _, _, _ in slots],
-        packets=[number for _, number, _, _ in slots],
-        keyframes=[slot for slot, (_, _, _, keyframe) in enumerate(slots) if keyframe],
-        pts=pts_of_slots,
+        times=[slot.time for slot in slots],
+        packets=[slot.packet for slot in slots],
+        keyframes=[number for number, slot in enumerate(slots) if slot.keyframe],
+        pts=[slot.pts for slot in slots],
         time_base=time_base,
         duration=max(float(end * time_base), 1e-3),
-        seekable=len(parts) == 1 and len(set(pts_of_slots)) == len(slots) and not in_output_order,
+        seekable=len(segments) == 1 and unique and not in_output_order,
         in_output_order=in_output_order,
-        restarts=frozenset(part[0][0].number for _, part in parts[1:] if not part[0][0].keyframe),
+        restarts=frozenset(packet.number for packet in firsts if not packet.keyframe),
     )
 
 
-_Part = tuple[int, list[tuple[_Packet, int]]]
+def _lay_end_to_end(segments: Sequence[_Segment]) -> tuple[list[_Slot], int]:
+    """The slots of all segments in order of time, and the end of the last picture."""
+    slots: list[_Slot] = []
+    end = 0
+    for segment in segments:
+        offset = end - segment.begin
+        for packet, pts in segment.packets:
+            time = pts + offset
+            end = max(end, time + packet.duration)
+            if packet.shown and time >= 0:
+                slots.append(_Slot(time, packet.number, pts, packet.keyframe))
+    return sorted(slots), end
 
 
-def _parts(packets: list[_Packet], container: Any, time_base: Fraction) -> list[_Part]:
-    """Cut where the clock began anew: the timestamp at which each part begins, and its packets with theirs."""
+class _Slot(NamedTuple):
+    time: int
+    packet: int
+    pts: int
+    keyframe: bool
+
+
+class _Segment(NamedTuple):
+    """A stretch of the file on one clock: the timestamp at which it begins, and its packets with theirs."""
+
+    begin: int
+    packets: list[tuple[_Packet, int]]
+
+
+def _cut_segments(packets: list[_Packet], container: InputContainer, time_base: Fraction) -> list[_Segment]:
+    """Cut the packets where the clock began anew."""
     if not set(container.format.name.split(",")) & _JOINED:
         timed = [[(packet, packet.pts) for packet in packets if packet.pts is not None]]
     else:
         timed = list(_cut(packets, _MAX_BACK_S / time_base, _MAX_STEP_S / time_base))
-    timed = [part for part in timed if part]
+    timed = [segment for segment in timed if segment]
     if not timed:
         raise VideoError("no frames")
-    begins = [min(pts for _, pts in part) for part in timed]
+    begins = [min(pts for _, pts in segment) for segment in timed]
     if container.start_time is not None:  # the earliest stream's; a leading picture before the first keyframe is cut
         first = next((pts for packet, pts in timed[0] if packet.shown), begins[0])
         begins[0] = min(first, round(Fraction(container.start_time, av.time_base) / time_base))
-    return list(zip(begins, timed, strict=True))
+    return [_Segment(begin, segment) for begin, segment in zip(begins, timed, strict=True)]
 
 
 def _cut(packets: list[_Packet], back: Fraction, step: Fraction) -> Iterator[list[tuple[_Packet, int]]]:
-    part: list[tuple[_Packet, int]] = []
+    segment: list[tuple[_Packet, int]] = []
     last = due = None
     for packet in packets:
         pts, dts = packet.pts, packet.dts
         if dts is not None:
             if last is not None and due is not None and (dts < last - back or dts > due + step):
-                yield part
-                part = []
+                yield segment
+                segment = []
             last, due = dts, dts + packet.duration
-            if pts is not None and abs(pts - dts) > step:  # FFmpeg guessed it from the next packet, of the next part
-                pts = max((before + packet.duration for _, before in part), default=dts)
+            if pts is not None and abs(pts - dts) > step:  # FFmpeg guessed it from a packet of the next segment
+                pts = max((before + packet.duration for _, before in segment), default=dts)
         if pts is not None:
-            part.append((packet, pts))
-    yield part
+            segment.append((packet, pts))
+    yield segment

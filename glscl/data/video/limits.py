@@ -1,4 +1,4 @@
-"""What one video may cost: the constants. `budget` enforces them."""
+"""Constants that bound what one video may cost; `budget` enforces them."""
 
 from glscl.data.limits import MAX_BYTES as MAX_BYTES
 from glscl.data.limits import MAX_DECODE_S as MAX_DECODE_S

@@ -1,4 +1,4 @@
-"""How many frames of which size are taken from a video."""
+"""Frame sampling: how many frames are taken from a video, at which times and of which size."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class FrameSampling:
         size: side of the square picture in pixels, after resizing the short side and cropping the centre.
         decoder: which library decodes.
         max_seconds: CPU seconds that one video may take.
-        augment: what every picture, uint8 (3, H, W) and upright, goes through before it is resized; training only.
+        augment: applied to every upright picture, uint8 (3, H, W), before it is resized; training only.
     """
 
     max_frames: int

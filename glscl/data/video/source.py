@@ -1,19 +1,22 @@
-"""Opening a video: its own bytes, known containers, nothing beside them."""
+"""Open a video: from its bytes alone, in known containers, without reading other files."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, NoReturn
 
 import av
 
 from glscl.data.video import limits
 from glscl.data.video.budget import Budget, VideoError
 
+if TYPE_CHECKING:
+    from av.container import InputContainer
+
 
 class _Bytes(io.BytesIO):
-    """The file as FFmpeg reads it: an endless search in it ends with the budget, too."""
+    """The file as FFmpeg reads it; the budget is checked at every access, so that an endless search ends."""
 
     budget: Budget
 
@@ -26,11 +29,11 @@ class _Bytes(io.BytesIO):
         return super().seek(offset, whence)
 
 
-def open_video(data: bytes, budget: Budget) -> Any:
+def open_video(data: bytes, budget: Budget) -> InputContainer:
     """Open a PyAV container on the bytes: one thread, known containers, no other files, bounded pictures."""
     file = _Bytes(data)
     file.budget = budget
-    container = av.open(
+    container: InputContainer = av.open(
         file,
         metadata_errors="ignore",
         options={"max_pixels": str(limits.MAX_PIXELS)},
@@ -48,12 +51,12 @@ def open_video(data: bytes, budget: Budget) -> Any:
     return container
 
 
-def refuse_other_files(url: str, flags: int, options: dict[str, str]) -> Any:
-    """Stand where FFmpeg would open a file that the container names."""
+def refuse_other_files(url: str, flags: int, options: dict[str, str]) -> NoReturn:
+    """Refuse to open a file that the container names; FFmpeg calls this instead of opening it."""
     raise VideoError("names other files")
 
 
-def video_stream(container: Any) -> Any:
+def video_stream(container: InputContainer) -> av.VideoStream:
     """Return the first stream of moving pictures: sound files carry their cover as a video of one picture."""
     cover = av.stream.Disposition.attached_pic
     stream = next((stream for stream in container.streams.video if not stream.disposition & cover), None)
@@ -62,10 +65,10 @@ def video_stream(container: Any) -> Any:
     return stream
 
 
-def numbered_packets(container: Any, budget: Budget) -> Iterator[tuple[int, Any]]:
-    """Number the packets of the video stream from where the container stands.
+def numbered_packets(container: InputContainer, budget: Budget) -> Iterator[tuple[int, av.Packet]]:
+    """Number the packets of the video stream, from the container's position on.
 
-    What cannot be read any further ends the file, as in FFmpeg's own tools; it is an error only if nothing came.
+    What cannot be read any further ends the file, as in FFmpeg's tools; it is an error only for the first packet.
     """
     stream = video_stream(container)
     packets = container.demux(stream)

@@ -12,7 +12,7 @@ from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from glscl.data.quarantine import FILE, KNOB, Part, Quarantine, incomplete, read_quarantine
+from glscl.data.quarantine import FILE, KNOB, IncompleteSet, Part, Quarantine, find_incomplete, read_quarantine
 from glscl.data.shards import open_shard_set, read_manifest
 from glscl.errors import BrokenRunError, Stopped, UserError, full_disk
 from glscl.evaluation.evaluate import evaluate_model
@@ -86,15 +86,15 @@ def quarantine_of(config: RunConfig) -> Quarantine:
     return quarantine
 
 
-def incomplete_sets(config: RunConfig, quarantine: Quarantine) -> list[dict[str, Any]]:
-    """The sets of a run of which videos are missing (see `incomplete`)."""
+def incomplete_sets(config: RunConfig, quarantine: Quarantine) -> list[IncompleteSet]:
+    """The sets of a run of which videos are missing (see `find_incomplete`)."""
     parts: list[tuple[Part, tuple[str, ...]]] = [
         ("train", config.data.train),
         ("validation", config.data.validation),
         ("test", config.data.test),
     ]
     sets = [(part, open_shard_set(uri)) for part, uris in parts for uri in uris]
-    entries = [incomplete(part, shard_set, quarantine.of(part, shard_set)) for part, shard_set in sets]
+    entries = [find_incomplete(part, shard_set, quarantine.of(part, shard_set)) for part, shard_set in sets]
     return [entry for entry in entries if entry]
 
 
@@ -345,5 +345,5 @@ def evaluate(
         quarantine=quarantine,
     )
     sets = [open_shard_set(uri) for uri in tests]
-    missing = [entry for s in sets if (entry := incomplete("test", s, quarantine.of("test", s)))]
+    missing = [entry for s in sets if (entry := find_incomplete("test", s, quarantine.of("test", s)))]
     return build_results(card, scored, read_metrics(run), missing, quarantine.entries)

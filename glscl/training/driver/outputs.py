@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from glscl.data.quarantine import Entry, incomplete_in_words
+from glscl.data.quarantine import Entry, describe_incomplete
 from glscl.evaluation.metrics import MAIN_METRIC
 from glscl.evaluation.results import BadVideo, HistoryRow, Incomplete, Logged, Results, Test
 from glscl.evaluation.saved import ModelCard
@@ -74,7 +74,7 @@ def _history(log: Sequence[Mapping[str, Logged]]) -> list[HistoryRow]:
 def _verdict(card: ModelCard, tests: Sequence[Test], incomplete: Sequence[Mapping[str, Any]]) -> str:
     """One line: text-to-video R@1 per test set, and the sets of which videos are missing."""
     scores = [f"{test.name} ({test.relation}) {MAIN_METRIC}={test.text_to_video[MAIN_METRIC]:.1f}" for test in tests]
-    missing = f"; incomplete: {incomplete_in_words(incomplete)}" if incomplete else ""
+    missing = f"; incomplete: {describe_incomplete(incomplete)}" if incomplete else ""
     return f"run={card.run} step={card.step} " + (", ".join(scores) or "no test set") + missing
 
 

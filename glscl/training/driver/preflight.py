@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from glscl.data.apart import Named, check_held_out
+from glscl.data.apart import NamedSet, check_held_out
 from glscl.data.names import distinct_names
 from glscl.data.plan import StreamPlan
 from glscl.data.shards import ShardSet, open_shard_set
@@ -69,9 +69,9 @@ def preflight(config: RunConfig, *, fetch: bool = True) -> Preflight:
     tests = [open_shard_set(uri) for uri in config.data.test]
     sets = _Sets(train, held_out, tests, plan)
     unchecked = check_held_out(
-        [Named("data.validation", shard_set) for shard_set in held_out],
-        [Named("data.train", shard_set) for shard_set in train],
-        [Named("data.test", shard_set) for shard_set in tests],
+        [NamedSet("data.validation", shard_set) for shard_set in held_out],
+        [NamedSet("data.train", shard_set) for shard_set in train],
+        [NamedSet("data.test", shard_set) for shard_set in tests],
     )
     continues = _check_run_directory(config)
     # What takes seconds to import comes after what may be wrong without it.

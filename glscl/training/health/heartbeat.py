@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from glscl.data.activity import Activity, Board
+from glscl.data.activity import Activity, ActivityTable
 from glscl.training.health.consensus import StepRequest
 
 CHECK_PREEMPTION_EVERY_S = 5.0
@@ -130,7 +130,7 @@ class HeartbeatSender:
         limits: Limits,
         attempt: str,
         rank: int,
-        boards: Sequence[Board],
+        boards: Sequence[ActivityTable],
         checks_preemption: bool = False,
         end: Callable[[str], None] | None = None,
     ) -> None:
