@@ -379,10 +379,10 @@ def _study(words: list[str], program: str) -> str:
     study = load_study(options.config, **changes)
 
     from glscl.reporting.console import start_panel
-    from glscl.study.grid import check_given_sets
-    from glscl.study.plan import describe, plan
+    from glscl.runs.sets import check_given_sets
+    from glscl.study.plan import describe, plan_study
 
-    cells, finished = plan(study)
+    cells, finished = plan_study(study)
     start_panel(program, describe(study, cells, finished))
     if options.dry_run:
         return f"dry run: {len(cells)} cells, {finished} of them finished; nothing was started"
@@ -434,10 +434,10 @@ def _sweep(words: list[str], program: str) -> str:
     sweep = load_sweep(options.config, **changes)
 
     from glscl.reporting.console import start_panel
-    from glscl.study.grid import check_given_sets
-    from tune.plan import describe, plan
+    from glscl.runs.sets import check_given_sets
+    from tune.plan import describe, plan_sweep
 
-    default = plan(sweep)
+    default = plan_sweep(sweep)
     start_panel(program, describe(sweep, default))
     if not (options.report_only or options.dry_run):
         check_given_sets(sweep)
@@ -445,13 +445,14 @@ def _sweep(words: list[str], program: str) -> str:
 
     from glscl.system.ownership import ANOTHER_NAME, owned
     from glscl.system.session import ray_session
-    from tune.sweep import places, report, run_sweep
+    from tune.resources import concurrent_trials
+    from tune.sweep import report, run_sweep
 
     if options.report_only:
         return report(sweep)
     if options.dry_run:
         with ray_session(quiet=True):
-            at_once = places(sweep, default)
+            at_once = concurrent_trials(sweep, default)
         return f"dry run: {sweep.trials} trials, {at_once} at once on this cluster; none was started"
     with owned(sweep.directory, ANOTHER_NAME) as owner, ray_session(quiet=True):
         return run_sweep(sweep, owner)

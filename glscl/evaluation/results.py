@@ -1,21 +1,34 @@
-"""The ``results`` of an evaluation, as ``results.json`` holds them and the report shows them.
+"""The results of an evaluation: typed here, made by `evaluate_model`, written as ``results.json``, shown in the report.
 
-All recalls, accuracies, chance levels and oracle scores are in per cent. Keys beyond these are ignored, so that a
-driver may record more. ``results.json`` leaves the thumbnails out.
+All recalls, accuracies, chance levels and oracle scores are in per cent. Keys beyond these are ignored when results are
+read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator, ValidationError, model_validator
 
+from glscl.data.quarantine import Entry
 from glscl.data.records import share
 from glscl.errors import UserError
 from glscl.evaluation.metrics import Direction
 
 Model = TypeVar("Model", bound=BaseModel)
+Metrics = dict[str, int | float]
+"""`RetrievalMetrics.to_dict`: by customary name, the number of queries included."""
+IntArray = Annotated[
+    NDArray[np.int32],
+    PlainValidator(lambda numbers: np.asarray(numbers, np.int32)),
+    PlainSerializer(lambda numbers: numbers.tolist(), return_type=list),
+]
+"""Whole numbers: lists in a file, an array in memory, because a study holds the ranks of very many queries."""
+Logged = int | float | str | None
+"""A value in a row of the training log."""
 
 
 class _Section(BaseModel):
@@ -33,7 +46,7 @@ class Match(_Section):
 
 
 class Example(_Section):
-    """A text, the rank of its video, and the best videos found for it."""
+    """A text, the rank of its video, and the best videos for it."""
 
     query: str
     rank: float
@@ -50,7 +63,7 @@ class Oracles(_Section):
 
 
 class AttributeAccuracy(_Section):
-    """How often the first video found agrees with the right one in an attribute, and would by chance.
+    """How often the first video retrieved agrees with the right one in an attribute, and would by chance.
 
     ``ignoring`` is what an oracle scores that knows every attribute but this one (the others narrow the choice).
     """
@@ -63,14 +76,15 @@ class AttributeAccuracy(_Section):
 class NormalisedColumn(_Section):
     """One normalisation in one direction: secondary to the raw result, because it saw more than the query at hand."""
 
+    name: str = ""
+    """Key of the registry of normalisations."""
     label: str
     source: str
     """Publication or code."""
     saw: str
     """What it was allowed to see, as a sentence."""
     direction: Direction
-    metrics: dict[str, float]
-    """``RetrievalMetrics.to_dict()``."""
+    metrics: Metrics
 
 
 class WithoutLeaked(_Section):
@@ -82,9 +96,34 @@ class WithoutLeaked(_Section):
     """What was left out, as a sentence."""
     videos: int
     texts: int
-    text_to_video: dict[str, float]
-    """``RetrievalMetrics.to_dict()``."""
-    video_to_text: dict[str, float]
+    text_to_video: Metrics
+    video_to_text: Metrics
+
+
+class RankBounds(_Section):
+    """Every query's rank with ties broken in its favour, and against it."""
+
+    optimistic: IntArray
+    pessimistic: IntArray
+
+
+class QueryRanks(_Section):
+    """Every query's ranks in both directions, for paired statistics, and what the queries are."""
+
+    text_to_video: RankBounds
+    """One per caption."""
+    video_to_text: RankBounds
+    """One per captioned video."""
+    owners: list[int]
+    """Per caption: row of its video."""
+    query_videos: list[int]
+    """Per captioned video: its row."""
+    top: IntArray
+    """Per caption: rows of the five best videos."""
+    video_ids: list[str]
+    positions: list[int]
+    """Per video: its index in the shard set."""
+    captions: list[str]
 
 
 class Incomplete(_Section):
@@ -93,6 +132,8 @@ class Incomplete(_Section):
     part: Literal["train", "validation", "test", "bank"]
     domain: str
     split: str
+    shards: str = ""
+    """Address of the set."""
     videos: int
     """That were used."""
     of: int
@@ -106,6 +147,11 @@ class BadVideo(_Section):
     part: str
     domain: str
     split: str
+    set: str = ""
+    """Address of the shard set."""
+    shard: str = ""
+    key: str = ""
+    """Of the sample in its shard."""
     video_id: str
     reason: str
 
@@ -120,6 +166,10 @@ class Test(_Section):
     domain: str
     split: str
     relation: Literal["in-domain", "cross-domain"]
+    shards: str = ""
+    """Address of the set."""
+    fingerprint: str = ""
+    """Of the set's manifest."""
     videos: int
     texts: int
     captions_per_video: float
@@ -127,19 +177,23 @@ class Test(_Section):
     max_words: int
     truncated_texts: int
     quarantined: int
+    """Videos that could not be used."""
+    quarantine: list[Entry] = []
+    """These videos."""
     rejected: int = 0
     """Videos left out when the shards were built."""
-    repaired: list[dict[str, str]] = []
+    repaired: list[Entry] = []
     """Videos in which the nearest picture stands for some that do not decode (`glscl.data.repairs`)."""
-    text_to_video: dict[str, float]
-    """``RetrievalMetrics.to_dict()``."""
-    video_to_text: dict[str, float]
+    text_to_video: Metrics
+    video_to_text: Metrics
     hubness_skewness: float
     oracles: Oracles | None = None
     attribute_accuracy: dict[str, AttributeAccuracy] | None = None
     normalised: list[NormalisedColumn] = []
     without_leaked: WithoutLeaked | None = None
     examples: list[Example] = []
+    per_query: QueryRanks | None = None
+    """Kept where paired statistics will be asked for."""
 
     @property
     def videos_of(self) -> int:
@@ -150,6 +204,14 @@ class Test(_Section):
     def share(self) -> str:
         """``16 of 19``: its videos, wherever some are missing."""
         return share(self.videos, self.videos_of)
+
+    def to_json(self) -> dict[str, Any]:
+        """As ``results.json`` holds it: without the examples' pictures, and without ranks where none were kept."""
+        no_pictures = {"examples": {"__all__": {"results": {"__all__": {"thumbnail"}}}}}
+        values = self.model_dump(exclude=no_pictures)
+        if self.per_query is None:
+            del values["per_query"]
+        return values
 
     @model_validator(mode="before")
     @classmethod
@@ -173,11 +235,18 @@ class Results(_Section):
     git_commit: str | None
     command: str
     train_domains: list[str]
+    validation: dict[str, float] = {}
+    """Held-out metrics of the checkpoint."""
     tests: list[Test]
     incomplete: list[Incomplete] = []
     quarantine: list[BadVideo] = []
-    history: list[dict[str, Any]] = []
+    history: list[dict[str, Logged | dict[str, Logged]]] = []
     """Per logged step: ``step``, loss terms by name, and where measured ``validation``: metric name -> value."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As ``results.json`` holds it."""
+        without_tests = self.model_copy(update={"tests": []})
+        return without_tests.model_dump() | {"tests": [test.to_json() for test in self.tests]}
 
 
 def parse_results(results: Mapping[str, Any] | Results) -> Results:

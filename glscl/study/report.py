@@ -21,9 +21,9 @@ from glscl.reporting.charts import ticks
 from glscl.reporting.formats import when
 from glscl.reporting.page import environment, thumbnails
 from glscl.reporting.published import PACKAGED, PublishedRow, for_domain, read_published
+from glscl.runs.options import ZERO_SHOT
 from glscl.study import charts
 from glscl.study.results import (
-    ZERO_SHOT,
     Comparison,
     Cost,
     Estimate,

@@ -13,9 +13,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from glscl.evaluation.metrics import DIRECTIONS, MAIN_METRIC, MEDIAN_RANK, RECALL_LEVELS, recall_name
+from glscl.runs.options import ZERO_SHOT
 from glscl.study.charts import si
 from glscl.study.report import interval, p_value, signed
-from glscl.study.results import ZERO_SHOT, Estimate, Result, StudyResults, parse_study
+from glscl.study.results import Estimate, Result, StudyResults, parse_study
 from glscl.system.storage import join, write_bytes
 
 RESULT_COLUMNS = (
