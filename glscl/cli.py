@@ -197,6 +197,7 @@ def _train(words: list[str], program: str) -> str:
 
 def _run(config: Any, ready: Any) -> str:
     """Train, test, report; ``status.json`` follows what happens."""
+    from glscl.evaluation.console import print_results
     from glscl.system.ownership import ANOTHER_NAME, owned
     from glscl.system.session import ray_session
     from glscl.training.driver.launch import train
@@ -211,45 +212,9 @@ def _run(config: Any, ready: Any) -> str:
             results = train(config, ready, owner)
             owner.fence.check()
             write_results(results, where)
-        write_status(where, state="finished", verdict=results["verdict"])
-    _print_results(results)
-    return f"{results['verdict']} report={storage.join(where, REPORT)}"
-
-
-def _print_results(results: dict[str, Any]) -> None:
-    """The tables of an evaluation, as far as there is something in them."""
-    from glscl.evaluation.console import normalised_table, results_table
-
-    if results["tests"]:
-        results_table(results)
-        normalised_table(results)
-        _print_oracles(results)
-
-
-def _print_oracles(results: dict[str, Any]) -> None:
-    """For toy domains: what knowing attributes alone would score, and which attributes the model knows."""
-    from glscl.reporting.console import print_table
-
-    for test in results["tests"]:
-        if not test["oracles"]:
-            continue
-        name = test["name"]
-        single, pair = (max(test["oracles"][kind].items(), key=lambda item: item[1]) for kind in ("single", "pair"))
-        print(
-            f"{name}: R@1 {test['text_to_video']['R@1']:.1f}, chance {100 / test['videos']:.1f}; an oracle that knows "
-            f"one attribute: at best {single[1]:.1f} ({single[0]}); two attributes: at best {pair[1]:.1f} ({pair[0]})"
-        )
-        rows = [
-            [
-                attribute,
-                f"{values['accuracy']:.1f}",
-                f"{values['ignoring']:.1f}",
-                f"{values['chance']:.1f}",
-                f"{test['oracles']['single'][attribute]:.1f}",
-            ]
-            for attribute, values in test["attribute_accuracy"].items()
-        ]
-        print_table([f"{name} attribute", "right in top-1 %", "if ignored %", "chance %", "oracle R@1 %"], rows)
+        write_status(where, state="finished", verdict=results.verdict)
+    print_results(results)
+    return f"{results.verdict} report={storage.join(where, REPORT)}"
 
 
 def _evaluate(words: list[str], program: str) -> str:
@@ -321,6 +286,7 @@ def _evaluate(words: list[str], program: str) -> str:
     output = storage.resolve(options.output) if options.output else storage.join(run, "eval")
     storage.check_writable(output, "--output")
 
+    from glscl.evaluation.console import print_results
     from glscl.system.ownership import owned
     from glscl.system.session import alive_nodes, ray_session
     from glscl.training.driver.launch import evaluate
@@ -342,8 +308,8 @@ def _evaluate(words: list[str], program: str) -> str:
             results = evaluate(run, tests, config, share, bank=options.bank, quarantine=quarantine)
         owner.fence.check()
         write_results(results, output)
-    _print_results(results)
-    return f"{results['verdict']} report={storage.join(output, REPORT)}"
+    print_results(results)
+    return f"{results.verdict} report={storage.join(output, REPORT)}"
 
 
 def _study(words: list[str], program: str) -> str:

@@ -8,9 +8,18 @@ from typing import IO, Any
 from rich.text import Text
 
 from glscl.data.repairs import describe_repairs
-from glscl.evaluation.metrics import DIRECTIONS, RECALLS, SUMMARY
+from glscl.evaluation.metrics import DIRECTIONS, MAIN_METRIC, RECALLS, SUMMARY
 from glscl.evaluation.results import Results, parse_results
 from glscl.reporting.console import console, print_table
+from glscl.reporting.formats import number
+
+
+def print_results(results: Results) -> None:
+    """Print every table that there is something for."""
+    if results.tests:
+        results_table(results)
+        normalised_table(results)
+        oracle_tables(results)
 
 
 def results_table(results: Mapping[str, Any] | Results, *, file: IO[str] | None = None) -> None:
@@ -19,14 +28,14 @@ def results_table(results: Mapping[str, Any] | Results, *, file: IO[str] | None 
     Raises:
         UserError: ``results`` lack something.
     """
-    header = ("test set", "relation", "direction", *SUMMARY, "queries", "videos")
     rows = []
     tests = parse_results(results).tests
     for test in tests:
         for direction, title in DIRECTIONS.items():
-            metrics: dict[str, float] = getattr(test, direction)
+            metrics = test.metrics(direction)
             numbers = _numbers(metrics, SUMMARY)
             rows.append([test.name, test.relation, title.lower(), *numbers, f"{int(metrics['queries'])}", test.share])
+    header = ("test set", "relation", "direction", *SUMMARY, "queries", "videos")
     print_table(header, rows, text_columns=3, file=file)
     for test in tests:
         if test.repaired:
@@ -50,5 +59,26 @@ def normalised_table(results: Mapping[str, Any] | Results, *, file: IO[str] | No
         print_table(("test set", "direction", "normalisation", "saw", *RECALLS), rows, text_columns=4, file=file)
 
 
+def oracle_tables(results: Results) -> None:
+    """Print, for toy domains, what knowing attributes alone would score, and which attributes the model knows."""
+    for test in results.tests:
+        if not test.oracles:
+            continue
+        (single, single_recall), (pair, pair_recall) = (
+            max(scores.items(), key=lambda item: item[1]) for scores in (test.oracles.single, test.oracles.pair)
+        )
+        print(
+            f"{test.name}: {MAIN_METRIC} {test.text_to_video[MAIN_METRIC]:.1f}, chance {100 / test.videos:.1f}; an "
+            f"oracle that knows one attribute: at best {single_recall:.1f} ({single}); two attributes: at best "
+            f"{pair_recall:.1f} ({pair})"
+        )
+        rows = []
+        for attribute, known in (test.attribute_accuracy or {}).items():
+            shares = (known.accuracy, known.ignoring, known.chance, test.oracles.single[attribute])
+            rows.append([attribute, *(number(share) for share in shares)])
+        header = [f"{test.name} attribute", "right in top-1 %", "if ignored %", "chance %", f"oracle {MAIN_METRIC} %"]
+        print_table(header, rows)
+
+
 def _numbers(metrics: Mapping[str, float], names: Iterable[str]) -> list[str]:
-    return [f"{metrics[name]:.1f}" if name in metrics else "–" for name in names]
+    return [f"{metrics[name]:.1f}" if name in metrics else number(None) for name in names]

@@ -78,7 +78,7 @@ class Metric:
 
 
 def _recall(k: int) -> Metric:
-    return Metric(f"recall at {k}", True, True, lambda ranks: 100.0 * ranks.found(k))
+    return Metric(f"recall at {k}", True, True, lambda ranks: 100.0 * ranks.within(k))
 
 
 METRICS: dict[str, Metric] = {
@@ -94,8 +94,8 @@ class RetrievalMetrics:
     """Recall in per cent, and median and mean rank, of one direction.
 
     A query counts for R@k with the chance that its right answer is among the first k when ties are broken at random
-    (`Ranks.found`). The optimistic and pessimistic R@1 bound what any way of breaking ties could give; they differ from
-    R@1 only if there are ties for the first place.
+    (`Ranks.within`). The optimistic and pessimistic R@1 bound what any way of breaking ties could give; they differ
+    from R@1 only if there are ties for the first place.
 
     Attributes:
         recalls: by level.
@@ -119,7 +119,7 @@ class RetrievalMetrics:
             raise ValueError("no queries: there is nothing to measure")
         mid = ranks.mid
         return cls(
-            recalls={k: 100.0 * float(ranks.found(k).sum()) / len(ranks) for k in (*RECALL_LEVELS, DEEP_LEVEL)},
+            recalls={k: 100.0 * float(ranks.within(k).sum()) / len(ranks) for k in (*RECALL_LEVELS, DEEP_LEVEL)},
             # Not torch.median, which returns the lower of the two middle values.
             median_rank=statistics.median(mid.tolist()),
             mean_rank=float(mid.mean()),
@@ -128,7 +128,7 @@ class RetrievalMetrics:
             recall_at_1_pessimistic=100.0 * int((ranks.pessimistic == 1).sum()) / len(ranks),
         )
 
-    def to_dict(self) -> dict[str, float | int]:
+    def to_dict(self) -> dict[str, int | float]:
         """The metrics under their customary names."""
         return {
             **{recall_name(k): recall for k, recall in self.recalls.items()},

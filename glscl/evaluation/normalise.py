@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +24,7 @@ from torch import Tensor
 from glscl.errors import UserError, did_you_mean
 from glscl.evaluation.metrics import DIRECTIONS, Direction, RetrievalMetrics
 from glscl.evaluation.ranks import Ranks, check_similarity, text_to_video_ranks, video_to_text_ranks
+from glscl.evaluation.results import NormalisedColumn
 
 _QUERIES: dict[Direction, str] = {"text_to_video": "captions", "video_to_text": "videos"}
 _CANDIDATES: dict[Direction, str] = {"text_to_video": "videos", "video_to_text": "captions"}
@@ -256,18 +256,15 @@ def normalise(name: str, similarity: Tensor, direction: Direction, bank: Bank | 
     return Normalised(name, entry.label, entry.saw(direction, bank), direction, scores)
 
 
-def normalised_metrics(
+def measure_normalised(
     similarity: Tensor, text_to_video: Tensor, banks: Mapping[Direction, Bank] | None = None
-) -> list[dict[str, Any]]:
-    """Every registered normalisation that can be had, in both directions, as columns beside the raw result.
+) -> list[NormalisedColumn]:
+    """Measure every registered normalisation that can be had, in both directions, as columns beside the raw result.
 
     Args:
         similarity: (A, N) texts × videos.
         text_to_video: (A,) the video of each text.
         banks: query banks; without one for a direction, the normalisations that need it are left out there.
-
-    Returns:
-        one entry each: ``name``, ``label``, ``source``, ``saw``, ``direction``, and ``metrics`` by customary name.
     """
     columns = []
     for name, entry in NORMALISATIONS.items():
@@ -277,13 +274,13 @@ def normalised_metrics(
                 continue
             result = normalise(name, similarity, direction, bank)
             columns.append(
-                {
-                    "name": name,
-                    "label": result.label,
-                    "source": entry.source,
-                    "saw": result.saw,
-                    "direction": direction,
-                    "metrics": RetrievalMetrics.from_ranks(result.ranks(text_to_video)).to_dict(),
-                }
+                NormalisedColumn(
+                    name=name,
+                    label=result.label,
+                    source=entry.source,
+                    saw=result.saw,
+                    direction=direction,
+                    metrics=RetrievalMetrics.from_ranks(result.ranks(text_to_video)).to_dict(),
+                )
             )
     return columns

@@ -33,18 +33,6 @@ def attribute_pair_oracles(videos: Attributes) -> dict[str, float]:
     return {"+".join(pair): _expected_recall(videos, pair) for pair in combinations(_names(videos), 2)}
 
 
-def all_but_one_oracles(videos: Attributes) -> dict[str, float]:
-    """Expected R@1, 0 to 1, of knowing every attribute except one; keys are the missing attribute.
-
-    A model above the oracle without "order" has learned order.
-
-    Raises:
-        ValueError: the videos do not all name the same attributes.
-    """
-    names = _names(videos)
-    return {missing: _expected_recall(videos, tuple(name for name in names if name != missing)) for missing in names}
-
-
 def attribute_accuracy(
     videos: Attributes, text_to_video: Sequence[int], first_matches: Sequence[int]
 ) -> dict[str, dict[str, float]]:

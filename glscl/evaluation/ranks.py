@@ -57,7 +57,7 @@ class Ranks:
         among_tied = torch.from_numpy(digamma((last + 1).numpy()) - digamma(first.numpy())) / self.tied
         return torch.where(self.tied == 1, 1 / first, among_tied)
 
-    def found(self, k: int) -> Tensor:
+    def within(self, k: int) -> Tensor:
         """(Q,) float64, the chance that each right answer is among the first ``k`` if ties are broken at random.
 
         That is ``clamp((k - greater) / tied, 0, 1)``: 1 or 0 for every query without ties.
@@ -68,12 +68,12 @@ class Ranks:
         return len(self.optimistic)
 
     @staticmethod
-    def concatenate(parts: Sequence[Ranks]) -> Ranks:
+    def concatenate(blocks: Sequence[Ranks]) -> Ranks:
         """Join the ranks of consecutive blocks of queries."""
-        if not parts:
+        if not blocks:
             empty = torch.zeros(0, dtype=torch.int64)
             return Ranks(empty, empty.clone())
-        return Ranks(torch.cat([p.optimistic for p in parts]), torch.cat([p.pessimistic for p in parts]))
+        return Ranks(torch.cat([b.optimistic for b in blocks]), torch.cat([b.pessimistic for b in blocks]))
 
 
 def check_similarity(similarity: Tensor) -> Tensor:
@@ -120,9 +120,9 @@ def rank_targets(similarity: Tensor, target: Tensor) -> Ranks:
         UserError: NaN.
     """
     similarity = check_similarity(similarity)
-    own = similarity.gather(1, target[:, None])
-    optimistic = 1 + (similarity > own).sum(1)
-    pessimistic = (similarity >= own).sum(1)  # the right answer equals itself: this is 1 + greater + equal others
+    right = similarity.gather(1, target[:, None])
+    optimistic = 1 + (similarity > right).sum(1)
+    pessimistic = (similarity >= right).sum(1)  # the right answer equals itself: this is 1 + greater + equal others
     return Ranks(optimistic.cpu(), pessimistic.cpu())
 
 

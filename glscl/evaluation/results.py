@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator, ValidationError, model_validator
 
-from glscl.data.quarantine import Entry
+from glscl.data.quarantine import Entry, Part
 from glscl.data.records import share
 from glscl.errors import UserError
 from glscl.evaluation.metrics import Direction
@@ -29,6 +29,8 @@ IntArray = Annotated[
 """Whole numbers: lists in a file, an array in memory, because a study holds the ranks of very many queries."""
 Logged = int | float | str | None
 """A value in a row of the training log."""
+HistoryRow = dict[str, Logged | dict[str, Logged]]
+"""A logged step: ``step``, loss terms by name, and where measured ``validation``: metric name -> value."""
 
 
 class _Section(BaseModel):
@@ -129,7 +131,7 @@ class QueryRanks(_Section):
 class Incomplete(_Section):
     """A set of which videos are missing."""
 
-    part: Literal["train", "validation", "test", "bank"]
+    part: Part
     domain: str
     split: str
     shards: str = ""
@@ -195,6 +197,10 @@ class Test(_Section):
     per_query: QueryRanks | None = None
     """Kept where paired statistics will be asked for."""
 
+    def metrics(self, direction: Direction) -> Metrics:
+        """Of one direction."""
+        return self.text_to_video if direction == "text_to_video" else self.video_to_text
+
     @property
     def videos_of(self) -> int:
         """Its videos, the missing ones included."""
@@ -240,8 +246,7 @@ class Results(_Section):
     tests: list[Test]
     incomplete: list[Incomplete] = []
     quarantine: list[BadVideo] = []
-    history: list[dict[str, Logged | dict[str, Logged]]] = []
-    """Per logged step: ``step``, loss terms by name, and where measured ``validation``: metric name -> value."""
+    history: list[HistoryRow] = []
 
     def to_json(self) -> dict[str, Any]:
         """As ``results.json`` holds it."""

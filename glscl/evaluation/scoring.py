@@ -1,12 +1,12 @@
-"""Blockwise scoring: ranks and best matches in both directions without the whole similarity matrix.
+"""Ranks and best matches in both directions, block by block, without the whole similarity matrix.
 
 What a head caches per text and per video is small; the (A, N) similarity matrix need not be. Text-to-video ranks need
 one block of texts against all videos, video-to-text ranks one block of videos against all texts, reduced on the fly
 to the best caption per video. So every pair is scored twice, once per direction, and the largest similarity held is
 ``(text_block, N)`` or ``(video_block, N)``.
 
-Processes share the work by rows: each calls :func:`evaluate_scores` with its own ``text_rows`` and ``video_rows``
-(:func:`split_rows`), and :func:`merge` joins the results.
+Processes share the work by row shards: each calls `evaluate_scores` with the ``text_rows`` and ``video_rows`` of its
+shard (`split_rows`), and `merge` joins the results.
 """
 
 from __future__ import annotations
@@ -61,7 +61,6 @@ class ScoringResult:
         text_matches: best videos of each text of ``text_rows``.
         occurrences: (N,) float64, how often each video is expected among the k best of ``text_rows``, ties broken at
             random.
-        video_matches: best texts of each video of ``video_rows`` (also the uncaptioned), if asked for.
     """
 
     text_rows: range
@@ -71,23 +70,15 @@ class ScoringResult:
     query_videos: Tensor
     text_matches: Matches
     occurrences: Tensor
-    video_matches: Matches | None
 
     def hubness_skewness(self) -> float:
         """Skewness of the k-occurrence of the videos among the texts' best matches."""
         return skewness(self.occurrences)
 
 
-def split_rows(total: int, part: int, parts: int) -> range:
-    """Return the ``part``-th of ``parts`` contiguous ranges of ``range(total)``; sizes differ by at most one."""
-    return range(total * part // parts, total * (part + 1) // parts)
-
-
-def score_calls(text_rows: range, video_rows: range, texts: int, videos: int, text_block: int, video_block: int) -> int:
-    """Number of calls of the score function that :func:`evaluate_scores` makes for these rows."""
-    by_text = -(-len(text_rows) // text_block) * -(-videos // video_block)
-    by_video = -(-len(video_rows) // video_block) * -(-texts // text_block)
-    return by_text + by_video
+def split_rows(total: int, index: int, count: int) -> range:
+    """Return the ``index``-th of ``count`` contiguous ranges of ``range(total)``; sizes differ by at most one."""
+    return range(total * index // count, total * (index + 1) // count)
 
 
 @torch.no_grad()
@@ -102,8 +93,6 @@ def evaluate_scores(
     text_rows: range | None = None,
     video_rows: range | None = None,
     k: int = 10,
-    match_videos: bool = False,
-    min_calls: int = 0,
 ) -> ScoringResult:
     """Rank texts and videos block by block.
 
@@ -120,10 +109,6 @@ def evaluate_scores(
         text_rows: texts to rank; all by default.
         video_rows: videos to rank; all by default.
         k: best matches kept per query (fewer if there are fewer candidates).
-        match_videos: also keep the best texts of each video.
-        min_calls: make at least this many calls of ``score``, the surplus on the first block and thrown away. A score
-            function with collectives in it (a head under ZeRO-3) must be called equally often on all processes: pass
-            the largest :func:`score_calls` of them.
 
     Raises:
         UserError: a similarity is NaN.
@@ -144,11 +129,7 @@ def evaluate_scores(
         tiles, text_to_video, text_rows, videos, text_block, video_block, k
     )
     captioned, group = text_to_video.unique(return_inverse=True)
-    video_ranks, video_matches = _rank_videos(
-        tiles, captioned, group, video_rows, text_block, video_block, k if match_videos else 0
-    )
-    while tiles.calls < min_calls and texts and videos:
-        tiles(range(min(text_block, texts)), range(min(video_block, videos)))
+    video_ranks = _rank_videos(tiles, captioned, group, video_rows, text_block, video_block)
     return ScoringResult(
         text_rows=text_rows,
         video_rows=video_rows,
@@ -157,7 +138,6 @@ def evaluate_scores(
         query_videos=captioned[(captioned >= video_rows.start) & (captioned < video_rows.stop)],
         text_matches=text_matches,
         occurrences=occurrences,
-        video_matches=video_matches if match_videos else None,
     )
 
 
@@ -168,7 +148,7 @@ def similarity_rows(
     """Some rows of the similarity matrix, as they are: for what cannot be computed block by block.
 
     Args:
-        score: as for :func:`evaluate_scores`.
+        score: as for `evaluate_scores`.
         text: caches of all A texts.
         video: caches of all N videos.
         rows: texts to score, a contiguous part of ``range(A)``.
@@ -184,16 +164,16 @@ def similarity_rows(
     tiles = _Tiles(score, text, video)
     similarity = torch.empty(len(rows), _length(video, "video"))
     for block in _blocks(rows, text_block):
-        own = slice(block.start - rows.start, block.stop - rows.start)
+        block_rows = slice(block.start - rows.start, block.stop - rows.start)
         for columns in _blocks(range(similarity.shape[1]), video_block):
             tile = tiles(block, columns)
             similarity = similarity.to(tile.dtype)  # of the first; the same for all others
-            similarity[own, columns.start : columns.stop] = tile
+            similarity[block_rows, columns.start : columns.stop] = tile
     return similarity
 
 
 def rank_matrix(similarity: Tensor, text_to_video: Tensor, k: int = 10) -> ScoringResult:
-    """What :func:`evaluate_scores` gives, of a similarity matrix that is there already.
+    """Rank texts and videos of a similarity matrix that is held as a whole.
 
     Args:
         similarity: (A, N) of all texts and videos.
@@ -209,40 +189,34 @@ def rank_matrix(similarity: Tensor, text_to_video: Tensor, k: int = 10) -> Scori
     )
 
 
-def merge(parts: Sequence[ScoringResult]) -> ScoringResult:
-    """Join results of contiguous parts, given in any order, into the result of their union.
+def merge(results: Sequence[ScoringResult]) -> ScoringResult:
+    """Join the results of contiguous row shards, given in any order, into the result of their union.
 
     Raises:
-        ValueError: the parts overlap, leave a gap, or differ in what they kept.
+        ValueError: the shards overlap or leave a gap.
     """
-    if not parts:
+    if not results:
         raise ValueError("merge needs at least one result")
-    by_text = sorted(parts, key=lambda part: (part.text_rows.start, part.text_rows.stop))
-    by_video = sorted(parts, key=lambda part: (part.video_rows.start, part.video_rows.stop))
-    matched = [part.video_matches for part in by_video if part.video_matches is not None]
-    if len(matched) not in (0, len(parts)):
-        raise ValueError("some parts kept the best texts of each video (match_videos) and some did not")
+    by_text = sorted(results, key=lambda result: (result.text_rows.start, result.text_rows.stop))
+    by_video = sorted(results, key=lambda result: (result.video_rows.start, result.video_rows.stop))
     return ScoringResult(
-        text_rows=_join_ranges("text_rows", [part.text_rows for part in by_text]),
-        video_rows=_join_ranges("video_rows", [part.video_rows for part in by_video]),
-        text_to_video=Ranks.concatenate([part.text_to_video for part in by_text]),
-        video_to_text=Ranks.concatenate([part.video_to_text for part in by_video]),
-        query_videos=torch.cat([part.query_videos for part in by_video]),
-        text_matches=_concatenate([part.text_matches for part in by_text]),
-        occurrences=torch.stack([part.occurrences for part in parts]).sum(0),
-        video_matches=_concatenate(matched) if matched else None,
+        text_rows=_join_ranges("text_rows", [result.text_rows for result in by_text]),
+        video_rows=_join_ranges("video_rows", [result.video_rows for result in by_video]),
+        text_to_video=Ranks.concatenate([result.text_to_video for result in by_text]),
+        video_to_text=Ranks.concatenate([result.video_to_text for result in by_video]),
+        query_videos=torch.cat([result.query_videos for result in by_video]),
+        text_matches=_concatenate([result.text_matches for result in by_text]),
+        occurrences=torch.stack([result.occurrences for result in results]).sum(0),
     )
 
 
 class _Tiles:
-    """Scores one tile of the similarity matrix at a time, checked, in the precision of its ranks; counts the calls."""
+    """Scores one tile of the similarity matrix at a time, checked, in the precision of its ranks."""
 
     def __init__(self, score: ScoreFunction, text: Cache, video: Cache) -> None:
         self.score, self.text, self.video = score, text, video
-        self.calls = 0
 
     def __call__(self, rows: range, columns: range) -> Tensor:
-        self.calls += 1
         similarity = self.score(_rows(self.text, rows), _rows(self.video, columns))
         if similarity.shape != (len(rows), len(columns)):
             raise ValueError(f"score gave {tuple(similarity.shape)} for {len(rows)} texts and {len(columns)} videos")
@@ -252,7 +226,7 @@ class _Tiles:
 def _rank_texts(
     tiles: _Tiles, text_to_video: Tensor, text_rows: range, videos: int, text_block: int, video_block: int, k: int
 ) -> tuple[Ranks, Matches, Tensor]:
-    """Blocks of texts, each against all videos: the row block (text_block, N) is held for its ranks and occurrences."""
+    """Rank blocks of texts against all videos; the block (text_block, N) is held for its ranks and occurrences."""
     ranks: list[Ranks] = []
     matches: list[Matches] = []
     occurrences = torch.zeros(videos, dtype=torch.float64)
@@ -272,32 +246,31 @@ def _rank_texts(
 
 
 def _rank_videos(
-    tiles: _Tiles, captioned: Tensor, group: Tensor, video_rows: range, text_block: int, video_block: int, k: int
-) -> tuple[Ranks, Matches]:
-    """Blocks of videos, each against all texts: only the best caption per video is held, (video_block, G).
+    tiles: _Tiles, captioned: Tensor, group: Tensor, video_rows: range, text_block: int, video_block: int
+) -> Ranks:
+    """Rank blocks of videos against all texts; only the best caption per video is held, (video_block, G).
 
-    ``captioned`` (G,) are the videos with captions, ``group`` (A,) the place of each text's video among them; without
-    ``k`` no matches are kept.
+    Args:
+        tiles: scores a tile.
+        captioned: (G,) the videos with captions.
+        group: (A,) the place of each text's video among them.
+        video_rows: videos to rank.
+        text_block: texts scored at a time.
+        video_block: videos scored at a time.
     """
-    texts = len(group)
     ranks: list[Ranks] = []
-    matches: list[Matches] = []
     for columns in _blocks(video_rows, video_block):
         folded = torch.empty(0)
-        best: Matches | None = None
-        for rows in _blocks(range(texts), text_block):
+        for rows in _blocks(range(len(group)), text_block):
             similarity = tiles(rows, columns).T
             if rows.start == 0:
                 folded = similarity.new_full((len(columns), len(captioned)), -torch.inf)
             fold_captions(folded, similarity, group[rows.start : rows.stop].to(similarity.device))
-            if k:
-                best = _update_matches(best, similarity, rows, k)
-        own = ((captioned >= columns.start) & (captioned < columns.stop)).nonzero()[:, 0]
-        queries = captioned[own] - columns.start
-        if len(own):
-            ranks.append(rank_targets(folded[queries.to(folded.device)], own.to(folded.device)))
-        matches.extend([_to_cpu(best)] if best else [])
-    return Ranks.concatenate(ranks), _concatenate(matches, min(k, texts))
+        targets = ((captioned >= columns.start) & (captioned < columns.stop)).nonzero()[:, 0]
+        queries = captioned[targets] - columns.start
+        if len(targets):
+            ranks.append(rank_targets(folded[queries.to(folded.device)], targets.to(folded.device)))
+    return Ranks.concatenate(ranks)
 
 
 def _length(cache: Cache, name: str) -> int:
@@ -329,14 +302,14 @@ def _to_cpu(matches: Matches) -> Matches:
     return Matches(matches.indices.cpu(), matches.scores.cpu())
 
 
-def _concatenate(parts: Sequence[Matches], width: int = 0) -> Matches:
-    if not parts:
+def _concatenate(blocks: Sequence[Matches], width: int = 0) -> Matches:
+    if not blocks:
         return Matches(torch.zeros(0, width, dtype=torch.int64), torch.zeros(0, width))
-    return Matches(torch.cat([part.indices for part in parts]), torch.cat([part.scores for part in parts]))
+    return Matches(torch.cat([block.indices for block in blocks]), torch.cat([block.scores for block in blocks]))
 
 
 def _join_ranges(name: str, ranges: Sequence[range]) -> range:
     for before, after in itertools.pairwise(ranges):
         if before.stop != after.start:
-            raise ValueError(f"{name} of the parts do not join: {before} is followed by {after}")
+            raise ValueError(f"{name} of the shards do not join: {before} is followed by {after}")
     return range(ranges[0].start, ranges[-1].stop)

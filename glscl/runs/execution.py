@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 
 import torch
 
-from glscl.evaluation.results import Incomplete, Metrics
+from glscl.evaluation.results import Results
 from glscl.evaluation.saved import FOLDER, ModelCard, save_model
 from glscl.models.retriever import Retriever
 from glscl.runs.cell import Cell, read_result
@@ -20,21 +19,11 @@ from glscl.training.checkpoint.retention import INDEX, PREFIX, RAY_REGISTER
 from glscl.training.config import RunConfig
 from glscl.training.driver.launch import incomplete_sets, quarantine_of, score_tests, train
 from glscl.training.driver.machines import with_machines
-from glscl.training.driver.outputs import status_on_failure, write_results, write_status
+from glscl.training.driver.outputs import build_results, status_on_failure, write_results, write_status
 from glscl.training.driver.preflight import CONFIG, preflight
 
 PATIENCE_S = 90.0
 """Seconds that a run's living owner is waited for: the processes of a study that was killed end a little later."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Scores:
-    """What training, or only testing, gave."""
-
-    tests: list[CellTest]
-    step: int
-    validation: Metrics
-    incomplete: list[Incomplete]
 
 
 def run_cell(cell: Cell, keep_model: bool) -> CellResult:
@@ -58,13 +47,13 @@ def run_cell(cell: Cell, keep_model: bool) -> CellResult:
         finished = read_result(cell)  # the owner that was waited for may have done it
         if finished is not None:
             return finished
-        scores = _score_towers(cell.config) if cell.training == ZERO_SHOT else _train(cell.config, owner)
+        results = _score_towers(cell.config) if cell.training == ZERO_SHOT else _train(cell.config, owner)
         result = CellResult(
             config=cell.config.model_dump(mode="json"),
-            tests=[test.model_copy(update={"examples": []}) for test in scores.tests],
-            step=scores.step,
-            validation=scores.validation,
-            incomplete=scores.incomplete,
+            tests=[CellTest(**dict(test) | {"examples": []}) for test in results.tests],
+            step=results.checkpoint_step,
+            validation=results.validation,
+            incomplete=results.incomplete,
             seconds=round(time.monotonic() - began, 2),
         )
         owner.fence.check()
@@ -85,28 +74,23 @@ def remove_checkpoints(run_directory: str) -> None:
             storage.tidy(storage.join(run_directory, name), storage.remove)
 
 
-def _train(config: RunConfig, owner: Owner) -> _Scores:
+def _train(config: RunConfig, owner: Owner) -> Results:
     """Do an ordinary run in the cell's folder."""
     config = with_machines(config, alive_nodes, alone=False)
     write_status(config.run_directory, state="running", verdict="")
     with status_on_failure(owner.fence):
         results = train(config, preflight(config), owner, keep_ranks=True)
         owner.fence.check()
-        tests = [{key: value for key, value in test.items() if key != "per_query"} for test in results["tests"]]
+        tests = [test.model_copy(update={"per_query": None}) for test in results.tests]
         command = (
             f"{config.name}: one of the runs of a study or sweep"  # this process's own command line is a Ray worker's
         )
-        write_results(results | {"tests": tests, "command": command}, config.run_directory)
-    write_status(config.run_directory, state="finished", verdict=results["verdict"])
-    return _Scores(
-        [CellTest.model_validate(test) for test in results["tests"]],
-        results["checkpoint_step"],
-        results["validation"],
-        [Incomplete.model_validate(entry) for entry in results["incomplete"]],
-    )
+        write_results(results.model_copy(update={"tests": tests, "command": command}), config.run_directory)
+    write_status(config.run_directory, state="finished", verdict=results.verdict)
+    return results
 
 
-def _score_towers(config: RunConfig) -> _Scores:
+def _score_towers(config: RunConfig) -> Results:
     """Test the clip towers as they are, frames pooled by their mean."""
     config = with_machines(config, alive_nodes, alone=False)
     training = config.training
@@ -125,5 +109,5 @@ def _score_towers(config: RunConfig) -> _Scores:
     storage.write_json(storage.join(config.run_directory, CONFIG), config.model_dump(mode="json"))
     save_model(storage.join(config.run_directory, FOLDER), card, Retriever(config.model).state_dict())
     quarantine = quarantine_of(config)
-    tests = [CellTest.model_validate(entry) for entry in score_tests(config, quarantine, keep_ranks=True)]
-    return _Scores(tests, 0, {}, [Incomplete.model_validate(entry) for entry in incomplete_sets(config, quarantine)])
+    tests = score_tests(config, quarantine, keep_ranks=True)
+    return build_results(card, tests, [], incomplete_sets(config, quarantine), quarantine.entries)

@@ -19,7 +19,7 @@ from glscl.data.video import FrameSampling
 from glscl.errors import RunStoppedError
 from glscl.evaluation.embed import Embeddings, concatenate, embed
 from glscl.evaluation.metrics import MAIN_METRIC, RECALLS
-from glscl.evaluation.retrieval import Part, metrics_of, score_part
+from glscl.evaluation.retrieval import RowShard, measure, score_rows
 from glscl.evaluation.scoring import merge, split_rows
 from glscl.models.tokenizer import tokenize
 from glscl.training.checkpoint.format import SELECTION_METRIC
@@ -94,12 +94,12 @@ class HeldOut:
 
     def _score(self, model: Any, label: str, embeddings: Embeddings) -> dict[str, float]:
         scores: list[Any] = [None] * self.world
-        part = Part(self.rank, self.world)
+        shard = RowShard(self.rank, self.world)
         with torch.no_grad():
-            result = score_part(partial(model, "score"), embeddings, self.config.evaluation, part, self.device)
+            result = score_rows(partial(model, "score"), embeddings, self.config.evaluation, shard, self.device)
         distributed.all_gather_object(scores, result)
         return {
             f"validation/{label}/{direction}_{name}": float(values[name])
-            for direction, values in metrics_of(merge(scores)).items()
+            for direction, values in measure(merge(scores)).items()
             for name in RECALLS
         }

@@ -15,8 +15,8 @@ from glscl.data.gallery import Gallery
 from glscl.data.shards import ShardSet
 from glscl.data.video import FrameSampling
 from glscl.errors import BrokenRunError, UserError
+from glscl.evaluation.actors import _readable
 from glscl.evaluation.embed import Embeddings, concatenate, embed
-from glscl.evaluation.evaluate import _of_the_actor
 from glscl.evaluation.scoring import split_rows
 from glscl.models import ModelConfig, Retriever
 from glscl.models.tokenizer import tokenize
@@ -136,11 +136,11 @@ def test_embedding_does_not_move_the_random_state(loader_workers: int, model: Re
 
 def test_what_an_actor_ends_with_is_a_line_where_it_is_meant_to_be_read() -> None:
     for cause in (UserError("/dev/shm is full"), BrokenRunError("a loader process (pid 7) is killed")):
-        found = _of_the_actor(RayTaskError("embed", "Traceback ...", cause))
+        found = _readable(RayTaskError("embed", "Traceback ...", cause))
         assert type(found) is type(cause)
         assert str(found) == str(cause)
     other = RayTaskError("embed", "Traceback ...", ValueError("x"))
-    assert _of_the_actor(other) is other
+    assert _readable(other) is other
 
 
 def test_embeddings_hold_no_shared_memory(

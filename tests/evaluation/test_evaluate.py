@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import ray
 import torch
+from pydantic import BaseModel
 
 from glscl.cli import main
 from glscl.data.gallery import Gallery
@@ -19,12 +20,13 @@ from glscl.data.quarantine import Quarantine, read_quarantine
 from glscl.data.shards import ShardSet
 from glscl.errors import UserError
 from glscl.evaluation.embed import Embeddings, embed
-from glscl.evaluation.evaluate import check_tests, evaluate_model, without_thumbnails
-from glscl.evaluation.metrics import RetrievalMetrics
-from glscl.evaluation.normalise import NORMALISATIONS, Bank, normalised_metrics
+from glscl.evaluation.evaluate import check_tests, evaluate_model
+from glscl.evaluation.metrics import DIRECTIONS, RetrievalMetrics
+from glscl.evaluation.normalise import NORMALISATIONS, Bank, measure_normalised
 from glscl.evaluation.options import EvaluationConfig
 from glscl.evaluation.ranks import Ranks
-from glscl.evaluation.retrieval import Part, metrics_of, score_part
+from glscl.evaluation.results import QueryRanks
+from glscl.evaluation.retrieval import RowShard, measure, score_rows
 from glscl.evaluation.saved import ModelCard, load_model, save_model
 from glscl.models import ModelConfig, Retriever
 from glscl.models.tokenizer import tokenize
@@ -69,7 +71,9 @@ def sets(make_shards: Callable[..., ShardSet]) -> list[ShardSet]:
 
 def _close(found: Any, expected: Any, path: str = "") -> None:
     """Equal, to the last bits of numbers: other batches mean other matrix products."""
-    if isinstance(expected, dict):
+    if isinstance(expected, BaseModel):
+        _close(found.model_dump(), expected.model_dump(), path)
+    elif isinstance(expected, dict):
         assert found.keys() == expected.keys(), path
         for key, value in expected.items():
             _close(found[key], value, f"{path}/{key}")
@@ -98,16 +102,16 @@ def test_any_number_of_actors_gives_the_numbers_of_one_process(run: str, sets: l
     for shard_set, entry in zip(sets, one, strict=True):
         embeddings = _embed(model, card, shard_set)
         with torch.no_grad():
-            direct = metrics_of(score_part(model.score, embeddings, EvaluationConfig(), Part(0, 1), CPU))
-        assert {name: entry[name] for name in direct} == direct
-        assert (entry["videos"], entry["texts"]) == (len(embeddings.video_ids), len(embeddings.captions))
-        assert entry["fingerprint"] == shard_set.manifest.fingerprint()
-    assert [entry["relation"] for entry in one] == ["in-domain", "cross-domain"]
-    assert [entry["quarantined"] for entry in one] == [1, 0]
-    assert one[0]["quarantine"][0]["video_id"] == "v002"
-    assert one[0]["text_to_video"]["R@1"] < 100, "random weights"
+            direct = measure(score_rows(model.score, embeddings, EvaluationConfig(), RowShard(0, 1), CPU))
+        assert {direction: entry.metrics(direction) for direction in direct} == direct
+        assert (entry.videos, entry.texts) == (len(embeddings.video_ids), len(embeddings.captions))
+        assert entry.fingerprint == shard_set.manifest.fingerprint()
+    assert [entry.relation for entry in one] == ["in-domain", "cross-domain"]
+    assert [entry.quarantined for entry in one] == [1, 0]
+    assert one[0].quarantine[0]["video_id"] == "v002"
+    assert one[0].text_to_video["R@1"] < 100, "random weights"
     for entry in one:
-        assert (entry["normalised"], entry["without_leaked"], "per_query" in entry) == ([], None, False)
+        assert (entry.normalised, entry.without_leaked, "per_query" in entry.to_json()) == ([], None, False)
 
 
 @torch.no_grad()
@@ -131,7 +135,7 @@ def test_normalised_columns_are_those_of_the_whole_matrix(
         test = _embed(model, card, shard_set)
         own = shard_set.manifest.domain == "toy"
         captions = f"{sum(int(owner.sum()) for owner in owned)} training captions of toy and extra"
-        columns = normalised_metrics(
+        columns = measure_normalised(
             model.score(test.text, test.video),
             test.text_to_video,
             {
@@ -145,9 +149,9 @@ def test_normalised_columns_are_those_of_the_whole_matrix(
     config = CONFIG.model_copy(update={"normalisations": True, "bank_videos": 2 * share + 1})
     for workers in (1, 2):
         entries = evaluate_model(run, uris, config, workers=workers, cpus_per_worker=0.5, bank=bank_uris)
-        _close([entry["normalised"] for entry in entries], expected)
+        _close([entry.normalised for entry in entries], expected)
     (entry,) = evaluate_model(run, uris[:1], config, workers=1)
-    assert {column["name"] for column in entry["normalised"]} == {"dual_softmax", "inverted_softmax"}, "no bank"
+    assert {column.name for column in entry.normalised} == {"dual_softmax", "inverted_softmax"}, "no bank"
 
 
 def test_left_out_videos_are_as_if_they_had_never_been_there(
@@ -160,25 +164,27 @@ def test_left_out_videos_are_as_if_they_had_never_been_there(
     uris = [shard_set.uri for shard_set in sets]
     plain = evaluate_model(run, [*uris, smaller.uri], CONFIG, workers=1)
     toy, other = evaluate_model(run, uris, config, workers=2, cpus_per_worker=0.5)
-    without = toy.pop("without_leaked")
-    _close(toy | {"without_leaked": None}, plain[0])
+    without = toy.without_leaked
+    assert without is not None
+    _close(toy.model_copy(update={"without_leaked": None}), plain[0])
     _close(other, plain[1])
-    assert without.pop("list") == str(leaked)
-    assert without.pop("note").startswith("2 of 3 listed videos left out, and their captions (5). 1 could not be dec")
-    assert without["text_to_video"]["MnR"] < toy["text_to_video"]["MnR"]
-    _close(without, {name: plain[2][name] for name in without})
+    assert without.list == str(leaked)
+    assert without.note.startswith("2 of 3 listed videos left out, and their captions (5). 1 could not be dec")
+    assert without.text_to_video["MnR"] < toy.text_to_video["MnR"]
+    for name in ("videos", "texts", "text_to_video", "video_to_text"):
+        _close(getattr(without, name), getattr(plain[2], name))
 
 
 def test_ranks_of_every_query_give_back_the_metrics(run: str, sets: list[ShardSet]) -> None:
     (entry,) = evaluate_model(run, [sets[0].uri], CONFIG, workers=2, cpus_per_worker=0.5, keep_ranks=True)
-    kept = json.loads(json.dumps(entry["per_query"]))
-    assert kept == entry["per_query"], "plain values"
-    for direction in ("text_to_video", "video_to_text"):
+    kept = json.loads(json.dumps(entry.to_json()))["per_query"]
+    assert QueryRanks.model_validate(kept).model_dump() == entry.per_query.model_dump(), "plain values"
+    for direction in DIRECTIONS:
         ranks = Ranks(*(torch.tensor(kept[direction][bound]) for bound in ("optimistic", "pessimistic")))
-        assert RetrievalMetrics.from_ranks(ranks).to_dict() == entry[direction]
-    assert kept["query_videos"] == list(range(entry["videos"])), "all have captions"
+        assert RetrievalMetrics.from_ranks(ranks).to_dict() == entry.metrics(direction)
+    assert kept["query_videos"] == list(range(entry.videos)), "all have captions"
     assert kept["positions"] == sorted(set(kept["positions"]))
-    assert (len(kept["video_ids"]), len(kept["positions"])) == (entry["videos"], entry["videos"])
+    assert (len(kept["video_ids"]), len(kept["positions"])) == (entry.videos, entry.videos)
     for query, caption in enumerate(kept["captions"]):
         owner, top = kept["owners"][query], kept["top"][query]
         assert kept["video_ids"][owner] == caption.split()[0]
@@ -190,20 +196,20 @@ def test_ranks_of_every_query_give_back_the_metrics(run: str, sets: list[ShardSe
 
 def test_examples_show_the_matches(run: str, sets: list[ShardSet]) -> None:
     (entry,) = evaluate_model(run, [sets[0].uri], CONFIG, workers=1)
-    assert len(entry["examples"]) == CONFIG.examples
-    for example in entry["examples"]:
-        owner = example["query"].split()[0]
-        scores = [item["score"] for item in example["results"]]
+    assert len(entry.examples) == CONFIG.examples
+    for example in entry.examples:
+        owner = example.query.split()[0]
+        scores = [match.score for match in example.results]
         assert scores == sorted(scores, reverse=True)
         assert len(scores) == 5
-        for item in example["results"]:
-            assert item["correct"] == (item["video_id"] == owner)
-            assert [picture[:2] for picture in item["thumbnail"]] == [b"\xff\xd8"] * 2, "JPEG, of two frames"
-        shown = [item["video_id"] for item in example["results"]]
-        assert (owner in shown) == (example["rank"] <= 5)
-    small = without_thumbnails([entry])
-    assert not any("thumbnail" in item for example in small[0]["examples"] for item in example["results"])
-    assert "thumbnail" in entry["examples"][0]["results"][0]
+        for match in example.results:
+            assert match.correct == (match.video_id == owner)
+            assert isinstance(match.thumbnail, list)
+            assert [picture[:2] for picture in match.thumbnail] == [b"\xff\xd8"] * 2, "JPEG, of two frames"
+        shown = [match.video_id for match in example.results]
+        assert (owner in shown) == (example.rank <= 5)
+    written = json.loads(json.dumps(entry.to_json()))
+    assert not any("thumbnail" in match for example in written["examples"] for match in example["results"])
 
 
 def test_a_damaged_tar_is_one_line(run: str, sets: list[ShardSet], capsys: pytest.CaptureFixture[str]) -> None:

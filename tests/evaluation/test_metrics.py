@@ -178,8 +178,8 @@ def test_one_caption_of_several_videos_and_several_captions_of_one() -> None:
 def test_a_right_answer_below_others_shares_what_is_left_of_the_places() -> None:
     ranks = Ranks(torch.tensor([4, 4, 6, 5]), torch.tensor([6, 4, 9, 5]))
     assert ranks.tied.tolist() == [3, 1, 4, 1]
-    assert ranks.found(5).tolist() == pytest.approx([2 / 3, 1, 0, 1])
-    assert ranks.found(3).tolist() == [0, 0, 0, 0]
+    assert ranks.within(5).tolist() == pytest.approx([2 / 3, 1, 0, 1])
+    assert ranks.within(3).tolist() == [0, 0, 0, 0]
 
 
 def test_float64_is_ranked_in_float64() -> None:

@@ -16,8 +16,8 @@ from glscl.evaluation.normalise import (
     Bank,
     dual_softmax,
     inverted_softmax,
+    measure_normalised,
     normalise,
-    normalised_metrics,
     qb_norm,
 )
 from glscl.evaluation.ranks import text_to_video_ranks, video_to_text_ranks
@@ -143,8 +143,8 @@ def test_hubs_are_mended() -> None:
         matrix[:, 0] += 0.5
     owners = torch.arange(40)
     assert text_to_video_ranks(similarity, owners).mid.le(1).sum() == 1
-    columns = normalised_metrics(similarity, owners, {"text_to_video": Bank(bank, "training captions of a", True)})
-    forward = {column["name"]: column["metrics"]["R@1"] for column in columns if column["direction"] == "text_to_video"}
+    columns = measure_normalised(similarity, owners, {"text_to_video": Bank(bank, "training captions of a", True)})
+    forward = {column.name: column.metrics["R@1"] for column in columns if column.direction == "text_to_video"}
     assert forward.keys() == NORMALISATIONS.keys()
     assert min(forward.values()) > 80
 
@@ -152,14 +152,14 @@ def test_hubs_are_mended() -> None:
 def test_columns_say_what_they_saw() -> None:
     similarity, owners = random(10, 10, 10), torch.arange(10)
     banks = {"text_to_video": Bank(random(5, 10, 11), "training captions of msrvtt", False)}
-    columns = {(c["name"], c["direction"]): c for c in normalised_metrics(similarity, owners, banks)}
+    columns = {(c.name, c.direction): c for c in measure_normalised(similarity, owners, banks)}
     assert ("qb_norm", "video_to_text") not in columns  # no bank of videos was given
-    assert columns["qb_norm", "text_to_video"]["saw"] == "A query bank: training captions of msrvtt × test videos."
-    assert "test videos × test captions" in columns["inverted_softmax", "video_to_text"]["saw"]
-    assert "one to one" in columns["dual_softmax", "text_to_video"]["saw"]
+    assert columns["qb_norm", "text_to_video"].saw == "A query bank: training captions of msrvtt × test videos."
+    assert "test videos × test captions" in columns["inverted_softmax", "video_to_text"].saw
+    assert "one to one" in columns["dual_softmax", "text_to_video"].saw
     transductive = normalise("qb_norm", similarity, "text_to_video", Bank(similarity, "training captions of b", True))
     assert "of the test domain" in transductive.saw
-    assert all(column["label"] and column["source"] for column in columns.values())
+    assert all(column.label and column.source for column in columns.values())
 
 
 def test_errors_say_what_is_missing() -> None:

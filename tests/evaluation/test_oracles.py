@@ -8,7 +8,6 @@ import pytest
 
 from glscl.data.toy import toy_records
 from glscl.evaluation.oracles import (
-    all_but_one_oracles,
     attribute_accuracy,
     attribute_pair_oracles,
     single_attribute_oracles,
@@ -26,7 +25,6 @@ def test_expected_recall_by_hand() -> None:
     # colour: three reds find theirs in 1 of 3 draws, the blue always: (3 * 1/3 + 1) / 4
     assert single_attribute_oracles(VIDEOS) == {"colour": 0.5, "motion": 0.5, "order": 0.5}
     assert attribute_pair_oracles(VIDEOS) == {"colour+motion": 0.75, "colour+order": 0.75, "motion+order": 0.75}
-    assert all_but_one_oracles(VIDEOS) == {"colour": 0.75, "motion": 0.75, "order": 0.75}
 
 
 def test_expected_recall_is_that_of_random_draws() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from glscl.evaluation.embed import Embeddings
 from glscl.evaluation.options import EvaluationConfig
-from glscl.evaluation.retrieval import Part, metrics_of, score_part
+from glscl.evaluation.retrieval import RowShard, measure, score_rows
 from glscl.evaluation.scoring import merge
 
 VIDEOS = 13
@@ -51,8 +51,8 @@ def _ranks(embeddings: Embeddings) -> tuple[list[float], list[float]]:
 @pytest.mark.parametrize(("parts", "block"), [(1, 256), (2, 4), (3, 1), (40, 5)])
 def test_metrics(parts: int, block: int, embeddings: Embeddings) -> None:
     config = EvaluationConfig(text_block=block, video_block=block)
-    results = [score_part(score, embeddings, config, Part(index, parts), CPU) for index in range(parts)]
-    metrics = metrics_of(merge(results))
+    results = [score_rows(score, embeddings, config, RowShard(index, parts), CPU) for index in range(parts)]
+    metrics = measure(merge(results))
     assert sorted(metrics) == ["text_to_video", "video_to_text"]
     for direction, ranks in zip(("text_to_video", "video_to_text"), _ranks(embeddings), strict=True):
         assert 1 < statistics.mean(ranks) < VIDEOS / 2
@@ -70,6 +70,6 @@ def test_metrics(parts: int, block: int, embeddings: Embeddings) -> None:
 def test_the_right_order_is_perfect(embeddings: Embeddings) -> None:
     embeddings.video["v"] = torch.eye(VIDEOS)
     embeddings.text["t"] = torch.eye(VIDEOS)[embeddings.text_to_video]
-    metrics = metrics_of(score_part(score, embeddings, EvaluationConfig(), Part(0, 1), CPU))
+    metrics = measure(score_rows(score, embeddings, EvaluationConfig(), RowShard(0, 1), CPU))
     for direction in metrics.values():
         assert (direction["R@1"], direction["MdR"], direction["MnR"]) == (100.0, 1.0, 1.0)

@@ -22,7 +22,6 @@ from glscl.evaluation.scoring import (
     evaluate_scores,
     merge,
     rank_matrix,
-    score_calls,
     similarity_rows,
     split_rows,
 )
@@ -58,7 +57,7 @@ def assert_same(a: object, b: object) -> None:
 @given(st.integers(1, 30), st.integers(1, 15), st.integers(1, 31), st.integers(1, 16), st.integers(0, 9))
 def test_any_block_size_equals_the_whole_matrix(texts: int, videos: int, a: int, b: int, seed: int) -> None:
     text, video, owners = caches(texts, videos, seed)
-    result = evaluate_scores(score, text, video, owners, text_block=a, video_block=b, k=5, match_videos=True)
+    result = evaluate_scores(score, text, video, owners, text_block=a, video_block=b, k=5)
     whole = score(text, video)
     assert_same(result.text_to_video, text_to_video_ranks(whole, owners))
     assert_same(result.video_to_text, video_to_text_ranks(whole, owners))
@@ -69,10 +68,6 @@ def test_any_block_size_equals_the_whole_matrix(texts: int, videos: int, a: int,
     by_text = whole.sort(dim=1, descending=True, stable=True)
     assert torch.equal(result.text_matches.indices, by_text.indices[:, :5])
     assert torch.equal(result.text_matches.scores, by_text.values[:, :5])
-    assert result.video_matches is not None
-    by_video = whole.T.sort(dim=1, descending=True, stable=True)
-    assert torch.equal(result.video_matches.indices, by_video.indices[:, :5])
-    assert torch.equal(result.video_matches.scores, by_video.values[:, :5])
 
 
 @settings(max_examples=50, deadline=None)
@@ -84,19 +79,19 @@ def test_a_matrix_that_is_there_is_ranked_like_its_blocks(texts: int, videos: in
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(1, 30), st.integers(1, 15), st.integers(1, 31), st.integers(1, 16), st.integers(1, 40))
-def test_parts_of_the_matrix_join_to_the_whole(texts: int, videos: int, a: int, b: int, parts: int) -> None:
+def test_shards_of_the_matrix_join_to_the_whole(texts: int, videos: int, a: int, b: int, shards: int) -> None:
     text, video, _ = caches(texts, videos)
     rows = [
-        similarity_rows(score, text, video, split_rows(texts, part, parts), text_block=a, video_block=b)
-        for part in range(parts)
+        similarity_rows(score, text, video, split_rows(texts, shard, shards), text_block=a, video_block=b)
+        for shard in range(shards)
     ]
     assert torch.equal(torch.cat(rows), score(text, video))
 
 
-@pytest.mark.parametrize("parts", [2, 3, 40])  # 40: more processes than videos
-def test_parts_merge_to_the_whole(parts: int) -> None:
+@pytest.mark.parametrize("shards", [2, 3, 40])  # 40: more processes than videos
+def test_shards_merge_to_the_whole(shards: int) -> None:
     text, video, owners = caches(50, 20)
-    blocks = {"text_block": 7, "video_block": 3, "match_videos": True}
+    blocks = {"text_block": 7, "video_block": 3}
     whole = evaluate_scores(score, text, video, owners, **blocks)  # type: ignore[arg-type]
     results = [
         evaluate_scores(
@@ -104,14 +99,14 @@ def test_parts_merge_to_the_whole(parts: int) -> None:
             text,
             video,
             owners,
-            text_rows=split_rows(50, part, parts),
-            video_rows=split_rows(20, part, parts),
+            text_rows=split_rows(50, shard, shards),
+            video_rows=split_rows(20, shard, shards),
             **blocks,  # type: ignore[arg-type]
         )
-        for part in range(parts)
+        for shard in range(shards)
     ]
     assert_same(merge(results[::-1]), whole)
-    with pytest.raises(ValueError, match="text_rows of the parts do not join"):
+    with pytest.raises(ValueError, match="text_rows of the shards do not join"):
         merge([results[0], results[-1], results[-1]])
 
 
@@ -147,44 +142,12 @@ def test_memory_follows_the_block_and_not_the_matrix() -> None:
         return score(text, video)
 
     with LargestTensor() as mode:
-        evaluate_scores(spy, text, video, owners, text_block=a, video_block=b, match_videos=True)
+        evaluate_scores(spy, text, video, owners, text_block=a, video_block=b)
     assert max(rows for rows, _ in tiles) == a
     assert max(columns for _, columns in tiles) == b
     assert max(a, b) * videos >= mode.largest  # one row block or one block of maxima; the matrix is 30 times as much
     assert mode.largest >= a * videos  # the recorder does see the row block
-    assert len(tiles) == score_calls(range(texts), range(videos), texts, videos, a, b)
-
-
-def test_min_calls_evens_out_processes() -> None:
-    text, video, owners = caches(10, 5)
-    blocks = {"text_block": 4, "video_block": 2}
-    whole = evaluate_scores(score, text, video, owners, **blocks)  # type: ignore[arg-type]
-    counts, results = [], []
-    ranges = [(split_rows(10, part, 3), split_rows(5, part, 3)) for part in range(3)]
-    needed = max(score_calls(rows, columns, 10, 5, 4, 2) for rows, columns in ranges)
-    for rows, columns in ranges:
-        calls = 0
-
-        def counted(text: dict[str, torch.Tensor], video: dict[str, torch.Tensor]) -> torch.Tensor:
-            nonlocal calls
-            calls += 1
-            return score(text, video)
-
-        results.append(
-            evaluate_scores(
-                counted,
-                text,
-                video,
-                owners,
-                text_rows=rows,
-                video_rows=columns,
-                min_calls=needed,
-                **blocks,  # type: ignore[arg-type]
-            )
-        )
-        counts.append(calls)
-    assert counts == [needed] * 3
-    assert_same(merge(results), whole)
+    assert len(tiles) == 2 * -(-texts // a) * -(-videos // b), "once in each direction"
 
 
 def test_nan_is_refused() -> None:
@@ -229,7 +192,6 @@ def test_ranks_know_their_texts_and_videos() -> None:
     whole = score(text, video)
     result = evaluate_scores(
         score, text, video, owners, text_rows=range(2, 5), video_rows=range(1, 4), text_block=2, video_block=2, k=9,
-        match_videos=True,
     )  # fmt: skip
     assert (result.text_rows, result.video_rows) == (range(2, 5), range(1, 4))
     assert_same(result.text_to_video, rank_targets(whole[2:5], owners[2:5]))
@@ -237,32 +199,16 @@ def test_ranks_know_their_texts_and_videos() -> None:
     every = video_to_text_ranks(whole, owners)
     assert result.video_to_text.optimistic.tolist() == every.optimistic[1:3].tolist()
     assert result.text_matches.indices.shape == (3, 5)
-    assert result.video_matches is not None
-    assert result.video_matches.indices.shape == (3, 6)
     assert result.occurrences.tolist() == [3.0] * 5
     without = evaluate_scores(score, text, video, owners, text_rows=range(0), video_rows=range(0))
-    assert (len(without.text_to_video), len(without.query_videos), without.video_matches) == (0, 0, None)
+    assert (len(without.text_to_video), len(without.query_videos)) == (0, 0)
     assert without.text_matches.indices.shape == (0, 5)
 
 
-def test_parts_that_do_not_belong_together_are_refused() -> None:
+def test_one_result_merges_to_itself() -> None:
     text, video, owners = caches(6, 5)
     with pytest.raises(ValueError, match="at least one"):
         merge([])
-    parts = [
-        evaluate_scores(
-            score,
-            text,
-            video,
-            owners,
-            text_rows=split_rows(6, n, 2),
-            video_rows=split_rows(5, n, 2),
-            match_videos=n > 0,
-        )
-        for n in range(2)
-    ]
-    with pytest.raises(ValueError, match="some parts kept"):
-        merge(parts)
     whole = evaluate_scores(score, text, video, owners)
     assert_same(merge([whole]), whole)
 
@@ -282,23 +228,6 @@ def test_rows_are_a_part_of_what_there_is(rows: range) -> None:
     for name in ("text_rows", "video_rows"):
         with pytest.raises(ValueError, match=f"{name} must be a contiguous part of range"):
             evaluate_scores(score, text, video, owners, **{name: rows})  # type: ignore[arg-type]
-
-
-def test_surplus_calls_are_of_the_first_tile() -> None:
-    text, video, owners = caches(10, 5)
-    shapes: list[tuple[int, int]] = []
-
-    def counted(text: dict[str, torch.Tensor], video: dict[str, torch.Tensor]) -> torch.Tensor:
-        shapes.append((len(text["t"]), len(video["v"])))
-        return score(text, video)
-
-    assert score_calls(range(10), range(5), 10, 5, 4, 2) == 3 * 3 + 3 * 3
-    evaluate_scores(counted, text, video, owners, text_block=4, video_block=2, min_calls=21)
-    assert len(shapes) == 21
-    assert shapes[18:] == [(4, 2)] * 3
-    shapes.clear()
-    evaluate_scores(counted, text, video, owners, text_block=99, video_block=99, min_calls=3)
-    assert shapes == [(10, 5)] * 3
 
 
 def test_no_rows_have_the_shape_of_none() -> None:

@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -20,10 +19,11 @@ from glscl.data.shards import ShardSet
 from glscl.errors import UserError, full_disk
 from glscl.evaluation.metrics import RetrievalMetrics
 from glscl.evaluation.ranks import rank_targets
+from glscl.evaluation.results import Test
 from glscl.evaluation.saved import ModelCard
 from glscl.models import ModelConfig
 from glscl.training.config import run_config
-from glscl.training.driver.outputs import results_of, verdict_of, write_results
+from glscl.training.driver.outputs import build_results, write_results
 from glscl.training.driver.preflight import CONFIG, as_begun, preflight
 
 
@@ -162,10 +162,10 @@ def test_shared_memory_that_is_too_small_is_told_before_anything_starts(
     preflight(run_config([*words(*more), "--data.loader-workers", "0"], "glscl train").resolved())
 
 
-def _entry(domain: str, recall: float) -> dict[str, Any]:
+def _entry(domain: str, recall: float) -> Test:
     ranks = rank_targets(torch.randn(10, 10, generator=torch.Generator().manual_seed(0)), torch.arange(10))
     direction = RetrievalMetrics.from_ranks(ranks).to_dict() | {"R@1": recall}
-    return {
+    values = {
         "name": f"{domain}/test",
         "domain": domain,
         "split": "test",
@@ -187,6 +187,7 @@ def _entry(domain: str, recall: float) -> dict[str, Any]:
         "attribute_accuracy": None,
         "examples": [],
     }
+    return Test.model_validate(values)
 
 
 def test_results_and_history(tmp_path: Path) -> None:
@@ -199,18 +200,22 @@ def test_results_and_history(tmp_path: Path) -> None:
         {"step": 4, "loss": 2.0, "loss/contrastive": 1.5},
         {"step": 4, "validation/toy/text_to_video_R@1": 5.0, "validation_R@1": 5.0},
     ]
-    results = results_of(card, [_entry("toy", 12.34), _entry("other", 1.0)], rows)
-    assert results["verdict"] == "run=r step=4 toy/test (in-domain) R@1=12.3, other/test (cross-domain) R@1=1.0"
-    assert results["verdict"] == verdict_of(card, results["tests"])
-    assert verdict_of(card, []) == "run=r step=4 no test set"
+    results = build_results(card, [_entry("toy", 12.34), _entry("other", 1.0)], rows)
+    assert results.verdict == "run=r step=4 toy/test (in-domain) R@1=12.3, other/test (cross-domain) R@1=1.0"
+    assert build_results(card, [], rows).verdict == "run=r step=4 no test set"
     short = {
         "part": "validation", "domain": "toy", "split": "dev", "shards": "/dev", "videos": 16, "of": 19,
         "reasons": "3 x torn",
     }  # fmt: skip
-    incomplete = results_of(card, [_entry("toy", 12.34)], rows, [short], [{"part": "validation", "video_id": "a"}])
-    assert incomplete["verdict"].endswith("R@1=12.3; incomplete: held-out set toy/dev 16 of 19 videos")
-    assert (incomplete["incomplete"], incomplete["quarantine"]) == ([short], [{"part": "validation", "video_id": "a"}])
-    assert results["history"] == [
+    bad = {
+        "part": "validation", "domain": "toy", "split": "dev", "set": "/dev", "shard": "shard-000000.tar", "key": "0",
+        "video_id": "a", "reason": "torn",
+    }  # fmt: skip
+    incomplete = build_results(card, [_entry("toy", 12.34)], rows, [short], [bad])
+    assert incomplete.verdict.endswith("R@1=12.3; incomplete: held-out set toy/dev 16 of 19 videos")
+    written = json.loads(json.dumps(incomplete.to_json()))
+    assert (written["incomplete"], written["quarantine"]) == ([short], [bad])
+    assert results.history == [
         {"step": 2, "loss": 3.0, "contrastive": 2.5},
         {"step": 4, "loss": 2.0, "contrastive": 1.5, "validation": {"toy/text_to_video_R@1": 5.0}},
     ]

@@ -17,6 +17,7 @@ from glscl.data.shards import open_shard_set, read_manifest
 from glscl.errors import BrokenRunError, Stopped, UserError, full_disk
 from glscl.evaluation.evaluate import evaluate_model
 from glscl.evaluation.options import EvaluationConfig
+from glscl.evaluation.results import Results, Test
 from glscl.evaluation.saved import FOLDER, ModelCard, read_card, save_model
 from glscl.system import stopping, storage
 from glscl.system.hardware import Share
@@ -26,7 +27,7 @@ from glscl.training.checkpoint.format import TAG, IncompleteCheckpointError, che
 from glscl.training.checkpoint.retention import ANOTHER, Keeper, Retention, cause_in
 from glscl.training.checkpoint.safe_load import safe_loading
 from glscl.training.config import RunConfig
-from glscl.training.driver.outputs import results_of
+from glscl.training.driver.outputs import build_results
 from glscl.training.driver.preflight import CONFIG, Preflight
 from glscl.training.health.watchdog import Limits, RayHub, Watch, signal_name
 from glscl.training.run_log import read_metrics
@@ -34,7 +35,7 @@ from glscl.training.run_log import read_metrics
 _POLL_S = 0.2
 
 
-def train(config: RunConfig, ready: Preflight, owner: Owner, *, keep_ranks: bool = False) -> dict[str, Any]:
+def train(config: RunConfig, ready: Preflight, owner: Owner, *, keep_ranks: bool = False) -> Results:
     """Train (or continue) a run on the cluster, save its best model, and score it on ``data.test``.
 
     Args:
@@ -44,7 +45,7 @@ def train(config: RunConfig, ready: Preflight, owner: Owner, *, keep_ranks: bool
         keep_ranks: see `evaluate_model`.
 
     Returns:
-        results as `glscl.reporting` lays them out (with thumbnails); ``tests`` is empty without ``data.test``.
+        its results; ``tests`` is empty without ``data.test``.
 
     Raises:
         UserError: bad input that only the workers could see.
@@ -64,9 +65,9 @@ def train(config: RunConfig, ready: Preflight, owner: Owner, *, keep_ranks: bool
     card = _save_best(config, ready, retention)
     retention.close()
     quarantine = quarantine_of(config)
-    entries = score_tests(config, quarantine, bank=config.data.train, keep_ranks=keep_ranks)
+    tests = score_tests(config, quarantine, bank=config.data.train, keep_ranks=keep_ranks)
     sets = incomplete_sets(config, quarantine)
-    return results_of(card, entries, read_metrics(config.run_directory), sets, quarantine.entries)
+    return build_results(card, tests, read_metrics(config.run_directory), sets, quarantine.entries)
 
 
 def quarantine_of(config: RunConfig) -> Quarantine:
@@ -91,7 +92,7 @@ def incomplete_sets(config: RunConfig, quarantine: Quarantine) -> list[dict[str,
 
 def score_tests(
     config: RunConfig, quarantine: Quarantine, *, bank: Sequence[str] = (), keep_ranks: bool = False
-) -> list[dict[str, Any]]:
+) -> list[Test]:
     """Score the model in a run directory on ``data.test``, with as many actors as training has workers at most.
 
     Args:
@@ -304,11 +305,11 @@ def evaluate(
     *,
     quarantine: Quarantine,
     bank: Sequence[str] = (),
-) -> dict[str, Any]:
+) -> Results:
     """Score a finished run (or a saved model) on any shard sets with such actors; see `evaluate_model`."""
     _, card = read_card(run)
     check_resources(share.workers, share.cpus, share.use_gpu)
-    entries = evaluate_model(
+    scored = evaluate_model(
         run,
         tests,
         config,
@@ -321,4 +322,4 @@ def evaluate(
     )
     sets = [open_shard_set(uri) for uri in tests]
     missing = [entry for s in sets if (entry := incomplete("test", s, quarantine.of("test", s)))]
-    return results_of(card, entries, read_metrics(run), missing, quarantine.entries)
+    return build_results(card, scored, read_metrics(run), missing, quarantine.entries)

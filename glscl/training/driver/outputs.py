@@ -1,4 +1,4 @@
-"""What a command says at its end: results, report, status and verdict."""
+"""What a command leaves at its end: results, report, status and verdict."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from glscl.data.quarantine import incomplete_in_words
-from glscl.evaluation.evaluate import without_thumbnails
+from glscl.data.quarantine import Entry, incomplete_in_words
+from glscl.evaluation.metrics import MAIN_METRIC
+from glscl.evaluation.results import BadVideo, HistoryRow, Incomplete, Logged, Results, Test
 from glscl.evaluation.saved import ModelCard
 from glscl.system import storage
 from glscl.system.ownership import Fence, TakenOverError
@@ -22,68 +23,66 @@ RESULTS = "results.json"
 REPORT = "report.html"
 
 
-def results_of(
+def build_results(
     card: ModelCard,
-    entries: list[dict[str, Any]],
-    history: list[dict[str, Any]],
-    incomplete: Sequence[dict[str, Any]] = (),
-    quarantine: Sequence[dict[str, str]] = (),
-) -> dict[str, Any]:
-    """Put test entries, provenance, training history and what is missing together.
+    tests: list[Test],
+    log: Sequence[Mapping[str, Logged]],
+    incomplete: Sequence[Mapping[str, Any]] = (),
+    quarantine: Sequence[Entry] = (),
+) -> Results:
+    """Put tests, provenance, training history and what is missing together.
 
     Args:
         card: of the model.
-        entries: of `evaluate_model`.
-        history: rows of ``metrics.jsonl``.
+        tests: of `evaluate_model`.
+        log: rows of ``metrics.jsonl``.
         incomplete: sets of which videos are missing (`glscl.data.quarantine.incomplete`).
         quarantine: the videos of all sets that could not be used.
     """
-    return {
-        "run": card.run,
-        "verdict": verdict_of(card, entries, incomplete),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "head": card.model.head,
-        "clip": card.model.clip,
-        "checkpoint_step": card.step,
-        "seed": card.seed,
-        "git_commit": git_commit(),
-        "command": redact(" ".join(["glscl", *sys.argv[1:]])),
-        "train_domains": list(card.train_domains),
-        "validation": card.validation,
-        "tests": entries,
-        "incomplete": list(incomplete),
-        "quarantine": list(quarantine),
-        "history": _history(history),
-    }
+    return Results(
+        run=card.run,
+        verdict=_verdict(card, tests, incomplete),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        head=card.model.head,
+        clip=card.model.clip,
+        checkpoint_step=card.step,
+        seed=card.seed,
+        git_commit=git_commit(),
+        command=redact(" ".join(["glscl", *sys.argv[1:]])),
+        train_domains=list(card.train_domains),
+        validation=card.validation,
+        tests=tests,
+        incomplete=[Incomplete.model_validate(entry) for entry in incomplete],
+        quarantine=[BadVideo.model_validate(entry) for entry in quarantine],
+        history=_history(log),
+    )
 
 
-def _history(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows as the report plots them: the loss and its terms, and held-out recalls under ``validation``."""
-    out: list[dict[str, Any]] = []
-    for row in rows:
-        entry: dict[str, Any] = {"step": row["step"]}
-        entry |= {key.removeprefix("loss/"): value for key, value in row.items() if key.startswith("loss")}
+def _history(log: Sequence[Mapping[str, Logged]]) -> list[HistoryRow]:
+    """The loss and its terms per logged step, and held-out recalls under ``validation``."""
+    history: list[HistoryRow] = []
+    for row in log:
         held_out = {k.removeprefix("validation/"): v for k, v in row.items() if k.startswith("validation/")}
-        if held_out and out and out[-1]["step"] == row["step"]:
-            out[-1]["validation"] = held_out
-        else:
-            out.append(entry | ({"validation": held_out} if held_out else {}))
-    return out
+        if held_out and history and history[-1]["step"] == row["step"]:
+            history[-1]["validation"] = held_out
+            continue
+        losses = {key.removeprefix("loss/"): value for key, value in row.items() if key.startswith("loss")}
+        history.append({"step": row["step"], **losses, **({"validation": held_out} if held_out else {})})
+    return history
 
 
-def verdict_of(card: ModelCard, entries: list[dict[str, Any]], incomplete: Sequence[Mapping[str, Any]] = ()) -> str:
+def _verdict(card: ModelCard, tests: Sequence[Test], incomplete: Sequence[Mapping[str, Any]]) -> str:
     """One line: text-to-video R@1 per test set, and the sets of which videos are missing."""
-    scores = [f"{entry['name']} ({entry['relation']}) R@1={entry['text_to_video']['R@1']:.1f}" for entry in entries]
+    scores = [f"{test.name} ({test.relation}) {MAIN_METRIC}={test.text_to_video[MAIN_METRIC]:.1f}" for test in tests]
     missing = f"; incomplete: {incomplete_in_words(incomplete)}" if incomplete else ""
     return f"run={card.run} step={card.step} " + (", ".join(scores) or "no test set") + missing
 
 
-def write_results(results: dict[str, Any], output: str) -> None:
-    """``results.json`` and ``report.html`` in a folder or prefix."""
+def write_results(results: Results, output: str) -> None:
+    """Write ``results.json`` and ``report.html`` into a folder or prefix."""
     from glscl.evaluation.report import write_report
 
-    small = results | {"tests": without_thumbnails(results["tests"])}
-    storage.write_json(storage.join(output, RESULTS), small)
+    storage.write_json(storage.join(output, RESULTS), results.to_json())
     write_report(results, storage.join(output, REPORT))
 
 

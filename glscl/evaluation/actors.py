@@ -1,0 +1,146 @@
+"""The Ray actors of an evaluation: each holds the model, and embeds and scores its row shard."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor
+
+from glscl.data.gallery import Gallery
+from glscl.data.shards import open_shard_set
+from glscl.errors import BrokenRunError, UserError
+from glscl.evaluation.embed import Embeddings, embed
+from glscl.evaluation.options import EvaluationConfig
+from glscl.evaluation.retrieval import RowShard, score_rows, similarity_of_rows
+from glscl.evaluation.saved import load_model
+from glscl.evaluation.scoring import ScoringResult, merge
+from glscl.models.heads.base import Features
+from glscl.models.tokenizer import tokenize
+from glscl.system.progress import Progress
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
+    from ray.exceptions import RayTaskError
+
+POLL_S = 1.0
+"""Seconds between two looks at how far the actors have come."""
+
+
+class Evaluator:
+    """One Ray actor: holds the model, embeds and scores its row shard."""
+
+    def __init__(self, model_uri: str, config: EvaluationConfig, use_gpu: bool, loader_workers: int) -> None:
+        self.device = torch.device("cuda" if use_gpu else "cpu")
+        model, self.card = load_model(model_uri)
+        self.model = model.to(self.device)
+        self.config = config
+        self.loader_workers = loader_workers
+        self.done = 0
+
+    def progress(self) -> int:
+        """Videos embedded and pairs scored since the last task of this actor began; asked while it works."""
+        return self.done
+
+    def _note(self, count: int) -> None:
+        self.done += count
+
+    def _score(self, text: Features, video: Features) -> Tensor:
+        self._note(len(next(iter(text.values()))) * len(next(iter(video.values()))))
+        return self.model.score(text, video)
+
+    def embed(self, uri: str, videos: range, thumbnails: bool, shard: RowShard) -> Embeddings:
+        """Embed this shard of a set's ``videos`` and their captions."""
+        rows = shard.rows(len(videos))
+        first, last = videos.start + rows.start, videos.start + rows.stop
+        sampling = self.card.sampling(self.model.frame_size)
+        gallery = Gallery(open_shard_set(uri), first, last, sampling, self._tokenize, self.config.batch_size)
+        self.done = 0
+        return embed(self.model, gallery, self.loader_workers, self.device, thumbnails=thumbnails, note=self._note)
+
+    def _tokenize(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        return tokenize(captions, self.card.model.max_words)
+
+    @torch.no_grad()
+    def score(self, embeddings: Embeddings, shard: RowShard) -> ScoringResult:
+        """Rank this shard's texts and this shard's videos."""
+        self.done = 0
+        return score_rows(self._score, embeddings, self.config, shard, self.device)
+
+    @torch.no_grad()
+    def similarity(self, texts: Embeddings, videos: Embeddings, shard: RowShard) -> Tensor:
+        """Similarities (a, N) of this shard's texts of one set with all videos of the same or another set."""
+        self.done = 0
+        return similarity_of_rows(self._score, texts, videos, self.config, shard, self.device)
+
+
+class Evaluators:
+    """All actors of an evaluation, as one; a context that ends them.
+
+    Args:
+        folder: of the saved model.
+        config: block and batch sizes.
+        count: number of actors.
+        use_gpu: one GPU per actor.
+        cpus: CPUs that Ray reserves per actor.
+        loader_workers: decoding processes per actor.
+    """
+
+    def __init__(
+        self, folder: str, config: EvaluationConfig, count: int, *, use_gpu: bool, cpus: float, loader_workers: int
+    ) -> None:
+        import ray
+
+        # Of the two calls at once, one asks how far the other has come.
+        remote = ray.remote(num_cpus=cpus, num_gpus=int(use_gpu), max_concurrency=2)(Evaluator)
+        self._actors = [remote.remote(folder, config, use_gpu, loader_workers) for _ in range(count)]
+        self._shards = [RowShard(index, count) for index in range(count)]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        import ray
+
+        for actor in self._actors:
+            ray.kill(actor)
+        if isinstance(error, ray.exceptions.RayTaskError):
+            raise _readable(error) from None
+
+    def embed(
+        self, uri: str, videos: range, *, thumbnails: bool = False, progress: Progress | None = None
+    ) -> list[Embeddings]:
+        """Embed ``videos`` of a set; one result per actor, in manifest order."""
+        return self._each("embed", uri, videos, thumbnails, progress=progress)
+
+    def score(self, embeddings: ObjectRef[Embeddings], *, progress: Progress | None = None) -> ScoringResult:
+        """Rank all texts and videos of a set."""
+        return merge(self._each("score", embeddings, progress=progress))
+
+    def similarity(
+        self, texts: ObjectRef[Embeddings], videos: ObjectRef[Embeddings], *, progress: Progress | None = None
+    ) -> Tensor:
+        """Similarities (A, N) of all texts of one set with all videos of the same or another set."""
+        return torch.cat(self._each("similarity", texts, videos, progress=progress))
+
+    def _each(self, method: str, *arguments: object, progress: Progress | None) -> list[Any]:
+        """What a method of `Evaluator` returns for each shard."""
+        import ray
+
+        calls = [getattr(a, method).remote(*arguments, s) for a, s in zip(self._actors, self._shards, strict=True)]
+        waiting = calls
+        while progress is not None and waiting:
+            ended, waiting = ray.wait(calls, num_returns=len(calls), timeout=POLL_S)
+            ray.get(ended)  # an actor that failed is not waited for any longer
+            progress.reach(
+                sum(ray.get([actor.progress.remote() for actor in self._actors])) if waiting else progress.total
+            )
+        return list(ray.get(calls))
+
+
+def _readable(error: RayTaskError) -> BaseException:
+    """The error that an actor raised, where it is meant to be read; Ray's own carries a traceback in its text."""
+    cause = error.cause
+    return type(cause)(str(cause)) if isinstance(cause, UserError | BrokenRunError) else error
