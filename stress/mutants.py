@@ -76,9 +76,12 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/data/test_hostile_video.py",
     ),
     "glscl/evaluation/metrics.py": ("tests/evaluation/test_metrics.py", "tests/evaluation/test_scoring.py"),
-    "glscl/study/statistics.py": ("tests/study/test_statistics.py",),
+    "glscl/study/statistics/*.py": ("tests/study/test_statistics.py",),
     "glscl/evaluation/scoring.py": ("tests/evaluation/test_scoring.py", "tests/evaluation/test_retrieval.py"),
-    "glscl/study/analysis.py": ("tests/study/test_analysis.py", "tests/study/test_report.py"),
+    **{
+        f"glscl/study/{module}.py": ("tests/study/test_analysis.py", "tests/study/test_report.py")
+        for module in ("analysis", "panels", "figures", "comparisons", "protocol")
+    },
 }
 """Modules that are changed, and the tests that have to notice, quick ones first."""
 

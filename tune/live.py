@@ -1,4 +1,4 @@
-"""What the driver shows of a sweep while it runs: a table on a terminal, a line per event anywhere else."""
+"""The progress of a sweep while it runs: a table on a terminal, a line per event anywhere else."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from glscl.errors import UserError
 from glscl.reporting.console import console
 from glscl.system.progress import time_left
 from tune.objective import Score
-from tune.trial import Setup
-from tune.trials import Trial, best_of, from_ray
+from tune.setup import Setup
+from tune.space import Value
+from tune.trials import Seen, Trial, best_of, from_ray
 
 SEARCH = "search"
 """Folder of Ray Tune's own state."""
@@ -25,8 +26,8 @@ SEARCH = "search"
 _MOST_FAILURES = 5
 
 
-class Watch(Callback):
-    """Ray Tune's trials as they go.
+class SweepCallback(Callback):
+    """Follows Ray Tune's trials, prints what happens and has it kept.
 
     Args:
         setup: the sweep's.
@@ -92,9 +93,9 @@ class Watch(Callback):
     def on_trial_error(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
         """A trial has failed for good."""
         self._ended(trials, trial.trial_id, "ERROR")
-        found = self.trials(trials)
-        failed = [item for item in found if item.state == "failed"]
-        if len(failed) >= _MOST_FAILURES and not any(item.state in ("finished", "stopped") for item in found):
+        so_far = self.trials(trials)
+        failed = [item for item in so_far if item.state == "failed"]
+        if len(failed) >= _MOST_FAILURES and not any(item.has_ended for item in so_far):
             raise UserError(f"the first {len(failed)} trials failed; the first of: {failed[0].error}")
 
     def on_experiment_end(self, trials: Sequence[Any], **info: Any) -> None:
@@ -107,51 +108,51 @@ class Watch(Callback):
             self._live.stop()
 
     def trials(self, trials: Sequence[Any]) -> list[Trial]:
-        """The sweep's trials, of Ray Tune's."""
-        return from_ray(self._setup, trials, self._known, self._reported, self._ending)
+        """Convert Ray Tune's trials."""
+        return from_ray(self._setup, trials, Seen(self._known, self._reported, self._ending))
 
     def _ended(self, trials: Sequence[Any], name: str, state: str) -> None:
         self._ending[name] = state
-        found = self.trials(trials)
-        self._keep(found)
-        (own,) = [trial for trial in found if trial.name == name]
-        at = f" at step {own.last.step}: {own.last.objective:.2f}" if own.last else ""
-        self._event(trials, f"trial {name} {own.state}{at}{f' ({own.error})' if own.error else ''}")
+        so_far = self.trials(trials)
+        self._keep(so_far)
+        (ended,) = [trial for trial in so_far if trial.name == name]
+        at = f" at step {ended.last.step}: {ended.last.objective:.2f}" if ended.last else ""
+        self._event(trials, f"trial {name} {ended.state}{at}{f' ({ended.error})' if ended.error else ''}")
 
     def _event(self, trials: Sequence[Any], text: str) -> None:
-        found = self.trials(trials)
+        so_far = self.trials(trials)
         if self._live is not None:
-            self._live.update(table(found, self._total), refresh=True)
+            self._live.update(build_table(so_far, self._total), refresh=True)
             return
-        ended = sum(trial.state != "running" for trial in found) - len(self._known)
+        ended = sum(trial.state != "running" for trial in so_far) - len(self._known)
         left = time_left(time.monotonic() - self._began, ended, self._total - len(self._known))
-        print(f"sweep: {text}; {summary(found, self._total)}{left}", flush=True)
+        print(f"sweep: {text}; {summarise(so_far, self._total)}{left}", flush=True)
 
 
-def summary(trials: Sequence[Trial], total: int) -> str:
-    """Trials by state, and the best so far, in one line."""
+def summarise(trials: Sequence[Trial], total: int) -> str:
+    """Count the trials by state and name the best so far, in one line."""
     states = Counter(trial.state for trial in trials)
     text = ", ".join(f"{states[state]} {state}" for state in ("running", "finished", "stopped", "failed"))
     best = best_of(trials)
     return f"{text} of {total}" + (f"; best {best.score():.2f} ({best.name})" if best else "")
 
 
-def table(trials: Sequence[Trial], total: int) -> Table:
-    """The trials as a table, the best first."""
+def build_table(trials: Sequence[Trial], total: int) -> Table:
+    """Build a table of the trials, the best first."""
     domains = next((list(trial.last.domains) for trial in trials if trial.last), [])
-    found = Table(box=None, header_style="bold", pad_edge=False, title=summary(trials, total), title_justify="left")
+    table = Table(box=None, header_style="bold", pad_edge=False, title=summarise(trials, total), title_justify="left")
     for name in ("trial", "state", "step", "objective", *domains):
-        found.add_column(Text(name), justify="left" if name in ("trial", "state") else "right")
+        table.add_column(Text(name), justify="left" if name in ("trial", "state") else "right")
     for trial in sorted(trials, key=Trial.score, reverse=True)[:20]:
         last = trial.last
         numbers = (
             [str(last.step), f"{last.objective:.2f}", *(f"{last.domains[n]:.1f}" for n in domains)] if last else []
         )
-        found.add_row(*map(Text, (trial.name, trial.state, *numbers)))
-    return found
+        table.add_row(*map(Text, (trial.name, trial.state, *numbers)))
+    return table
 
 
-def _short(value: Any) -> str:
+def _short(value: Value) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 

@@ -1,4 +1,4 @@
-"""What a trial trains, and how it is scored across domains.
+"""The objective of a trial: what it trains, and its score across domains.
 
 ``mean`` and ``worst``: one training on all domains, scored on each one's held-out part. ``leave_one_domain_out``: one
 training per domain on all the others, scored on the held-out part of the one left out. The trainings of a trial run
@@ -8,18 +8,19 @@ early stopping compares equals.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from glscl.models.heads.base import build_head
-from glscl.study.grid import Cell, Sets, build_run, pretrained_towers
-from glscl.study.options import Values
+from glscl.runs.build import build_run, pretrained_towers
+from glscl.runs.cell import Cell
+from glscl.runs.sets import Sets
 from glscl.system import storage
 from glscl.training.config import RunConfig
 from glscl.training.run_log import read_metrics
 from tune.options import SweepConfig
-from tune.space import nested
+from tune.space import Values, nest
 
 ALL = "all"
 """Name of the one training on all domains."""
@@ -39,23 +40,31 @@ class Score:
     objective: float
     domains: dict[str, float]
 
-    def row(self) -> dict[str, Any]:
-        """As it is reported to Ray Tune and kept in files."""
-        return {"step": self.step, "objective": self.objective, "domains": self.domains}
+    def to_row(self) -> dict[str, Any]:
+        """Plain values, as they are reported to Ray Tune and kept in files."""
+        return asdict(self)
 
 
-def folds(sweep: SweepConfig) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
-    """By name, the domains that each training of a trial learns from and is scored on."""
-    every = tuple(sweep.domains)
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """One training of a trial: the domains that it learns from, and those that it is scored on."""
+
+    trained: tuple[str, ...]
+    scored: tuple[str, ...]
+
+
+def training_folds(sweep: SweepConfig) -> dict[str, Fold]:
+    """List the trainings of a trial, by name."""
+    domains = tuple(sweep.domains)
     if sweep.objective != "leave_one_domain_out":
-        return {ALL: (every, every)}
-    return {f"without_{name}": (tuple(other for other in every if other != name), (name,)) for name in every}
+        return {ALL: Fold(domains, domains)}
+    return {f"without_{name}": Fold(tuple(other for other in domains if other != name), (name,)) for name in domains}
 
 
-def runs(
-    sweep: SweepConfig, sets: Mapping[str, Sets], folder: str, values: Mapping[str, Any], seed: int
+def build_runs(
+    sweep: SweepConfig, sets: Mapping[str, Sets], folder: str, values: Values, seed: int
 ) -> dict[str, RunConfig]:
-    """The trainings of a trial, by the name of their fold.
+    """Build the trainings of a trial, by the name of their fold.
 
     Args:
         sweep: the sweep.
@@ -65,81 +74,80 @@ def runs(
         seed: of the trainings.
     """
     return {
-        fold: run_on(sweep, sets, folder, fold, values, seed, trained, scored)
-        for fold, (trained, scored) in folds(sweep).items()
+        name: _build_fold(sweep, sets, folder, name, values, seed, fold) for name, fold in training_folds(sweep).items()
     }
 
 
-def run_on(
-    sweep: SweepConfig,
-    sets: Mapping[str, Sets],
-    folder: str,
-    name: str,
-    values: Mapping[str, Any],
-    seed: int,
-    trained: Sequence[str],
-    scored: Sequence[str],
+def build_run_on_all(sweep: SweepConfig, sets: Mapping[str, Sets], folder: str, name: str, values: Values) -> RunConfig:
+    """Build a run on all domains, scored on the held-out parts of all, with the sweep's own seed."""
+    domains = tuple(sweep.domains)
+    return _build_fold(sweep, sets, folder, name, values, sweep.seed, Fold(domains, domains))
+
+
+def _build_fold(
+    sweep: SweepConfig, sets: Mapping[str, Sets], folder: str, name: str, values: Values, seed: int, fold: Fold
 ) -> RunConfig:
-    """A run on some domains, scored on the held-out parts of others."""
-    data = {
-        "train": [uri for domain in trained for uri in sets[domain].train],
-        "validation": [uri for domain in scored for uri in sets[domain].validation],
+    data: dict[str, list[str]] = {
+        "train": [uri for domain in fold.trained for uri in sets[domain].train],
+        "validation": [uri for domain in fold.scored for uri in sets[domain].validation],
         "test": [],
     }
-    parts: list[Values] = [pretrained_towers(sweep), nested(values)]
-    return build_run(sweep, folder, name, seed, parts, data)
+    return build_run(sweep, folder, name, seed, [pretrained_towers(sweep), nest(values)], data)
 
 
-def cells(sweep: SweepConfig, configs: Mapping[str, RunConfig], variant: str, what: str, seed: int) -> list[Cell]:
-    """Trainings as the study's cells, which know how to be done once and to go on after an interruption.
+def build_cells(
+    sweep: SweepConfig, configs: Mapping[str, RunConfig], variant: str, purpose: str, seed: int
+) -> list[Cell]:
+    """Build cells of trainings: cells are done once, and go on after an interruption.
 
     Args:
         sweep: the sweep.
         configs: by the name of their fold.
         variant: whose trainings they are.
-        what: they are for.
+        purpose: what they are for.
         seed: theirs.
     """
-    trained = folds(sweep) | {ALL: (tuple(sweep.domains), ())}
-    return [Cell(what, variant, fold, trained[fold][0], seed, config) for fold, config in configs.items()]
+    trained = {name: fold.trained for name, fold in training_folds(sweep).items()} | {ALL: tuple(sweep.domains)}
+    return [Cell(purpose, variant, fold, trained[fold], seed, config) for fold, config in configs.items()]
 
 
-def across(sweep: SweepConfig, domains: Mapping[str, float]) -> float:
-    """The objective of the domains' scores."""
+def compute_objective(sweep: SweepConfig, domains: Mapping[str, float]) -> float:
+    """Compute the objective from the domains' scores."""
     scores = list(domains.values())
     return min(scores) if sweep.objective == "worst" else sum(scores) / len(scores)
 
 
-def history(sweep: SweepConfig, configs: Mapping[str, RunConfig]) -> list[Score]:
-    """Scores of the steps that all trainings of a trial have reached, from their run directories' own logs."""
-    by_fold = [_scored(sweep, config.run_directory) for config in configs.values()]
+def read_history(sweep: SweepConfig, configs: Mapping[str, RunConfig]) -> list[Score]:
+    """Read the scores of the steps that all trainings of a trial have reached, from the logs of their runs."""
+    by_fold = [_read_scores(sweep, config.run_directory) for config in configs.values()]
     common = set.intersection(*(set(steps) for steps in by_fold)) if by_fold else set()
-    found = []
+    history = []
     for step in sorted(common):
         scores: dict[str, float] = {}
         for steps in by_fold:
             scores |= steps[step]
         domains = {name: scores[name] for name in sweep.domains}
-        found.append(Score(step, across(sweep, domains), domains))
-    return found
+        history.append(Score(step, compute_objective(sweep, domains), domains))
+    return history
 
 
-def _scored(sweep: SweepConfig, run_directory: str) -> dict[int, dict[str, float]]:
-    found: dict[int, dict[str, float]] = {}
+def _read_scores(sweep: SweepConfig, run_directory: str) -> dict[int, dict[str, float]]:
+    """Read a run's held-out scores by step and domain."""
+    by_step: dict[int, dict[str, float]] = {}
     for row in read_metrics(run_directory):
         scores = {
             name: float(row[key]) for name in sweep.domains if (key := f"validation/{name}/{sweep.metric}") in row
         }
         if scores:
-            found[row["step"]] = scores
-    return found
+            by_step[row["step"]] = scores
+    return by_step
 
 
-def multiply_adds(config: RunConfig) -> int:
-    """What a run's head costs per pair of a text and a video, with everything cached that depends on one of them."""
+def count_multiply_adds(config: RunConfig) -> int:
+    """Multiply-adds of a run's head per pair of a text and a video, with everything cached that depends on only one."""
+    from glscl.models.towers import Towers  # brings open_clip, which describing a sweep need not wait for
+
     model = config.model
-    from glscl.models.towers import Towers
-
     width = Towers(model.clip, model.pretrained, load_weights=False).width
     lengths = (model.max_words, model.max_frames)
     head = build_head(model.head, width, getattr(model.heads, model.head), lengths)
@@ -149,3 +157,8 @@ def multiply_adds(config: RunConfig) -> int:
 def trials_folder(sweep: SweepConfig) -> str:
     """Folder of the trials' own folders."""
     return storage.join(sweep.directory, "trials")
+
+
+def run_directories(sweep: SweepConfig, trial: str) -> list[str]:
+    """Run directories of a trial's trainings."""
+    return [storage.join(trials_folder(sweep), trial, fold) for fold in training_folds(sweep)]

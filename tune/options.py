@@ -1,4 +1,4 @@
-"""Configuration of a sweep: one YAML file, or a packaged one by name."""
+"""Options of a sweep: one YAML file, or a packaged one by name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from glscl.evaluation.metrics import HELD_OUT_METRICS
 from glscl.options.packaged import yaml_names
-from glscl.study.options import RunsConfig, Values, load_runs, merge, packaged_text
+from glscl.runs.options import RunsConfig, Values, load_runs, merge, packaged_text
 from glscl.system import storage
 from tune.space import Draw, Space, ready_made
 
@@ -111,10 +111,10 @@ class SweepConfig(RunsConfig):
         Raises:
             UserError: no such space.
         """
-        found: Space = {}
+        space: Space = {}
         for name in self.spaces:
-            found |= ready_made(name)[1]
-        return found | self.space
+            space |= ready_made(name)[1]
+        return space | self.space
 
 
 _SWEEPS = resources.files("tune") / "presets"

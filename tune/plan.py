@@ -1,22 +1,20 @@
-"""What a sweep is going to do, from its configuration and its directory alone."""
+"""The plan of a sweep, from its configuration and its directory alone: checked, and described."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from glscl.data.shards import MANIFEST, open_shard_set
 from glscl.errors import UserError
 from glscl.options.differences import differing_keys
-from glscl.study.grid import Sets, pretraining_run, shard_sets
+from glscl.runs.build import build_pretraining
+from glscl.runs.sets import are_built, locate_sets
 from glscl.system import storage
 from glscl.training.config import RunConfig
 from glscl.training.driver.preflight import note_on_loss
-from glscl.training.schedule import RunLength, make_plan
-from tune.objective import folds, run_on, runs, trials_folder
+from tune.objective import build_run_on_all, training_folds, trials_folder
 from tune.options import SweepConfig
+from tune.setup import make_setup
 from tune.space import check_space
-from tune.trial import Setup
 from tune.trials import read_trials
 
 CONFIG = "sweep.json"
@@ -24,18 +22,17 @@ FREE_KEYS = ("name", "storage", "label", "concurrent", "confirm_seeds", "keep_mo
 """Keys in which a continued sweep may differ from the one that began."""
 
 
-def plan(sweep: SweepConfig) -> RunConfig:
+def plan_sweep(sweep: SweepConfig) -> RunConfig:
     """Check what can be checked without data and without a cluster; makes and starts nothing.
 
     Returns:
         the default configuration: a trial's training without the searched values.
 
     Raises:
-        UserError: naming what is wrong, where, and the knob.
+        UserError: naming what is wrong, where, and the option to change.
     """
-    pretraining_run(sweep, make=False)
-    sets = shard_sets(sweep, make=False)
-    default = _default(sweep, sets)
+    build_pretraining(sweep, make=False)
+    default = build_run_on_all(sweep, locate_sets(sweep), trials_folder(sweep), "default", {})
     check_space(sweep.searched, default)
     saved = storage.join(sweep.directory, CONFIG)
     if not storage.exists(saved):
@@ -44,24 +41,20 @@ def plan(sweep: SweepConfig) -> RunConfig:
                 "confirm_seeds: of one seed each there is no interval, so the winner could never be shown to be better "
                 "than the default: give 3 (2 at least), or 0 to leave the comparison out"
             )
-    else:
-        different = differing_keys(storage.read_json(saved), identity(sweep), ())
-        if different:
-            raise UserError(
-                f"{sweep.directory} holds a sweep of another configuration: {'; '.join(different[:5])}. Choose "
-                f"another --name, or restore these values"
-            )
+    elif different := differing_keys(storage.read_json(saved), identifying_values(sweep), ()):
+        raise UserError(
+            f"{sweep.directory} holds a sweep of another configuration: {'; '.join(different[:5])}. Choose "
+            f"another --name, or restore these values"
+        )
     return default
 
 
 def describe(sweep: SweepConfig, default: RunConfig) -> dict[str, str]:
-    """The sweep in words, for the start-up panel."""
+    """Describe the sweep for the start-up panel."""
     training = default.training
-    trainings = len(folds(sweep))
-    known = read_trials(sweep)
-    ended = sum(trial.state != "running" for trial in known)
-    sets = shard_sets(sweep, make=False)
-    made = all(storage.exists(storage.join(uri, MANIFEST)) for own in sets.values() for uri in own.train)
+    trainings = len(training_folds(sweep))
+    ended = sum(trial.state != "running" for trial in read_trials(sweep))
+    sets = locate_sets(sweep)
     facts = {
         "sweep": f"{sweep.directory}: {sweep.label}",
         "searched": "; ".join(f"{key}: {draw.describe()}" for key, draw in sweep.searched.items()),
@@ -75,7 +68,7 @@ def describe(sweep: SweepConfig, default: RunConfig) -> dict[str, str]:
     }
     if note := note_on_loss(default, tuple(sweep.domains)):
         facts["note"] = note
-    if made:
+    if are_built([uri for domain in sets.values() for uri in domain.train]):
         steps = make_setup(sweep, sets).steps
         most = steps * trainings * sweep.trials
         facts["budget"] = (
@@ -87,38 +80,6 @@ def describe(sweep: SweepConfig, default: RunConfig) -> dict[str, str]:
     return facts
 
 
-def _default(sweep: SweepConfig, sets: Mapping[str, Sets]) -> RunConfig:
-    every = tuple(sweep.domains)
-    return run_on(sweep, sets, trials_folder(sweep), "default", {}, sweep.seed, every, every)
-
-
-def make_setup(sweep: SweepConfig, sets: Mapping[str, Sets]) -> Setup:
-    """Open the training sets and count steps.
-
-    Raises:
-        UserError: trainings of a trial differ in length, or are over before the schedulers may act.
-    """
-    horizons = []
-    for config in runs(sweep, sets, trials_folder(sweep), {}, sweep.seed).values():
-        opened = [open_shard_set(uri) for uri in config.data.train]
-        horizons.append(RunLength.of(config, make_plan(config, opened)))
-    for what, counts, knob in (
-        ("length", {h.total for h in horizons}, "run.training.max_steps to what all of them reach"),
-        ("the steps of an epoch", {min(h.evaluate_every, h.total) for h in horizons}, "domains to equally many pairs"),
-    ):
-        if len(counts) > 1:
-            raise UserError(
-                f"the trainings that leave one domain out differ in {what} ({sorted(counts)} steps), and are not "
-                f"scored at the same steps: set {knob}"
-            )
-    total, first = horizons[0].total, min(horizons[0].evaluate_every, horizons[0].total)
-    if sweep.scheduler != "none" and max(first, sweep.grace_steps or 0) >= total:
-        raise UserError(
-            f"scheduler: nothing can be stopped early when the first scoring is at step {first} of {total} "
-            f"(grace_steps {sweep.grace_steps}): train for more epochs, or set scheduler to none"
-        )
-    return Setup(sweep, sets, total, first)
-
-
-def identity(sweep: SweepConfig) -> dict[str, Any]:
-    return {k: v for k, v in sweep.model_dump(mode="json").items() if k not in FREE_KEYS}
+def identifying_values(sweep: SweepConfig) -> dict[str, Any]:
+    """Return the values in which a continued sweep must be the one that began, as ``sweep.json`` holds them."""
+    return {key: value for key, value in sweep.model_dump(mode="json").items() if key not in FREE_KEYS}

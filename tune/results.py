@@ -24,8 +24,8 @@ class Parameter(_Section):
     log: bool
     choices: list[str] | None
     """None for numbers."""
-    low: float | None
-    high: float | None
+    low: int | float | None
+    high: int | float | None
     words: str
     """How values were drawn."""
 

@@ -1,4 +1,4 @@
-"""What is searched: configuration keys and how their values are drawn."""
+"""The space of a sweep: the configuration keys that are searched, and how their values are drawn."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from glscl.errors import UserError, did_you_mean
 from glscl.options import Options
 from glscl.options.mistakes import nearest_key
 from glscl.options.packaged import yaml_names
-from glscl.study.options import Values, merge
+from glscl.runs.options import Values as Tree
+from glscl.runs.options import merge
 
 if TYPE_CHECKING:  # brings torch, which the name of a sweep need not wait for
     from glscl.training.config import RunConfig
@@ -20,6 +21,8 @@ if TYPE_CHECKING:  # brings torch, which the name of a sweep need not wait for
 _SPACES = resources.files("tune") / "spaces"
 
 Value = bool | int | float | str | None
+Values = Mapping[str, Value]
+"""Values by configuration key."""
 
 _BUDGET = ("training.global_batch", "training.epochs", "training.max_steps")
 _MACHINES = (
@@ -157,30 +160,32 @@ def ready_made(name: str) -> tuple[str, Space]:
     text = (_SPACES / f"{name}.yaml").read_text(encoding="utf-8")
     from glscl.training.config import read_yaml
 
-    found = _ReadyMade.model_validate(read_yaml(f"space {name}", text))
-    return found.head, found.space
+    packaged = _ReadyMade.model_validate(read_yaml(f"space {name}", text))
+    return packaged.head, packaged.space
 
 
-def nested(values: Mapping[str, Any]) -> Values:
-    """``{"a.b": 1}`` as ``{"a": {"b": 1}}``."""
-    tree: Values = {}
+def nest(values: Values) -> Tree:
+    """Turn ``{"a.b": 1}`` into ``{"a": {"b": 1}}``."""
+    tree: Tree = {}
     for key, value in values.items():
-        for part in reversed(key.split(".")):
-            value = {part: value}
-        tree = merge(tree, value)
+        section, *names = key.split(".")
+        branch: Value | Tree = value
+        for name in reversed(names):
+            branch = {name: branch}
+        tree = merge(tree, {section: branch})
     return tree
 
 
 def value_at(config: RunConfig, key: str) -> Value:
-    """A configuration's value under a dotted key."""
-    found: Any = config
-    for part in key.split("."):
-        found = getattr(found, part)
-    return found  # type: ignore[no-any-return]
+    """Return a configuration's value under a dotted key."""
+    value: Any = config
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value  # type: ignore[no-any-return]
 
 
 def check_space(space: Space, base: RunConfig) -> None:
-    """See that every key can be searched, and that the configuration takes every value.
+    """Check that every key can be searched, and that the configuration takes every value.
 
     Args:
         space: what is searched.
@@ -191,24 +196,35 @@ def check_space(space: Space, base: RunConfig) -> None:
     """
     if not space:
         raise UserError("space: nothing to search; name keys under space, or a ready-made one under spaces")
-    from glscl.training.config import keys, validate
+    _check_keys(space, base)
+    _check_values(space, base)
+
+
+def _check_keys(space: Space, base: RunConfig) -> None:
+    from glscl.training.config import keys
 
     known = set(keys())
+    heads = space["model.head"].choice or () if "model.head" in space else (base.model.head,)
     for key in space:
         if key not in known:
             raise UserError(f"space: unknown key '{key}'{nearest_key(key, known)}")
         refused = next((name for name in REFUSED if key == name or key.startswith(f"{name}.")), None)
         if refused is not None:
             raise UserError(f"space: {key} cannot be searched: {REFUSED[refused]}")
-    heads = space["model.head"].choice or () if "model.head" in space else (base.model.head,)
     for key in space:
         head = key.split(".")[2] if key.startswith("model.heads.") else None
         if head is not None and head not in heads:
             raise UserError(f"space: {key} does nothing, the head is {', '.join(map(str, heads))} (model.head)")
+
+
+def _check_values(space: Space, base: RunConfig) -> None:
+    """Try the corners of the space, and every sample of every key by itself."""
+    from glscl.training.config import validate
+
     plain = base.model_dump(mode="json")
     corners = [{key: draw.samples()[end] for key, draw in space.items()} for end in (0, -1)]
     for values in [*corners, *({key: value} for key, draw in space.items() for value in draw.samples())]:
-        made = validate(merge(plain, nested(values)), "space")
+        made = validate(merge(plain, nest(values)), "space")
         for key, value in values.items():
             if value_at(made, key) != value or isinstance(value_at(made, key), bool) != isinstance(value, bool):
                 raise UserError(

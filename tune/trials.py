@@ -1,4 +1,7 @@
-"""What is known of a sweep's trials, kept in its directory as ``trials.json``: the report and a restart read it."""
+"""The trials of a sweep as its directory keeps them: each one's ``trial.json``, and ``trials.json`` of all.
+
+The report and a restart read them, so that neither opens Ray Tune's own state.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,27 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from pydantic import TypeAdapter
+
 from glscl.system import storage
-from tune.objective import Score, history, runs, trials_folder
+from tune.objective import Score, build_runs, read_history, trials_folder
 from tune.options import SweepConfig
-from tune.trial import Setup, read_trial
+from tune.setup import Setup
+from tune.space import Value, Values
 
 FILE = "trials.json"
+RECORD = "trial.json"
 State = Literal["running", "finished", "stopped", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class TrialRecord:
+    """What a trial leaves in its folder when it has ended; ``seconds`` is None where it was stopped."""
+
+    values: dict[str, Value]
+    history: tuple[Score, ...]
+    seconds: float | None
+    error: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +48,7 @@ class Trial:
     """
 
     name: str
-    values: dict[str, Any]
+    values: dict[str, Value]
     state: State
     history: tuple[Score, ...]
     cost: int | None = None
@@ -43,6 +60,11 @@ class Trial:
         """Its last score."""
         return self.history[-1] if self.history else None
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it finished or was stopped; a failed trial is tried again."""
+        return self.state in ("finished", "stopped")
+
     def score(self) -> float:
         """Its last objective; minus infinity if it has none."""
         return self.last.objective if self.last else -math.inf
@@ -52,70 +74,83 @@ class Trial:
         return next((score for score in self.history if score.step == step), None)
 
 
-def from_ray(
-    setup: Setup,
-    trials: Sequence[Any],
-    known: Mapping[str, Trial],
-    reported: Mapping[str, Mapping[int, Score]],
-    ending: Mapping[str, str],
-) -> list[Trial]:
-    """Ray Tune's trials as they stand.
-
-    Args:
-        setup: the sweep's.
-        trials: Ray Tune's.
-        known: by name, those that ended before this start of the driver, whose reports it has not seen.
-        reported: by name and step, what this driver has seen.
-        ending: by name, the state of those of which Ray Tune has just said that they end, and not yet written so.
-    """
-    found = []
-    for trial in trials:
-        name = trial.trial_id
-        ray_state = ending.get(name) or trial.status
-        if name in known:
-            found.append(known[name])
-            continue
-        ended = ray_state in ("TERMINATED", "ERROR")
-        done = read_trial(setup.sweep, name) if ended else None
-        last = (trial.last_result or {}).get("step")
-        scores: Sequence[Score] = list(reported.get(name, {}).values())
-        if ended and not scores and last is not None:  # ended in the moment before an interruption
-            folder = storage.join(trials_folder(setup.sweep), name)
-            configs = runs(setup.sweep, setup.sets, folder, trial.config, setup.sweep.seed)
-            scores = [score for score in history(setup.sweep, configs) if score.step <= last]
-        state: State = "running"
-        if ray_state == "ERROR":
-            state = "failed"
-        elif ray_state == "TERMINATED":
-            state = "finished" if scores and scores[-1].step >= setup.steps else "stopped"
-        error = (done or {}).get("error") or (_reason(trial) if state == "failed" else "")
-        cost = (trial.last_result or {}).get("cost")
-        seconds = done["seconds"] if done else None
-        found.append(Trial(name, dict(trial.config), state, tuple(scores), cost, seconds, error))
-    return found
+_RECORD = TypeAdapter(TrialRecord)
+_TRIALS = TypeAdapter(list[Trial])
 
 
-def _reason(trial: Any) -> str:
-    lines = str(trial.get_error() or "").strip().splitlines()
-    return lines[-1][:300] if lines else "its process died"
+def read_record(sweep: SweepConfig, name: str) -> TrialRecord | None:
+    """Read what a trial left when it ended; None if it has not."""
+    where = storage.join(trials_folder(sweep), name, RECORD)
+    return _RECORD.validate_python(storage.read_json(where)) if storage.exists(where) else None
+
+
+def write_record(
+    sweep: SweepConfig, name: str, values: Values, scores: Sequence[Score], seconds: float | None, error: str
+) -> None:
+    """Mark a trial as ended: finished, stopped or, with an ``error``, failed for good."""
+    record = TrialRecord(dict(values), tuple(scores), None if seconds is None else round(seconds, 2), error)
+    storage.write_json(storage.join(trials_folder(sweep), name, RECORD), asdict(record))
 
 
 def write_trials(sweep: SweepConfig, trials: Iterable[Trial]) -> None:
-    """Keep what is known."""
+    """Write what is known of all trials."""
     storage.write_json(storage.join(sweep.directory, FILE), [asdict(trial) for trial in trials])
 
 
 def read_trials(sweep: SweepConfig) -> list[Trial]:
-    """What is known; empty before the first trial has ended."""
+    """Read what is known of all trials; empty before the first has ended."""
     where = storage.join(sweep.directory, FILE)
-    if not storage.exists(where):
-        return []
-    return [
-        Trial(**{**entry, "history": tuple(Score(**score) for score in entry["history"])})
-        for entry in storage.read_json(where)
-    ]
+    return _TRIALS.validate_python(storage.read_json(where)) if storage.exists(where) else []
 
 
 def best_of(trials: Iterable[Trial]) -> Trial | None:
-    """The finished trial with the highest objective at the last step; of equals the first."""
+    """Return the finished trial with the highest objective at the last step; of equals the first."""
     return max((trial for trial in trials if trial.state == "finished"), key=Trial.score, default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What this start of the driver knows beside Ray Tune's trials.
+
+    Attributes:
+        known: by name, the trials that ended before this start, whose reports it has not seen.
+        reported: by name and step, the scores that it has seen.
+        ending: by name, Ray Tune's state of trials of which it has just said that they end, and not yet written so.
+    """
+
+    known: Mapping[str, Trial]
+    reported: Mapping[str, Mapping[int, Score]]
+    ending: Mapping[str, str]
+
+
+def from_ray(setup: Setup, trials: Sequence[Any], seen: Seen) -> list[Trial]:
+    """Convert Ray Tune's trials as they stand."""
+    return [seen.known.get(trial.trial_id) or _convert(setup, trial, seen) for trial in trials]
+
+
+def _convert(setup: Setup, trial: Any, seen: Seen) -> Trial:
+    """Convert one of Ray Tune's trials that was not known before."""
+    name = trial.trial_id
+    ray_state = seen.ending.get(name) or trial.status
+    ended = ray_state in ("TERMINATED", "ERROR")
+    record = read_record(setup.sweep, name) if ended else None
+    result = trial.last_result or {}
+    scores: Sequence[Score] = list(seen.reported.get(name, {}).values())
+    if ended and not scores and (last := result.get("step")) is not None:
+        # It ended in the moment before an interruption.
+        folder = storage.join(trials_folder(setup.sweep), name)
+        configs = build_runs(setup.sweep, setup.sets, folder, trial.config, setup.sweep.seed)
+        scores = [score for score in read_history(setup.sweep, configs) if score.step <= last]
+    state: State = "running"
+    if ray_state == "ERROR":
+        state = "failed"
+    elif ray_state == "TERMINATED":
+        state = "finished" if scores and scores[-1].step >= setup.steps else "stopped"
+    error = (record.error if record else "") or (_error_of(trial) if state == "failed" else "")
+    seconds = record.seconds if record else None
+    return Trial(name, dict(trial.config), state, tuple(scores), result.get("cost"), seconds, error)
+
+
+def _error_of(trial: Any) -> str:
+    lines = str(trial.get_error() or "").strip().splitlines()
+    return lines[-1][:300] if lines else "its process died"

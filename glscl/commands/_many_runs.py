@@ -10,7 +10,7 @@ from glscl.options import Options
 from glscl.system import storage
 
 if TYPE_CHECKING:
-    from glscl.study.options import RunsConfig
+    from glscl.runs.options import RunsConfig
     from glscl.system.ownership import Owner
 
 
@@ -42,7 +42,7 @@ class ManyRuns(Options):
 @contextmanager
 def open_session(runs: RunsConfig) -> Iterator[Owner]:
     """Check the shard sets and the storage, own the directory, and have Ray running in this block."""
-    from glscl.study.grid import check_given_sets
+    from glscl.runs.sets import check_given_sets
     from glscl.system.ownership import ANOTHER_NAME, owned
     from glscl.system.session import ray_session
 

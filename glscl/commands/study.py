@@ -35,10 +35,10 @@ def run(words: list[str], program: str) -> str:
 
     study = load_study(options.config, **options.changed_keys())
 
-    from glscl.study.plan import describe, plan
+    from glscl.study.plan import describe, plan_study
     from glscl.study.run import report, run_study
 
-    cells, finished = plan(study)
+    cells, finished = plan_study(study)
     start_panel(program, describe(study, cells, finished))
     if options.dry_run:
         return f"dry run: {len(cells)} cells, {finished} of them finished; nothing was started"

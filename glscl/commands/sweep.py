@@ -36,16 +36,17 @@ def run(words: list[str], program: str) -> str:
     sweep = load_sweep(options.config, **options.changed_keys())
 
     from glscl.system.session import ray_session
-    from tune.plan import describe, plan
-    from tune.sweep import places, report, run_sweep
+    from tune.plan import describe, plan_sweep
+    from tune.resources import concurrent_trials
+    from tune.sweep import report, run_sweep
 
-    default = plan(sweep)
+    default = plan_sweep(sweep)
     start_panel(program, describe(sweep, default))
     if options.report_only:
         return report(sweep)
     if options.dry_run:
         with ray_session(quiet=True):
-            at_once = places(sweep, default)
+            at_once = concurrent_trials(sweep, default)
         return f"dry run: {sweep.trials} trials, {at_once} at once on this cluster; none was started"
     with open_session(sweep) as owner:
         return run_sweep(sweep, owner)

@@ -117,7 +117,7 @@ def query_ranks(embeddings: Embeddings, result: ScoringResult) -> QueryRanks:
     """Every query's ranks, and what its rows are."""
 
     def bounds(ranks: Ranks) -> RankBounds:
-        return RankBounds(optimistic=ranks.optimistic.tolist(), pessimistic=ranks.pessimistic.tolist())
+        return RankBounds(optimistic=ranks.optimistic.numpy(), pessimistic=ranks.pessimistic.numpy())
 
     return QueryRanks(
         text_to_video=bounds(result.text_to_video),

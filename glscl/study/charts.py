@@ -10,7 +10,9 @@ from statistics import fmean
 from glscl.evaluation.metrics import MAIN_METRIC
 from glscl.reporting.formats import number, si, tick
 from glscl.reporting.plots import MUTED, NEUTRAL, PAPER, SERIES, Chart, Plot
-from glscl.study.results import ZERO_SHOT, Cost, Group, Relation, Result, StudyResults
+from glscl.runs.options import ZERO_SHOT
+from glscl.study.options import Group
+from glscl.study.results import Cost, Relation, Result, StudyResults
 
 MARKERS: dict[Group, tuple[str, float, str]] = {
     "consistency": ("o", 10, SERIES[0]),

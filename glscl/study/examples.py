@@ -1,19 +1,23 @@
-"""Queries that one variant finds and another loses, with pictures of what each put first."""
+"""Example queries that one variant finds and another loses, with pictures of what each put first."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 from glscl.data.gallery import Gallery
 from glscl.data.shards import open_shard_set
 from glscl.evaluation.embed import strip
+from glscl.evaluation.results import QueryRanks
 from glscl.models.tokenizer import tokenize
 from glscl.models.towers import frame_size_of
-from glscl.study.grid import Cell
+from glscl.runs.cell import Cell
+from glscl.runs.options import ZERO_SHOT
+from glscl.runs.results import CellTest
 from glscl.study.options import StudyConfig
-from glscl.study.results import ZERO_SHOT
+from glscl.study.panels import Finished
+from glscl.study.results import Example, Shot
 from glscl.training.sampling import make_sampling
 
 LOST = 5
@@ -21,11 +25,45 @@ LOST = 5
 SHOWN = 3
 """Videos shown per variant."""
 
-Finished = Sequence[tuple[Cell, Mapping[str, Any]]]
+PicturesOf = Callable[[str, int], list[str]]
+"""Domain and position in its test set -> frames as ``data:`` URIs."""
 
 
-def examples(study: StudyConfig, finished: Finished) -> list[dict[str, Any]]:
-    """Up to ``study.examples`` queries, as `glscl.study.results.Example` has them.
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A query that could be shown.
+
+    Attributes:
+        cell: of the variant that finds it.
+        test: domain of the test set.
+        query: number of the caption.
+        finder: name of the variant that finds it.
+        loser: name of the one that loses it.
+        of_finder: ranks of the finder.
+        of_loser: ranks of the loser.
+    """
+
+    cell: Cell
+    test: str
+    query: int
+    finder: str
+    loser: str
+    of_finder: QueryRanks
+    of_loser: QueryRanks
+
+    @property
+    def order(self) -> tuple[bool, float]:
+        """Across domains before in-domain, then those that the loser misses by most."""
+        return self.test in self.cell.domains, -_rank(self.of_loser, self.query)
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Test set and caption, so that no query is shown twice."""
+        return self.test, self.of_finder.captions[self.query]
+
+
+def find_examples(study: StudyConfig, finished: Finished) -> list[Example]:
+    """Find up to ``study.examples`` queries.
 
     They are of the first seed, across domains before in-domain, the comparisons in turn, each variant as finder and as
     loser. Pictures are decoded from the test shards.
@@ -36,78 +74,92 @@ def examples(study: StudyConfig, finished: Finished) -> list[dict[str, Any]]:
         if cell.seed == study.seeds[0] and cell.training != ZERO_SHOT
     }
     queues = []
-    for first, second in study.pairs:
-        for finder, loser in ((first, second), (second, first)):
-            found = []
+    for pair in study.pairs:
+        for finder, loser in (pair, pair[::-1]):
+            candidates: list[Candidate] = []
             for (condition, variant, training), (cell, result) in by_key.items():
                 other = by_key.get((condition, loser, training))
                 if variant == finder and other is not None:
-                    for entry, against in zip(result["tests"], other[1]["tests"], strict=True):
-                        found += _queries(cell, finder, loser, entry, against)
-            found.sort(key=lambda item: item[0])
-            queues.append([example for _, example in found])
-    chosen: list[dict[str, Any]] = []
+                    for ours, theirs in zip(result.tests, other[1].tests, strict=True):
+                        candidates += find_candidates(cell, finder, loser, ours, theirs)
+            queues.append(sorted(candidates, key=lambda candidate: candidate.order))
+    chosen = _choose(queues, study.examples)
+    pictures = _Pictures(finished[0][0])
+    return [build_example(candidate, pictures.decode) for candidate in chosen]
+
+
+def find_candidates(cell: Cell, finder: str, loser: str, ours: CellTest, theirs: CellTest) -> Iterator[Candidate]:
+    """Yield the queries of one test set that the finder finds first and the loser loses."""
+    for query in range(len(ours.per_query.captions)):
+        if _rank(ours.per_query, query) <= 1 and _rank(theirs.per_query, query) > LOST:
+            yield Candidate(cell, ours.domain, query, finder, loser, ours.per_query, theirs.per_query)
+
+
+def _choose(queues: Sequence[list[Candidate]], count: int) -> list[Candidate]:
+    """Take from the queues in turn, each query once."""
+    chosen: list[Candidate] = []
     seen: set[tuple[str, str]] = set()
-    while len(chosen) < study.examples and any(queues):
+    while len(chosen) < count and any(queues):
         for queue in queues:
-            while queue and (queue[0]["test"], queue[0]["query"]) in seen:
+            while queue and queue[0].key in seen:
                 queue.pop(0)
-            if queue and len(chosen) < study.examples:
-                seen.add((queue[0]["test"], queue[0]["query"]))
+            if queue and len(chosen) < count:
+                seen.add(queue[0].key)
                 chosen.append(queue.pop(0))
-    _add_pictures(finished, chosen)
     return chosen
 
 
-def _queries(
-    cell: Cell, finder: str, loser: str, entry: Mapping[str, Any], against: Mapping[str, Any]
-) -> list[tuple[tuple[bool, float], dict[str, Any]]]:
-    """Queries of one test set, those that the loser misses by most first."""
-    ours, theirs = entry["per_query"], against["per_query"]
-    found = []
-    for query, caption in enumerate(ours["captions"]):
-        own, other = (_rank(side, query) for side in (ours, theirs))
-        if own <= 1 and other > LOST:
-            example = {
-                "condition": cell.condition,
-                "training": cell.training,
-                "test": entry["domain"],
-                "query": caption,
-                "finder": finder,
-                "loser": loser,
-                "finder_rank": own,
-                "loser_rank": other,
-                "finder_top": _shots(ours, query),
-                "loser_top": _shots(theirs, query),
-            }
-            found.append(((entry["domain"] in cell.domains, -other), example))
-    return found
+def _rank(queries: QueryRanks, query: int) -> float:
+    ranks = queries.text_to_video
+    return float(ranks.optimistic[query] + ranks.pessimistic[query]) / 2
 
 
-def _rank(queries: Mapping[str, Any], query: int) -> float:
-    ranks = queries["text_to_video"]
-    return float(ranks["optimistic"][query] + ranks["pessimistic"][query]) / 2
+class _Pictures:
+    """Pictures of test videos, decoded from their shards once each."""
+
+    def __init__(self, cell: Cell) -> None:
+        sets = [open_shard_set(uri) for uri in cell.config.data.test]
+        self._sets = {shard_set.manifest.domain: shard_set for shard_set in sets}
+        self._sampling = make_sampling(cell.config, frame_size_of(cell.config.model.clip))
+        self._decoded: dict[tuple[str, int], list[str]] = {}
+
+    def decode(self, domain: str, position: int) -> list[str]:
+        """Decode first, middle and last frame of a video, as ``data:`` URIs."""
+        key = domain, position
+        if key not in self._decoded:
+            test_set = self._sets[domain]
+            gallery = Gallery(test_set, position, position + 1, self._sampling, lambda texts: tokenize(texts, 8), 1)
+            (batch,) = gallery.batches(0)
+            jpegs = strip(batch.frames[0], batch.frame_mask[0])
+            self._decoded[key] = ["data:image/jpeg;base64," + base64.b64encode(jpeg).decode() for jpeg in jpegs]
+        return self._decoded[key]
 
 
-def _shots(queries: Mapping[str, Any], query: int) -> list[dict[str, Any]]:
-    right = queries["owners"][query]
+def build_example(candidate: Candidate, pictures: PicturesOf) -> Example:
+    """Build an example; ``pictures`` gives a video's frames."""
+    query = candidate.query
+    return Example(
+        condition=candidate.cell.condition,
+        training=candidate.cell.training,
+        test=candidate.test,
+        query=candidate.of_finder.captions[query],
+        finder=candidate.finder,
+        loser=candidate.loser,
+        finder_rank=_rank(candidate.of_finder, query),
+        loser_rank=_rank(candidate.of_loser, query),
+        finder_top=_build_shots(candidate.of_finder, candidate, pictures),
+        loser_top=_build_shots(candidate.of_loser, candidate, pictures),
+    )
+
+
+def _build_shots(queries: QueryRanks, candidate: Candidate, pictures: PicturesOf) -> list[Shot]:
+    """Build the best videos of one variant."""
+    right = queries.owners[candidate.query]
     return [
-        {"video_id": queries["video_ids"][row], "correct": row == right, "position": queries["positions"][row]}
-        for row in map(int, queries["top"][query][:SHOWN])
+        Shot(
+            video_id=queries.video_ids[row],
+            correct=row == right,
+            thumbnails=pictures(candidate.test, queries.positions[row]),
+        )
+        for row in map(int, queries.top[candidate.query][:SHOWN])
     ]
-
-
-def _add_pictures(finished: Finished, chosen: list[dict[str, Any]]) -> None:
-    cell = finished[0][0]
-    sets = {open_shard_set(uri).manifest.domain: open_shard_set(uri) for uri in cell.config.data.test}
-    sampling = make_sampling(cell.config, frame_size_of(cell.config.model.clip))
-    pictures: dict[tuple[str, int], list[str]] = {}
-    for example in chosen:
-        for shot in (*example["finder_top"], *example["loser_top"]):
-            key = example["test"], shot.pop("position")
-            if key not in pictures:
-                gallery = Gallery(sets[key[0]], key[1], key[1] + 1, sampling, lambda captions: tokenize(captions, 8), 1)
-                (batch,) = gallery.batches(0)
-                jpegs = strip(batch.frames[0], batch.frame_mask[0])
-                pictures[key] = ["data:image/jpeg;base64," + base64.b64encode(jpeg).decode() for jpeg in jpegs]
-            shot["thumbnails"] = pictures[key]

@@ -11,12 +11,11 @@ from collections.abc import Mapping
 
 from scipy import stats
 
-from glscl.data.shards import MANIFEST, open_shard_set
+from glscl.data.shards import open_shard_set
 from glscl.errors import UserError
-from glscl.study.grid import Sets
+from glscl.runs.sets import Sets, are_built
 from glscl.study.options import StudyConfig
 from glscl.study.statistics import LEVEL, enough_queries, enough_resamples, seed_errors
-from glscl.system import storage
 
 MOST_ERRORS = 100.0
 """A difference of all 100 points is this many standard errors where two seeds' trainings are a point apart."""
@@ -24,7 +23,7 @@ MOST_ERRORS = 100.0
 
 def family_size(study: StudyConfig) -> int:
     """Comparisons of single cells in one condition and direction."""
-    tests = sum(bool(domain.test or (domain.toy and domain.toy.test)) for domain in study.domains.values())
+    tests = sum(domain.is_tested for domain in study.domains.values())
     trainings = len(study.domains) + (study.union and len(study.domains) > 1)
     return len(study.pairs) * trainings * tests
 
@@ -83,6 +82,6 @@ def _tested_videos(study: StudyConfig, sets: Mapping[str, Sets]) -> dict[str, in
         uri = sets[name].test
         if domain.toy and domain.toy.test:
             known[name] = domain.toy.test
-        elif uri and storage.exists(storage.join(uri, MANIFEST)):
+        elif uri and are_built([uri]):
             known[name] = open_shard_set(uri).manifest.videos
     return known

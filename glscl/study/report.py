@@ -13,9 +13,9 @@ from glscl.evaluation.metrics import DIRECTIONS, MAIN_METRIC, METRICS, RECALL_LE
 from glscl.reporting.page import environment
 from glscl.reporting.plots import round_numbers
 from glscl.reporting.published import PACKAGED, PublishedRow, for_domain, read_published
+from glscl.runs.options import ZERO_SHOT
 from glscl.study import charts, scales
 from glscl.study.results import (
-    ZERO_SHOT,
     Result,
     StudyResults,
     TestSet,

@@ -16,14 +16,9 @@ from pydantic import BaseModel, ConfigDict
 from glscl.data.records import describe_share
 from glscl.evaluation.metrics import Direction
 from glscl.evaluation.results import Incomplete, parse
-
-ZERO_SHOT = "zero-shot"
-"""Name of the training that is none, and of its only variant."""
-UNION = "union"
-"""Name of the training on all domains at once."""
+from glscl.study.options import Group
 
 Relation = Literal["in-domain", "cross-domain", "union", "zero-shot"]
-Group = Literal["consistency", "attention", "pooling", "ablation"]
 
 
 class _Section(BaseModel):

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from glscl.evaluation.metrics import DIRECTIONS, MAIN_METRIC, Direction
+from glscl.runs.options import ZERO_SHOT
 from glscl.study.results import (
-    ZERO_SHOT,
     Column,
     Comparison,
     Cost,

@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass
 
 from glscl.evaluation.metrics import DIRECTIONS, MAIN_METRIC, MEDIAN_RANK, RECALL_LEVELS, Direction, recall_name
 from glscl.reporting.formats import interval, p_value, si, signed
-from glscl.study.results import ZERO_SHOT, Estimate, Result, StudyResults, parse_study
+from glscl.runs.options import ZERO_SHOT
+from glscl.study.results import Estimate, Result, StudyResults, parse_study
 from glscl.system.storage import join, write_bytes
 
 RESULT_COLUMNS = (

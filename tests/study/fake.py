@@ -10,7 +10,10 @@ import torch
 
 from glscl.evaluation.metrics import RetrievalMetrics
 from glscl.evaluation.ranks import Ranks
-from glscl.study.grid import Cell, cells, shard_sets
+from glscl.runs.cell import Cell
+from glscl.runs.results import CellResult, CellTest
+from glscl.runs.sets import locate_sets
+from glscl.study.grid import build_cells
 from glscl.study.options import StudyConfig
 
 VIDEOS, CAPTIONS = 40, 2
@@ -37,7 +40,7 @@ def study(**changes: Any) -> StudyConfig:
 
 
 def entry(domain: str, text_ranks: Sequence[int], video_ranks: Sequence[int]) -> dict[str, Any]:
-    """What `evaluate_model` says of one test set, with every query's ranks and no ties."""
+    """Plain values of one test set in ``cell.json``, with every query's ranks and no ties."""
     queries: dict[str, Any] = {
         "owners": [video for video in range(VIDEOS) for _ in range(CAPTIONS)],
         "query_videos": list(range(VIDEOS)),
@@ -54,6 +57,10 @@ def entry(domain: str, text_ranks: Sequence[int], video_ranks: Sequence[int]) ->
     return {
         "domain": domain,
         "split": "test",
+        "relation": "in-domain",
+        "captions_per_video": CAPTIONS,
+        "max_frames": 2,
+        "max_words": 16,
         "videos": VIDEOS,
         "texts": VIDEOS * CAPTIONS,
         "truncated_texts": 3,
@@ -71,12 +78,23 @@ Hits = Callable[[Cell, str], float]
 """Cell and test domain -> share of queries that it finds."""
 
 
-def finished(config: StudyConfig, hits: Hits) -> tuple[list[Cell], list[tuple[Cell, dict[str, Any]]]]:
+def cell_test(domain: str, text_ranks: Sequence[int], video_ranks: Sequence[int]) -> CellTest:
+    """The same, typed."""
+    return CellTest.model_validate(entry(domain, text_ranks, video_ranks))
+
+
+Change = Callable[[Cell, dict[str, Any]], None]
+"""Changes the plain values of a cell's result."""
+
+
+def finished(
+    config: StudyConfig, hits: Hits, change: Change | None = None
+) -> tuple[list[Cell], list[tuple[Cell, CellResult]]]:
     """Every cell of a study, and made-up results: each query has a difficulty that is the same for all cells."""
-    found = cells(config, shard_sets(config, make=False))
+    cells = build_cells(config, locate_sets(config))
     hard = {name: np.random.default_rng(7).random((VIDEOS, CAPTIONS)) for name in config.domains}
     done = []
-    for number, cell in enumerate(found):
+    for number, cell in enumerate(cells):
         noise = np.random.default_rng(number)
         tests = []
         for domain in config.domains:
@@ -84,5 +102,8 @@ def finished(config: StudyConfig, hits: Hits) -> tuple[list[Cell], list[tuple[Ce
             text = np.where((hard[domain] + 0.05 * noise.standard_normal(hard[domain].shape)) < share, 1, 9).ravel()
             video = np.where(hard[domain][:, 0] < share, 1, 9)
             tests.append(entry(domain, text.tolist(), video.tolist()))
-        done.append((cell, {"tests": tests, "seconds": 2.0, "step": 5, "validation": {}}))
-    return found, done
+        values = {"config": {}, "tests": tests, "seconds": 2.0, "step": 5, "validation": {}}
+        if change is not None:
+            change(cell, values)
+        done.append((cell, CellResult.model_validate(values)))
+    return cells, done

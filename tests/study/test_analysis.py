@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -12,11 +11,18 @@ import pytest
 
 from glscl.errors import UserError
 from glscl.evaluation.metrics import DIRECTIONS
-from glscl.study.analysis import _panels, _protocol, _tally, analyse, compact
-from glscl.study.examples import _queries
-from glscl.study.grid import Cell, cells, shard_sets
-from glscl.study.results import UNION, ZERO_SHOT, parse_study
-from tests.study.fake import CAPTIONS, VIDEOS, Hits, entry, finished, study
+from glscl.runs.cell import Cell
+from glscl.runs.options import UNION, ZERO_SHOT
+from glscl.runs.sets import locate_sets
+from glscl.study import analysis
+from glscl.study.comparisons import tally
+from glscl.study.examples import build_example, find_candidates
+from glscl.study.grid import build_cells
+from glscl.study.options import StudyConfig
+from glscl.study.panels import Finished, build_panels, share_texts
+from glscl.study.protocol import describe_protocol
+from glscl.study.results import parse_study
+from tests.study.fake import CAPTIONS, VIDEOS, Hits, cell_test, finished, study
 
 
 def _hits(better: float = 0.0) -> Hits:
@@ -35,15 +41,17 @@ def _hits(better: float = 0.0) -> Hits:
 @pytest.fixture(autouse=True)
 def _no_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """The protocol counts the videos trained on; these studies have no shards."""
-    monkeypatch.setattr("glscl.study.analysis._protocol", lambda study, cells: {"Towers": "made up"})
+    monkeypatch.setattr("glscl.study.analysis.describe_protocol", lambda study, cells: {"Towers": "made up"})
+
+
+def analyse(config: StudyConfig, cells: list[Cell], done: Finished) -> dict[str, Any]:
+    """Results as ``study.json`` holds them."""
+    return analysis.analyse(config, cells, done).model_dump()
 
 
 def _analyse(better: float = 0.0, hits: Hits | None = None, **changes: Any) -> dict[str, Any]:
     config = study(**changes)
-    found, done = finished(config, hits or _hits(better))
-    results = analyse(config, found, done)
-    parse_study(results)
-    return results
+    return analyse(config, *finished(config, hits or _hits(better)))
 
 
 def _result(results: dict[str, Any], variant: str, training: str, test: str) -> dict[str, Any]:
@@ -56,10 +64,10 @@ def test_figures_are_those_of_the_ranks() -> None:
     results = analyse(config, found, done)
     for cell, of_cell in done:
         own = [r for c, r in done if (c.variant, c.training) == (cell.variant, cell.training)]
-        for number, test in enumerate(of_cell["tests"]):
-            result = _result(results, cell.variant, cell.training, test["domain"])
+        for number, test in enumerate(of_cell.tests):
+            result = _result(results, cell.variant, cell.training, test.domain)
             for direction in ("text_to_video", "video_to_text"):
-                seeds = [r["tests"][number][direction] for r in own]
+                seeds = [getattr(r.tests[number], direction) for r in own]
                 for metric in ("R@1", "R@5", "R@10", "MnR"):
                     figure = result[direction][metric]
                     assert figure["estimate"] == pytest.approx(np.mean([s[metric] for s in seeds]))
@@ -70,19 +78,16 @@ def test_figures_are_those_of_the_ranks() -> None:
                 assert result["median_rank"][direction] == pytest.approx(np.mean([s["MdR"] for s in seeds]))
 
 
-def test_compact_results_say_the_same_in_less_room() -> None:
+def test_results_that_share_their_texts_say_the_same_in_less_memory() -> None:
     config = study()
     found, done = finished(config, _hits())
-    same: dict[str, Any] = {}
-    small = [(cell, compact(result, same)) for cell, result in done]
+    known: dict[str, Any] = {}
+    small = [(cell, share_texts(result, known)) for cell, result in done]
     whole, cut = (analyse(config, found, results) for results in (done, small))
     for key in ("results", "comparisons", "claims", "tests"):
         assert whole[key] == cut[key]
-    captions = [test["per_query"]["captions"] for _, result in small for test in result["tests"]]
+    captions = [test.per_query.captions for _, result in small for test in result.tests]
     assert len({id(texts) for texts in captions}) == len(config.domains)
-    ours, theirs = (small[k][1]["tests"][0] for k in (1, 0))
-    found_by_one = _queries(found[1], "glscl", "xpool", ours, theirs)
-    assert json.loads(json.dumps(found_by_one))[0][1]["finder_top"][0].keys() == {"video_id", "correct", "position"}
 
 
 def test_relation_retention_and_lift() -> None:
@@ -151,7 +156,6 @@ def test_an_unfinished_study_reports_the_seeds_that_are_whole() -> None:
     found, done = finished(config, _hits())
     last = [item for item in done if not (item[0].variant == "glscl" and item[0].seed == 3)]
     results = analyse(config, found, last)
-    parse_study(results)
     assert (results["finished_cells"], results["cells"]) == (len(last), len(found))
     assert {r["text_to_video"]["R@1"]["seeds"] for r in results["results"] if r["variant"] != ZERO_SHOT} == {2}
     first = [item for item in done if item[0].seed == 1 and item[0].variant != "glscl"]
@@ -165,8 +169,12 @@ def test_an_unfinished_study_reports_the_seeds_that_are_whole() -> None:
 
 def test_cells_tested_on_other_queries_are_not_compared() -> None:
     config = study()
-    found, done = finished(config, _hits())
-    done[2][1]["tests"][0]["per_query"]["owners"] = [0] * (VIDEOS * CAPTIONS)
+
+    def change(cell: Cell, result: dict[str, Any]) -> None:
+        if (cell.variant, cell.training, cell.seed) == ("glscl", "toy_clips", 1):
+            result["tests"][0]["per_query"]["owners"] = [0] * (VIDEOS * CAPTIONS)
+
+    found, done = finished(config, _hits(), change)
     with pytest.raises(UserError, match="tested on other videos of toy_clips"):
         analyse(config, found, done)
 
@@ -179,16 +187,18 @@ def test_one_seed_says_so() -> None:
 
 def test_columns_leaks_and_hubness_are_means_over_seeds() -> None:
     config = study()
-    found, done = finished(config, _hits())
-    for cell, result in done:
+
+    def change(cell: Cell, result: dict[str, Any]) -> None:
         for test in result["tests"]:
             value = float(cell.seed)
             test["hubness_skewness"] = value
             metrics = {"R@1": value, "R@5": 2 * value, "R@10": 3 * value}
             column = {"label": "QB", "saw": "a bank", "direction": "text_to_video", "metrics": metrics}
-            test["normalised"] = [column]
-            leaked = {"R@1": 10 * value}
-            test["without_leaked"] = {"note": "n", "videos": 5, "text_to_video": leaked, "video_to_text": leaked}
+            test["normalised"] = [column | {"source": "a paper"}]
+            leakless = {"list": "l.txt", "note": "n", "videos": 5, "texts": 9}
+            test["without_leaked"] = leakless | {direction: {"R@1": 10 * value} for direction in DIRECTIONS}
+
+    found, done = finished(config, _hits(), change)
     result = _result(analyse(config, found, done), "xpool", "toy_clips", "toy_stories")
     assert result["columns"] == [
         {"label": "QB", "saw": "a bank", "direction": "text_to_video"}
@@ -218,12 +228,13 @@ def test_examples_are_found_by_one_and_lost_by_the_other() -> None:
     others = ranks.copy()
     others[[3, 8]] = 6, 30
     others[5] = 5  # not far enough down to be lost
-    ours, theirs = (entry("toy_stories", list(r), [1] * VIDEOS) for r in (ranks, others))
-    found = sorted(_queries(cell, "glscl", "xpool", ours, theirs), key=lambda item: item[0])
-    assert [example["query"] for _, example in found] == ["toy_stories caption 8", "toy_stories caption 3"]
-    best = found[0][1]
-    assert (best["finder_rank"], best["loser_rank"]) == (1.0, 30.0)
-    assert [shot["correct"] for shot in best["finder_top"]] == [True, False, False]
+    ours, theirs = (cell_test("toy_stories", list(r), [1] * VIDEOS) for r in (ranks, others))
+    candidates = sorted(find_candidates(cell, "glscl", "xpool", ours, theirs), key=lambda one: one.order)
+    assert [one.key for one in candidates] == [("toy_stories", f"toy_stories caption {n}") for n in (8, 3)]
+    best = build_example(candidates[0], lambda domain, position: [f"{domain} {position}"])
+    assert (best.finder_rank, best.loser_rank) == (1.0, 30.0)
+    assert [shot.correct for shot in best.finder_top] == [True, False, False]
+    assert best.finder_top[0].thumbnails == ["toy_stories 4"]
 
 
 def test_sets_of_which_videos_are_missing_are_told_at_their_fewest() -> None:
@@ -235,9 +246,12 @@ def test_sets_of_which_videos_are_missing_are_told_at_their_fewest() -> None:
         "reasons": "1 x torn",
     }  # fmt: skip
     held_out = short | {"part": "validation", "split": "dev", "shards": "/d"}
-    for number, (_, result) in enumerate(done):
-        result["incomplete"] = [held_out, short | {"videos": 39 - number % 2}]
+
+    def change(cell: Cell, result: dict[str, Any]) -> None:
+        result["incomplete"] = [held_out, short | {"videos": 39 - cell.seed % 2}]
         result["tests"][0] |= {"quarantined": 1, "rejected": 2}
+
+    found, done = finished(config, _hits(), change)
     results = analyse(config, found, done)
     assert results["incomplete"] == [short | {"videos": 38}, held_out]
     assert results["verdict"].endswith(
@@ -249,13 +263,14 @@ def test_sets_of_which_videos_are_missing_are_told_at_their_fewest() -> None:
 def test_ties_count_by_their_expectation_in_cells_of_any_age() -> None:
     """``cell.json`` has held both bounds of every rank from the first version on: recall follows from them."""
     config = study()
-    found, done = finished(config, _hits())
-    for _, result in done:
+
+    def change(cell: Cell, result: dict[str, Any]) -> None:
         for test in result["tests"]:
             for direction, queries in (("text_to_video", VIDEOS * CAPTIONS), ("video_to_text", VIDEOS)):
                 ranks = test["per_query"][direction]
                 ranks["optimistic"], ranks["pessimistic"] = [1] * queries, [4] * (queries // 2) + [1] * (queries // 2)
-    results = analyse(config, found, [(cell, compact(json.loads(json.dumps(result)), {})) for cell, result in done])
+
+    results = analyse(config, *finished(config, _hits(), change))
     for result in results["results"]:
         for direction in ("text_to_video", "video_to_text"):
             figures = {name: value["estimate"] for name, value in result[direction].items()}
@@ -293,7 +308,7 @@ def test_shown_needs_both_the_interval_and_the_correction() -> None:
 def test_every_test_set_and_direction_is_resampled_for_itself() -> None:
     config = study()
     _, done = finished(config, _hits())
-    panels = _panels(config, [(cell, result) for cell, result in done if cell.condition == "short"])
+    panels = build_panels(config, [(cell, result) for cell, result in done if cell.condition == "short"])
     owners = [panel.bootstraps[direction] for panel in panels.values() for direction in DIRECTIONS]
     assert sorted(owner.seed for owner in owners) == [0, 1, 2, 3]
     assert {owner.resamples for owner in owners} == {200}
@@ -304,15 +319,17 @@ def test_every_test_set_and_direction_is_resampled_for_itself() -> None:
 
 
 def test_tally_counts_what_is_shown_which_way() -> None:
-    def told(*rows: tuple[bool, float]) -> str:
-        return _tally([{"shown": shown, "estimate": estimate} for shown, estimate in rows])
+    (template, *_) = analysis.analyse(study(), *finished(study(), _hits())).comparisons
 
-    assert told((True, 0.5), (True, -0.5), (True, 0.7), (False, 3.0)) == (
+    def count(*rows: tuple[bool, float]) -> str:
+        return tally([template.model_copy(update={"shown": shown, "estimate": value}) for shown, value in rows])
+
+    assert count((True, 0.5), (True, -0.5), (True, 0.7), (False, 3.0)) == (
         "of 4 comparisons, 2 shown better, 1 shown worse, 1 with no difference shown"
     )
-    assert told((True, -0.5)) == "of 1 comparison, 0 shown better, 1 shown worse, 0 with no difference shown"
-    assert told((False, 9.0)) == "no difference shown in 1 comparison"
-    assert told((False, 9.0), (False, -9.0)) == "no difference shown in any of 2 comparisons"
+    assert count((True, -0.5)) == "of 1 comparison, 0 shown better, 1 shown worse, 0 with no difference shown"
+    assert count((False, 9.0)) == "no difference shown in 1 comparison"
+    assert count((False, 9.0), (False, -9.0)) == "no difference shown in any of 2 comparisons"
 
 
 def test_chance_and_counts_of_a_test_set() -> None:
@@ -327,9 +344,9 @@ def test_chance_and_counts_of_a_test_set() -> None:
 
 def test_protocol_says_what_was_equal_and_what_was_not(monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = SimpleNamespace(manifest=SimpleNamespace(videos=1234))
-    monkeypatch.setattr("glscl.study.analysis.open_shard_set", lambda uri: manifest)
+    monkeypatch.setattr("glscl.study.protocol.open_shard_set", lambda uri: manifest)
     same = study()
-    protocol = _protocol(same, cells(same, shard_sets(same, make=False)))
+    protocol = describe_protocol(same, build_cells(same, locate_sets(same)))
     assert protocol["Frame context"].endswith(", the same for all heads")
     assert protocol["Training"].startswith("5 epochs, global batch ")
     assert protocol["Training"].endswith(", 3 seeds per cell")
@@ -345,9 +362,9 @@ def test_protocol_says_what_was_equal_and_what_was_not(monkeypatch: pytest.Monke
     other = study(
         domains=domains, variants=variants, run={"model": {"clip": "glscl-tiny", "frame_context": "transformer"}}
     )
-    protocol = _protocol(other, cells(other, shard_sets(other, make=False)))
+    protocol = describe_protocol(other, build_cells(other, locate_sets(other)))
     assert protocol["Frame context"] == "as each variant's settings say"
     assert protocol["Training"].startswith("steps as each domain's settings say, ")
     assert protocol["Checkpoint"].startswith("best held-out R@1 of the training domain; ")
     steps = study(run={"model": {"clip": "glscl-tiny"}, "training": {"max_steps": 9}})
-    assert _protocol(steps, cells(steps, shard_sets(steps, make=False)))["Training"].startswith("9 steps, ")
+    assert describe_protocol(steps, build_cells(steps, locate_sets(steps)))["Training"].startswith("9 steps, ")

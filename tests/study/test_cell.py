@@ -14,12 +14,16 @@ from glscl.data.shards import ShardSet
 from glscl.errors import UserError
 from glscl.evaluation.saved import ModelCard, save_model
 from glscl.models.retriever import ModelConfig, Retriever
-from glscl.study import run
-from glscl.study.cell import export_towers, read_result, remove_checkpoints, run_cell
-from glscl.study.grid import RESULT, Cell, Sets, cells
+from glscl.runs import pool
+from glscl.runs.cell import Cell, read_result
+from glscl.runs.execution import remove_checkpoints, run_cell
+from glscl.runs.results import RESULT
+from glscl.runs.sets import Sets
+from glscl.runs.towers import export_towers
+from glscl.study.grid import build_cells
 from glscl.system import storage
 from glscl.training.options import TrainingConfig
-from tests.study.fake import study
+from tests.study.fake import VIDEOS, entry, study
 
 
 @pytest.fixture
@@ -27,15 +31,18 @@ def cell(make_shards: Callable[..., ShardSet], tmp_path: Path) -> Cell:
     sets = {name: make_shards(name, captions=(1,) * 5) for name in ("one", "two")}
     domains = {name: {"train": ["s"], "test": "t"} for name in sets}
     config = study(domains=domains, storage=str(tmp_path / "runs"))
-    return cells(config, {name: Sets((own.uri,), (), own.uri) for name, own in sets.items()})[1]
+    return build_cells(config, {name: Sets((own.uri,), (), own.uri) for name, own in sets.items()})[1]
 
 
 def _leave(cell: Cell, **changes: Any) -> None:
     values = cell.config.model_dump(mode="json")
-    tests = [{"fingerprint": _fingerprint(uri), "domain": "x"} for uri in cell.config.data.test]
-    storage.write_json(
-        storage.join(cell.directory, RESULT), {"config": values, "tests": tests, "seconds": 1.0} | changes
-    )
+    tests = [_tested(_fingerprint(uri)) for uri in cell.config.data.test]
+    result = {"config": values, "tests": tests, "step": 4, "validation": {}, "seconds": 1.0}
+    storage.write_json(storage.join(cell.directory, RESULT), result | changes)
+
+
+def _tested(fingerprint: str) -> dict[str, Any]:
+    return entry("x", [1] * 2 * VIDEOS, [1] * VIDEOS) | {"fingerprint": fingerprint}
 
 
 def _fingerprint(uri: str) -> str:
@@ -47,8 +54,8 @@ def _fingerprint(uri: str) -> str:
 def test_a_finished_cell_is_read_and_not_done_again(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_result(cell) is None
     _leave(cell)
-    monkeypatch.setattr("glscl.study.cell.train", lambda *_, **__: pytest.fail("trained again"))
-    assert run_cell(cell, keep_model=True)["seconds"] == 1.0
+    monkeypatch.setattr("glscl.runs.execution.train", lambda *_, **__: pytest.fail("trained again"))
+    assert run_cell(cell, keep_model=True).seconds == 1.0
 
 
 @pytest.mark.parametrize(
@@ -70,7 +77,7 @@ def test_a_finished_cell_of_another_configuration_is_refused(
 
 
 def test_a_cell_tested_on_other_sets_is_refused(cell: Cell) -> None:
-    _leave(cell, tests=[{"fingerprint": "another"}])
+    _leave(cell, tests=[_tested("another")])
     with pytest.raises(UserError, match=r"data\.test: other test sets"):
         read_result(cell)
 
@@ -113,7 +120,7 @@ def test_exported_towers_are_pretrained_weights(remote: bool, tmp_path: Path, bu
 
 
 @pytest.mark.parametrize(
-    ("nodes", "training", "room"),
+    ("nodes", "training", "runs"),
     [
         ([{"CPU": 2.0}], {"num_workers": 1}, 2),
         ([{"CPU": 7.0}, {"CPU": 7.0}], {"num_workers": 1, "cpus_per_worker": 4}, 2),  # 14 CPUs, but not 3 x 4 of a node
@@ -122,8 +129,8 @@ def test_exported_towers_are_pretrained_weights(remote: bool, tmp_path: Path, bu
     ],
 )
 def test_no_more_cells_run_than_all_their_workers_fit(
-    nodes: list[dict[str, float]], training: dict[str, Any], room: int, monkeypatch: pytest.MonkeyPatch
+    nodes: list[dict[str, float]], training: dict[str, Any], runs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    there = [{"Alive": True, "Resources": node} for node in nodes]
-    monkeypatch.setattr("ray.nodes", lambda: [*there, {"Alive": False, "Resources": {"CPU": 99.0, "GPU": 99.0}}])
-    assert run.room_for(TrainingConfig(**training)) == room
+    alive = [{"Alive": True, "Resources": node} for node in nodes]
+    monkeypatch.setattr("ray.nodes", lambda: [*alive, {"Alive": False, "Resources": {"CPU": 99.0, "GPU": 99.0}}])
+    assert pool.concurrent_runs(TrainingConfig(**training)) == runs

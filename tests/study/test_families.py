@@ -11,10 +11,10 @@ import pytest
 
 from glscl.data.shards import ShardSet
 from glscl.errors import UserError
+from glscl.runs.sets import Sets, locate_sets
 from glscl.study.families import check_families, describe_family, family_size
-from glscl.study.grid import Sets, shard_sets
 from glscl.study.options import StudyConfig, load_study, study_names
-from glscl.study.plan import CONFIG, plan
+from glscl.study.plan import CONFIG, plan_study
 from glscl.study.statistics import (
     LEVEL,
     QueryBootstrap,
@@ -28,7 +28,7 @@ from tests.study.fake import study
 
 
 def check(config: StudyConfig) -> None:
-    check_families(config, shard_sets(config, make=False))
+    check_families(config, locate_sets(config))
 
 
 def test_a_family_is_every_pair_after_every_training_on_every_test() -> None:
@@ -66,7 +66,7 @@ def test_a_family_that_cannot_show_anything_is_refused(tmp_path: Path) -> None:
     check(study(domains=wide, resamples=1000, seeds=[1, 2, 3]))
     check(study(domains=wide, resamples=1000, seeds=[1]))  # says of every claim that it is of one training
     with pytest.raises(UserError, match="resamples"):
-        plan(study(domains=wide, storage=str(tmp_path)))  # `glscl study --dry-run`
+        plan_study(study(domains=wide, storage=str(tmp_path)))  # `glscl study --dry-run`
     check(study(comparisons=(), variants={"one": {"group": "pooling", "what": "w", "run": {}}}, resamples=100))
 
 
@@ -77,20 +77,20 @@ def test_test_sets_are_counted_and_compared_where_they_are(
     domains: dict[str, Any] = {"one": {"train": [train.uri], "test": test.uri}}
     config = study(domains=domains, storage=str(tmp_path), seeds=[1])
     with pytest.raises(UserError, match=r"domains\.one: 1 single cells .* test set of 4 videos"):
-        plan(config)
+        plan_study(config)
     check_families(config, {"one": Sets((train.uri,), (), str(tmp_path / "later"))})
     test = make_shards("one", captions=(1,) * 9, per_shard=9, root=str(tmp_path / "test"))
     domains["one"]["test"] = test.uri
     with pytest.raises(
         UserError, match=r"domains\.one\.test: \S+ shares 5 videos of 9 with domains\.one\.train: .*list"
     ):
-        plan(study(domains=domains, storage=str(tmp_path), seeds=[1]))
+        plan_study(study(domains=domains, storage=str(tmp_path), seeds=[1]))
     leaks = tmp_path / "leaks.txt"
     leaks.write_text("v000\n")
     listed = [{"test": "one", "train": "one", "list": str(leaks)}]
-    plan(study(domains=domains, storage=str(tmp_path), seeds=[1], leave_out=listed))
+    plan_study(study(domains=domains, storage=str(tmp_path), seeds=[1], leave_out=listed))
     domains["one"]["train"] = [str(tmp_path / "later")]  # nothing to compare with yet
-    plan(study(domains=domains, storage=str(tmp_path), seeds=[1]))
+    plan_study(study(domains=domains, storage=str(tmp_path), seeds=[1]))
 
 
 def test_describes_what_is_needed() -> None:
@@ -136,7 +136,7 @@ def test_a_study_that_was_begun_goes_on(tmp_path: Path) -> None:
     few = {"toy_clips": {"toy": {"train": 8, "test": 7}}, "toy_stories": {"toy": {"train": 8, "test": 8}}}
     weak = study(domains=few, storage=str(tmp_path))
     with pytest.raises(UserError, match="7 videos"):
-        plan(weak)
+        plan_study(weak)
     Path(weak.directory).mkdir()
     Path(weak.directory, CONFIG).write_text("")
-    plan(weak)
+    plan_study(weak)

@@ -10,9 +10,11 @@ import pytest
 
 from glscl.data.shards import ShardSet
 from glscl.errors import UserError
-from glscl.study.grid import Cell, Sets, cells, check_sets, shard_sets
+from glscl.runs.cell import Cell
+from glscl.runs.options import UNION
+from glscl.runs.sets import Sets, locate_sets
+from glscl.study.grid import build_cells, check_sets
 from glscl.study.plan import describe, notes_on_losses
-from glscl.study.results import UNION
 from tests.study.fake import study
 
 
@@ -26,7 +28,7 @@ def test_a_run_is_its_parts_over_one_another() -> None:
         run={"model": {"clip": "glscl-tiny"}, "training": {"epochs": 3, "global_batch": 16}},
         union_run={"training": {"epochs": 2}},
     )
-    found = cells(config, shard_sets(config, make=False))
+    found = build_cells(config, locate_sets(config))
     alone, both = _find(found, "xpool", "toy_stories", 2), _find(found, "xpool", UNION)
     assert alone.config.model.head == "xpool"
     assert (alone.config.seed, alone.config.training.epochs, both.config.training.epochs) == (2, 3, 2)
@@ -48,22 +50,22 @@ def test_a_plan_says_where_the_official_form_is_away_from_its_batch() -> None:
         "training": {"global_batch": 256},
     }
     config = study(variants={"glscl": glscl, "mended": mended, "pool": pool}, run=run, union=True)
-    found = cells(config, shard_sets(config, make=False))
+    found = build_cells(config, locate_sets(config))
     (note,) = notes_on_losses(found)
     assert note.startswith(f"glscl on toy_clips, glscl on toy_stories, glscl on {UNION}: loss.inter_consistency in its")
     assert describe(config, found, 0)["note"] == note
     quiet = study(variants={"mended": mended, "pool": pool}, run=run, comparisons=[["mended", "pool"]])
-    found = cells(quiet, shard_sets(quiet, make=False))
+    found = build_cells(quiet, locate_sets(quiet))
     assert "note" not in describe(quiet, found, 0)
 
 
 def test_seeds_go_round_so_that_an_early_report_compares_everything() -> None:
-    found = cells(study(), shard_sets(study(), make=False))
+    found = build_cells(study(), locate_sets(study()))
     assert [cell.seed for cell in found[1:]] == sorted(cell.seed for cell in found[1:])
 
 
 def test_a_cell_survives_the_way_to_another_process() -> None:
-    cell = cells(study(), shard_sets(study(), make=False))[-1]
+    cell = build_cells(study(), locate_sets(study()))[-1]
     assert Cell.from_values(cell.to_values()) == cell
 
 
@@ -73,23 +75,23 @@ def test_lists_of_leaked_videos_go_to_the_trainings_that_they_concern() -> None:
         {"test": "toy_stories", "train": "toy_clips", "list": "b.txt"},
     ]
     config = study(leave_out=lists, union=True)
-    found = cells(config, shard_sets(config, make=False))
+    found = build_cells(config, locate_sets(config))
     both = ("toy_clips=a.txt", "toy_stories=b.txt")
     assert _find(found, "glscl", "toy_clips").config.evaluation.leave_out == both
     assert _find(found, "glscl", "toy_stories").config.evaluation.leave_out == ()
     assert _find(found, "glscl", UNION).config.evaluation.leave_out == both
     config = study(leave_out=[*lists, {"test": "toy_clips", "train": "toy_stories", "list": "c.txt"}], union=True)
     with pytest.raises(UserError, match=r"two lists of toy_clips .*a\.txt, c\.txt"):
-        cells(config, shard_sets(config, make=False))
+        build_cells(config, locate_sets(config))
 
 
 def test_relative_shard_sets_are_under_the_root() -> None:
     domains = {"one": {"train": ["shards/one", "s3://other/one"], "validation": ["/abs/dev"], "test": "shards/test"}}
     leaks = [{"test": "one", "train": "one", "list": "leaks.txt"}]
     config = study(domains=domains, root="s3://bucket/data", leave_out=leaks)
-    (own,) = shard_sets(config, make=False).values()
+    (own,) = locate_sets(config).values()
     assert own == Sets(("s3://bucket/data/shards/one", "s3://other/one"), ("/abs/dev",), "s3://bucket/data/shards/test")
-    found = cells(config, {"one": own})
+    found = build_cells(config, {"one": own})
     assert found[-1].config.evaluation.leave_out == ("one=s3://bucket/data/leaks.txt",)
 
 
@@ -108,4 +110,4 @@ def test_test_sets_that_are_trained_on_are_refused(make_shards: Callable[..., Sh
 def test_cells_share_the_nodes_so_a_range_of_workers_is_refused() -> None:
     config = study(run={"model": {"clip": "glscl-tiny"}, "training": {"num_workers": [1, 2]}})
     with pytest.raises(UserError, match=r"training\.num_workers is a range, .*give one number"):
-        cells(config, shard_sets(config, make=False))
+        build_cells(config, locate_sets(config))

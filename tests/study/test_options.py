@@ -13,16 +13,18 @@ from glscl.cli import main
 from glscl.errors import UserError
 from glscl.losses import applicable_terms
 from glscl.models.retriever import Retriever
-from glscl.study.grid import cells, pretraining_run, shard_sets
-from glscl.study.options import load_study, merge, study_names, study_text
-from glscl.study.results import ZERO_SHOT
+from glscl.runs.build import build_pretraining
+from glscl.runs.options import ZERO_SHOT, merge
+from glscl.runs.sets import locate_sets
+from glscl.study.grid import build_cells
+from glscl.study.options import load_study, study_names, study_text
 
 
 @pytest.mark.parametrize("name", ["benchmarks", "toy", "toy_small"])
 def test_packaged_studies_give_sound_runs(name: str) -> None:
     study = load_study(name)
     assert study_names() == ["benchmarks", "toy", "toy_small"]
-    found = cells(study, shard_sets(study, make=False))
+    found = build_cells(study, locate_sets(study))
     trainings = len(study.domains) + study.union
     expected = len(study.conditions) * (1 + len(study.variants) * trainings * len(study.seeds))
     assert len({cell.directory for cell in found}) == len(found) == expected
@@ -31,7 +33,7 @@ def test_packaged_studies_give_sound_runs(name: str) -> None:
         assert training.global_batch % (cell.config.data.virtual_streams) == 0
         per_worker = training.num_workers * max(1, cell.config.data.loader_workers)
         assert cell.config.data.virtual_streams % per_worker == 0
-    pretraining_run(study, make=False)
+    build_pretraining(study, make=False)
 
 
 def test_the_packaged_studies_ask_the_question() -> None:
@@ -55,7 +57,7 @@ def test_the_packaged_studies_ask_the_question() -> None:
 def test_every_variant_of_the_toy_study_can_be_built_and_trained() -> None:
     study = load_study("toy")
     for name, variant in study.variants.items():
-        cell = next(c for c in cells(study, shard_sets(study, make=False)) if c.variant == name)
+        cell = next(c for c in build_cells(study, locate_sets(study)) if c.variant == name)
         config = cell.config.model.model_copy(update={"pretrained": None})
         model = Retriever(config)
         on, _ = applicable_terms(cell.config.loss, model.head)
@@ -155,7 +157,7 @@ def test_merging_goes_key_by_key() -> None:
 
 def test_zero_shot_towers_have_nothing_of_their_own() -> None:
     study = load_study("toy")
-    (cell,) = [c for c in cells(study, shard_sets(study, make=False)) if c.training == ZERO_SHOT]
+    (cell,) = [c for c in build_cells(study, locate_sets(study)) if c.training == ZERO_SHOT]
     assert (cell.config.model.head, cell.config.model.frame_context, cell.config.model.position_std) == (
         "mean_pool",
         "none",

@@ -21,14 +21,13 @@ from glscl.evaluation.ranks import Ranks
 from glscl.study.statistics import (
     Interval,
     QueryBootstrap,
-    _Tail,
-    _variance,
     claim,
     holm,
     mean_difference,
     over_seeds,
     per_query,
 )
+from glscl.study.statistics.interval import Tail, split_variance
 
 torch.set_num_threads(1)
 
@@ -243,7 +242,7 @@ def test_p_values_far_out_are_no_more_frequent_than_they_say(share: float) -> No
         penalty = (first**2 + second**2) / 2
         degrees = variance**2 / ((1 - share) ** 2 / 999 + penalty * (variance / own) ** 0.75)
         half = -stdtrit(degrees, 0.025) * math.sqrt(variance)
-        tail = _Tail(own / variance, own**2 / penalty, 1000)
+        tail = Tail(own / variance, own**2 / penalty, 1000)
         wrong += [estimate > half * tail.reach(level) / tail.reach(0.05) for level in levels]
     assert (wrong / len(seeds) <= np.array(levels) * 1.1).all(), wrong / len(seeds)
 
@@ -251,12 +250,12 @@ def test_p_values_far_out_are_no_more_frequent_than_they_say(share: float) -> No
 def test_p_values_are_tails_of_students_t() -> None:
     for groups, distance in ((2, 3.0), (30, 2.0), (1000, 7.0)):
         half = float(stats.t.isf(0.025, groups - 1))
-        alone = _Tail(0.0, 0.0, groups)
+        alone = Tail(0.0, 0.0, groups)
         assert alone.p_value(distance, half) == pytest.approx(2 * stats.t.sf(distance, groups - 1), rel=1e-6)
-        seeds = _Tail(1.0, 4.0, groups)
+        seeds = Tail(1.0, 4.0, groups)
         half = float(stats.t.isf(0.025, 4))
         assert seeds.p_value(distance, half) == pytest.approx(2 * stats.t.sf(distance, 4), rel=1e-6)
-    mixed = _Tail(0.25, 3.0, 11)
+    mixed = Tail(0.25, 3.0, 11)
     for alpha in (0.5, 0.05, 1e-4, 1e-60):
         expected = 0.25 * stats.t.isf(alpha / 2, 3) + 0.75 * stats.t.isf(alpha / 2, 10)
         assert mixed.reach(alpha) == pytest.approx(expected, rel=1e-6)
@@ -280,16 +279,16 @@ def test_p_value_of_what_never_varies_is_that_of_signs() -> None:
 def test_variance_of_a_sum_of_means() -> None:
     """By hand: two systems, of two seeds and one, on three queries."""
     one, two = np.array([[1.0, 2.0, 6.0], [3.0, 2.0, 4.0]]), np.array([[0.0, 1.0, 5.0]])
-    variance, sampled, degrees, tail = _variance([one, two])
+    variance, sampled, degrees, tail = split_variance([one, two])
     between = np.var([3.0, 3.0], ddof=1) / 2
     assert between == 0.0
     assert sampled == pytest.approx(np.var([2.0, 3.0, 10.0], ddof=1) / 3)
     residual = np.square(one - one.mean(0)).sum() / 2 / 6
     assert variance == pytest.approx(sampled - residual)
-    assert (degrees, tail) == (2.0, _Tail(0.0, 0.0, 3))
+    assert (degrees, tail) == (2.0, Tail(0.0, 0.0, 3))
     three = one + np.array([[1.0], [-1.0]])
     four = two + np.array([[-1.0], [0.0], [4.0]])
-    variance, sampled, degrees, tail = _variance([three, four])
+    variance, sampled, degrees, tail = split_variance([three, four])
     first, second = np.var([4.0, 2.0], ddof=1) / 2, np.var([1.0, 2.0, 6.0], ddof=1) / 3
     seeds, penalty = first + second, first**2 + second**2 / 2
     rest = max(float(np.var([3.0, 4.0, 11.0], ddof=1)) / 3 - residual, 0.0)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from glscl.study.grid import shard_sets
+from glscl.runs.sets import locate_sets
 from tune.analysis import analyse
 from tune.objective import Score
 from tune.options import SweepConfig
-from tune.trial import Setup
+from tune.results import SweepResults
+from tune.setup import Setup
 from tune.trials import Trial
+from tune.winner import SeedScore
 
 STEPS, FIRST = 20, 5
 
@@ -34,7 +36,7 @@ def sweep(**changes: Any) -> SweepConfig:
 def setup(**changes: Any) -> Setup:
     """Of `sweep`."""
     config = sweep(**changes)
-    return Setup(config, shard_sets(config, make=False), STEPS, FIRST)
+    return Setup(config, locate_sets(config), STEPS, FIRST)
 
 
 def trial(name: str, state: Any, scores: dict[int, tuple[float, float]], tau: float = 1.0, **changes: Any) -> Trial:
@@ -58,7 +60,7 @@ def many(count: int = 12) -> list[Trial]:
     return found
 
 
-def make_sweep() -> dict[str, Any]:
+def make_sweep() -> SweepResults:
     """Results of a finished sweep over all of GLSCL's keys."""
     ready = setup(spaces=["glscl"], space={}, trials=12)
     trials = []
@@ -67,5 +69,5 @@ def make_sweep() -> dict[str, Any]:
         trials.append(
             Trial(own.name, values, own.state, own.history, seconds=60.0 if own.state == "finished" else None)
         )
-    rows = [{"seed": n, "objective": 10.0 + n, "domains": {"toy_clips": 12.0, "toy_stories": 8.0}} for n in (2, 3, 4)]
+    rows = [SeedScore(STEPS, 10.0 + n, {"toy_clips": 12.0, "toy_stories": 8.0}, seed=n) for n in (2, 3, 4)]
     return analyse(ready, trials, {"winner": rows, "default": rows[::-1]}, "# the winner\nname: fake-best\n")

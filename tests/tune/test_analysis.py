@@ -11,38 +11,39 @@ import pytest
 from glscl.system import storage
 from tests.reporting.html_page import HOSTILE, Page
 from tests.tune.fake import FIRST, STEPS, many, setup, sweep, trial
-from tune import analysis
-from tune.analysis import analyse, confirmed_of, importance, pareto, trade_offs
+from tune.analysis import analyse, compare_with_default, find_pareto_front, find_trade_offs
+from tune.importance import measure_importance
+from tune.objective import run_directories
 from tune.report import render_sweep
 from tune.results import parse_sweep
-from tune.trial import run_directories
 from tune.trials import Trial, best_of
+from tune.winner import SeedScore
 
 
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(analysis, "RESAMPLES", 4)
+    monkeypatch.setattr("tune.importance.RESAMPLES", 4)
 
 
-def scores(*objectives: float) -> list[dict[str, Any]]:
+def scores(*objectives: float) -> list[SeedScore]:
     return [
-        {"seed": seed, "objective": value, "domains": {"toy_clips": value + 1, "toy_stories": value - 1}}
+        SeedScore(STEPS, value, {"toy_clips": value + 1, "toy_stories": value - 1}, seed)
         for seed, value in enumerate(objectives, start=2)
     ]
 
 
 def results(trials: list[Trial], confirmation: Any = None, best_file: str = "", **changes: Any) -> dict[str, Any]:
-    return analyse(setup(**changes), trials, confirmation, best_file)
+    return analyse(setup(**changes), trials, confirmation, best_file).model_dump()
 
 
 def test_the_winner_is_better_only_where_the_interval_says_so() -> None:
-    found = confirmed_of({"winner": scores(12.0, 14.0, 16.0), "default": scores(10.0, 11.0, 12.0)})
+    found = compare_with_default({"winner": scores(12.0, 14.0, 16.0), "default": scores(10.0, 11.0, 12.0)}).model_dump()
     whole = found["differences"][0]
     # Differences 2, 3, 4: mean 3, deviation 1, t(2) = 4.303: 3 ± 4.303 / √3.
     assert (whole["estimate"], whole["low"], whole["high"]) == pytest.approx((3.0, 0.516, 5.484), abs=1e-3)
     assert [row["name"] for row in found["differences"]] == ["objective", "toy_clips", "toy_stories"]
 
-    def claim(winner: list[dict[str, Any]], default: list[dict[str, Any]]) -> str:
+    def claim(winner: list[SeedScore], default: list[SeedScore]) -> str:
         return str(results(many(), {"winner": winner, "default": default})["claims"][0])
 
     assert claim(scores(12, 14, 16), scores(10, 11, 12)).startswith("The winner is better than the default")
@@ -68,20 +69,20 @@ def test_only_a_finished_trial_wins() -> None:
 
 
 def test_importance_finds_the_key_that_matters_with_its_spread() -> None:
-    found = importance(sweep().searched, many(12), FIRST, seed=1)
+    found = measure_importance(sweep().searched, many(12), FIRST, seed=1).model_dump()
     assert (found["trials"], found["step"], found["resamples"]) == (12, FIRST, 4)
     first, second = found["parameters"]
     assert (first["key"], second["key"]) == ("model.heads.glscl.tau", "training.lr_head")
     assert first["estimate"] > 0.95
     assert first["low"] <= first["estimate"] <= first["high"] + 1e-9
-    assert importance(sweep().searched, many(7), FIRST, seed=1)["parameters"] == []
+    assert measure_importance(sweep().searched, many(7), FIRST, seed=1).parameters == []
     same = [trial(f"t{n}", "stopped", {FIRST: (1, 1)}, tau=1 + n) for n in range(9)]
-    assert importance(sweep().searched, same, FIRST, seed=1)["parameters"] == []
+    assert measure_importance(sweep().searched, same, FIRST, seed=1).parameters == []
 
 
 def test_what_the_best_for_one_domain_costs_the_others() -> None:
     trials = [trial("clips", "finished", {STEPS: (30, 5)}), trial("stories", "finished", {STEPS: (20, 8)})]
-    found = {entry["domain"]: entry for entry in trade_offs(sweep(), trials)}
+    found = {entry.domain: entry.model_dump() for entry in find_trade_offs(sweep(), trials)}
     assert found["toy_clips"]["trial"] == "clips"
     assert found["toy_clips"]["losses"] == {"toy_clips": 0, "toy_stories": -3}
     assert found["toy_stories"]["losses"] == {"toy_clips": -10, "toy_stories": 0}
@@ -92,7 +93,7 @@ def test_what_the_best_for_one_domain_costs_the_others() -> None:
 def test_the_pareto_front_is_what_no_other_beats() -> None:
     costs = {"a": (10, 5), "b": (10, 7), "c": (12, 9), "d": (9, 4), "e": (8, 6)}
     trials = [trial(name, "finished", {STEPS: (score, score)}, cost=cost) for name, (score, cost) in costs.items()]
-    assert pareto(trials) == ["a", "c", "d"]
+    assert find_pareto_front(trials) == ["a", "c", "d"]
 
 
 def test_the_page_shows_everything_and_loads_nothing() -> None:
@@ -140,15 +141,16 @@ def test_a_page_of_two_objectives_and_of_a_choice() -> None:
 def test_held_out_sets_of_which_videos_are_missing_are_told(tmp_path: Path) -> None:
     made = setup(storage=str(tmp_path))
     trials = many()
-    assert "incomplete" not in analyse(made, trials, None, "")["verdict"]
+    assert "incomplete" not in analyse(made, trials, None, "").verdict
     short = {
         "part": "validation", "domain": "toy_clips", "split": "dev", "shards": "/d", "videos": 16, "of": 19,
         "reasons": "3 x torn",
     }  # fmt: skip
     winner = next(trial for trial in trials if trial.state == "finished")
     for run in run_directories(made.sweep, winner.name):
-        storage.write_json(f"{run}/cell.json", {"incomplete": [short]})
-    found = analyse(made, trials, None, "")
+        cell = {"config": {}, "tests": [], "step": STEPS, "validation": {}, "seconds": 1.0}
+        storage.write_json(f"{run}/cell.json", cell | {"incomplete": [short]})
+    found = analyse(made, trials, None, "").model_dump()
     assert found["incomplete"] == [short]
     assert found["verdict"].endswith("; incomplete: held-out set toy_clips/dev 16 of 19 videos")
     page = Page(render_sweep(found))

@@ -9,16 +9,17 @@ import pytest
 import yaml
 
 from glscl.errors import UserError
+from glscl.runs.sets import locate_sets
 from tests.tune.fake import sweep
-from tune.objective import runs
+from tune.objective import build_runs
 from tune.options import load_sweep, sweep_names, sweep_text
-from tune.plan import describe, plan
+from tune.plan import describe, plan_sweep
 
 
 @pytest.mark.parametrize("name", sweep_names())
 def test_every_packaged_sweep_is_sound(name: str, tmp_path: Path) -> None:
     found = load_sweep(name, storage=str(tmp_path), root=str(tmp_path))
-    default = plan(found)
+    default = plan_sweep(found)
     assert default.data.test == ()
     assert default.data.validation
     assert sweep_text(name).startswith("#")
@@ -28,12 +29,12 @@ def test_every_packaged_sweep_is_sound(name: str, tmp_path: Path) -> None:
 def test_a_sweep_says_what_its_batch_does_to_the_official_form(tmp_path: Path) -> None:
     batch = {"training": {"global_batch": 512}}
     found = sweep(storage=str(tmp_path), run={"model": {"clip": "glscl-tiny"}, **batch})
-    assert "in its official form depends on the batch" in describe(found, plan(found))["note"]
+    assert "in its official form depends on the batch" in describe(found, plan_sweep(found))["note"]
     corrected = {"loss": {"inter_consistency": {"form": "corrected"}}}
     found = sweep(storage=str(tmp_path), run={"model": {"clip": "glscl-tiny"}, **batch, **corrected})
-    assert "note" not in describe(found, plan(found))
+    assert "note" not in describe(found, plan_sweep(found))
     for packaged in map(load_sweep, ("benchmarks", "toy")):
-        assert "note" not in describe(packaged, plan(packaged)), packaged.name
+        assert "note" not in describe(packaged, plan_sweep(packaged)), packaged.name
 
 
 def test_toy_sweep_searches_glscls_parameters_on_two_domains() -> None:
@@ -99,14 +100,12 @@ def test_a_bad_sweep_is_refused_in_words(changes: dict[str, Any], words: str, tm
     values["space"] = {key: {kind: list(ends)} for key, draw in values["space"].items() for kind, ends in draw.items()}
     path.write_text(yaml.safe_dump(values | changes))
     with pytest.raises(UserError, match=words):
-        plan(load_sweep(str(path)))
+        plan_sweep(load_sweep(str(path)))
 
 
 def test_leaving_one_domain_out_is_a_training_for_each() -> None:
     config = sweep(objective="leave_one_domain_out")
-    from glscl.study.grid import shard_sets
-
-    found = runs(config, shard_sets(config, make=False), "trials/one", {"model.heads.glscl.tau": 2.0}, 7)
+    found = build_runs(config, locate_sets(config), "trials/one", {"model.heads.glscl.tau": 2.0}, 7)
     assert list(found) == ["without_toy_clips", "without_toy_stories"]
     for name, run in found.items():
         left_out = name.removeprefix("without_")

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from glscl.errors import UserError
 from glscl.training.config import RunConfig, validate
-from tune.space import Draw, check_space, nested, ready_made, space_names
+from tune.space import Draw, check_space, nest, ready_made, space_names
 
 
 def test_every_ready_made_space_can_be_searched_with_its_head() -> None:
@@ -96,7 +96,7 @@ def test_both_searchers_draw_from_the_same_values() -> None:
 
 
 def test_dotted_keys_become_a_tree() -> None:
-    assert nested({"a.b": 1, "a.c.d": 2, "e": 3}) == {"a": {"b": 1, "c": {"d": 2}}, "e": 3}
+    assert nest({"a.b": 1, "a.c.d": 2, "e": 3}) == {"a": {"b": 1, "c": {"d": 2}}, "e": 3}
 
 
 def test_a_logit_scale_is_where_training_starts() -> None:

@@ -18,16 +18,18 @@ from ray.tune.search import SearchGenerator
 
 from glscl.data.shards import ShardSet
 from glscl.errors import UserError
-from glscl.study.grid import Sets
+from glscl.runs.sets import Sets
 from glscl.system.ownership import owned
 from glscl.training.config import load_config
 from tests.tune.fake import FIRST, STEPS, setup, sweep, trial
-from tune import sweep as module
 from tune.options import load_sweep, sweep_names
-from tune.plan import identity
-from tune.sweep import check_held_out, places, plan, trials_csv, write_best
+from tune.plan import identifying_values, plan_sweep
+from tune.resources import concurrent_trials
+from tune.search import EarlierTrial, build_scheduler, build_searcher, keep_trials
+from tune.sweep import check_held_out, trials_csv
 from tune.trial import run_trial
-from tune.trials import Trial, from_ray, read_trials, write_trials
+from tune.trials import Seen, Trial, from_ray, read_trials, write_trials
+from tune.winner import write_best
 
 
 @pytest.fixture
@@ -60,17 +62,17 @@ def test_trials_are_scored_on_held_out_parts_only(shards: Callable[[str, str], s
 def test_a_confirmation_that_can_show_nothing_is_refused(tmp_path: Path) -> None:
     one = sweep(storage=str(tmp_path), confirm_seeds=1)
     with pytest.raises(UserError, match=r"confirm_seeds: of one seed each .*2 at least"):
-        plan(one)
+        plan_sweep(one)
     for seeds in (0, 2):
-        plan(sweep(storage=str(tmp_path), confirm_seeds=seeds))
+        plan_sweep(sweep(storage=str(tmp_path), confirm_seeds=seeds))
     (tmp_path / "fake").mkdir()
-    (tmp_path / "fake" / "sweep.json").write_text(json.dumps(identity(one)))
-    plan(one)  # begun before: goes on
+    (tmp_path / "fake" / "sweep.json").write_text(json.dumps(identifying_values(one)))
+    plan_sweep(one)  # begun before: goes on
 
 
 @pytest.mark.parametrize("name", sweep_names())
 def test_packaged_sweeps_can_show_their_winner(name: str, tmp_path: Path) -> None:
-    plan(load_sweep(name, storage=str(tmp_path)))
+    plan_sweep(load_sweep(name, storage=str(tmp_path)))
 
 
 def nodes(*cpus: int) -> list[dict[str, Any]]:
@@ -100,8 +102,11 @@ def test_no_more_trials_at_once_than_their_workers_fit(
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": float(sum(cpus))})
     run = {"training": {"num_workers": workers, "cpus_per_worker": per_worker, "max_steps": STEPS}}
     config = sweep(storage=str(tmp_path), objective=objective, run=run)
-    assert places(config, plan(config)) == at_once
-    assert places(sweep(storage=str(tmp_path), objective=objective, run=run, concurrent=1), plan(config)) == 1
+    assert concurrent_trials(config, plan_sweep(config)) == at_once
+    assert (
+        concurrent_trials(sweep(storage=str(tmp_path), objective=objective, run=run, concurrent=1), plan_sweep(config))
+        == 1
+    )
 
 
 def test_more_workers_than_the_cluster_has_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -111,39 +116,39 @@ def test_more_workers_than_the_cluster_has_are_refused(monkeypatch: pytest.Monke
         run = {"training": {"num_workers": workers, "cpus_per_worker": per_worker, "max_steps": STEPS}}
         config = sweep(storage=str(tmp_path), run=run)
         with pytest.raises(UserError, match=words):
-            places(config, plan(config))
+            concurrent_trials(config, plan_sweep(config))
 
 
 def test_another_sweep_under_the_same_name_is_refused(tmp_path: Path) -> None:
     config = sweep(storage=str(tmp_path))
-    plan(config)
+    plan_sweep(config)
     folder = tmp_path / "fake"
     folder.mkdir()
-    (folder / "sweep.json").write_text(json.dumps(module.identity(config)))
-    plan(sweep(storage=str(tmp_path), concurrent=1, confirm_seeds=5))
+    (folder / "sweep.json").write_text(json.dumps(identifying_values(config)))
+    plan_sweep(sweep(storage=str(tmp_path), concurrent=1, confirm_seeds=5))
     since = sweep(storage=str(tmp_path), run={"training": {"max_steps": STEPS}, "data": {"augment": None}})
     before = sweep(storage=str(tmp_path), run={"training": {"max_steps": STEPS}})
-    (folder / "sweep.json").write_text(json.dumps(module.identity(before)))
-    plan(since)  # a packaged sweep has gained a key that says null
-    (folder / "sweep.json").write_text(json.dumps(module.identity(config)))
+    (folder / "sweep.json").write_text(json.dumps(identifying_values(before)))
+    plan_sweep(since)  # a packaged sweep has gained a key that says null
+    (folder / "sweep.json").write_text(json.dumps(identifying_values(config)))
     with pytest.raises(UserError, match=r"another configuration: objective: mean -> worst; trials: 4 -> 5"):
-        plan(sweep(storage=str(tmp_path), trials=5, objective="worst"))
+        plan_sweep(sweep(storage=str(tmp_path), trials=5, objective="worst"))
 
 
 @pytest.mark.parametrize("kind", ["asha", "median"])
 def test_a_restarted_scheduler_knows_how_ended_trials_went(kind: str) -> None:
     ended = [trial(f"t{n}", "stopped", {FIRST: (50.0, 50.0)}) for n in range(4)]
-    new = module._Told("new")
+    new = EarlierTrial("new")
     bad = {"step": FIRST, "objective": 1.0}
     for known, decision in ((ended, TrialScheduler.STOP), ([], TrialScheduler.CONTINUE)):
-        scheduler = module._scheduler(setup(scheduler=kind), known)
+        scheduler = build_scheduler(setup(scheduler=kind), known)
         controller: Any = SimpleNamespace(get_live_trials=list)
         scheduler.on_trial_add(controller, new)
         assert scheduler.on_trial_result(controller, new, bad) == decision
 
 
 def test_ashas_rungs_begin_where_trials_are_first_scored() -> None:
-    scheduler = module._scheduler(setup(reduction_factor=2.0), [])
+    scheduler = build_scheduler(setup(reduction_factor=2.0), [])
     assert sorted(step for step, _ in scheduler._brackets[0]._rungs) == [FIRST, 2 * FIRST, 4 * FIRST]
 
 
@@ -159,7 +164,7 @@ def test_states_of_trials(tmp_path: Path) -> None:
     seen = [ray_trial("a", "TERMINATED", FIRST), ray_trial("b", "TERMINATED", STEPS), ray_trial("c", "RUNNING", FIRST)]
     seen += [ray_trial("d", "RUNNING", FIRST), ray_trial("e", "ERROR", None), ray_trial("k", "TERMINATED", STEPS)]
     known = {"k": trial("k", "finished", {STEPS: (7, 7)})}
-    found = {item.name: item for item in from_ray(ready, seen, known, reported, {"d": "TERMINATED"})}
+    found = {item.name: item for item in from_ray(ready, seen, Seen(known, reported, {"d": "TERMINATED"}))}
     assert {name: item.state for name, item in found.items()} == {
         "a": "stopped",
         "b": "finished",
@@ -184,16 +189,16 @@ def test_losers_checkpoints_and_models_go_and_the_winners_model_stays(tmp_path: 
         for part in ("step_00000005-w1-x", "model"):
             (Path(ready.sweep.directory) / "trials" / name / "all" / part).mkdir(parents=True)
     trials = [trial("good", "finished", {STEPS: (9, 9)}), trial("bad", "finished", {STEPS: (1, 1)})]
-    module._keep(ready.sweep, trials)
+    keep_trials(ready.sweep, trials)
     assert left(ready, "bad") == {"step_00000005-w1-x", "model"}, "its workers may still be writing"
     stopped = trial("stopped", "stopped", {FIRST: (1, 1)})
-    module._keep(ready.sweep, [*trials, stopped])
+    keep_trials(ready.sweep, [*trials, stopped])
     assert (left(ready, "good"), left(ready, "bad")) == ({"model"}, set())
     assert left(ready, "stopped") == {"step_00000005-w1-x", "model"}
     reported: list[dict[str, Any]] = []
     run_trial(ready, "stopped", stopped.values, reported.append)  # as Ray Tune does if it forgot that it had ended
     assert [row["step"] for row in reported] == [FIRST]
-    module._keep(ready.sweep, [*trials, stopped], last=True)
+    keep_trials(ready.sweep, [*trials, stopped], last=True)
     assert left(ready, "stopped") == set()
 
 
@@ -239,7 +244,7 @@ def test_trials_as_a_table() -> None:
 
 def test_a_restored_searcher_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
     def start(at_once: int, **changes: Any) -> Any:
-        searcher, _ = module._searcher(sweep(**changes), at_once)
+        searcher, _ = build_searcher(sweep(**changes), at_once)
         return SearchGenerator(searcher), searcher
 
     generator, searcher = start(2)

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from glscl.errors import UserError
-from glscl.study import cell as cell_module
-from glscl.study.grid import Cell
+from glscl.runs.cell import Cell
 from tests.tune.fake import FIRST, STEPS, setup
-from tune.objective import Score, across, history, runs, trials_folder
-from tune.trial import Setup, read_trial, run_trial
+from tune.objective import Score, build_runs, compute_objective, read_history, trials_folder
+from tune.setup import Setup
+from tune.trial import run_trial
+from tune.trials import read_record
 
 VALUES = {"model.heads.glscl.tau": 2.0, "training.lr_head": 1e-3}
 
@@ -46,7 +47,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
             if fail:
                 raise UserError(fail)
 
-        monkeypatch.setattr(cell_module, "run_cell", run_cell)
+        monkeypatch.setattr("tune.trial.run_cell", run_cell)
         return done
 
     return make
@@ -54,18 +55,18 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
 
 def test_the_objective_across_domains() -> None:
     scores = {"toy_clips": 10.0, "toy_stories": 4.0}
-    assert across(setup().sweep, scores) == 7.0
-    assert across(setup(objective="worst").sweep, scores) == 4.0
-    assert across(setup(objective="leave_one_domain_out").sweep, scores) == 7.0
+    assert compute_objective(setup().sweep, scores) == 7.0
+    assert compute_objective(setup(objective="worst").sweep, scores) == 4.0
+    assert compute_objective(setup(objective="leave_one_domain_out").sweep, scores) == 7.0
 
 
 def test_a_step_counts_once_all_trainings_have_scored_it(tmp_path: Path) -> None:
     ready = setup(objective="leave_one_domain_out")
-    found = runs(ready.sweep, ready.sets, str(tmp_path), {}, 1)
+    found = build_runs(ready.sweep, ready.sets, str(tmp_path), {}, 1)
     log(found["without_toy_clips"].run_directory, {5: {"toy_clips": 1.0}, 10: {"toy_clips": 3.0}})
-    assert history(ready.sweep, found) == []
+    assert read_history(ready.sweep, found) == []
     log(found["without_toy_stories"].run_directory, {5: {"toy_stories": 2.0}})
-    assert history(ready.sweep, found) == [Score(5, 1.5, {"toy_clips": 1.0, "toy_stories": 2.0})]
+    assert read_history(ready.sweep, found) == [Score(5, 1.5, {"toy_clips": 1.0, "toy_stories": 2.0})]
 
 
 @pytest.mark.parametrize(
@@ -77,14 +78,14 @@ def test_the_last_step_is_reported_when_all_is_on_disk(
     ready = setup(storage=str(tmp_path), objective=objective)
     done = trained()
     seen: list[tuple[int, bool]] = []
-    run_trial(ready, "one", VALUES, lambda row: seen.append((row["step"], read_trial(ready.sweep, "one") is not None)))
+    run_trial(ready, "one", VALUES, lambda row: seen.append((row["step"], read_record(ready.sweep, "one") is not None)))
     assert seen[-1] == (STEPS, True)
     assert [step for step, _ in seen] == [FIRST, STEPS]
     assert len(done) == trainings
-    result = read_trial(ready.sweep, "one")
+    result = read_record(ready.sweep, "one")
     assert result is not None
-    assert result["history"][-1]["objective"] == last
-    assert result["values"] == VALUES
+    assert result.history[-1].objective == last
+    assert result.values == VALUES
 
     again: list[dict[str, Any]] = []
     run_trial(ready, "one", VALUES, again.append)
@@ -94,14 +95,14 @@ def test_the_last_step_is_reported_when_all_is_on_disk(
 
 def test_what_an_interruption_left_is_reported_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ready = setup(storage=str(tmp_path))
-    (config,) = runs(ready.sweep, ready.sets, f"{trials_folder(ready.sweep)}/one", VALUES, 1).values()
+    (config,) = build_runs(ready.sweep, ready.sets, f"{trials_folder(ready.sweep)}/one", VALUES, 1).values()
     log(config.run_directory, {FIRST: {"toy_clips": 1.0, "toy_stories": 2.0}})
 
     def go_on(cell: Cell, keep_model: bool) -> None:
         both = {"toy_clips": 1.0, "toy_stories": 2.0}
         log(config.run_directory, {FIRST: both, STEPS: both})
 
-    monkeypatch.setattr(cell_module, "run_cell", go_on)
+    monkeypatch.setattr("tune.trial.run_cell", go_on)
     seen: list[int] = []
     run_trial(ready, "one", VALUES, lambda row: seen.append(row["step"]))
     assert seen == [FIRST, STEPS]

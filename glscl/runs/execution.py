@@ -1,0 +1,113 @@
+"""Doing a cell: train, test, leave the result."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from glscl.evaluation.results import Results
+from glscl.evaluation.saved import FOLDER, ModelCard, save_model
+from glscl.models.retriever import Retriever
+from glscl.runs.cell import Cell, read_result
+from glscl.runs.options import ZERO_SHOT
+from glscl.runs.results import CellResult, CellTest, write_cell_file
+from glscl.system import storage
+from glscl.system.nodes import alive_nodes, check_resources
+from glscl.system.ownership import ANOTHER_NAME, Owner, owned
+from glscl.training.checkpoint.retention import INDEX, PREFIX, RAY_REGISTER
+from glscl.training.config import RunConfig
+from glscl.training.driver.launch import incomplete_sets, quarantine_of, score_tests, train
+from glscl.training.driver.machines import with_machines
+from glscl.training.driver.outputs import build_results, status_on_failure, write_results, write_status
+from glscl.training.driver.preflight import CONFIG, preflight
+
+PATIENCE_S = 90.0
+"""Seconds that a run's living owner is waited for: the processes of a study that was killed end a little later."""
+
+
+def run_cell(cell: Cell, keep_model: bool) -> CellResult:
+    """Do a cell, or go on with it where it stopped. Ray must be running.
+
+    Args:
+        cell: the cell.
+        keep_model: keep the trained model in the cell's folder.
+
+    Returns:
+        its result, which ``cell.json`` holds then.
+
+    Raises:
+        UserError: bad input, or another command does this cell.
+    """
+    began = time.monotonic()
+    finished = read_result(cell)
+    if finished is not None:
+        return finished
+    with owned(cell.directory, ANOTHER_NAME, patience_s=PATIENCE_S) as owner:
+        finished = read_result(cell)  # the owner that was waited for may have done it
+        if finished is not None:
+            return finished
+        results = _score_towers(cell.config) if cell.training == ZERO_SHOT else _train(cell.config, owner)
+        result = CellResult(
+            config=cell.config.model_dump(mode="json"),
+            tests=[CellTest(**dict(test) | {"examples": []}) for test in results.tests],
+            step=results.checkpoint_step,
+            validation=results.validation,
+            incomplete=results.incomplete,
+            seconds=round(time.monotonic() - began, 2),
+        )
+        owner.fence.check()
+        write_cell_file(cell.directory, result)
+        # After the result: what is deleted now could only have served to do the cell again.
+        remove_checkpoints(cell.directory)
+        if not keep_model:
+            storage.tidy(storage.join(cell.directory, FOLDER))
+    return result
+
+
+def remove_checkpoints(run_directory: str) -> None:
+    """Delete a finished run's checkpoints, which hold the optimiser's state beside the model."""
+    for name in storage.list_names(run_directory):
+        if name.startswith(PREFIX):
+            storage.tidy(storage.join(run_directory, name))
+        elif name in (INDEX, RAY_REGISTER):
+            storage.tidy(storage.join(run_directory, name), storage.remove)
+
+
+def _train(config: RunConfig, owner: Owner) -> Results:
+    """Do an ordinary run in the cell's folder."""
+    config = with_machines(config, alive_nodes, alone=False)
+    write_status(config.run_directory, state="running", verdict="")
+    with status_on_failure(owner.fence):
+        results = train(config, preflight(config), owner, keep_ranks=True)
+        owner.fence.check()
+        tests = [test.model_copy(update={"per_query": None}) for test in results.tests]
+        command = (
+            f"{config.name}: one of the runs of a study or sweep"  # this process's own command line is a Ray worker's
+        )
+        write_results(results.model_copy(update={"tests": tests, "command": command}), config.run_directory)
+    write_status(config.run_directory, state="finished", verdict=results.verdict)
+    return results
+
+
+def _score_towers(config: RunConfig) -> Results:
+    """Test the clip towers as they are, frames pooled by their mean."""
+    config = with_machines(config, alive_nodes, alone=False)
+    training = config.training
+    check_resources(training.most_workers, training.cpus, training.on_gpu, training.wait_for_nodes_s)
+    torch.manual_seed(config.seed)
+    card = ModelCard(
+        model=config.model,
+        sample_fps=config.data.sample_fps,
+        decoder=config.data.decoder,
+        train_domains=(),
+        step=0,
+        seed=config.seed,
+        run=config.name,
+        validation={},
+    )
+    storage.write_json(storage.join(config.run_directory, CONFIG), config.model_dump(mode="json"))
+    save_model(storage.join(config.run_directory, FOLDER), card, Retriever(config.model).state_dict())
+    quarantine = quarantine_of(config)
+    tests = score_tests(config, quarantine, keep_ranks=True)
+    return build_results(card, tests, [], incomplete_sets(config, quarantine), quarantine.entries)

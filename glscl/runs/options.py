@@ -1,0 +1,208 @@
+"""Options that the configurations of studies and sweeps have in common, and how such a file is read."""
+
+from __future__ import annotations
+
+import re
+from abc import abstractmethod
+from collections.abc import Callable, Collection, Mapping
+from importlib.resources.abc import Traversable
+from typing import Any, ClassVar, Self, TypeVar
+
+from pydantic import Field, ValidationError, model_validator
+
+from glscl.errors import UserError, did_you_mean
+from glscl.options import Options
+from glscl.options.mistakes import describe_mistake
+from glscl.options.packaged import is_file, yaml_names
+from glscl.system import storage
+
+ZERO_SHOT = "zero-shot"
+"""Name of the training that is none, and of its only variant."""
+UNION = "union"
+"""Name of the training on all domains at once."""
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\Z")
+
+Values = dict[str, Any]
+"""A piece of a run's configuration, nested as in its YAML."""
+
+
+class ToySets(Options):
+    """How many videos of a toy domain to make."""
+
+    train: int = Field(ge=1)
+    dev: int = Field(default=0, ge=0)
+    test: int = Field(default=0, ge=0)
+
+
+class Domain(Options):
+    """A domain to train and to test on."""
+
+    train: tuple[str, ...] = ()
+    """Shard sets to train on."""
+    validation: tuple[str, ...] = ()
+    """Held-out part of this domain, on which its models' best checkpoint is chosen; none keeps the last step."""
+    test: str = ""
+    """Shard set to test on, whatever was trained on; empty: this domain is only trained on."""
+    toy: ToySets | None = None
+    """Instead of the three: make the toy domain of this name."""
+    run: Values = Field(default_factory=dict)
+    """What differs in runs that train on this domain alone, such as training.epochs."""
+
+    @property
+    def is_tested(self) -> bool:
+        """Whether it has a test set."""
+        return bool(self.test or (self.toy and self.toy.test))
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Domain:
+        if bool(self.train) == (self.toy is not None):
+            raise ValueError("give either train (shard sets) or toy (numbers of videos)")
+        if self.toy is not None and (self.validation or self.test):
+            raise ValueError("toy makes validation and test too; leave them out")
+        return self
+
+
+class Pretraining(Options):
+    """A run before the study, whose towers every cell starts from (in place of model.pretrained)."""
+
+    domain: str
+    """Name, and where it is a toy domain's, which to make."""
+    train: tuple[str, ...] = ()
+    """Shard sets to train on."""
+    toy: ToySets | None = None
+    """Instead of train: make the toy domain of this name."""
+    run: Values = Field(default_factory=dict)
+    """What differs from the study's run."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Pretraining:
+        if bool(self.train) == (self.toy is not None):
+            raise ValueError("give either train (shard sets) or toy (numbers of videos)")
+        return self
+
+
+class RunsConfig(Options):
+    """Options that studies and sweeps share: where their data come from, and where everything goes."""
+
+    kind: ClassVar[str]
+    """What such a collection of runs is called."""
+
+    name: str
+    """Name of the study or sweep; the same name continues it."""
+    storage: str = "runs"
+    """Folder or s3:// prefix in which its directory is made."""
+    root: str = ""
+    """Folder or s3:// prefix under which shard sets and lists are that are not given as absolute paths or addresses;
+    empty is the current folder."""
+    label: str
+    """What the figures are figures of; the report shows it first."""
+    domains: dict[str, Domain]
+    """By name."""
+    run: Values
+    """The run that all share."""
+    pretraining: Pretraining | None = None
+    """Where the towers come from, if they are made first, by a run of their own."""
+    concurrent: int | None = Field(default=None, ge=1)
+    """Most trainings at once; none takes as many as the cluster has room for."""
+
+    @model_validator(mode="after")
+    def _consistent_runs(self) -> Self:
+        check_names("domains", self.domains)
+        check_names("name", (self.name,))
+        for key in ("name", "storage", "seed", "data.train", "data.validation", "data.test"):
+            if has_key(self.run, key):
+                raise ValueError(f"run: {key} follows from the {self.kind}'s own keys (name, storage, seeds, domains)")
+        return self
+
+    @property
+    @abstractmethod
+    def first_seed(self) -> int:
+        """Seed of what is trained once for all runs."""
+
+    @property
+    def leakage_lists(self) -> tuple[str, ...]:
+        """Addresses of the lists of leaked test videos."""
+        return ()
+
+    @property
+    def directory(self) -> str:
+        """Absolute path or URI of the directory of the study or sweep."""
+        return storage.join(storage.resolve(self.storage), self.name)
+
+    def address(self, path: str) -> str:
+        """Address of a shard set or list: under `root`, unless it is absolute itself."""
+        return storage.join(self.root, path) if self.root and "://" not in path and path[:1] not in "/~" else path
+
+
+RunsType = TypeVar("RunsType", bound=RunsConfig)
+
+
+def merge(*layers: Mapping[str, Any]) -> Values:
+    """Merge nested mappings, the later winning key by key."""
+    merged: Values = {}
+    for layer in layers:
+        for key, value in layer.items():
+            before = merged.get(key)
+            merged[key] = merge(before, value) if isinstance(before, dict) and isinstance(value, Mapping) else value
+    return merged
+
+
+def check_names(what: str, names: Collection[str]) -> None:
+    """Check that there are names, and that all of them can be names of folders.
+
+    Raises:
+        ValueError: there are none, or one cannot.
+    """
+    if not names:
+        raise ValueError(f"{what}: none given")
+    for name in names:
+        if not _NAME.match(name) or name in (ZERO_SHOT, UNION):
+            raise ValueError(
+                f"{what}: '{name}' cannot be a name: letters, digits, '.', '_' and '-', and neither "
+                f"'{ZERO_SHOT}' nor '{UNION}'"
+            )
+
+
+def has_key(values: Mapping[str, Any], key: str) -> bool:
+    """Whether nested values have a dotted key."""
+    head, _, rest = key.partition(".")
+    if head not in values:
+        return False
+    return not rest or (isinstance(values[head], Mapping) and has_key(values[head], rest))
+
+
+def packaged_text(folder: Traversable, kind: str, name: str) -> str:
+    """Commented YAML of a packaged study or sweep.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    if name not in (known := yaml_names(folder)):
+        raise UserError(f"no {kind} '{name}'{did_you_mean(name, known)}; packaged: {', '.join(known)}")
+    return (folder / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def load_runs(
+    model: type[RunsType], source: str, text_of: Callable[[str], str], changes: Mapping[str, Any]
+) -> RunsType:
+    """Read the YAML file (local or ``s3://``) of a study or sweep, or a packaged one by name.
+
+    Args:
+        model: what to read.
+        source: path, address or name.
+        text_of: packaged ones by name.
+        changes: top-level keys to replace, such as ``storage``.
+
+    Raises:
+        UserError: missing file, bad YAML, unknown key or bad value, with the key's full name.
+    """
+    text = None if is_file(source) else text_of(source)
+    from glscl.training.config import read_yaml  # brings torch, which a misspelt name need not wait for
+
+    where = source if text is None else f"{model.kind} {source}"
+    values = read_yaml(source, text)
+    try:
+        return model.model_validate(values | dict(changes))
+    except ValidationError as error:
+        raise UserError(f"{where}: {describe_mistake(error, model)}") from None

@@ -1,0 +1,114 @@
+"""Shard sets of the domains of a study or sweep: where they are, making toy ones, and checks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from glscl.data.apart import NamedSet
+from glscl.data.shards import MANIFEST, open_shard_set
+from glscl.data.toy.sets import toy_set, toy_set_address
+from glscl.errors import UserError
+from glscl.evaluation.leakage import read_leakage_list
+from glscl.runs.options import Domain, RunsConfig
+from glscl.system import storage
+
+
+@dataclass(frozen=True, slots=True)
+class Sets:
+    """Addresses of a domain's shard sets; ``test`` is empty where it is only trained on."""
+
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+    test: str
+
+    @property
+    def uris(self) -> list[str]:
+        """All of them."""
+        return [*self.train, *self.validation, *([self.test] if self.test else [])]
+
+
+def locate_sets(config: RunsConfig) -> dict[str, Sets]:
+    """Return the shard sets of every domain; toy sets need not be there yet."""
+    return {name: _sets(config, name, domain, toy_set_address) for name, domain in config.domains.items()}
+
+
+def make_sets(config: RunsConfig) -> dict[str, Sets]:
+    """Return the shard sets of every domain, and write the toy sets that are missing. Ray must be running."""
+    return {name: _sets(config, name, domain, toy_set) for name, domain in config.domains.items()}
+
+
+def _sets(config: RunsConfig, name: str, domain: Domain, address: Callable[[str, str, str, int], str]) -> Sets:
+    toy = domain.toy
+    if toy is None:
+        train, validation = (tuple(map(config.address, uris)) for uris in (domain.train, domain.validation))
+        return Sets(train, validation, config.address(domain.test) if domain.test else "")
+    train = (address(config.storage, name, "train", toy.train),)
+    validation = (address(config.storage, name, "dev", toy.dev),) if toy.dev else ()
+    return Sets(train, validation, address(config.storage, name, "test", toy.test) if toy.test else "")
+
+
+def are_built(uris: Sequence[str]) -> bool:
+    """Whether all these shard sets are there."""
+    return all(storage.exists(storage.join(uri, MANIFEST)) for uri in uris)
+
+
+def check_given_sets(config: RunsConfig) -> None:
+    """Open the given shard sets and lists, so that a missing one is an error before Ray is started.
+
+    Raises:
+        UserError: one is missing.
+    """
+    given = [domain for domain in config.domains.values() if domain.toy is None]
+    uris = [uri for domain in given for uri in (*domain.train, *domain.validation, domain.test) if uri]
+    if config.pretraining is not None:
+        uris += config.pretraining.train
+    for uri in uris:
+        open_shard_set(config.address(uri))
+    for uri in config.leakage_lists:
+        read_leakage_list(uri)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSets:
+    """The opened shard sets of all domains, by what they are for."""
+
+    trained: list[NamedSet]
+    held_out: list[NamedSet]
+    tested: list[NamedSet]
+
+
+def open_sets(sets: Mapping[str, Sets]) -> OpenSets:
+    """Open all sets.
+
+    Raises:
+        UserError: one is missing.
+    """
+    return OpenSets(
+        [NamedSet.open(f"domains.{name}.train", uri) for name, domain in sets.items() for uri in domain.train],
+        [
+            NamedSet.open(f"domains.{name}.validation", uri)
+            for name, domain in sets.items()
+            for uri in domain.validation
+        ],
+        [NamedSet.open(f"domains.{name}.test", domain.test) for name, domain in sets.items() if domain.test],
+    )
+
+
+def check_domain_names(opened: Sequence[NamedSet], kind: str) -> None:
+    """Check that sets of `open_sets` are of the domain that the configuration names them by.
+
+    Args:
+        opened: the sets.
+        kind: what the configuration is of, for the message.
+
+    Raises:
+        UserError: one is of another domain.
+    """
+    for named in opened:
+        name = named.key.removeprefix("domains.").rpartition(".")[0]
+        if named.manifest.domain != name:
+            raise UserError(
+                f"{named} says that its domain is {named.manifest.domain}; name the domain so in the {kind}, or build "
+                f"the shards with --domain {name}"
+            )

@@ -1,0 +1,123 @@
+"""The comparisons of a study: differences between variants, corrected for their number, and the claims they allow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from glscl.evaluation.metrics import DIRECTIONS, MAIN_METRIC, Direction
+from glscl.study.figures import Domains, relation_of
+from glscl.study.options import StudyConfig
+from glscl.study.panels import Panel
+from glscl.study.results import Comparison, Relation
+from glscl.study.statistics import LEVEL, Interval, System, claim, holm, mean_difference
+
+AVERAGED: tuple[Relation, ...] = ("in-domain", "cross-domain")
+"""Relations over whose cells a difference is averaged."""
+
+
+class _Key(NamedTuple):
+    """Which difference: ``first - second`` in a scope."""
+
+    first: str
+    second: str
+    scope: str
+    relation: Relation
+
+
+def compare_variants(
+    study: StudyConfig, condition: str, panels: Mapping[str, Panel], domains: Domains
+) -> list[Comparison]:
+    """Compare every pair's main metric, on the average of each relation and cell by cell.
+
+    Two families of each condition and direction are corrected each for itself: the means, and the single cells.
+    """
+    comparisons: list[Comparison] = []
+    for direction in DIRECTIONS:
+        means: dict[_Key, Interval] = {}
+        single: dict[_Key, Interval] = {}
+        for first, second in study.pairs:
+            averaged: dict[Relation, list[tuple[str, System, System]]] = {relation: [] for relation in AVERAGED}
+            for panel, training, one, two in _paired(panels, domains, direction, first, second):
+                relation = relation_of(training, domains, panel.test)
+                key = _Key(first, second, f"{training} -> {panel.test}", relation)
+                single[key] = panel.bootstraps[direction].difference(one, two)
+                if relation in averaged:
+                    averaged[relation].append((training, one, two))
+            for relation, cells in averaged.items():
+                if cells:
+                    means[_Key(first, second, f"{relation} mean", relation)] = mean_difference(cells)
+        for family in (means, single):
+            comparisons += _correct(study, condition, direction, family)
+    return comparisons
+
+
+def _paired(
+    panels: Mapping[str, Panel], domains: Domains, direction: Direction, first: str, second: str
+) -> Iterator[tuple[Panel, str, System, System]]:
+    """Yield panel and training of every cell that both variants have, and their resampled values."""
+    for panel in panels.values():
+        systems = panel.systems[direction]
+        for training in domains:
+            one, two = (systems.get((variant, training, MAIN_METRIC)) for variant in (first, second))
+            if one is not None and two is not None:
+                yield panel, training, one, two
+
+
+def _correct(
+    study: StudyConfig, condition: str, direction: Direction, family: Mapping[_Key, Interval]
+) -> Iterator[Comparison]:
+    """Yield the comparisons of one family with Holm's correction."""
+    adjusted = holm({key: interval.p_value or 0.0 for key, interval in family.items()})
+    for key, interval in family.items():
+        p_value = adjusted[key]
+        in_condition = f", {condition}" if len(study.conditions) > 1 else ""
+        where = f"({direction.replace('_', '-')}, {key.scope}{in_condition})"
+        yield Comparison(
+            condition=condition,
+            first=key.first,
+            second=key.second,
+            scope=key.scope,
+            relation=key.relation,
+            direction=direction,
+            metric=MAIN_METRIC,
+            estimate=interval.estimate,
+            low=interval.low,
+            high=interval.high,
+            p_value=interval.p_value or 0.0,
+            adjusted_p=p_value,
+            shown=interval.excludes_null and p_value <= 1 - LEVEL,
+            sentence=claim(interval, key.first, key.second, MAIN_METRIC, where, p_value),
+        )
+
+
+def write_claims(study: StudyConfig, comparisons: Sequence[Comparison]) -> list[str]:
+    """Write what the study says: per condition a count of the means, then every mean's own sentence."""
+    claims = []
+    groups = {name: variant.group for name, variant in study.variants.items()}
+    sentences = []
+    for condition in study.conditions:
+        main = [c for c in comparisons if c.condition == condition and c.direction == "text_to_video"]
+        for relation in reversed(AVERAGED):
+            means = [c for c in main if c.scope == f"{relation} mean"]
+            sentences += [c.sentence for c in means]
+            asked = [c for c in means if (groups[c.first], groups[c.second]) == ("consistency", "attention")]
+            if not asked:
+                continue
+            where = "Across domains" if relation == "cross-domain" else "In the domain trained on"
+            claims.append(
+                f"{where}{f' ({condition})' if len(study.conditions) > 1 else ''}, global-local consistency against "
+                f"attention: {tally(asked)} (mean text-to-video {MAIN_METRIC}, Holm's correction)."
+            )
+    return [*claims, *sentences]
+
+
+def tally(comparisons: Sequence[Comparison]) -> str:
+    """Count the differences that were shown, and which way."""
+    better = sum(c.shown and c.estimate > 0 for c in comparisons)
+    worse = sum(c.shown and c.estimate < 0 for c in comparisons)
+    compared = f"{len(comparisons)} comparison{'s' if len(comparisons) > 1 else ''}"
+    if not better and not worse:
+        return f"no difference shown in {'any of ' if len(comparisons) > 1 else ''}{compared}"
+    rest = len(comparisons) - better - worse
+    return f"of {compared}, {better} shown better, {worse} shown worse, {rest} with no difference shown"

@@ -1,0 +1,180 @@
+"""Intervals with seeds as a random effect, and the p-values that go with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import brentq
+from scipy.special import stdtrit
+
+Array = NDArray[np.floating[Any]]
+
+LEVEL = 0.95
+_EXPONENT = 5 / 4  # of V / seeds in the degrees of freedom
+_LEAST = 1e-100  # p-value; quantiles further out overflow
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """An estimate, its confidence interval, and what went into it.
+
+    Attributes:
+        estimate: of the data themselves.
+        low: lower end; ``-inf`` is possible for retention.
+        high: upper end.
+        p_value: two-sided, of the null value (difference 0, retention 100 %), below 0.05 exactly where the interval
+            excludes it; None for a mean, which has none.
+        null: the null value.
+        standard_error: of the estimate (of its logarithm, for retention).
+        degrees: of freedom.
+        queries: number of queries.
+        seeds: number of trainings of each model; 0 for one that is not trained, and has no seed.
+    """
+
+    estimate: float
+    low: float
+    high: float
+    p_value: float | None
+    null: float | None
+    standard_error: float
+    degrees: float
+    queries: int
+    seeds: tuple[int, ...]
+
+    @property
+    def excludes_null(self) -> bool:
+        """True if the null value lies outside the interval."""
+        return self.null is not None and not self.low <= self.null <= self.high
+
+    @property
+    def note(self) -> str:
+        """What the interval covers, as a sentence."""
+        if self.low == self.high:
+            return "Every resample gives the same value: these queries show no uncertainty, but there may be some."
+        covered = f"Over {self.queries:,} queries"
+        trained = [seeds for seeds in self.seeds if seeds]
+        if not trained:
+            return f"{covered}; nothing is trained."
+        if min(trained) == 1:
+            return f"{covered} of one training: how another seed would have fared is not in the interval."
+        seeds = f"{trained[0]} seeds" if len(set(trained)) == 1 else f"{' and '.join(map(str, trained))} seeds"
+        return f"{covered} and {seeds}{' of each' if len(trained) > 1 else ''}, as a random effect (Student's t)."
+
+
+def build_interval(
+    linearised: Sequence[Array],
+    estimate: float,
+    deviations: Array,
+    null: float | None,
+    scale: Callable[[Any], Any],
+    seed: int,
+    queries: int,
+    seeds: tuple[int, ...],
+) -> Interval:
+    """Build the interval of a sum of seed means.
+
+    Args:
+        linearised: (S, G) each training's share of the sum.
+        estimate: of the sum.
+        deviations: (resamples,) of the sum under resampled queries.
+        null: the value of no difference.
+        scale: increasing; takes estimate, null value and ends to the unit of the interval.
+        seed: of the noise.
+        queries: their number.
+        seeds: trainings of each model.
+    """
+    resamples = len(deviations)
+    variance, sampled, degrees, tail = split_variance(linearised)
+    generator = np.random.default_rng([seed, 1])
+    draws = deviations * min(1.0, np.sqrt(variance / sampled)) if sampled > 0 else deviations
+    draws = draws + generator.standard_normal(resamples) * np.sqrt(max(0.0, variance - sampled))
+    draws = draws * np.sqrt(degrees / generator.chisquare(degrees, resamples)) + estimate
+    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="inverted_cdf")  # may be infinite
+    p_value = None
+    if null is not None:
+        p_value = tail.p_value(abs(estimate - null), estimate - low if null < estimate else high - estimate)
+    return Interval(
+        estimate=float(scale(estimate)),
+        low=float(scale(low)),
+        high=float(scale(high)),
+        p_value=p_value,
+        null=None if null is None else float(scale(null)),
+        standard_error=float(np.sqrt(variance)),
+        degrees=degrees,
+        queries=queries,
+        seeds=seeds,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """Tails of an interval: how it widens as its level rises, each share of the variance by its own Student's t.
+
+    Attributes:
+        share: of the variance that is the seeds'.
+        seed_degrees: of the seeds' share.
+        groups: independent queries.
+    """
+
+    share: float
+    seed_degrees: float
+    groups: int
+
+    def reach(self, alpha: float) -> float:
+        """Half the width of the interval of level ``1 - alpha``, in standard errors."""
+        queries = -stdtrit(self.groups - 1, alpha / 2)
+        seeds = -stdtrit(self.seed_degrees, alpha / 2) if self.share else 0.0
+        return float(self.share * seeds + (1 - self.share) * queries)
+
+    def p_value(self, distance: float, half_width: float) -> float:
+        """The alpha of the interval that ends at the null value.
+
+        Args:
+            distance: from the estimate to the null value.
+            half_width: of the 95 % interval, on the null value's side; 0 where nothing varies.
+        """
+        if distance == 0 or np.isinf(half_width):
+            return 1.0
+        if half_width <= 0:
+            return float(2.0 ** (1 - self.groups))
+        wanted = distance / half_width * self.reach(1 - LEVEL)
+        if self.reach(_LEAST) <= wanted:
+            return _LEAST
+        log_alpha = brentq(lambda log: wanted / (self.reach(np.exp(log)) + wanted) - 0.5, np.log(_LEAST), 0.0)
+        return float(np.exp(log_alpha))
+
+
+def split_variance(linearised: Sequence[Array]) -> tuple[float, float, float, Tail]:
+    """Compute the variance of a sum of means over independent seeds and common queries.
+
+    Args:
+        linearised: (S, G) values per system; the number of seeds may differ.
+
+    Returns:
+        the variance, its share that resampling the queries shows (both with the residual), degrees of freedom, and what
+        p-values need.
+    """
+    groups = linearised[0].shape[1]
+    queries = float(np.sum([table.mean(0) for table in linearised], axis=0).var(ddof=1)) / groups
+    seeds = residual = penalty = 0.0
+    for table in linearised:
+        count = len(table)
+        if count > 1:
+            between = float(table.mean(1).var(ddof=1)) / count
+            rest = table - table.mean(0) - table.mean(1, keepdims=True) + table.mean()
+            residual += float(np.square(rest).sum()) / ((count - 1) * (groups - 1)) / (count * groups)
+            penalty += between**2 / (count - 1)
+            seeds += between
+    sampled = max(queries - residual, 0.0)
+    variance = seeds + sampled
+    # Satterthwaite's rule would take `penalty` for what it is: see the module's docstring.
+    doubt = sampled**2 / (groups - 1)
+    if seeds > 0:
+        doubt += penalty * (variance / seeds) ** (2 - _EXPONENT)
+    degrees = variance**2 / doubt if doubt > 0 else float(groups - 1)
+    tail = Tail(seeds / variance, seeds**2 / penalty, groups) if seeds > 0 else Tail(0.0, 0.0, groups)
+    return variance, queries, degrees, tail
