@@ -43,8 +43,8 @@ from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2.api import data_parallel_trainer
 from ray.util.state.exception import RayStateApiException
 
+from glscl.system.network import use_interface_of_node
 from glscl.system.ray_internals.cluster import actor_state, disconnect_state, replaced
-from glscl.system.session import use_interface_of_node
 
 __all__ = [
     "FailureDecision",
