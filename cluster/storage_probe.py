@@ -86,21 +86,33 @@ def _explain(error: BaseException, step: str) -> StorageProblem:
         return StorageProblem("no credentials", CREDENTIALS)
     if any(isinstance(cause, HTTPClientError | ConnectionError | TimeoutError) for cause in causes):
         return StorageProblem(f"unreachable ({type(error).__name__}: {shorten(error)})", NETWORK)
+    if problem := _explain_code(code, error) or _explain_numbers(numbers, error, step):
+        return problem
+    if refused := next((cause for cause in causes if isinstance(cause, ClientError)), None):
+        return StorageProblem(f"cannot {step}: {shorten(refused)}", advise(refused, _REQUESTS[step]))
+    return StorageProblem(f"cannot {step}: {type(error).__name__}: {shorten(error)}", "--storage")
+
+
+def _explain_code(code: str, error: BaseException) -> StorageProblem | None:
+    """Explain an object store's error code, if it is one that only the user can mend."""
     if code in ("NoSuchBucket", "404") or (isinstance(error, FileNotFoundError) and code):
         return StorageProblem("no such bucket", "--storage")
     if code == "RequestTimeTooSkewed":
         return StorageProblem("refused: this machine's clock is wrong", "chrony or another NTP client")
     if code in _WRONG_CREDENTIALS:
         return StorageProblem(f"wrong credentials ({code})", CREDENTIALS)
+    return None
+
+
+def _explain_numbers(numbers: set[int | None], error: BaseException, step: str) -> StorageProblem | None:
+    """Explain the system's error numbers, if they say that a disk is full or that something is not allowed."""
     if numbers & {errno.ENOSPC, errno.EDQUOT}:
         return StorageProblem("full", "remove files there, or another --storage")
     if numbers & {errno.EROFS, errno.EACCES, errno.EPERM} or isinstance(error, PermissionError):
         read_only = "read-only: " if step in ("write", "delete") else ""
         knob = f"{_RIGHTS[step]} for this prefix, or the folder's owner, mode and mount"
         return StorageProblem(f"{read_only}may not {step}", knob)
-    if refused := next((cause for cause in causes if isinstance(cause, ClientError)), None):
-        return StorageProblem(f"cannot {step}: {shorten(refused)}", advise(refused, _REQUESTS[step]))
-    return StorageProblem(f"cannot {step}: {type(error).__name__}: {shorten(error)}", "--storage")
+    return None
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

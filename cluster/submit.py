@@ -95,12 +95,8 @@ class Verdict:
         return cls("OK" if match[1] == "OK" else "FAILED", match[2]) if match else None
 
 
-def submit(words: Sequence[str], options: Submit) -> Ending:
-    """Run ``glscl WORDS`` as a job.
-
-    Raises:
-        UserError: unreachable, token, a folder that cannot be sent, an id that was used before, or a secret in WORDS.
-    """
+def _check_words(words: Sequence[str]) -> None:
+    """Refuse addresses that cannot be resolved, and secrets."""
     for word in words:
         if "s3://" in word:
             storage.resolve(word[word.index("s3://") :])
@@ -109,6 +105,15 @@ def submit(words: Sequence[str], options: Submit) -> Ending:
             "a secret is part of the command, which the cluster keeps in its list of jobs: set it in the environment "
             "of the cluster's nodes, or give them a role"
         )
+
+
+def submit(words: Sequence[str], options: Submit) -> Ending:
+    """Run ``glscl WORDS`` as a job.
+
+    Raises:
+        UserError: unreachable, token, a folder that cannot be sent, an id that was used before, or a secret in WORDS.
+    """
+    _check_words(words)
     if options.working_dir and not os.path.isdir(options.working_dir):
         raise UserError(f"--working-dir {options.working_dir}: not a folder")
     client = connect(dashboard_address(options.address))
@@ -246,7 +251,7 @@ def _details_if_ended(client: JobSubmissionClient, job: str) -> JobDetails | Non
 
 
 def _describe_ending(job: str, details: JobDetails, verdict: Verdict | None) -> Ending:
-    state, code = str(details.status), details.driver_exit_code
+    state = str(details.status)
     failure = verdict.text if verdict and verdict.word == "FAILED" else ""
     if state == "STOPPED":
         return Ending(128 + signal.SIGTERM, f"job {job} was stopped" + (f": {failure}" if failure else ""))
@@ -254,13 +259,20 @@ def _describe_ending(job: str, details: JobDetails, verdict: Verdict | None) -> 
         if verdict is None:
             return Ending(0, f"job {job} succeeded")
         return Ending(1 if failure else 0, verdict.text)
-    status = 1 if not code else code if code > 0 else 128 - code  # a shell's way to name a signal
+    status = _exit_status(details.driver_exit_code)
     if failure:
         return Ending(status, failure)
     after = f" after it had said 'OK {verdict.text}'" if verdict else " without a verdict"
     message = " ".join((details.message or "no reason given").split())[:MESSAGE_LENGTH]
-    reason = f"exit status {status}" if code else message
+    reason = f"exit status {status}" if details.driver_exit_code else message
     return Ending(status, f"job {job} died{after} ({reason}); `glscl jobs logs {job}` shows its log")
+
+
+def _exit_status(code: int | None) -> int:
+    """Exit status for a driver's exit code, as a shell names signals; 1 where there is none."""
+    if not code:
+        return 1
+    return code if code > 0 else 128 - code
 
 
 def _find_job(client: JobSubmissionClient, job: str) -> JobDetails:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from glscl.evaluation.metrics import MAIN_METRIC
 from glscl.reporting.plots import Chart, line_chart
@@ -16,17 +16,21 @@ def training_charts(history: Sequence[Mapping[str, object]]) -> list[Chart]:
         step = _number(entry["step"])
         if step is None:
             continue
-        validation = entry.get("validation")
-        for name, value in validation.items() if isinstance(validation, Mapping) else ():
-            if name.endswith(MAIN_METRIC) and (score := _number(value)) is not None:
-                label = name.removesuffix(MAIN_METRIC).strip().replace("_", " ") or MAIN_METRIC
-                held_out.setdefault(label, []).append((step, score))
+        for label, score in _held_out_scores(entry.get("validation")):
+            held_out.setdefault(label, []).append((step, score))
         for name, value in entry.items():
             if name not in ("step", "epoch") and (number := _number(value)) is not None:
                 logged.setdefault(name, []).append((step, number))
     charts = [line_chart(f"held-out {MAIN_METRIC} (%)", held_out, y_range=(0, 100))]
     charts += [line_chart(name, {name: points}) for name, points in logged.items()]
     return [chart for chart in charts if chart is not None]
+
+
+def _held_out_scores(validation: object) -> Iterator[tuple[str, float]]:
+    """Label and R@1 of every held-out set that a row of the log has."""
+    for name, value in validation.items() if isinstance(validation, Mapping) else ():
+        if name.endswith(MAIN_METRIC) and (score := _number(value)) is not None:
+            yield name.removesuffix(MAIN_METRIC).strip().replace("_", " ") or MAIN_METRIC, score
 
 
 def _number(value: object) -> float | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import torch
 from PIL import Image
@@ -15,6 +16,8 @@ from glscl.errors import UserError
 from glscl.models.heads.base import Features
 
 THUMBNAIL_SIDE = 112
+
+Item = TypeVar("Item")
 
 
 @dataclass(slots=True)
@@ -108,21 +111,28 @@ def concatenate(pieces: Sequence[Embeddings]) -> Embeddings:
         reasons = "; ".join(f"{e['domain']}/{e['video_id']} ({e['reason']})" for e in quarantined[:3])
         raise UserError(f"no video of the set can be decoded: {reasons}")
     offsets = torch.tensor([0] + [len(piece.positions) for piece in present]).cumsum(0)
+    rows = zip(present, offsets[:-1], strict=True)
     return Embeddings(
-        text={key: torch.cat([piece.text[key] for piece in present]) for key in present[0].text},
-        video={key: torch.cat([piece.video[key] for piece in present]) for key in present[0].video},
-        text_to_video=torch.cat(
-            [piece.text_to_video + offset for piece, offset in zip(present, offsets[:-1], strict=True)]
-        ),
-        positions=[position for piece in present for position in piece.positions],
-        video_ids=[name for piece in present for name in piece.video_ids],
-        captions=[caption for piece in present for caption in piece.captions],
-        attributes=[attributes for piece in present for attributes in piece.attributes],
+        text=_join([piece.text for piece in present]),
+        video=_join([piece.video for piece in present]),
+        text_to_video=torch.cat([piece.text_to_video + offset for piece, offset in rows]),
+        positions=_chain(present, lambda piece: piece.positions),
+        video_ids=_chain(present, lambda piece: piece.video_ids),
+        captions=_chain(present, lambda piece: piece.captions),
+        attributes=_chain(present, lambda piece: piece.attributes),
         truncated=sum(piece.truncated for piece in present),
         quarantined=sorted(quarantined, key=lambda entry: (entry["shard"], entry["key"])),
-        repaired=[entry for piece in present for entry in piece.repaired],
-        thumbnails=[strip for piece in present for strip in piece.thumbnails],
+        repaired=_chain(present, lambda piece: piece.repaired),
+        thumbnails=_chain(present, lambda piece: piece.thumbnails),
     )
+
+
+def _join(caches: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {key: torch.cat([cache[key] for cache in caches]) for key in caches[0]}
+
+
+def _chain(pieces: Sequence[Embeddings], values: Callable[[Embeddings], list[Item]]) -> list[Item]:
+    return [value for piece in pieces for value in values(piece)]
 
 
 def strip(frames: Tensor, mask: Tensor) -> list[bytes]:

@@ -11,6 +11,7 @@ import csv
 import io
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 
 import torch
 
@@ -151,45 +152,51 @@ def leave_out(embeddings: Embeddings, names: Iterable[str]) -> tuple[Embeddings,
         UserError: no video with a caption would remain.
     """
     listed = list(dict.fromkeys(names))
-    present = {compose_accents(name) for name in embeddings.video_ids}
+    video_ids = [compose_accents(name) for name in embeddings.video_ids]
     quarantined = {compose_accents(entry["video_id"]) for entry in embeddings.quarantined}
-    dropped: set[str] = set()
-    undecodable: list[str] = []
-    unknown: list[str] = []
-    for name in listed:
-        spellings = _spellings(compose_accents(name))
-        matches = [spelling for spelling in spellings if spelling in present]
-        dropped.update(matches[:1])
-        if not matches:
-            (undecodable if quarantined.intersection(spellings) else unknown).append(name)
-    keep = torch.tensor([compose_accents(name) not in dropped for name in embeddings.video_ids], dtype=torch.bool)
+    dropped, unmatched = _match(listed, set(video_ids))
+    undecodable = [name for name in unmatched if quarantined.intersection(_spellings(compose_accents(name)))]
+    keep = torch.tensor([name not in dropped for name in video_ids], dtype=torch.bool)
     keep_text = keep[embeddings.text_to_video]
     if not keep_text.any():
         raise UserError(
-            f"all {len(present)} videos of the test set are on the list of videos to leave out; nothing remains"
+            f"all {len(set(video_ids))} videos of the test set are on the list of videos to leave out; nothing remains"
         )
     report = LeakageReport(
         listed=len(listed),
-        left_out=tuple(name for name in embeddings.video_ids if compose_accents(name) in dropped),
+        left_out=tuple(compress(embeddings.video_ids, (~keep).tolist())),
         undecodable=tuple(undecodable),
-        unknown=tuple(unknown),
+        unknown=tuple(name for name in unmatched if name not in undecodable),
         texts_left_out=int((~keep_text).sum()),
         example=embeddings.video_ids[0],
     )
-    videos, texts = keep.nonzero()[:, 0].tolist(), keep_text.nonzero()[:, 0].tolist()
+    videos, texts = keep.tolist(), keep_text.tolist()
     new_row = keep.cumsum(0) - 1
     smaller = replace(
         embeddings,
         text={key: value[keep_text] for key, value in embeddings.text.items()},
         video={key: value[keep] for key, value in embeddings.video.items()},
         text_to_video=new_row[embeddings.text_to_video[keep_text]],
-        positions=[embeddings.positions[row] for row in videos],
-        video_ids=[embeddings.video_ids[row] for row in videos],
-        captions=[embeddings.captions[row] for row in texts],
-        attributes=[embeddings.attributes[row] for row in videos],
-        thumbnails=[embeddings.thumbnails[row] for row in videos] if embeddings.thumbnails else [],
+        positions=list(compress(embeddings.positions, videos)),
+        video_ids=list(compress(embeddings.video_ids, videos)),
+        captions=list(compress(embeddings.captions, texts)),
+        attributes=list(compress(embeddings.attributes, videos)),
+        thumbnails=list(compress(embeddings.thumbnails, videos)),
     )
     return smaller, report
+
+
+def _match(listed: Sequence[str], present: set[str]) -> tuple[set[str], list[str]]:
+    """The videos that the names of a list stand for, and the names that stand for none."""
+    matched: set[str] = set()
+    unmatched = []
+    for name in listed:
+        spelling = next((one for one in _spellings(compose_accents(name)) if one in present), None)
+        if spelling is None:
+            unmatched.append(name)
+        else:
+            matched.add(spelling)
+    return matched, unmatched
 
 
 def _spellings(name: str) -> list[str]:

@@ -220,18 +220,23 @@ def _flatten(config: Mapping[str, Any]) -> dict[str, object]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in flat.items()}
 
 
+def _read_header(path: str) -> Known:
+    """Read the header of a safetensors file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError):
+        return {}  # loading says what is wrong with it
+    known: Known = {key: (metadata[key], "its own header") for key in ("mean", "std") if key in metadata}
+    if metadata.get("quick_gelu") in ("True", "False"):
+        known["quick_gelu"] = (metadata["quick_gelu"] == "True", "its own header")
+    return known
+
+
 def _read_metadata(path: str) -> Known:
     """Read what a file of weights says beside its tensors."""
     if path.endswith(".safetensors"):
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-        except (SafetensorError, OSError):
-            return {}  # loading says what is wrong with it
-        known: Known = {key: (metadata[key], "its own header") for key in ("mean", "std") if key in metadata}
-        if metadata.get("quick_gelu") in ("True", "False"):
-            known["quick_gelu"] = (metadata["quick_gelu"] == "True", "its own header")
-        return known
+        return _read_header(path)
     if not zipfile.is_zipfile(path):
         return {}
     with zipfile.ZipFile(path) as archive:

@@ -174,13 +174,18 @@ def _architecture(clip: str) -> tuple[str, dict[str, Any]]:
     return clip, config
 
 
+def _is_within(value: object, most: float) -> bool:
+    """Whether a number, or every number of a list, is from 0 to ``most``; anything else is no size."""
+    numbers = value if isinstance(value, list) else [value]
+    return all(0 <= number <= most for number in numbers if isinstance(number, int | float))
+
+
 def _check_sizes(clip: str, config: dict[str, Any]) -> None:
     """Refuse sizes that no tower has: what they would take is taken before any weights are compared."""
     for section in ("vision_cfg", "text_cfg"):
         for key, value in config[section].items():
             most = _LARGEST.get(key, MAX_SIZE)
-            numbers = value if isinstance(value, list) else [value]
-            if any(isinstance(number, int | float) and not 0 <= number <= most for number in numbers):
+            if not _is_within(value, most):
                 raise UserError(f"model.clip: '{clip}' has {section}.{key} {value}; at most {most} is supported")
     vision = config["vision_cfg"]
     size, patch, width = (vision.get(key, 1) for key in ("image_size", "patch_size", "width"))

@@ -66,13 +66,18 @@ def parse_options(
         raise UserError(f"bad option: {describe_mistake(error, kind)}") from None
 
 
-def _spelt_out(arguments: Sequence[str], kind: type[BaseModel]) -> list[str]:
-    """Add a value after every switch that is on, off or "auto", because tyro takes no bare ``--a.b`` for these."""
-    switches = {
+def _switches(kind: type[BaseModel]) -> set[str]:
+    """The flags that are on, off or "auto"."""
+    return {
         name.replace("_", "-")
         for name, annotation in annotated_keys(kind)
         if bool in get_args(annotation) and len(get_args(annotation)) > 1
     }
+
+
+def _spelt_out(arguments: Sequence[str], kind: type[BaseModel]) -> list[str]:
+    """Add a value after every switch that is on, off or "auto", because tyro takes no bare ``--a.b`` for these."""
+    switches = _switches(kind)
     words: list[str] = []
     for at, word in enumerate(arguments):
         name = word[2:].replace("_", "-") if word.startswith("--") else ""

@@ -235,16 +235,20 @@ def line_chart(
         low, high = y_range or (min(values), max(values))
         plot.axes.set_ylim(*_apart(low, high, abs(low) * 0.1 or 1.0))
         plot.ticks(whole=True)
-        last = {name: significant(points[-1][1]) for name, points in finite.items()}
         if draw is not None:
             return plot.chart(title)
-        if len(last) == 1:
-            return plot.chart(title, note=next(iter(last.values())))
-        legend = [
-            LegendEntry(f"{name} {value}", SERIES[index % len(SERIES)], DASHES[index % len(DASHES)])
-            for index, (name, value) in enumerate(last.items())
-        ]
-        return plot.chart(title, legend=legend)
+        return _with_last_values(plot, title, {name: significant(points[-1][1]) for name, points in finite.items()})
+
+
+def _with_last_values(plot: Plot, title: str, last: Mapping[str, str]) -> Chart:
+    """The chart with the last value of its only line opposite the title, or of several in a legend."""
+    if len(last) == 1:
+        return plot.chart(title, note=next(iter(last.values())))
+    legend = [
+        LegendEntry(f"{name} {value}", SERIES[index % len(SERIES)], DASHES[index % len(DASHES)])
+        for index, (name, value) in enumerate(last.items())
+    ]
+    return plot.chart(title, legend=legend)
 
 
 def free_box(

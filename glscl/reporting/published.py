@@ -43,36 +43,42 @@ def read_published(uri: str) -> list[PublishedRow]:
     Raises:
         UserError: the file is missing, a column is missing, or a value is no number.
     """
-    try:
-        text = read_bytes(uri).decode("utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"{uri}: no such file with published figures") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{uri}: not UTF-8 text ({error})") from None
-    reader = csv.DictReader(io.StringIO(text))
-    missing = [name for name in COLUMNS if name not in (reader.fieldnames or [])]
-    if missing:
+    reader = csv.DictReader(io.StringIO(_read_text(uri)))
+    columns = list(reader.fieldnames or [])
+    if missing := [name for name in COLUMNS if name not in columns]:
         raise UserError(f"{uri}: no column {', '.join(missing)}; needed are {', '.join(COLUMNS)}")
-    levels = {
-        name: int(level[1]) for name in reader.fieldnames or () if (level := re.fullmatch(r"recall_at_(\d+)", name))
-    }
-    found: dict[tuple[str, ...], PublishedRow] = {}
+    levels = {name: int(level[1]) for name in columns if (level := re.fullmatch(r"recall_at_(\d+)", name))}
+    published: dict[tuple[str, ...], PublishedRow] = {}
     for row in reader:
-        direction, line = row["direction"], f"{uri}:{reader.line_num}"
-        if direction not in ("text_to_video", "video_to_text"):
-            raise UserError(f"{line}: direction is '{direction}', not text_to_video or video_to_text")
-        try:
-            recalls = {level: float(row[name]) for name, level in levels.items() if row[name]}
-        except ValueError as error:
-            raise UserError(f"{line}: {error}") from None
+        direction, recalls = _read_recalls(row, levels, f"{uri}:{reader.line_num}")
         method, venue, backbone, note, source, dataset = key = tuple(row.get(name) or "" for name in NAMES)
-        before = found.get(key, PublishedRow(method, venue, backbone, note, source, dataset))
-        found[key] = (
+        before = published.get(key, PublishedRow(method, venue, backbone, note, source, dataset))
+        published[key] = (
             replace(before, text_to_video=recalls)
             if direction == "text_to_video"
             else replace(before, video_to_text=recalls)
         )
-    return list(found.values())
+    return list(published.values())
+
+
+def _read_recalls(row: Mapping[str, str], levels: Mapping[str, int], line: str) -> tuple[str, dict[int, float]]:
+    """The direction of a row, and its recalls by level."""
+    direction = row["direction"]
+    if direction not in ("text_to_video", "video_to_text"):
+        raise UserError(f"{line}: direction is '{direction}', not text_to_video or video_to_text")
+    try:
+        return direction, {level: float(row[name]) for name, level in levels.items() if row[name]}
+    except ValueError as error:
+        raise UserError(f"{line}: {error}") from None
+
+
+def _read_text(uri: str) -> str:
+    try:
+        return read_bytes(uri).decode("utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"{uri}: no such file with published figures") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{uri}: not UTF-8 text ({error})") from None
 
 
 def for_domain(rows: list[PublishedRow], domain: str) -> list[PublishedRow]:

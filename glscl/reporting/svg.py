@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
@@ -85,14 +85,7 @@ def _rewrite(
     if tag == "g":
         children = [element for child in source for element in _rewrite(child, names, definitions)]
         name = names.get(source.get("id", ""))
-        if name is None:
-            yield from children
-            return
-        group = ElementTree.Element("g", {"class": name.classes} if name.classes else {})
-        if name.title:
-            ElementTree.SubElement(group, "title").text = name.title
-        group.extend(children)
-        yield group
+        yield from children if name is None else [_group(name, children)]
     elif tag == "use":
         yield _marker(source, definitions[(source.get("{http://www.w3.org/1999/xlink}href") or "").lstrip("#")])
     elif tag == "path":
@@ -100,13 +93,25 @@ def _rewrite(
         if attributes.get("fill") != "none" or attributes.get("stroke", "none") != "none":
             yield ElementTree.Element("path", {"d": _shape(source), **attributes})
     elif tag == "text":
-        text = ElementTree.Element("text", {axis: _round(source.get(axis, "0")) for axis in "xy"})
-        text.attrib.update(_presentation(source))
-        turned = source.get("transform", "")
-        if turned and not turned.startswith("rotate(-0 "):
-            text.set("transform", _round(turned))
-        text.text = source.text
-        yield text
+        yield _text(source)
+
+
+def _group(name: Name, children: Iterable[ElementTree.Element]) -> ElementTree.Element:
+    group = ElementTree.Element("g", {"class": name.classes} if name.classes else {})
+    if name.title:
+        ElementTree.SubElement(group, "title").text = name.title
+    group.extend(children)
+    return group
+
+
+def _text(source: ElementTree.Element) -> ElementTree.Element:
+    text = ElementTree.Element("text", {axis: _round(source.get(axis, "0")) for axis in "xy"})
+    text.attrib.update(_presentation(source))
+    turned = source.get("transform", "")
+    if turned and not turned.startswith("rotate(-0 "):
+        text.set("transform", _round(turned))
+    text.text = source.text
+    return text
 
 
 def _marker(use: ElementTree.Element, definition: ElementTree.Element) -> ElementTree.Element:

@@ -55,22 +55,29 @@ def choose(
     """
     gpu = any(node.get("GPU", 0) >= 1 for node in nodes) if use_gpu == "auto" else use_gpu
     usable = [node for node in nodes if node.get("GPU" if gpu else "CPU", 0) >= 1] or [{"CPU": 1.0, "GPU": 1.0}]
-    if gpu:
-        per_node = [int(node["GPU"]) for node in usable]
-    else:
-        per_node = [max(1, int(node["CPU"]) // cpus_each) if cpus_each else 1 for node in usable]
+    per_node = [_fitting_workers(node, gpu, cpus_each) for node in usable]
     count, least = sum(per_node), 0.01
     if workers != "auto":
         count, least = workers, 1.0  # more than the nodes hold get one CPU each, and are refused later
         spread = math.ceil(count / len(usable))
         per_node = [max(1, min(fitting, count)) if gpu else spread for fitting in per_node]
-    if cpus == "auto":
-        share = min(node.get("CPU", 0.0) / sharing for node, sharing in zip(usable, per_node, strict=True))
-        cpus_of_each = float(math.floor(share)) if share >= 1 else max(least, math.floor(share * 100) / 100)
-    else:
-        cpus_of_each = cpus
-    if loaders == "auto":
-        decoding = min(MOST_LOADERS, max(1, int(cpus_of_each) - 1 if gpu else int(cpus_of_each) // 4))
-    else:
-        decoding = loaders
-    return Share(count, gpu, cpus_of_each, decoding)
+    each = _divided_cpus(usable, per_node, least) if cpus == "auto" else cpus
+    decoding = _decoding_processes(each, gpu) if loaders == "auto" else loaders
+    return Share(count, gpu, each, decoding)
+
+
+def _divided_cpus(nodes: Collection[Node], workers: Collection[int], least: float) -> float:
+    """CPUs of each worker where the workers of a node divide its CPUs: a whole number, or hundredths below one."""
+    share = min(node.get("CPU", 0.0) / sharing for node, sharing in zip(nodes, workers, strict=True))
+    return float(math.floor(share)) if share >= 1 else max(least, math.floor(share * 100) / 100)
+
+
+def _decoding_processes(cpus: float, gpu: bool) -> int:
+    return min(MOST_LOADERS, max(1, int(cpus) - 1 if gpu else int(cpus) // 4))
+
+
+def _fitting_workers(node: Node, gpu: bool, cpus_each: int) -> int:
+    """Workers of one node: one per GPU; without GPUs one, or as many as get ``cpus_each``."""
+    if gpu:
+        return int(node["GPU"])
+    return max(1, int(node["CPU"]) // cpus_each) if cpus_each else 1

@@ -71,9 +71,7 @@ class S3(s3fs.S3FileSystem):  # type: ignore[misc]
             try:
                 answer = await self._once(method, *arguments, **options)
             except Exception as error:
-                cause = error.__cause__ if isinstance(error.__cause__, ClientError) else error
-                if isinstance(cause, ClientError):
-                    first_answer_due.clear()
+                cause = _cause_of(error)
                 if method == "complete_multipart_upload" and attempt and code_of(cause) == "NoSuchUpload":
                     # An earlier attempt went through, and its answer was lost.
                     return await self._call_s3("head_object", Bucket=options["Bucket"], Key=options["Key"])
@@ -84,19 +82,12 @@ class S3(s3fs.S3FileSystem):  # type: ignore[misc]
                     _logger.warning(f"{where}: parts of an unfinished upload stay behind ({describe_error(cause)})")
                     return {}
                 attempt += 1
-                if not may_pass(cause, attempt):
-                    if isinstance(cause, ClientError | BotoCoreError):
-                        raise StorageError(
-                            f"{where}: {what}: {describe_error(cause)}; {advise(cause, method)}"
-                        ) from error
+                if not may_pass(cause, attempt) and not isinstance(cause, ClientError | BotoCoreError):
                     raise
                 now = time.monotonic()
                 left = began + _patience() - now
-                if left <= 0:
-                    raise StorageError(
-                        f"{where}: {what} failed for {now - began:.0f} s, {attempt} times; the last time: "
-                        f"{describe_error(cause)}; {advise_on_checksums(cause, method) or _advise_on_patience()}"
-                    ) from error
+                if reason := _reason_to_end(cause, method, attempt, now - began, left):
+                    raise StorageError(f"{where}: {what}{reason}") from error
                 if now - last_warning > SAY_EVERY_S:
                     last_warning = now
                     _logger.warning(
@@ -206,3 +197,23 @@ def _advise_on_patience() -> str:
 def _uri(options: Mapping[str, object]) -> str:
     names = [options.get("Bucket"), options.get("Key") or options.get("Prefix")]
     return "s3://" + "/".join(str(name) for name in names if name).rstrip("/")
+
+
+def _cause_of(error: Exception) -> BaseException:
+    """The store's own error behind s3fs's, which is also its first answer; else the error itself."""
+    cause = error.__cause__ if isinstance(error.__cause__, ClientError) else error
+    if isinstance(cause, ClientError):
+        first_answer_due.clear()
+    return cause
+
+
+def _reason_to_end(cause: BaseException, method: str, attempt: int, seconds: float, left_s: float) -> str:
+    """Why a request is not tried again, and what to change; empty if it is."""
+    if not may_pass(cause, attempt):
+        return f": {describe_error(cause)}; {advise(cause, method)}"
+    if left_s <= 0:
+        return (
+            f" failed for {seconds:.0f} s, {attempt} times; the last time: {describe_error(cause)}; "
+            f"{advise_on_checksums(cause, method) or _advise_on_patience()}"
+        )
+    return ""
