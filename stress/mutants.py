@@ -34,54 +34,34 @@ import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
 
-TESTS: dict[str, tuple[str, ...]] = {
-    "glscl/losses/*.py": (
-        "tests/losses",
-        "tests/models/test_registry.py",
-        "tests/models/test_parity.py",
-        "tests/training/test_world_size.py",
+_NAMES = {
+    "glscl/losses/*.py": "losses models/test_registry models/test_parity training/test_world_size",
+    "glscl/models/heads/*.py": "models/test_heads models/test_head_options models/test_parity evaluation/test_cost "
+    "training/test_world_size",
+    "glscl/training/engine.py": "training/test_engine training/test_optimiser training/test_zero_stages "
+    "training/test_checkpoint",
+    "glscl/training/global_batch.py": "training/test_world_size training/test_zero_stages",
+    "glscl/training/collectives.py": "training/test_collectives training/test_world_size",
+    "glscl/training/checkpoint/format.py": "training/test_checkpoint_files training/test_checkpoint",
+    "glscl/training/checkpoint/transfer.py": "training/test_checkpoint_files training/test_checkpoint",
+    "glscl/training/checkpoint/retention.py": "training/test_retention training/test_checkpoint",
+    "glscl/data/plan.py": "data/test_plan data/test_stream",
+    "glscl/data/stream.py": "data/test_stream data/test_shared_memory data/test_holes",
+    "glscl/data/loader.py": "data/test_stream data/test_shared_memory",
+    "glscl/data/video/*.py": "data/test_video data/test_display data/test_moments data/test_holes "
+    "data/test_hostile_video",
+    "glscl/evaluation/metrics.py": "evaluation/test_metrics evaluation/test_scoring",
+    "glscl/evaluation/ranks.py": "evaluation/test_metrics evaluation/test_scoring",
+    "glscl/evaluation/scoring.py": "evaluation/test_scoring evaluation/test_retrieval",
+    "glscl/study/statistics/*.py": "study/test_statistics",
+    **dict.fromkeys(
+        (f"glscl/study/{module}.py" for module in ("analysis", "panels", "figures", "comparisons", "protocol")),
+        "study/test_analysis study/test_report",
     ),
-    "glscl/models/heads/*.py": (
-        "tests/models/test_heads.py",
-        "tests/models/test_head_options.py",
-        "tests/models/test_parity.py",
-        "tests/evaluation/test_cost.py",
-        "tests/training/test_world_size.py",
-    ),
-    "glscl/training/engine.py": (
-        "tests/training/test_engine.py",
-        "tests/training/test_optimiser.py",
-        "tests/training/test_zero_stages.py",
-        "tests/training/test_checkpoint.py",
-    ),
-    "glscl/training/global_batch.py": ("tests/training/test_world_size.py", "tests/training/test_zero_stages.py"),
-    "glscl/training/collectives.py": ("tests/training/test_collectives.py", "tests/training/test_world_size.py"),
-    "glscl/training/checkpoint/format.py": (
-        "tests/training/test_checkpoint_files.py",
-        "tests/training/test_checkpoint.py",
-    ),
-    "glscl/training/checkpoint/retention.py": ("tests/training/test_retention.py", "tests/training/test_checkpoint.py"),
-    "glscl/data/plan.py": ("tests/data/test_plan.py", "tests/data/test_stream.py"),
-    "glscl/data/stream.py": (
-        "tests/data/test_stream.py",
-        "tests/data/test_shared_memory.py",
-        "tests/data/test_holes.py",
-    ),
-    "glscl/data/loader.py": ("tests/data/test_stream.py", "tests/data/test_shared_memory.py"),
-    "glscl/data/video/*.py": (
-        "tests/data/test_video.py",
-        "tests/data/test_display.py",
-        "tests/data/test_moments.py",
-        "tests/data/test_holes.py",
-        "tests/data/test_hostile_video.py",
-    ),
-    "glscl/evaluation/metrics.py": ("tests/evaluation/test_metrics.py", "tests/evaluation/test_scoring.py"),
-    "glscl/study/statistics/*.py": ("tests/study/test_statistics.py",),
-    "glscl/evaluation/scoring.py": ("tests/evaluation/test_scoring.py", "tests/evaluation/test_retrieval.py"),
-    **{
-        f"glscl/study/{module}.py": ("tests/study/test_analysis.py", "tests/study/test_report.py")
-        for module in ("analysis", "panels", "figures", "comparisons", "protocol")
-    },
+}
+TESTS = {
+    pattern: tuple(f"tests/{name}.py" if "/" in name else f"tests/{name}" for name in names.split())
+    for pattern, names in _NAMES.items()
 }
 """Modules that are changed, and the tests that have to notice, quick ones first."""
 
