@@ -7,9 +7,11 @@ read.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator, ValidationError, model_validator
 
 from glscl.data.quarantine import Entry, Part
 from glscl.data.records import describe_share
@@ -20,6 +22,12 @@ from glscl.options.mistakes import first_mistake
 Model = TypeVar("Model", bound=BaseModel)
 Metrics = dict[str, int | float]
 """`RetrievalMetrics.to_dict`: by customary name, the number of queries included."""
+IntArray = Annotated[
+    NDArray[np.int32],
+    PlainValidator(lambda numbers: np.asarray(numbers, np.int32)),
+    PlainSerializer(lambda numbers: numbers.tolist(), return_type=list),
+]
+"""Whole numbers: lists in a file, an array in memory, because a study holds the ranks of very many queries."""
 Logged = int | float | str | None
 """A value in a row of the training log."""
 HistoryRow = dict[str, Logged | dict[str, Logged]]
@@ -98,8 +106,8 @@ class WithoutLeaked(_Section):
 class RankBounds(_Section):
     """Every query's rank with ties broken in its favour, and against it."""
 
-    optimistic: list[int]
-    pessimistic: list[int]
+    optimistic: IntArray
+    pessimistic: IntArray
 
 
 class QueryRanks(_Section):
@@ -113,7 +121,7 @@ class QueryRanks(_Section):
     """Per caption: row of its video."""
     query_videos: list[int]
     """Per captioned video: its row."""
-    top: list[list[int]]
+    top: IntArray
     """Per caption: rows of the five best videos."""
     video_ids: list[str]
     positions: list[int]
