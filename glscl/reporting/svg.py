@@ -52,7 +52,7 @@ def inline_svg(document: str, names: Mapping[str, Name], label: str, description
         description: accessible description.
 
     Raises:
-        ValueError: a colour is not one of `PALETTE`.
+        ValueError: a colour is not one of `PALETTE`, or an element is no line, marker or text.
     """
     source = ElementTree.fromstring(_NOT_XML.sub("\ufffd", document))
     definitions = {element.get("id", ""): element for element in source.iter() if _tag(element) == "path"}
@@ -107,6 +107,8 @@ def _rewrite(
             text.set("transform", _round(turned))
         text.text = source.text
         yield text
+    elif tag not in ("defs", "metadata"):
+        raise ValueError(f"<{tag}> of matplotlib is not drawn on pages: use lines, markers and text")
 
 
 def _marker(use: ElementTree.Element, definition: ElementTree.Element) -> ElementTree.Element:
