@@ -52,7 +52,7 @@ def inline_svg(document: str, names: Mapping[str, Name], label: str, description
         description: accessible description.
 
     Raises:
-        ValueError: a colour is not one of `PALETTE`.
+        ValueError: a colour is not one of `PALETTE`, or an element is no line, marker or text.
     """
     source = ElementTree.fromstring(_NOT_XML.sub("\ufffd", document))
     definitions = {element.get("id", ""): element for element in source.iter() if _tag(element) == "path"}
@@ -94,6 +94,8 @@ def _rewrite(
             yield ElementTree.Element("path", {"d": _shape(source), **attributes})
     elif tag == "text":
         yield _text(source)
+    elif tag not in ("defs", "metadata"):
+        raise ValueError(f"<{tag}> of matplotlib is not drawn on pages: use lines, markers and text")
 
 
 def _group(name: Name, children: Iterable[ElementTree.Element]) -> ElementTree.Element:

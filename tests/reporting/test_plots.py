@@ -62,6 +62,13 @@ def test_a_colour_of_no_theme_is_refused() -> None:
             plot.chart("a")
 
 
+def test_pictures_are_refused() -> None:
+    with Plot() as plot:
+        plot.axes.imshow([[0, 1], [1, 0]])
+        with pytest.raises(ValueError, match="<image> of matplotlib is not drawn"):
+            plot.chart("a")
+
+
 def test_the_palette_is_that_of_the_page() -> None:
     style = environment("glscl.reporting").get_template("page.css.j2").render(narrow="screen")
     light, dark = style.split("@media", 1)[0], style.split("prefers-color-scheme: dark", 1)[1]
