@@ -144,17 +144,17 @@ def _places(path: Path) -> Iterator[list[tuple[str, int]]]:
 
 def _annotations(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     """Start and end (line, column) of every annotation and type alias of a module."""
-    found: list[ast.expr | None] = []
+    annotations: list[ast.expr | None] = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.arg | ast.AnnAssign):
-            found.append(node.annotation)
+            annotations.append(node.annotation)
         elif isinstance(node, ast.FunctionDef):
-            found.append(node.returns)
+            annotations.append(node.returns)
         elif isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id[0].isupper():
-            found.append(node)  # Callable[[A | B], C] on the right of an alias
+            annotations.append(node)  # Callable[[A | B], C] on the right of an alias
     return [
         ((node.lineno, node.col_offset), (node.end_lineno or 0, node.end_col_offset or 0))
-        for node in found
+        for node in annotations
         if node is not None
     ]
 

@@ -1,7 +1,7 @@
-"""Data loader processes: how errors leave them, what is said when one dies, and how they start.
+"""Data loader processes: their start, how their errors reach the reader, and the message when one dies.
 
 Torch packs an error of a loader process into a message with a traceback, and knows only that a process was killed.
-Here errors travel as items in the place of a batch, and the death of a process is told with what it was doing.
+Here errors travel as items in the place of a batch, and the message of a dead process names what it was doing.
 """
 
 from __future__ import annotations

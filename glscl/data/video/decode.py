@@ -102,7 +102,7 @@ class PictureReader:
         self._stack = ExitStack()
         self._whole_only = True
         self.problem = ""
-        """What FFmpeg said of the last packet that it could not decode."""
+        """FFmpeg's message on the last packet that it could not decode."""
 
     def __enter__(self) -> PictureReader:
         return self

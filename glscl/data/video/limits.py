@@ -11,7 +11,7 @@ MAX_ASPECT = 64
 MAX_PACKETS = 2_000_000
 """Longest stream indexed (about nine hours at 60 frames a second)."""
 MAX_PHANTOMS = 100_000
-"""Frames in an index beyond twice those that are there (a file cut short): FFmpeg walks the index at every seek."""
+"""Most frames that an index may list beyond twice those in the file (cut short): each seek walks the index."""
 MAX_PIXELS_PER_SECOND = 2_000_000_000
 """Times the seconds allowed: most pixels decoded of a video, more than one core of any machine gets through."""
 MAX_STREAMS = 64
