@@ -75,16 +75,7 @@ class SweepConfig(RunsConfig):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        for name, domain in self.domains.items():
-            if domain.run:
-                raise ValueError(f"domains.{name}.run: a sweep trains on domains together; put it in run")
-            if len(domain.validation) > 1:
-                raise ValueError(f"domains.{name}.validation: give one held-out part; the metric is named by domain")
-            if not domain.validation and not (domain.toy and domain.toy.dev):
-                raise ValueError(
-                    f"domains.{name}: no held-out part to score trials on; give validation (`glscl shards build "
-                    f"--hold-out` makes one), or toy.dev"
-                )
+        self._check_domains()
         if self.objective == "leave_one_domain_out":
             if len(self.domains) < 2:
                 raise ValueError("objective: leave_one_domain_out needs two domains or more; choose mean, or add one")
@@ -98,6 +89,18 @@ class SweepConfig(RunsConfig):
         if self.cost != "none" and self.searcher != "optuna":
             raise ValueError("cost: only the searcher optuna takes two objectives")
         return self
+
+    def _check_domains(self) -> None:
+        for name, domain in self.domains.items():
+            if domain.run:
+                raise ValueError(f"domains.{name}.run: a sweep trains on domains together; put it in run")
+            if len(domain.validation) > 1:
+                raise ValueError(f"domains.{name}.validation: give one held-out part; the metric is named by domain")
+            if not domain.validation and not (domain.toy and domain.toy.dev):
+                raise ValueError(
+                    f"domains.{name}: no held-out part to score trials on; give validation (`glscl shards build "
+                    f"--hold-out` makes one), or toy.dev"
+                )
 
     @property
     def first_seed(self) -> int:

@@ -50,9 +50,7 @@ def search(setup: Setup, at_once: int, owner: Owner) -> Trial:
     best = best_of(known)
     if best is not None and len(known) >= sweep.trials and all(trial.has_ended for trial in known):
         return best
-    for trial in known:  # what failed is tried again
-        if trial.state == "failed":
-            storage.remove(storage.join(trials_folder(sweep), trial.name, RECORD))
+    _forget_failures(sweep, known)
     before = ray.available_resources()
     ended = [trial for trial in known if trial.has_ended]
 
@@ -74,6 +72,22 @@ def search(setup: Setup, at_once: int, owner: Owner) -> Trial:
         raise KeyboardInterrupt  # Ray Tune ends its loop by itself then, and has saved where it was
     wait_for_resources(before)
     keep(trials, last=True)
+    return _require_winner(sweep, trials)
+
+
+def _forget_failures(sweep: SweepConfig, trials: Sequence[Trial]) -> None:
+    """Remove the records of failed trials, which are tried again."""
+    for trial in trials:
+        if trial.state == "failed":
+            storage.remove(storage.join(trials_folder(sweep), trial.name, RECORD))
+
+
+def _require_winner(sweep: SweepConfig, trials: Sequence[Trial]) -> Trial:
+    """Return the winner.
+
+    Raises:
+        UserError: no trial finished.
+    """
     best = best_of(trials)
     if best is None:
         reasons = "; ".join(dict.fromkeys(trial.error for trial in trials if trial.error))
@@ -197,18 +211,32 @@ def keep_trials(sweep: SweepConfig, trials: list[Trial], last: bool = False) -> 
         last: none is running any more.
     """
     fresh = {trial.name for trial in trials} - {trial.name for trial in read_trials(sweep) if trial.state != "running"}
-    for trial in trials:
-        if trial.name in fresh and trial.state == "stopped" and read_record(sweep, trial.name) is None:
-            write_record(sweep, trial.name, trial.values, trial.history, None, "")
+    _record_stopped(sweep, [trial for trial in trials if trial.name in fresh])
     write_trials(sweep, trials)
     best = best_of(trials)
     for trial in trials:
-        if trial.state == "running" or (trial.name in fresh and not last):
-            continue
-        for directory in run_directories(sweep, trial.name):
-            remove_checkpoints(directory)
-            if trial is not best and not sweep.keep_models:
-                storage.tidy(storage.join(directory, FOLDER))
-    if last:  # trials that Ray Tune had begun and not yet written down when it was interrupted
-        for name in set(storage.list_names(trials_folder(sweep))) - {trial.name for trial in trials}:
-            storage.tidy(storage.join(trials_folder(sweep), name))
+        if trial.state != "running" and (last or trial.name not in fresh):
+            _tidy_runs(sweep, trial, keep_models=trial is best or sweep.keep_models)
+    if last:
+        _remove_unlisted(sweep, trials)
+
+
+def _record_stopped(sweep: SweepConfig, trials: Sequence[Trial]) -> None:
+    """Mark in their folders the trials that the scheduler stopped."""
+    for trial in trials:
+        if trial.state == "stopped" and read_record(sweep, trial.name) is None:
+            write_record(sweep, trial.name, trial.values, trial.history, None, "")
+
+
+def _tidy_runs(sweep: SweepConfig, trial: Trial, *, keep_models: bool) -> None:
+    """Delete the checkpoints of a trial's trainings, and their models unless those are kept."""
+    for directory in run_directories(sweep, trial.name):
+        remove_checkpoints(directory)
+        if not keep_models:
+            storage.tidy(storage.join(directory, FOLDER))
+
+
+def _remove_unlisted(sweep: SweepConfig, trials: Sequence[Trial]) -> None:
+    """Delete trials that Ray Tune had begun and not yet written down when it was interrupted."""
+    for name in set(storage.list_names(trials_folder(sweep))) - {trial.name for trial in trials}:
+        storage.tidy(storage.join(trials_folder(sweep), name))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence, Set
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any
 
 from glscl.errors import UserError, one_line
 from glscl.runs.execution import run_cell
 from glscl.system import storage
-from tune.objective import build_cells, build_runs, count_multiply_adds, read_history, trials_folder
+from tune.objective import Score, build_cells, build_runs, count_multiply_adds, read_history, trials_folder
 from tune.setup import Setup
 from tune.space import Values
 from tune.trials import read_record, write_record
@@ -43,10 +43,9 @@ def run_trial(setup: Setup, name: str, values: Values, report: Callable[[dict[st
     if record is not None:
         if record.error:
             raise UserError(record.error)
-        for score in record.history:
-            report(score.to_row() | cost)
+        _report_new(record.history, set(), cost, report)
         return
-    # What stopped trials held comes back a little later than they end, and Ray Train's own patience is a minute.
+    # The resources of stopped trials come back a little after they end; Ray Train by itself waits one minute.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1800")
     keep_models = sweep.objective != "leave_one_domain_out"
     reported: set[int] = set()
@@ -59,10 +58,8 @@ def run_trial(setup: Setup, name: str, values: Values, report: Callable[[dict[st
             ended, trainings = wait(trainings, poll_s, return_when=FIRST_EXCEPTION)
             for training in ended:
                 training.result()
-            for score in read_history(sweep, configs):
-                if score.step < setup.steps and score.step not in reported:
-                    reported.add(score.step)
-                    report(score.to_row() | cost)
+            scores = read_history(sweep, configs)
+            reported |= _report_new([score for score in scores if score.step < setup.steps], reported, cost, report)
     except UserError as error:
         write_record(sweep, name, values, read_history(sweep, configs), time.monotonic() - began, one_line(error))
         raise
@@ -70,6 +67,14 @@ def run_trial(setup: Setup, name: str, values: Values, report: Callable[[dict[st
         pool.shutdown(wait=False, cancel_futures=True)
     scores = read_history(sweep, configs)
     write_record(sweep, name, values, scores, time.monotonic() - began, "")
-    for score in scores:
-        if score.step not in reported:
-            report(score.to_row() | cost)
+    _report_new(scores, reported, cost, report)
+
+
+def _report_new(
+    scores: Sequence[Score], reported: Set[int], cost: dict[str, int], report: Callable[[dict[str, Any]], object]
+) -> set[int]:
+    """Report the scores of steps that were not reported before; return these steps."""
+    new = [score for score in scores if score.step not in reported]
+    for score in new:
+        report(score.to_row() | cost)
+    return {score.step for score in new}

@@ -138,17 +138,26 @@ def _convert(setup: Setup, trial: Any, seen: Seen) -> Trial:
     scores: Sequence[Score] = list(seen.reported.get(name, {}).values())
     if ended and not scores and (last := result.get("step")) is not None:
         # It ended in the moment before an interruption.
-        folder = storage.join(trials_folder(setup.sweep), name)
-        configs = build_runs(setup.sweep, setup.sets, folder, trial.config, setup.sweep.seed)
-        scores = [score for score in read_history(setup.sweep, configs) if score.step <= last]
-    state: State = "running"
-    if ray_state == "ERROR":
-        state = "failed"
-    elif ray_state == "TERMINATED":
-        state = "finished" if scores and scores[-1].step >= setup.steps else "stopped"
+        scores = [score for score in _read_scores(setup, name, trial.config) if score.step <= last]
+    state = _state_of(ray_state, scores, setup.steps)
     error = (record.error if record else "") or (_error_of(trial) if state == "failed" else "")
     seconds = record.seconds if record else None
     return Trial(name, dict(trial.config), state, tuple(scores), result.get("cost"), seconds, error)
+
+
+def _read_scores(setup: Setup, name: str, values: Values) -> Sequence[Score]:
+    """Read a trial's scores from the logs of its trainings."""
+    folder = storage.join(trials_folder(setup.sweep), name)
+    return read_history(setup.sweep, build_runs(setup.sweep, setup.sets, folder, values, setup.sweep.seed))
+
+
+def _state_of(ray_state: str, scores: Sequence[Score], steps: int) -> State:
+    """Translate Ray Tune's state: it terminates both what finished and what a scheduler stopped."""
+    if ray_state == "ERROR":
+        return "failed"
+    if ray_state == "TERMINATED":
+        return "finished" if scores and scores[-1].step >= steps else "stopped"
+    return "running"
 
 
 def _error_of(trial: Any) -> str:

@@ -50,13 +50,13 @@ def analyse(study: StudyConfig, cells: Sequence[Cell], finished: Finished) -> St
         for name, panel in panels.items():
             tested.setdefault(name, {})[condition] = next(iter(panel.seeds.values()))[0].test
     claims = write_claims(study, comparisons)
-    missing = merge_incomplete([entry.model_dump() for entry in result.incomplete] for _, result in comparable)
+    incomplete = _merge_incomplete(comparable)
+    verdict = f"study={study.name} cells={len(finished)}/{len(cells)} {' '.join(claims[:1])} [{study.label}]"
     return StudyResults(
         name=study.name,
         label=study.label,
-        verdict=f"study={study.name} cells={len(finished)}/{len(cells)} {' '.join(claims[:1])} [{study.label}]"
-        + (f"; incomplete: {describe_incomplete(missing)}" if missing else ""),
-        incomplete=[Incomplete.model_validate(entry) for entry in missing],
+        verdict=verdict + _describe_incomplete(incomplete),
+        incomplete=incomplete,
         **asdict(record_provenance(comparable[0][0].config.training.use_gpu is not False)),
         finished_cells=len(finished),
         cells=len(cells),
@@ -70,6 +70,19 @@ def analyse(study: StudyConfig, cells: Sequence[Cell], finished: Finished) -> St
         results=results,
         comparisons=comparisons,
     )
+
+
+def _merge_incomplete(finished: Finished) -> list[Incomplete]:
+    """Merge what the cells say of shard sets that lack videos."""
+    merged = merge_incomplete([entry.model_dump() for entry in result.incomplete] for _, result in finished)
+    return [Incomplete.model_validate(entry) for entry in merged]
+
+
+def _describe_incomplete(incomplete: Sequence[Incomplete]) -> str:
+    """Describe shard sets that lack videos, for the end of the verdict; empty if none does."""
+    if not incomplete:
+        return ""
+    return f"; incomplete: {describe_incomplete([entry.model_dump() for entry in incomplete])}"
 
 
 def _list_trainings(domains: Domains) -> list[Training]:

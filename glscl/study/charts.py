@@ -44,29 +44,43 @@ class CostCharts:
 
 def cost_charts(study: StudyResults, results: Sequence[Result], costs: Sequence[Cost]) -> CostCharts:
     """Draw mean text-to-video R@1 of one condition against multiply-adds per pair, cross-domain and in-domain."""
-    declared = {cost.variant: cost.declared for cost in costs}
     charts: list[Chart] = []
     left_out: set[str] = set()
     relations: tuple[Relation, ...] = ("cross-domain", "in-domain")
     for relation in relations:
         of_relation = [result for result in results if result.relation == relation]
-        cells = {(result.training, result.test) for result in of_relation}
-        marks = []
-        for variant in study.variants:
-            of_variant = [result for result in of_relation if result.variant == variant.name]
-            if variant.name not in declared or variant.name == ZERO_SHOT:
-                continue
-            if len(of_variant) < len(cells):
-                left_out.add(variant.name)
-            elif of_variant:
-                marks.append(Mark(variant.name, variant.group, declared[variant.name], _mean_recall(of_variant)))
-        tests = {test for _, test in cells}
-        untrained = [result for result in results if result.relation == "zero-shot" and result.test in tests]
-        reference = _mean_recall(untrained) if len(untrained) == len(tests) > 0 else None
+        marks, unfinished = _mark_variants(study, of_relation, costs)
+        left_out |= unfinished
+        reference = _mean_untrained(results, {result.test for result in of_relation})
         title = f"{relation.capitalize()} mean R@1, %"
         if chart := scatter(title, marks, reference, filled=relation == "cross-domain"):
             charts.append(chart)
     return CostCharts(charts, sorted(left_out))
+
+
+def _mark_variants(
+    study: StudyResults, results: Sequence[Result], costs: Sequence[Cost]
+) -> tuple[list[Mark], set[str]]:
+    """Mark every trained variant that has a cost and all cells of a relation, and name those that lack a cell."""
+    declared = {cost.variant: cost.declared for cost in costs}
+    cells = {(result.training, result.test) for result in results}
+    marks: list[Mark] = []
+    unfinished: set[str] = set()
+    for variant in study.variants:
+        if variant.name not in declared or variant.name == ZERO_SHOT:
+            continue
+        of_variant = [result for result in results if result.variant == variant.name]
+        if len(of_variant) < len(cells):
+            unfinished.add(variant.name)
+        elif of_variant:
+            marks.append(Mark(variant.name, variant.group, declared[variant.name], _mean_recall(of_variant)))
+    return marks, unfinished
+
+
+def _mean_untrained(results: Sequence[Result], tests: set[str]) -> float | None:
+    """Average the zero-shot towers over test sets; None unless they were tested on all."""
+    untrained = [result for result in results if result.relation == "zero-shot" and result.test in tests]
+    return _mean_recall(untrained) if len(untrained) == len(tests) > 0 else None
 
 
 def scatter(title: str, marks: Sequence[Mark], reference: float | None, *, filled: bool) -> Chart | None:
@@ -81,11 +95,11 @@ def scatter(title: str, marks: Sequence[Mark], reference: float | None, *, fille
     marks = sorted((mark for mark in marks if math.isfinite(mark.accuracy)), key=lambda mark: mark.cost)
     if not marks:
         return None
-    costs = [max(mark.cost, 1.0) for mark in marks]
+    costs = [_cost_on_axis(mark) for mark in marks]
     heights = [mark.accuracy for mark in marks]
     note = ""
-    if reference is not None and min(heights) - reference > max(max(heights) - min(heights), 1.0):
-        note = f"{ZERO_SHOT}: {number(reference)}, below the axis"  # on the axis it would press the variants together
+    if reference is not None and _is_far_below(reference, heights):
+        note = f"{ZERO_SHOT}: {number(reference)}, below the axis"
         reference = None
     levels = heights if reference is None else [*heights, reference]
     margin = 0.12 * (max(levels) - min(levels)) or 1.0
@@ -95,24 +109,50 @@ def scatter(title: str, marks: Sequence[Mark], reference: float | None, *, fille
         axes.set_xlim(min(costs) / 2, max(costs) * 4)  # labels stand to the right
         axes.set_ylim(max(0.0, min(levels) - margin), max(levels) + margin)
         plot.ticks(y=6)
-        low, high = (math.log10(end) for end in axes.get_xlim())
-        plot.x_ticks_at([(10.0**power, tick(10.0**power)) for power in range(math.ceil(low), math.floor(high) + 1)])
+        plot.x_ticks_at(_powers_of_ten(*axes.get_xlim()))
         axes.tick_params(axis="x", length=5, color=NEUTRAL, pad=6)
         axes.spines["bottom"].set_visible(True)
         axes.set_xlabel("multiply-adds per pair (log scale)", labelpad=6)
-        if reference is not None:
-            axes.axhline(reference, color=MUTED, linewidth=1.25, linestyle=(0, (5, 4)))
-            axes.annotate(ZERO_SHOT, (1, reference), (0, 4), ("axes fraction", "data"), "offset points",
-                          ha="right", color=MUTED)  # fmt: skip
-        texts = [f"{mark.name}: {number(mark.accuracy)} % at {si(mark.cost)}" for mark in marks]
-        for mark, cost, text in zip(marks, costs, texts, strict=True):
-            shape, size, colour = MARKERS[mark.group]
-            (point,) = axes.plot([cost], [mark.accuracy], shape, color=colour, markersize=size, markeredgewidth=2,
-                                 markerfacecolor=colour if filled else PAPER, zorder=4)  # fmt: skip
-            plot.name(point, title=text)
-        points = [(cost, mark.accuracy, mark.name) for mark, cost in zip(marks, costs, strict=True)]
-        plot.label_points(points, radius=5.5, size=12)
-        return plot.chart(title, note=note, description="; ".join(texts))
+        _draw_reference(plot, reference)
+        for mark in marks:
+            _draw_mark(plot, mark, filled=filled)
+        plot.label_points([(_cost_on_axis(mark), mark.accuracy, mark.name) for mark in marks], radius=5.5, size=12)
+        return plot.chart(title, note=note, description="; ".join(_describe_mark(mark) for mark in marks))
+
+
+def _cost_on_axis(mark: Mark) -> float:
+    """Return a cost that a logarithmic axis can show: a head may need no multiply-adds."""
+    return max(mark.cost, 1.0)
+
+
+def _is_far_below(reference: float, heights: Sequence[float]) -> bool:
+    """Whether a reference on the axis would press the variants together."""
+    return min(heights) - reference > max(max(heights) - min(heights), 1.0)
+
+
+def _powers_of_ten(low: float, high: float) -> list[tuple[float, str]]:
+    """List the powers of ten from low to high, with their labels."""
+    powers = range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)
+    return [(10.0**power, tick(10.0**power)) for power in powers]
+
+
+def _draw_reference(plot: Plot, height: float | None) -> None:
+    if height is None:
+        return
+    plot.axes.axhline(height, color=MUTED, linewidth=1.25, linestyle=(0, (5, 4)))
+    plot.axes.annotate(ZERO_SHOT, (1, height), (0, 4), ("axes fraction", "data"), "offset points",
+                       ha="right", color=MUTED)  # fmt: skip
+
+
+def _draw_mark(plot: Plot, mark: Mark, *, filled: bool) -> None:
+    shape, size, colour = MARKERS[mark.group]
+    (point,) = plot.axes.plot([_cost_on_axis(mark)], [mark.accuracy], shape, color=colour, markersize=size,
+                              markeredgewidth=2, markerfacecolor=colour if filled else PAPER, zorder=4)  # fmt: skip
+    plot.name(point, title=_describe_mark(mark))
+
+
+def _describe_mark(mark: Mark) -> str:
+    return f"{mark.name}: {number(mark.accuracy)} % at {si(mark.cost)}"
 
 
 def _mean_recall(results: Sequence[Result]) -> float:

@@ -92,24 +92,32 @@ def _correct(
 
 
 def write_claims(study: StudyConfig, comparisons: Sequence[Comparison]) -> list[str]:
-    """Write what the study says: per condition a count of the means, then every mean's own sentence."""
-    claims = []
-    groups = {name: variant.group for name, variant in study.variants.items()}
-    sentences = []
+    """Write the claims of a study: per condition a count of the means, then the sentence of every mean."""
+    counts: list[str] = []
+    sentences: list[str] = []
     for condition in study.conditions:
         main = [c for c in comparisons if c.condition == condition and c.direction == "text_to_video"]
         for relation in reversed(AVERAGED):
             means = [c for c in main if c.scope == f"{relation} mean"]
             sentences += [c.sentence for c in means]
-            asked = [c for c in means if (groups[c.first], groups[c.second]) == ("consistency", "attention")]
-            if not asked:
-                continue
-            where = "Across domains" if relation == "cross-domain" else "In the domain trained on"
-            claims.append(
-                f"{where}{f' ({condition})' if len(study.conditions) > 1 else ''}, global-local consistency against "
-                f"attention: {tally(asked)} (mean text-to-video {MAIN_METRIC}, Holm's correction)."
-            )
-    return [*claims, *sentences]
+            counts += _count_consistency_against_attention(study, condition, relation, means)
+    return [*counts, *sentences]
+
+
+def _count_consistency_against_attention(
+    study: StudyConfig, condition: str, relation: Relation, means: Sequence[Comparison]
+) -> list[str]:
+    """Count, in one sentence, what is shown between the two groups of heads; none without such a comparison."""
+    groups = {name: variant.group for name, variant in study.variants.items()}
+    asked = [c for c in means if (groups[c.first], groups[c.second]) == ("consistency", "attention")]
+    if not asked:
+        return []
+    where = "Across domains" if relation == "cross-domain" else "In the domain trained on"
+    in_condition = f" ({condition})" if len(study.conditions) > 1 else ""
+    return [
+        f"{where}{in_condition}, global-local consistency against attention: {tally(asked)} "
+        f"(mean text-to-video {MAIN_METRIC}, Holm's correction)."
+    ]
 
 
 def tally(comparisons: Sequence[Comparison]) -> str:

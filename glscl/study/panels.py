@@ -78,12 +78,17 @@ def select_comparable(cells: Sequence[Cell], finished: Finished) -> list[tuple[C
     chosen = []
     for condition in dict.fromkeys(cell.condition for cell in cells):
         done = [(cell, result) for cell, result in finished if cell.condition == condition]
-        labels = {cell.label for cell, _ in done}
-        missing = {cell.seed for cell in cells if cell.condition == condition and cell.label not in labels}
-        seeds = {cell.seed for cell, _ in done if cell.seed not in missing}
-        seeds = seeds or {next((cell.seed for cell, _ in done if cell.domains), -1)}
+        seeds = _select_seeds([cell for cell in cells if cell.condition == condition], [cell for cell, _ in done])
         chosen += [(cell, result) for cell, result in done if cell.seed in seeds or not cell.domains]
     return chosen
+
+
+def _select_seeds(cells: Sequence[Cell], finished: Sequence[Cell]) -> set[int]:
+    """Select the seeds of which every cell is finished; without one, the first seed that has a trained cell."""
+    labels = {cell.label for cell in finished}
+    unfinished = {cell.seed for cell in cells if cell.label not in labels}
+    whole = {cell.seed for cell in finished if cell.seed not in unfinished}
+    return whole or {next((cell.seed for cell in finished if cell.domains), -1)}
 
 
 def build_panels(study: StudyConfig, finished: Finished) -> dict[str, Panel]:

@@ -11,6 +11,7 @@ from glscl.runs.cell import Cell
 from glscl.runs.options import ZERO_SHOT
 from glscl.study.options import StudyConfig
 from glscl.study.results import TestSet, Variant
+from glscl.training.config import RunConfig
 
 
 def describe_protocol(study: StudyConfig, cells: Sequence[Cell]) -> dict[str, str]:
@@ -18,25 +19,15 @@ def describe_protocol(study: StudyConfig, cells: Sequence[Cell]) -> dict[str, st
     config = cells[-1].config
     training = config.training
     trained = [cell.config for cell in cells if cell.domains]
-    length = f"{training.max_steps} steps" if training.max_steps else f"{training.epochs} epochs"
-    if len({(run.training.max_steps, run.training.epochs) for run in trained}) > 1:
-        length = "steps as each domain's settings say"
-    sets = {cell.training: cell.config.data.train for cell in cells if cell.training in study.domains}
-    videos = {name: sum(open_shard_set(uri).manifest.videos for uri in uris) for name, uris in sets.items()}
     towers = f"pretrained here on {study.pretraining.domain}" if study.pretraining else str(config.model.pretrained)
     rule = f"best held-out {MAIN_METRIC} of the training domain" if trained[0].data.validation else "last step"
     return {
         "Towers": f"{config.model.clip}, {towers}; the same for all",
-        "Frame context": f"{config.model.frame_context}, the same for all heads"
-        if len({run.model.frame_context for run in trained}) == 1
-        else "as each variant's settings say",
-        "Lengths": "; ".join(
-            f"{name}: {run.model.max_words} words, {run.model.max_frames} frames, in training and in testing"
-            for name, run in {cell.condition: cell.config for cell in cells}.items()
-        ),
-        "Training": f"{length}, global batch {training.global_batch}, {training.precision}, "
-        f"{len(study.seeds)} seeds per cell",
-        "Videos trained on": ", ".join(f"{name} {count:,}" for name, count in videos.items()),
+        "Frame context": _describe_frame_context(config, trained),
+        "Lengths": _describe_lengths(cells),
+        "Training": f"{_describe_run_length(config, trained)}, global batch {training.global_batch}, "
+        f"{training.precision}, {len(study.seeds)} seeds per cell",
+        "Videos trained on": _count_training_videos(study, cells),
         "Checkpoint": f"{rule}; never chosen on a test set or on another domain",
         "Ranks": "every caption is a query; ties count by expectation; a video's best caption counts, video to text",
         "Intervals": f"95 %: paired bootstrap over queries ({study.resamples:,} resamples, captions of a video "
@@ -44,6 +35,35 @@ def describe_protocol(study: StudyConfig, cells: Sequence[Cell]) -> dict[str, st
         "Retention": "R@1 on a domain after training on another, over R@1 there after training there",
         "Lift": "R@1 minus that of the towers before any training",
     }
+
+
+def _describe_frame_context(config: RunConfig, trained: Sequence[RunConfig]) -> str:
+    if len({run.model.frame_context for run in trained}) == 1:
+        return f"{config.model.frame_context}, the same for all heads"
+    return "as each variant's settings say"
+
+
+def _describe_lengths(cells: Sequence[Cell]) -> str:
+    """Describe the lengths of text and video, by condition."""
+    by_condition = {cell.condition: cell.config.model for cell in cells}
+    return "; ".join(
+        f"{name}: {model.max_words} words, {model.max_frames} frames, in training and in testing"
+        for name, model in by_condition.items()
+    )
+
+
+def _describe_run_length(config: RunConfig, trained: Sequence[RunConfig]) -> str:
+    if len({(run.training.max_steps, run.training.epochs) for run in trained}) > 1:
+        return "steps as each domain's settings say"
+    training = config.training
+    return f"{training.max_steps} steps" if training.max_steps else f"{training.epochs} epochs"
+
+
+def _count_training_videos(study: StudyConfig, cells: Sequence[Cell]) -> str:
+    """Count the videos of every domain's training sets."""
+    sets = {cell.training: cell.config.data.train for cell in cells if cell.training in study.domains}
+    videos = {name: sum(open_shard_set(uri).manifest.videos for uri in uris) for name, uris in sets.items()}
+    return ", ".join(f"{name} {count:,}" for name, count in videos.items())
 
 
 def list_variants(study: StudyConfig) -> list[Variant]:

@@ -21,7 +21,7 @@ from glscl.study.results import (
     TestSet,
     parse_study,
 )
-from glscl.study.sections import build_condition, paper_rows
+from glscl.study.sections import build_condition, build_paper_rows, has_further_scores
 from glscl.system.storage import write_bytes
 
 CITATIONS = (
@@ -75,10 +75,8 @@ def render_study(results: Mapping[str, object] | StudyResults, published: Sequen
     study = parse_study(results)
     templates = environment("glscl.study")
     conditions = [build_condition(study, name) for name in study.conditions]
-    recalls = [result.text_to_video[MAIN_METRIC].estimate for result in study.results]
-    top = scales.scale_top([*recalls, *(test.chance for test in study.tests)])
-    by_test = [(test, rows) for test in study.tests if (rows := for_domain(list(published), test.name))]
-    shown = {row.dataset for _, rows in by_test for row in rows}
+    top = _top_of_scale(study)
+    by_test, elsewhere = _sort_published(study, published)
     return templates.get_template("study.html.j2").render(
         study=study,
         version=__version__,
@@ -95,20 +93,32 @@ def render_study(results: Mapping[str, object] | StudyResults, published: Sequen
         dark=scales.shades(scales.DARK_STOPS),
         scale={"top": top, "ticks": round_numbers(0, top, 6)},
         heat_step=lambda value: scales.scale_step(value, top),
-        paper=paper_rows(study),
-        scores=any(
-            condition.normalised or condition.ties or any(result.without_leaked for result in condition.results)
-            for condition in conditions
-        ),
+        paper=build_paper_rows(study),
+        scores=any(has_further_scores(condition) for condition in conditions),
         published=by_test,
-        elsewhere=_by_dataset(row for row in published if row.dataset not in shown),
+        elsewhere=elsewhere,
         backbones=sorted({row.backbone for row in published if row.backbone}),
         citations=CITATIONS,
         ours=_in_domain_results,
     )
 
 
-def _by_dataset(rows: Iterable[PublishedRow]) -> list[tuple[str, list[PublishedRow]]]:
+def _top_of_scale(study: StudyResults) -> float:
+    """End of the heat maps' scale: above every R@1 and the chance on every test set."""
+    recalls = [result.text_to_video[MAIN_METRIC].estimate for result in study.results]
+    return scales.scale_top([*recalls, *(test.chance for test in study.tests)])
+
+
+def _sort_published(
+    study: StudyResults, published: Sequence[PublishedRow]
+) -> tuple[list[tuple[TestSet, list[PublishedRow]]], list[tuple[str, list[PublishedRow]]]]:
+    """Sort published figures by the study's test sets, and those of other data sets by data set."""
+    by_test = [(test, rows) for test in study.tests if (rows := for_domain(list(published), test.name))]
+    shown = {row.dataset for _, rows in by_test for row in rows}
+    return by_test, _group_by_dataset(row for row in published if row.dataset not in shown)
+
+
+def _group_by_dataset(rows: Iterable[PublishedRow]) -> list[tuple[str, list[PublishedRow]]]:
     by_dataset: dict[str, list[PublishedRow]] = {}
     for row in rows:
         by_dataset.setdefault(row.dataset, []).append(row)
@@ -116,5 +126,5 @@ def _by_dataset(rows: Iterable[PublishedRow]) -> list[tuple[str, list[PublishedR
 
 
 def _in_domain_results(study: StudyResults, test: TestSet) -> list[Result]:
-    """What stands beside published figures, which are in-domain too."""
+    """Select the results beside published figures, which are in-domain too."""
     return [result for result in study.results if result.test == test.name and result.relation == "in-domain"]

@@ -70,7 +70,7 @@ class NormalisedTable:
     saw: list[str]
     """What each looked at, beyond the query at hand; empty where that differs from cell to cell."""
     cells: list[NormalisedCell]
-    """Of one training and test set each: the results, and what the labels of these numbers looked at there."""
+    """Of one training and test set each: the results, and what the labels of these numbers looked at in that cell."""
 
 
 @dataclass(frozen=True)
@@ -104,24 +104,30 @@ def build_condition(study: StudyResults, name: str) -> Condition:
     """Build the rows and figures of one condition."""
     results = [result for result in study.results if result.condition == name]
     comparisons = [row for row in study.comparisons if row.condition == name]
-    hubness = _hub_rows(study, results)
+    hubness = _build_hub_rows(study, results)
     return Condition(
         name,
-        _heat_maps(study, results),
-        _forests([row for row in comparisons if row.metric == MAIN_METRIC and math.isfinite(row.estimate)]),
+        _build_heat_maps(study, results),
+        _build_forests(comparisons),
         [row for row in comparisons if row.metric != MAIN_METRIC],
-        _transfers(study, results),
+        _list_transfers(study, results),
         [cost for cost in study.costs if cost.condition == name],
         hubness,
-        row_axis(value for row in hubness for values in row.by_relation.values() for value in values),
-        _normalised_tables(study, results),
-        _ties(results),
+        _build_hub_axis(hubness),
+        _build_normalised_tables(study, results),
+        _list_ties(results),
         results,
     )
 
 
-def paper_rows(study: StudyResults) -> list[PaperRow]:
-    """The counts of the paper's table, each over those of GLSCL: as the paper counts, and with everything counted."""
+def has_further_scores(condition: Condition) -> bool:
+    """Whether a condition has normalised scores, visible ties or figures without leaked videos."""
+    without_leaked = any(result.without_leaked for result in condition.results)
+    return bool(condition.normalised or condition.ties or without_leaked)
+
+
+def build_paper_rows(study: StudyResults) -> list[PaperRow]:
+    """List the counts of the paper's table, each over GLSCL: as the paper counts, and with everything counted."""
     base = next((row for row in study.paper_counts if row.method.upper() == REFERENCE_METHOD), None)
     return [
         PaperRow(
@@ -134,9 +140,9 @@ def paper_rows(study: StudyResults) -> list[PaperRow]:
     ]
 
 
-def _heat_maps(study: StudyResults, results: Sequence[Result]) -> list[tuple[Variant, list[HeatRow]]]:
-    """One map per trained variant; the row of no training is the same in all."""
-    by_cell = _by_cell(results)
+def _build_heat_maps(study: StudyResults, results: Sequence[Result]) -> list[tuple[Variant, list[HeatRow]]]:
+    """Build one map per trained variant; the row of no training is the same in all."""
+    by_cell = _index_by_cell(results)
     zero_shot = {result.test: result for result in results if result.training == ZERO_SHOT}
 
     def result_of(variant: Variant, training: Training, test: TestSet) -> Result | None:
@@ -153,15 +159,16 @@ def _heat_maps(study: StudyResults, results: Sequence[Result]) -> list[tuple[Var
     ]
 
 
-def _forests(rows: Sequence[Comparison]) -> dict[Direction, Forest]:
-    """Differences by direction, on one axis; none of a direction without comparisons."""
+def _build_forests(comparisons: Sequence[Comparison]) -> dict[Direction, Forest]:
+    """Sort differences of the main metric by direction, on one axis; a direction without comparisons is left out."""
+    rows = [row for row in comparisons if row.metric == MAIN_METRIC and math.isfinite(row.estimate)]
     axis = row_axis(value for row in rows for value in (row.low, row.estimate, row.high))
-    blocks = {direction: _blocks([row for row in rows if row.direction == direction]) for direction in DIRECTIONS}
+    blocks = {direction: _build_blocks([row for row in rows if row.direction == direction]) for direction in DIRECTIONS}
     return {direction: Forest(axis, of_direction) for direction, of_direction in blocks.items() if of_direction}
 
 
-def _blocks(rows: Sequence[Comparison]) -> list[tuple[str, list[tuple[str, list[Comparison]]]]]:
-    """``(title, [(scope, comparisons)])`` of the means, then of the single cells."""
+def _build_blocks(rows: Sequence[Comparison]) -> list[tuple[str, list[tuple[str, list[Comparison]]]]]:
+    """Return ``(title, [(scope, comparisons)])`` of the means, then of the single cells."""
     blocks = []
     for title, of_means in (("Means over cells", True), ("Single cells", False)):
         scopes: dict[str, list[Comparison]] = {}
@@ -173,9 +180,11 @@ def _blocks(rows: Sequence[Comparison]) -> list[tuple[str, list[tuple[str, list[
     return blocks
 
 
-def _transfers(study: StudyResults, results: Sequence[Result]) -> list[tuple[Training, TestSet, list[Result | None]]]:
-    """Every training and test set with a retention or lift, and the trained variants' results on it."""
-    by_cell = _by_cell(results)
+def _list_transfers(
+    study: StudyResults, results: Sequence[Result]
+) -> list[tuple[Training, TestSet, list[Result | None]]]:
+    """List every training and test set with a retention or lift, and the trained variants' results on it."""
+    by_cell = _index_by_cell(results)
     names = [variant.name for variant in study.variants if variant.name != ZERO_SHOT]
     rows = [
         (training, test, [by_cell.get((name, training.name, test.name)) for name in names])
@@ -186,7 +195,7 @@ def _transfers(study: StudyResults, results: Sequence[Result]) -> list[tuple[Tra
     return [row for row in rows if any(result and (result.retention or result.lift) for result in row[2])]
 
 
-def _hub_rows(study: StudyResults, results: Sequence[Result]) -> list[HubRow]:
+def _build_hub_rows(study: StudyResults, results: Sequence[Result]) -> list[HubRow]:
     rows = []
     for variant in study.variants:
         by_relation: dict[Relation, list[float]] = {}
@@ -199,20 +208,26 @@ def _hub_rows(study: StudyResults, results: Sequence[Result]) -> list[HubRow]:
     return rows
 
 
-def _normalised_tables(study: StudyResults, results: Sequence[Result]) -> dict[Direction, NormalisedTable]:
-    tables = {direction: _normalised_table(study, results, direction) for direction in DIRECTIONS}
+def _build_hub_axis(rows: Sequence[HubRow]) -> Axis:
+    return row_axis(value for row in rows for values in row.by_relation.values() for value in values)
+
+
+def _build_normalised_tables(study: StudyResults, results: Sequence[Result]) -> dict[Direction, NormalisedTable]:
+    tables = {direction: _build_normalised_table(study, results, direction) for direction in DIRECTIONS}
     return {direction: table for direction, table in tables.items() if table is not None}
 
 
-def _normalised_table(study: StudyResults, results: Sequence[Result], direction: Direction) -> NormalisedTable | None:
+def _build_normalised_table(
+    study: StudyResults, results: Sequence[Result], direction: Direction
+) -> NormalisedTable | None:
     saw: dict[str, set[str]] = {}
     for result in results:
-        for label, column in _columns(result, direction).items():
+        for label, column in _columns_by_label(result, direction).items():
             saw.setdefault(label, set()).add(column.saw)
     if not saw:
         return None
     cells = [
-        _normalised_cell(of_cell, direction, saw)
+        _build_normalised_cell(of_cell, direction, saw)
         for training in study.trainings
         for test in study.tests
         if (of_cell := [result for result in results if (result.training, result.test) == (training.name, test.name)])
@@ -220,12 +235,14 @@ def _normalised_table(study: StudyResults, results: Sequence[Result], direction:
     return NormalisedTable(list(saw), [next(iter(texts)) if len(texts) == 1 else "" for texts in saw.values()], cells)
 
 
-def _normalised_cell(results: Sequence[Result], direction: Direction, saw: Mapping[str, set[str]]) -> NormalisedCell:
-    """The rows of one training and test set, with notes on the labels that saw something else in other cells."""
+def _build_normalised_cell(
+    results: Sequence[Result], direction: Direction, saw: Mapping[str, set[str]]
+) -> NormalisedCell:
+    """Build the rows of one training and test set, with notes on the labels that saw something else in other cells."""
     rows = []
     notes: dict[str, set[int]] = {}
     for result in results:
-        columns = _columns(result, direction)
+        columns = _columns_by_label(result, direction)
         rows.append(Normalised(result, [columns[label].recall(1) if label in columns else None for label in saw]))
         for index, label in enumerate(saw, start=1):
             if label in columns and len(saw[label]) > 1:
@@ -233,8 +250,8 @@ def _normalised_cell(results: Sequence[Result], direction: Direction, saw: Mappi
     return rows, [(sorted(labels), text) for text, labels in notes.items()]
 
 
-def _ties(results: Sequence[Result]) -> list[tuple[Result, Direction]]:
-    """The results, with direction, in which ties make a difference that is visible."""
+def _list_ties(results: Sequence[Result]) -> list[tuple[Result, Direction]]:
+    """List the results, with direction, in which ties make a difference that is visible."""
     return [
         (result, direction)
         for direction in DIRECTIONS
@@ -243,9 +260,9 @@ def _ties(results: Sequence[Result]) -> list[tuple[Result, Direction]]:
     ]
 
 
-def _columns(result: Result, direction: Direction) -> dict[str, Column]:
+def _columns_by_label(result: Result, direction: Direction) -> dict[str, Column]:
     return {column.label: column for column in result.columns if column.direction == direction}
 
 
-def _by_cell(results: Sequence[Result]) -> dict[tuple[str, str, str], Result]:
+def _index_by_cell(results: Sequence[Result]) -> dict[tuple[str, str, str], Result]:
     return {(result.variant, result.training, result.test): result for result in results}

@@ -191,29 +191,10 @@ def _matrix(study: StudyResults) -> str:
     """
     trainings = [training.name for training in study.trainings if training.name != ZERO_SHOT]
     cells = [(training, test.name) for training in trainings for test in study.tests]
-    groups = [rf"\multicolumn{{{len(study.tests)}}}{{c}}{{{latex(name)}}}" for name in trainings]
-    rules = [
-        rf"\cmidrule(lr){{{2 + index * len(study.tests)}-{1 + (index + 1) * len(study.tests)}}}"
-        for index in range(len(trainings))
-    ]
-    titles = {test.name: latex(test.title) for test in study.tests}
-    tests = [titles[test] for _, test in cells]
-    lines = [
-        " & ".join(["Trained on", *groups]) + r" \\",
-        " ".join(rules),
-        " & ".join(["Tested on", *tests]) + r" \\",
-    ]
+    lines = _matrix_head(study, trainings)
     for condition in study.conditions:
-        rows = _matrix_rows(study, condition, cells)
-        best = [
-            max((_recall(row[column]) for _, row in rows if row[column]), default=-math.inf)
-            for column in range(len(cells))
-        ]
         lines += _condition_rule(study, condition, len(cells) + 1)
-        lines += [
-            " & ".join([latex(name), *(_matrix_cell(cell, top) for cell, top in zip(row, best, strict=True))]) + r" \\"
-            for name, row in rows
-        ]
+        lines += _matrix_lines(_matrix_rows(study, condition, cells), len(cells))
     caption = (
         "Text-to-video R@1 in per cent, mean over seeds $\\pm$ sample standard deviation. "
         "Bold: the best of a column; italic: in-domain."
@@ -221,6 +202,32 @@ def _matrix(study: StudyResults) -> str:
     if missing := [f"{test.name} {test.share} videos" for test in study.tests if test.videos < test.videos_of]:
         caption += latex(f" Incomplete: {', '.join(missing)}.")
     return _table(study, "matrix", "l" + "c" * len(cells), lines, caption)
+
+
+def _matrix_head(study: StudyResults, trainings: Sequence[str]) -> list[str]:
+    """Write the lines above the figures: the trainings, and under each the test sets."""
+    groups = [rf"\multicolumn{{{len(study.tests)}}}{{c}}{{{latex(name)}}}" for name in trainings]
+    rules = [
+        rf"\cmidrule(lr){{{2 + index * len(study.tests)}-{1 + (index + 1) * len(study.tests)}}}"
+        for index in range(len(trainings))
+    ]
+    tests = [latex(test.title) for test in study.tests] * len(trainings)
+    return [
+        " & ".join(["Trained on", *groups]) + r" \\",
+        " ".join(rules),
+        " & ".join(["Tested on", *tests]) + r" \\",
+    ]
+
+
+def _matrix_lines(rows: Sequence[tuple[str, list[Result | None]]], columns: int) -> list[str]:
+    """Write one line per row, with the best of each column marked."""
+    best = [
+        max((_recall(row[column]) for _, row in rows if row[column]), default=-math.inf) for column in range(columns)
+    ]
+    return [
+        " & ".join([latex(name), *(_matrix_cell(cell, top) for cell, top in zip(row, best, strict=True))]) + r" \\"
+        for name, row in rows
+    ]
 
 
 def _matrix_rows(

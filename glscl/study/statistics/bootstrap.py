@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -165,7 +165,11 @@ class QueryBootstrap:
         return build_interval(linearised, estimate, deviations, null, scale, self.seed, self.queries, seeds)
 
 
-def mean_difference(cells: Sequence[tuple[Hashable, System, System]]) -> Interval:
+Cells = Sequence[tuple[Hashable, System, System]]
+"""Name of a training, and two models' values on a test set after it."""
+
+
+def mean_difference(cells: Cells) -> Interval:
     """Mean over several cells of ``first - second``: what a comparison says over all transfers, not over one.
 
     Queries of one test set are resampled together in all its cells; those of different sets independently, stratum by
@@ -178,6 +182,21 @@ def mean_difference(cells: Sequence[tuple[Hashable, System, System]]) -> Interva
     Raises:
         ValueError: no cells, a pair of different bootstraps, or bootstraps that are not independent.
     """
+    owners = _check_cells(cells)
+    weight = 1 / len(cells)
+    estimate = weight * float(sum(first.mean - second.mean for _, first, second in cells))
+    deviations = weight * np.sum([first.draws - second.draws for _, first, second in cells], axis=0) - estimate
+    seeds = (
+        _fewest_seeds((training, first) for training, first, _ in cells),
+        _fewest_seeds((training, second) for training, _, second in cells),
+    )
+    queries = sum(owner.queries for owner in owners)
+    linearised = _linearise(cells, owners)
+    return build_interval(linearised, estimate, deviations, 0.0, lambda x: x, owners[0].seed, queries, seeds)
+
+
+def _check_cells(cells: Cells) -> list[QueryBootstrap]:
+    """Check that cells can be averaged; return their bootstraps, each once."""
     if not cells:
         raise ValueError("no cells to average")
     owners = list(dict.fromkeys(first.owner for _, first, _ in cells))
@@ -185,12 +204,19 @@ def mean_difference(cells: Sequence[tuple[Hashable, System, System]]) -> Interva
         raise ValueError("a pair belongs to two bootstraps, so it is not paired over queries")
     if len({owner.seed for owner in owners}) < len(owners) or len({owner.resamples for owner in owners}) > 1:
         raise ValueError("the bootstraps of different test sets need different seeds and equally many resamples")
+    return owners
+
+
+def _fewest_seeds(systems: Iterable[tuple[Hashable, System]]) -> int:
+    """Return the fewest seeds of any training; 0 where a model is not trained."""
+    return min({training: len(one.units) if one.trained else 0 for training, one in systems}.values())
+
+
+def _linearise(cells: Cells, owners: Sequence[QueryBootstrap]) -> list[Array]:
+    """Compute the shares of the average, seed by seed: (S, G) per training and side, G the groups of all strata."""
     weight, groups = 1 / len(cells), sum(owner.groups for owner in owners)
-    estimate = weight * float(sum(first.mean - second.mean for _, first, second in cells))
-    deviations = weight * np.sum([first.draws - second.draws for _, first, second in cells], axis=0) - estimate
     offsets = dict(zip(owners, np.cumsum([0, *(owner.groups for owner in owners)]), strict=False))
     shares: dict[tuple[Hashable, float], Array] = {}
-    trained: dict[tuple[Hashable, float], int] = {}
     for training, first, second in cells:
         for sign, system in ((1.0, first), (-1.0, second)):
             # Units of a stratum deviate from its own mean; stretched so that their mean over all strata is the share
@@ -204,9 +230,4 @@ def mean_difference(cells: Sequence[tuple[Hashable, System, System]]) -> Interva
                 )
             share[:, offsets[owner] : offsets[owner] + owner.groups] += stretch * (system.units - system.mean)
             share += sign * weight * system.mean
-            trained[training, sign] = len(system.units) if system.trained else 0
-    queries = sum(owner.queries for owner in owners)
-    smallest = tuple(min(n for (_, s), n in trained.items() if s == sign) for sign in (1.0, -1.0))
-    return build_interval(
-        list(shares.values()), estimate, deviations, 0.0, lambda x: x, owners[0].seed, queries, smallest
-    )
+    return list(shares.values())
