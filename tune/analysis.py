@@ -1,4 +1,4 @@
-"""From the trials of a sweep to its typed results: figures and claims."""
+"""Compute the typed results of a sweep from its trials: figures and claims."""
 
 from __future__ import annotations
 

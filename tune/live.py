@@ -21,7 +21,7 @@ from tune.space import Value
 from tune.trials import Seen, Trial, best_of, from_ray
 
 SEARCH = "search"
-"""Folder of Ray Tune's own state."""
+"""Folder of Ray Tune's state."""
 
 _MOST_FAILURES = 5
 

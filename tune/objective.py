@@ -79,7 +79,7 @@ def build_runs(
 
 
 def build_run_on_all(sweep: SweepConfig, sets: Mapping[str, Sets], folder: str, name: str, values: Values) -> RunConfig:
-    """Build a run on all domains, scored on the held-out parts of all, with the sweep's own seed."""
+    """Build a run on all domains, scored on the held-out parts of all, with the sweep's seed."""
     domains = tuple(sweep.domains)
     return _build_fold(sweep, sets, folder, name, values, sweep.seed, Fold(domains, domains))
 
@@ -155,7 +155,7 @@ def count_multiply_adds(config: RunConfig) -> int:
 
 
 def trials_folder(sweep: SweepConfig) -> str:
-    """Folder of the trials' own folders."""
+    """Folder that holds one folder per trial."""
     return storage.join(sweep.directory, "trials")
 
 

@@ -1,4 +1,4 @@
-"""The search: Ray Tune tries values until all trials have ended, and goes on where an interruption has left it."""
+"""The search: Ray Tune tries values until all trials have ended, and resumes after an interruption."""
 
 from __future__ import annotations
 

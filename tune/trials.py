@@ -1,6 +1,6 @@
 """The trials of a sweep as its directory keeps them: each one's ``trial.json``, and ``trials.json`` of all.
 
-The report and a restart read them, so that neither opens Ray Tune's own state.
+The report and a restart read them, so that neither opens Ray Tune's state.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class Seen:
     Attributes:
         known: by name, the trials that ended before this start, whose reports it has not seen.
         reported: by name and step, the scores that it has seen.
-        ending: by name, Ray Tune's state of trials of which it has just said that they end, and not yet written so.
+        ending: by name, the final state of trials whose end Ray Tune has just reported and not yet written.
     """
 
     known: Mapping[str, Trial]

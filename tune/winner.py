@@ -117,6 +117,6 @@ def confirm(setup: Setup, values: Values, owner: Owner) -> None:
 
 
 def read_confirmation(sweep: SweepConfig) -> SeedScores | None:
-    """Read the scores of both; None where they are not there (yet)."""
+    """Read the scores of both; None where they do not exist (yet)."""
     where = storage.join(sweep.directory, CONFIRMATION)
     return _SCORES.validate_python(storage.read_json(where)) if storage.exists(where) else None

@@ -1,4 +1,4 @@
-"""From the cells' ranks to the typed results of a study: figures, comparisons and claims."""
+"""Compute the typed results of a study from its cells' ranks: figures, comparisons and claims."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a study's comparisons can show anything, asked before anything is trained.
+"""Check, before training, that a study has enough resamples, queries and seeds for its comparisons.
 
 All single cells of one condition and direction are one family under Holm's correction, all means another, which is
 smaller. The more comparisons, the smaller the p-value that one of them needs, and the more seeds, queries and resamples
@@ -45,7 +45,7 @@ def check_families(study: StudyConfig, sets: Mapping[str, Sets]) -> None:
 
     Args:
         study: the study.
-        sets: its shard sets; test sets that are not there yet are asked for again once they are.
+        sets: its shard sets; test sets that do not exist yet are checked once they do.
 
     Raises:
         UserError: naming the family, what it lacks, and the knobs.

@@ -1,4 +1,4 @@
-"""The cells of a study: which runs there are, each with its whole configuration."""
+"""The cells of a study: one run each, with its whole configuration."""
 
 from __future__ import annotations
 

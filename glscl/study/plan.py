@@ -20,7 +20,7 @@ CONFIG = "study.yaml"
 def plan_study(study: StudyConfig) -> tuple[list[Cell], int]:
     """Build the cells and count the finished ones; makes and starts nothing.
 
-    Shard sets are compared if all are there.
+    Shard sets are compared if all exist.
 
     Raises:
         UserError: the configuration is wrong, its comparisons can show nothing, or a set is tested and chosen on.
