@@ -4,9 +4,10 @@
 
 Draws places in the modules of `TESTS` at random (cosmic-ray's operators: comparisons, arithmetic, numbers, booleans,
 ``and``/``or``, ``not``, loops, exceptions), changes one at a time in a copy of the tree, and runs the tests of that
-module until one fails. Prints what survived, with its line, and the share that was killed. Annotations are left alone:
-they are never evaluated. A run goes on where it stopped: mutants that ``--output`` holds are not tried again; delete a
-line to try it again. ``--only PART`` draws from the modules whose path contains PART. Needs the ``mutation`` extra.
+module until one fails. Prints what survived, with its line, and the share that was killed. What no correct program
+shows is left alone: annotations, imports for types, ``strict`` of zip, ``frozen`` and ``slots`` of dataclasses. A run
+goes on where it stopped: mutants that ``--output`` holds are not tried again; delete a line to try it again.
+``--only PART`` draws from the modules whose path contains PART. Needs the ``mutation`` extra.
 """
 
 from __future__ import annotations
@@ -182,9 +183,23 @@ def _mutated(source: str, operator: str, occurrence: int) -> str | None:
 
 def _same_code(one: str, other: str) -> bool:
     try:
-        return ast.dump(ast.parse(one)) == ast.dump(ast.parse(other))
+        return _observable(one) == _observable(other)
     except SyntaxError:
         return True  # no change of the program
+
+
+def _observable(source: str) -> str:
+    return ast.dump(_WithoutGuards().visit(ast.parse(source)))
+
+
+class _WithoutGuards(ast.NodeTransformer):
+    """Drops what changes nothing in a correct program: imports for types, ``strict`` of zip, dataclasses' guards."""
+
+    def visit_If(self, node: ast.If) -> ast.AST | None:
+        return None if "TYPE_CHECKING" in ast.dump(node.test) else self.generic_visit(node)
+
+    def visit_keyword(self, node: ast.keyword) -> ast.AST | None:
+        return None if node.arg in ("strict", "frozen", "slots") else self.generic_visit(node)
 
 
 class Runner:

@@ -19,6 +19,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from glscl.data.video import FrameSampling, VideoError, limits, load_frames, reencode
+from glscl.data.video.budget import Budget
+from glscl.data.video.source import numbered_packets, open_video
 from glscl.errors import UserError
 
 CONSTANT = [n / 25 for n in range(60)]
@@ -33,6 +35,15 @@ def whole(data: bytes) -> list[tuple[float, np.ndarray[Any, Any]]]:
         start = container.start_time
     zero = frames[0].pts * frames[0].time_base if start is None else Fraction(start, av.time_base)
     return [(float(f.pts * f.time_base - zero), f.to_ndarray(format="rgb24")) for f in frames]
+
+
+def test_packets_are_those_of_the_file(make_video: Callable[..., bytes]) -> None:
+    """Without the empty one by which PyAV marks the end."""
+    budget = Budget(9)
+    with open_video(make_video(times=[n / 10 for n in range(10)]), budget) as container:
+        packets = list(numbered_packets(container, budget))
+    assert [number for number, _ in packets] == list(range(10))
+    assert all(packet.size for _, packet in packets)
 
 
 def on_show(frames: list[tuple[float, np.ndarray[Any, Any]]], time: float) -> Tensor:

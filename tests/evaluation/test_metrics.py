@@ -151,7 +151,7 @@ def _recalls(similarity: torch.Tensor, owners: torch.Tensor) -> list[dict[str, f
 
 
 def test_recall_is_the_expectation_over_breaking_ties() -> None:
-    """Issue 11: one duplicated pair of 100 is found in half of the ways to break its tie, each of its two queries."""
+    """One duplicated pair of 100 is found in half of the ways to break its tie, each of its two queries."""
     pair = torch.eye(100)
     pair[0, 1] = pair[1, 0] = 1.0
     for metrics in _recalls(pair, torch.arange(100)):

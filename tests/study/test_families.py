@@ -103,9 +103,15 @@ def test_describes_what_is_needed() -> None:
     assert describe_family(study(variants={"one": {"group": "pooling", "what": "w", "run": {}}})).startswith("none")
 
 
+def test_errors_that_seeds_need_are_quantiles_of_students_t() -> None:
+    """Two-sided, from the tables: t(0.975, 4) and t(0.995, 2)."""
+    assert seed_errors(1, 3) == pytest.approx(2.776, abs=1e-3)
+    assert seed_errors(5, 2) == pytest.approx(9.925, abs=1e-3)
+
+
 @pytest.mark.parametrize("name", study_names())
 def test_packaged_studies_show_a_certain_large_difference(name: str) -> None:
-    """Issue 11: 20 points and more in every cell, at the packaged seeds, resamples, queries and family."""
+    """20 points and more in every cell, at the packaged seeds, resamples, queries and family."""
     config = load_study(name)
     check(config)
     size, seeds = family_size(config), len(config.seeds)
