@@ -50,7 +50,7 @@ _NAMES = {
     "glscl/data/stream.py": "data/test_stream data/test_shared_memory data/test_holes",
     "glscl/data/loader.py": "data/test_stream data/test_shared_memory",
     "glscl/data/video/*.py": "data/test_video data/test_display data/test_moments data/test_holes "
-    "data/test_hostile_video",
+    "data/test_hostile_video data/test_torchcodec",
     "glscl/evaluation/metrics.py": "evaluation/test_metrics evaluation/test_scoring",
     "glscl/evaluation/ranks.py": "evaluation/test_metrics evaluation/test_scoring",
     "glscl/evaluation/scoring.py": "evaluation/test_scoring evaluation/test_retrieval",
