@@ -302,3 +302,9 @@ def test_torchcodec_that_is_not_there_is_named(
     monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
     with pytest.raises(UserError, match=r"data\.decoder is torchcodec, which cannot be loaded .*set it to pyav"):
         load_frames(make_video(), FrameSampling(4, 1.0, 48, "torchcodec"))
+
+
+def test_copies_are_the_same_bytes_whatever_was_copied_before(make_video: Callable[..., bytes]) -> None:
+    videos = [make_video(CONSTANT[:30], seed=seed, size=size) for seed, size in enumerate([(168, 128), (64, 48)])]
+    first = [reencode(video, 64, 12.0) for video in videos]
+    assert [reencode(video, 64, 12.0) for video in reversed(videos)] == first[::-1]

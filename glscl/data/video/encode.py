@@ -120,7 +120,8 @@ class _Writer:
 def _encoder(out: OutputContainer, width: int, height: int, rate: float) -> av.VideoStream:
     encoder = out.add_stream("libx264", rate=Fraction(rate).limit_denominator(1000))
     encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuv420p"
-    encoder.options = {"crf": "20", "preset": "veryfast", "threads": "1"}
+    # Without the macroblock tree, whose result for widths like 84 depends on what the process encoded before.
+    encoder.options = {"crf": "20", "preset": "veryfast", "threads": "1", "mbtree": "0"}
     context = encoder.codec_context
     context.gop_size = 12
     context.max_b_frames = 0  # packets in order of time, so that the last one says when the copy ends
