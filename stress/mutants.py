@@ -54,7 +54,7 @@ _NAMES = {
     "glscl/evaluation/metrics.py": "evaluation/test_metrics evaluation/test_scoring",
     "glscl/evaluation/ranks.py": "evaluation/test_metrics evaluation/test_scoring",
     "glscl/evaluation/scoring.py": "evaluation/test_scoring evaluation/test_retrieval",
-    "glscl/study/statistics/*.py": "study/test_statistics",
+    "glscl/study/statistics/*.py": "study/test_statistics study/test_families",
     **dict.fromkeys(
         (f"glscl/study/{module}.py" for module in ("analysis", "panels", "figures", "comparisons", "protocol")),
         "study/test_analysis study/test_report",

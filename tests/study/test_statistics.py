@@ -516,3 +516,9 @@ def test_a_mean_over_test_sets_of_other_levels_has_their_errors_and_not_their_di
 def test_small_numbers_are_written_with_four_decimals_at_most() -> None:
     assert "+0.0004 points (95 % interval +0.0002 to +1.0000)" in claim(interval(0.0004, 0.0002, 1.0), "a", "b", "R@1")
     assert "0 points (95 % interval −1.0000 to 0)" in claim(interval(4e-6, -1.0, 1e-6), "a", "b", "R@1")
+
+
+@pytest.mark.parametrize("values", [[], np.zeros((0, 3)), np.zeros((2, 2, 2)), 1.0])
+def test_over_seeds_needs_seeds_by_queries(values: Any) -> None:
+    with pytest.raises(ValueError, match=r"values must be \(S,\) or \(S, Q\) with at least one seed"):
+        over_seeds(values)
