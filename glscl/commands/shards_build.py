@@ -5,8 +5,8 @@ from __future__ import annotations
 from pydantic import Field
 
 from glscl.data.benchmarks import benchmark_names, find_benchmark
-from glscl.data.build import Encoding
-from glscl.data.prepare import build_from_annotations
+from glscl.data.build import BuildOptions, Encoding
+from glscl.data.prepare import Source, prepare
 from glscl.data.shards import describe_manifest
 from glscl.options import Options
 from glscl.options.flags import parse_options
@@ -61,23 +61,24 @@ def run(words: list[str], program: str) -> str:
     options = parse_options(Build, words, program)
     check_environment()
     find_benchmark(options.benchmark)
-    manifests, notes = build_from_annotations(
-        options.benchmark,
-        options.annotations,
-        options.split,
-        options.videos,
-        options.output,
+    source = Source(
+        benchmark=options.benchmark,
+        annotations=options.annotations,
+        split=options.split,
+        videos=options.videos,
         domain=options.domain or options.benchmark,
-        samples_per_shard=options.samples_per_shard,
-        encoding=Encoding(options.short_side, options.fps, options.max_encode_s),
         allow_missing=options.allow_missing,
         hold_out=options.hold_out,
+    )
+    how = BuildOptions(
+        samples_per_shard=options.samples_per_shard,
+        encoding=Encoding(options.short_side, options.fps, options.max_encode_s),
         seed=options.seed,
         shuffle=options.shuffle,
         max_bad_fraction=options.max_bad_fraction,
         overwrite=options.overwrite,
-        session=ray_session,
     )
+    manifests, notes = prepare(source, options.output, how, ray_session)
     for manifest in manifests:
         start_panel(f"{program}: {manifest.split}", describe_manifest(manifest))
     for note in notes:

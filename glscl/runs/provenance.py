@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 
 import torch
 
+from glscl.system.redaction import redact
 from glscl.training.driver.outputs import git_commit
 
 
@@ -29,7 +30,7 @@ def record_provenance(use_gpu: bool) -> Provenance:
     return Provenance(
         datetime.now(UTC).isoformat(timespec="seconds"),
         git_commit(),
-        " ".join(["glscl", *sys.argv[1:]]),
+        redact(" ".join(["glscl", *sys.argv[1:]])),
         describe_machine(use_gpu),
     )
 

@@ -13,6 +13,7 @@ from glscl.errors import UserError
 from glscl.evaluation.metrics import DIRECTIONS
 from glscl.runs.cell import Cell
 from glscl.runs.options import UNION, ZERO_SHOT
+from glscl.runs.provenance import record_provenance
 from glscl.runs.sets import locate_sets
 from glscl.study import analysis
 from glscl.study.comparisons import tally
@@ -368,3 +369,8 @@ def test_protocol_says_what_was_equal_and_what_was_not(monkeypatch: pytest.Monke
     assert protocol["Checkpoint"].startswith("best held-out R@1 of the training domain; ")
     steps = study(run={"model": {"clip": "glscl-tiny"}, "training": {"max_steps": 9}})
     assert describe_protocol(steps, build_cells(steps, locate_sets(steps)))["Training"].startswith("9 steps, ")
+
+
+def test_the_command_of_a_result_names_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["glscl", "study", "--storage", "https://user:hunter2secret@host/bucket"])
+    assert "hunter2secret" not in record_provenance(use_gpu=False).command
