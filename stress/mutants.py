@@ -6,7 +6,7 @@ Draws places in the modules of `TESTS` at random (cosmic-ray's operators: compar
 ``and``/``or``, ``not``, loops, exceptions), changes one at a time in a copy of the tree, and runs the tests of that
 module until one fails. Prints what survived, with its line, and the share that was killed. What no correct program
 shows is left alone: annotations, imports for types, ``strict`` of zip, ``frozen`` and ``slots`` of dataclasses.
-Survivors that ``stress/equivalent_mutants.py`` explains do not count. A run goes on where it stopped: mutants that
+Survivors that ``stress/equivalent_mutants.toml`` explains do not count. A run goes on where it stopped: mutants that
 ``--output`` holds are not tried again; delete a line to try it again.
 ``--only PART`` draws from the modules whose path contains PART. Needs the ``mutation`` extra.
 """
@@ -22,6 +22,7 @@ import signal
 import sys
 import tempfile
 import time
+import tomllib
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +32,6 @@ from typing import IO
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from stress.equivalent_mutants import EQUIVALENT
 
 from stress.mutant_runner import ROOT, Runner
 
@@ -220,7 +220,9 @@ def main() -> int:
     with arguments.output.open("a") as output:
         survived |= try_mutants(left, arguments.runners, output)
     alive = sorted((m for m in mutants if survived[m.name]), key=lambda m: (m.path, m.line))
-    equivalent = {mutant.name: why for mutant in alive if (why := EQUIVALENT.get(mutant.name))}
+    reasons = tomllib.loads(Path(__file__).with_name("equivalent_mutants.toml").read_text(encoding="utf-8"))
+    known = {name: group["why"] for group in reasons["equivalent"] for name in group["mutants"]}
+    equivalent = {mutant.name: known[mutant.name] for mutant in alive if mutant.name in known}
     for mutant in alive:
         verdict = f"equivalent ({equivalent[mutant.name]})" if mutant.name in equivalent else "SURVIVED"
         print(f"{verdict}: {mutant.path}:{mutant.line}\n    {mutant.old}\n    {mutant.new}")
