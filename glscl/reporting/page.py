@@ -33,7 +33,10 @@ def environment(package: str) -> Environment:
 
 def breakable(name: str) -> Markup:
     """A name that may be broken after its underscores, hyphens and slashes."""
-    return Markup(re.sub("[_/-]", r"\g<0><wbr>", escape(name)))
+    text = escape(name)
+    for character in "_-/":
+        text = text.replace(character, Markup(f"{character}<wbr>"))
+    return text
 
 
 def thumbnails(value: str | bytes | Sequence[str | bytes] | None) -> list[str]:
