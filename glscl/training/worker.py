@@ -305,7 +305,7 @@ class Worker:
             raise RunStoppedError(problem)
         row["repaired"] = self.repairs.gather()
         seconds = self.clock.seconds()
-        self.log_file.write(step, row | {f"seconds/{what}": value for what, value in seconds.items()})
+        self.log_file.write(step, row | {f"seconds/{what.replace(' ', '_')}": seconds[what] for what in seconds})
         print_once(self.metrics.line(step, row))
         if seconds:
             parts = ", ".join(f"{what} {value / sum(seconds.values()):.0%}" for what, value in seconds.items())

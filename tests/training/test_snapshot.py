@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from pyarrow.fs import LocalFileSystem
 
 from glscl.errors import UserError
 from glscl.system.ownership import Fence
@@ -64,7 +65,7 @@ def test_the_next_copy_waits_until_this_one_is_written(
     reports: list[Any] = []
     monkeypatch.setattr(saving.ray.train, "report", lambda metrics, **options: reports.append(options))
     monkeypatch.setattr(saving.ray.train, "get_context", lambda: SimpleNamespace(get_storage=lambda: destination))
-    destination = SimpleNamespace(build_checkpoint_path_from_name=str, storage_filesystem=None)
+    destination = SimpleNamespace(build_checkpoint_path_from_name=str, storage_filesystem=LocalFileSystem())
     monkeypatch.setattr(Fence, "check", lambda fence: None)
     saver = saving.Saver(Fence(str(tmp_path), 1, "claim"))
     saver.wait()
