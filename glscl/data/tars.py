@@ -48,17 +48,14 @@ class Sample:
 
 @dataclass(slots=True)
 class TarIndex:
-    """What a tar holds, in file order.
-
-    Attributes:
-        samples: the usable ones.
-        videos: offset and size of the video of each of them.
-        rejected: keys of samples that lack something, with the reason (other programs' layouts only).
-    """
+    """What a tar holds, in file order."""
 
     samples: list[Sample]
+    """The usable ones."""
     videos: list[tuple[int, int]]
+    """Offset and size of the video of each of them."""
     rejected: dict[str, str]
+    """Keys of samples that lack something, with the reason (other programs' layouts only)."""
 
 
 class _Headers:
@@ -104,19 +101,13 @@ def _check_new(member: tarfile.TarInfo, key: str, extension: str, seen: set[tupl
 
 
 def index_native(file: IO[bytes], uri: str, domain: str, samples: int) -> TarIndex:
-    """Pair up the members of a tar in this project's layout.
-
-    Args:
-        file: the opened tar.
-        uri: its address, for messages.
-        domain: that its annotations must be of.
-        samples: how many the manifest lists.
+    """Pair up the members of a tar in this project's layout: of ``domain``, with as many samples as the manifest lists.
 
     Raises:
         tarfile.TarError, ValueError, EOFError, OverflowError, RecursionError: a tar in another layout.
         UserError: an annotation in another form.
     """
-    annotations: dict[str, _Annotation] = {}
+    annotations: dict[str, Sample] = {}
     videos: dict[str, tuple[int, int]] = {}
     seen: set[tuple[str, str]] = set()
     for member in _members(file):
@@ -127,16 +118,14 @@ def index_native(file: IO[bytes], uri: str, domain: str, samples: int) -> TarInd
         if extension == "json":
             if member.size > MAX_ANNOTATION_BYTES:
                 raise tarfile.TarError(f"member {member.name!r} has {member.size} bytes")
-            annotations[key] = annotation = _parse_annotation(_read(file, member), member.name, uri)
-            if annotation.domain != domain:
-                raise tarfile.TarError(
-                    f"{member.name} is of domain {annotation.domain!r} where {MANIFEST} says {domain!r}"
-                )
+            annotations[key], written = _parse_annotation(_read(file, member), key, f"{uri}: {member.name}")
+            if written != domain:
+                raise tarfile.TarError(f"{member.name} is of domain {written!r} where {MANIFEST} says {domain!r}")
         elif extension == "mp4":
             videos[key] = (member.offset_data, member.size)
     if odd := sorted({key for key, _ in seen} - (annotations.keys() & videos.keys())):
         raise tarfile.TarError(f"sample {odd[0]!r} lacks its video or its annotation")
-    return TarIndex([one.sample(key) for key, one in annotations.items()], [videos[key] for key in annotations], {})
+    return TarIndex(list(annotations.values()), [videos[key] for key in annotations], {})
 
 
 def _native_name(member: tarfile.TarInfo) -> tuple[str, str]:
@@ -153,23 +142,8 @@ def _native_name(member: tarfile.TarInfo) -> tuple[str, str]:
     return key, extension
 
 
-@dataclass(frozen=True, slots=True)
-class _Annotation:
-    """What the ``.json`` member of this project's layout holds."""
-
-    domain: object
-    video_id: str
-    captions: tuple[str, ...]
-    start: float | None
-    end: float | None
-    attributes: dict[str, object]
-
-    def sample(self, key: str) -> Sample:
-        return Sample(key, self.video_id, self.captions, self.start, self.end, self.attributes)
-
-
-def _parse_annotation(data: bytes, name: str, uri: str) -> _Annotation:
-    """Read a ``.json`` member.
+def _parse_annotation(data: bytes, key: str, where: str) -> tuple[Sample, object]:
+    """Read a ``.json`` member of this project's layout: the sample of that key, and its domain.
 
     Raises:
         UserError: it is not what this project writes.
@@ -177,27 +151,22 @@ def _parse_annotation(data: bytes, name: str, uri: str) -> _Annotation:
     try:
         value = strict_json.loads(data.decode())  # UnicodeDecodeError is a ValueError
     except ValueError as error:
-        raise UserError(f"{uri}: {name} is not UTF-8 JSON ({error}); build the shards again") from None
+        raise UserError(f"{where} is not UTF-8 JSON ({error}); build the shards again") from None
     facts = value if isinstance(value, dict) else {}
     captions, video_id = facts.get("captions"), facts.get("video_id")
     if not isinstance(captions, list) or not captions or not all(isinstance(text, str) for text in captions):
-        raise UserError(f"{uri}: {name} has no list of captions; build the shards again")
+        raise UserError(f"{where} has no list of captions; build the shards again")
     if not isinstance(video_id, str):
-        raise UserError(f"{uri}: {name} has no video_id; build the shards again")
+        raise UserError(f"{where} has no video_id; build the shards again")
     if problem := id_problem(video_id):
-        raise UserError(f"{uri}: {name} has {problem}; build the shards again")
-    start, end = _parse_times(facts, f"{uri}: {name}")
-    attributes = facts.get("attributes", {})
-    if not isinstance(attributes, dict):
-        raise UserError(f"{uri}: {name}: attributes must be an object; build the shards again")
-    return _Annotation(facts.get("domain"), video_id, tuple(captions), start, end, attributes)
-
-
-def _parse_times(facts: Mapping[str, object], where: str) -> tuple[float | None, float | None]:
+        raise UserError(f"{where} has {problem}; build the shards again")
     start, end = facts.get("start"), facts.get("end")
     if not (_is_time(start) and _is_time(end)) or (end is not None and end <= (start or 0)):
         raise UserError(f"{where}: start and end must be seconds, one after the other; build the shards again")
-    return start, end
+    attributes = facts.get("attributes", {})
+    if not isinstance(attributes, dict):
+        raise UserError(f"{where}: attributes must be an object; build the shards again")
+    return Sample(key, video_id, tuple(captions), start, end, attributes), facts.get("domain")
 
 
 def _is_time(value: object) -> TypeGuard[float | None]:
@@ -227,21 +196,22 @@ class _ForeignSample:
         elif extension in ("txt", "json") and member.size > MAX_ANNOTATION_BYTES:
             self.problem = f".{extension} of {member.size:,} bytes"
         elif extension == "txt":
-            self._read_txt(_read(file, member))
+            try:
+                self.txt = _read(file, member).decode("utf-8-sig")
+            except UnicodeDecodeError:
+                self.problem = "a caption that is not UTF-8"
         elif extension == "json":
             self._read_json(key, _read(file, member))
         self.picture |= extension in PICTURES
 
-    def _read_txt(self, data: bytes) -> None:
-        try:
-            self.txt = data.decode("utf-8-sig")
-        except UnicodeDecodeError:
-            self.problem = "a caption that is not UTF-8"
-
     def _read_json(self, key: str, data: bytes) -> None:
         with suppress(UserError):  # a tar of this project whose manifest is lost
-            self.native = _parse_annotation(data, key, "").sample(key)
-        facts = _lenient_json(data)
+            self.native, _ = _parse_annotation(data, key, "")
+        try:
+            value = json.loads(data, parse_constant=lambda _: None)  # other programs: NaN stands for what is not known
+        except (ValueError, RecursionError):
+            value = None
+        facts = value if isinstance(value, dict) else {}
         several, one = facts.get("captions"), facts.get("caption")
         if isinstance(several, list) and all(isinstance(text, str) for text in several):
             self.captions = tuple(several)
@@ -258,26 +228,13 @@ class _ForeignSample:
         texts = self.captions or next(((text,) for text in (self.txt, self.caption) if text and text.strip()), ())
         captions = tuple(text.strip() for text in texts if text.strip())
         video_id = self.video_id or key
-        problem = self._caption_problem(captions) or id_problem(video_id)
-        return problem or Sample(key, video_id, captions, None, None, {})
-
-    def _caption_problem(self, captions: tuple[str, ...]) -> str | None:
         if not captions:
             return self.problem or "no caption"
         if (longest := max(map(len, captions))) > MAX_CAPTION:
             return f"a caption of {longest:,} characters"
         if any("\ud800" <= character <= "\udfff" for text in captions for character in text):
             return "a caption with half of a surrogate pair"
-        return None
-
-
-def _lenient_json(data: bytes) -> dict[str, object]:
-    """Metadata as other programs write it: NaN stands for what is not known; empty if it is no object."""
-    try:
-        value = json.loads(data, parse_constant=lambda _: None)
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
+        return id_problem(video_id) or Sample(key, video_id, captions, None, None, {})
 
 
 def index_foreign(file: IO[bytes]) -> TarIndex:

@@ -34,18 +34,9 @@ class Seen:
 
 
 def create(uri: str, data: bytes) -> bool:
-    """Write a file that does not exist yet; of all processes that try at once, one succeeds.
+    """Write a file that does not exist yet; of all processes that try at once, one succeeds and gets True.
 
-    Args:
-        uri: path or URI.
-        data: content, different for every process.
-
-    Returns:
-        whether this call created the file.
-
-    Raises:
-        StorageError: the store refuses it for another reason.
-        OSError: the disk refuses it.
+    ``data`` must be different for every process. A `StorageError` or OSError: it is refused for another reason.
     """
     if not storage.is_remote(uri):
         return _create_locally(storage.resolve(uri), data)
@@ -90,22 +81,16 @@ def _put_if_absent(uri: str, data: bytes) -> bool | None:
     try:
         fs.pipe_file(path, data, mode="create")
     except (StorageError, OSError) as error:
-        code = _code(error)
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, ClientError):
+            cause = cause.__cause__
+        code = cause.response.get("Error", {}).get("Code") if cause is not None else None
         if code in _TAKEN:
             return False
         if code in _NO_CONDITIONS:
             return None
         raise
     return True
-
-
-def _code(error: BaseException | None) -> str:
-    """The store's own word for why it refused."""
-    while error is not None:
-        if isinstance(error, ClientError):
-            return str(error.response.get("Error", {}).get("Code", ""))
-        error = error.__cause__
-    return ""
 
 
 def read(uri: str) -> Seen | None:
@@ -127,8 +112,7 @@ def read(uri: str) -> Seen | None:
 def renew(uri: str, data: bytes) -> None:
     """Change the file's stamp: on S3 by new content, on a disk by its time, which needs no free space.
 
-    Raises:
-        FileNotFoundError: there is no such file on the disk (S3 cannot tell).
+    A FileNotFoundError says that there is none on the disk; S3 cannot tell.
     """
     if storage.is_remote(uri):
         storage.write_bytes(uri, data)

@@ -1,8 +1,9 @@
-"""Numbers in place of options that say ``auto``, from the resources of the cluster's nodes."""
+"""Hardware of the cluster's nodes: numbers in place of options that say ``auto``, and the network interface."""
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -47,9 +48,9 @@ def choose(
 
     Args:
         nodes: resources of the cluster's nodes.
-        workers: number of workers; of a range, the most.
+        workers: their number; of a range, the most.
         use_gpu: one GPU per worker.
-        cpus: CPUs per worker.
+        cpus: per worker.
         loaders: decoding processes per worker.
         cpus_each: CPUs per worker that ``auto`` reckons with if there are no GPUs; 0 is a whole node.
     """
@@ -61,19 +62,12 @@ def choose(
         count, least = workers, 1.0  # more than the nodes hold get one CPU each, and are refused later
         spread = math.ceil(count / len(usable))
         per_node = [max(1, min(fitting, count)) if gpu else spread for fitting in per_node]
-    each = _divided_cpus(usable, per_node, least) if cpus == "auto" else cpus
-    decoding = _decoding_processes(each, gpu) if loaders == "auto" else loaders
-    return Share(count, gpu, each, decoding)
-
-
-def _divided_cpus(nodes: Collection[Node], workers: Collection[int], least: float) -> float:
-    """CPUs of each worker where the workers of a node divide its CPUs: a whole number, or hundredths below one."""
-    share = min(node.get("CPU", 0.0) / sharing for node, sharing in zip(nodes, workers, strict=True))
-    return float(math.floor(share)) if share >= 1 else max(least, math.floor(share * 100) / 100)
-
-
-def _decoding_processes(cpus: float, gpu: bool) -> int:
-    return min(MOST_LOADERS, max(1, int(cpus) - 1 if gpu else int(cpus) // 4))
+    if cpus == "auto":  # a whole number, or hundredths below one
+        share = min(node.get("CPU", 0.0) / sharing for node, sharing in zip(usable, per_node, strict=True))
+        cpus = float(math.floor(share)) if share >= 1 else max(least, math.floor(share * 100) / 100)
+    if loaders == "auto":
+        loaders = min(MOST_LOADERS, max(1, int(cpus) - 1 if gpu else int(cpus) // 4))
+    return Share(count, gpu, cpus, loaders)
 
 
 def _fitting_workers(node: Node, gpu: bool, cpus_each: int) -> int:
@@ -81,3 +75,14 @@ def _fitting_workers(node: Node, gpu: bool, cpus_each: int) -> int:
     if gpu:
         return int(node["GPU"])
     return max(1, int(node["CPU"]) // cpus_each) if cpus_each else 1
+
+
+def use_interface_of_node() -> None:
+    """Set ``GLOO_SOCKET_IFNAME`` to the interface of this node's address in the cluster, unless it is set."""
+    import psutil
+    import ray
+
+    address = ray.util.get_node_ip_address()
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(one.address == address for one in addresses):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)

@@ -4,46 +4,13 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from types import TracebackType
-from typing import Self
+from collections.abc import Callable, Collection, Iterable
 
 from glscl.errors import UserError
 from glscl.system.hardware import Node
 
 RENEW_S = 20.0
 """Seconds between two renewals of a request; after three times as long it is void."""
-
-
-class NodeRequest:
-    """A request to the autoscaler for nodes that hold these bundles. It ends with the ``with`` block or the process.
-
-    Ray's own ``request_resources`` has no end: one of a killed driver would keep nodes for ever.
-    """
-
-    def __init__(self, bundles: Sequence[Mapping[str, float]]) -> None:
-        self._bundles = list(map(dict, bundles))
-        self._name = f"glscl-{uuid.uuid4().hex}"
-        self._renewed = float("-inf")
-
-    def __enter__(self) -> Self:
-        from glscl.system.ray_internals.cluster import autoscaling_coordinator
-
-        self._coordinator = autoscaling_coordinator()
-        return self
-
-    def renew(self) -> None:
-        """Repeat the request if that is due."""
-        if time.monotonic() - self._renewed >= RENEW_S:
-            self._renewed = time.monotonic()
-            self._coordinator.request_resources.remote(
-                requester_id=self._name, resources=self._bundles, expire_after_s=3 * RENEW_S
-            )
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._coordinator.cancel_request.remote(requester_id=self._name)
 
 
 def alive_nodes() -> list[Node]:
@@ -73,7 +40,7 @@ def check_resources(
     """Refuse a number of workers that the cluster cannot hold (Ray would wait for ever).
 
     Args:
-        workers: number of workers; of a range, the fewest.
+        workers: of a range, the fewest.
         cpus_per_worker: CPUs of each worker, on one node.
         use_gpu: each worker has a GPU.
         wait_s: seconds that an autoscaler is given to add nodes.
@@ -82,15 +49,34 @@ def check_resources(
     Raises:
         UserError: the resources are missing; the message names the options.
     """
-    deadline = time.monotonic() + wait_s
-    if wait_s and worker_capacity(cpus_per_worker, use_gpu) < workers:
+
+    def fits() -> bool:
+        return worker_capacity(cpus_per_worker, use_gpu) >= workers
+
+    if wait_s and not fits():
         bundle = {"CPU": max(1, round(cpus_per_worker))} | ({"GPU": 1} if use_gpu else {})
-        with NodeRequest([bundle] * (most or workers)) as request:  # the placement group keeps the nodes afterwards
-            while worker_capacity(cpus_per_worker, use_gpu) < workers and time.monotonic() < deadline:
-                request.renew()
-                time.sleep(1.0)
-    if worker_capacity(cpus_per_worker, use_gpu) < workers:
+        _wait_for_nodes([bundle] * (most or workers), fits, wait_s)
+    if not fits():
         raise UserError(missing_resources(workers, cpus_per_worker, use_gpu, alive_nodes()))
+
+
+def _wait_for_nodes(bundles: list[dict[str, int]], fits: Callable[[], bool], wait_s: float) -> None:
+    """Ask the autoscaler for nodes that hold these bundles, until they are there or the time is over.
+
+    Ray's own ``request_resources`` has no end: one of a killed driver would keep nodes for ever.
+    """
+    from glscl.system.ray_internals.cluster import autoscaling_coordinator
+
+    coordinator, name = autoscaling_coordinator(), f"glscl-{uuid.uuid4().hex}"
+    began, renewed = time.monotonic(), float("-inf")
+    try:
+        while not fits() and time.monotonic() - began < wait_s:
+            if time.monotonic() - renewed >= RENEW_S:
+                renewed = time.monotonic()
+                coordinator.request_resources.remote(requester_id=name, resources=bundles, expire_after_s=3 * RENEW_S)
+            time.sleep(1.0)
+    finally:  # the placement group keeps the nodes afterwards
+        coordinator.cancel_request.remote(requester_id=name)
 
 
 def missing_resources(workers: int, cpus_per_worker: float, use_gpu: bool, nodes: Collection[Node]) -> str:

@@ -26,7 +26,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from glscl.errors import UserError
 from glscl.system import exclusive, storage
@@ -49,32 +49,22 @@ class TakenOverError(UserError):
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The content of a claim's file.
-
-    Attributes:
-        token: unique to this claim.
-        command: the owner's command in words, for people; so is ``host``.
-        machine: the place where ``pid`` means a process (`processes.machine_id`).
-        pid: the owner's process.
-        started: when that process began (`processes.start_of`).
-        beat: number of heartbeats, where they are counted in the file.
-        released: whether the owner has ended in order.
-    """
+    """The content of a claim's file."""
 
     token: str
+    """Unique to this claim."""
     command: str
+    """In words, for people; so is ``host``."""
     host: str
     machine: str
+    """Where ``pid`` means a process (`processes.machine_id`)."""
     pid: int
     started: str
+    """When that process began (`processes.start_of`)."""
     beat: int = 0
+    """Number of heartbeats, where they are counted in the file."""
     released: bool = False
-
-    @classmethod
-    def of_this_process(cls) -> Claim:
-        """A new claim of this process."""
-        pid = os.getpid()
-        return cls(uuid.uuid4().hex, _command(), socket.gethostname(), machine_id(), pid, start_of(pid) or "")
+    """Whether the owner has ended in order."""
 
     @classmethod
     def parse(cls, data: bytes) -> Claim | None:
@@ -87,10 +77,6 @@ class Claim:
     def to_bytes(self) -> bytes:
         """The claim as JSON."""
         return (json.dumps(asdict(self), indent=1) + "\n").encode()
-
-    def is_running(self) -> bool:
-        """Whether the owner's process is running; only for claims of this machine."""
-        return start_of(self.pid) == self.started
 
     def __str__(self) -> str:
         return f"{self.command} on host {self.host}, pid {self.pid}"
@@ -105,11 +91,7 @@ class Fence:
     token: str
 
     def check(self) -> None:
-        """Read the claim from the storage.
-
-        Raises:
-            TakenOverError: the directory belongs to another command.
-        """
+        """Read the claim from the storage; a `TakenOverError` says that the directory belongs to another command."""
         newer = exclusive.read(_address(self.directory, self.number + 1))
         mine = exclusive.read(_address(self.directory, self.number)) if newer is None else None
         claim = Claim.parse((newer or mine or Seen(b"", (b"", 0))).data)
@@ -126,7 +108,7 @@ class Owner:
 
     def __init__(self, fence: Fence, claim: Claim) -> None:
         self.fence = fence
-        self._claim = asdict(claim)
+        self._claim = claim
         self._where = _address(fence.directory, fence.number)
         self._lost: TakenOverError | None = None
         self._ended = threading.Event()
@@ -134,11 +116,7 @@ class Owner:
         self._thread.start()
 
     def check(self) -> None:
-        """Raise the last heartbeat's error; costs nothing.
-
-        Raises:
-            TakenOverError: the directory belongs to another command.
-        """
+        """Raise the last heartbeat's `TakenOverError`, if there was one; costs nothing."""
         if self._lost is not None:
             raise self._lost
 
@@ -148,7 +126,7 @@ class Owner:
             beat += 1
             try:
                 self.fence.check()
-                exclusive.renew(self._where, Claim(**self._claim | {"beat": beat}).to_bytes())
+                exclusive.renew(self._where, replace(self._claim, beat=beat).to_bytes())
                 failing = False
             except TakenOverError as error:
                 self._lost = error
@@ -163,17 +141,14 @@ class Owner:
                 failing = True
         try:
             self.fence.check()
-            storage.write_bytes(self._where, Claim(**self._claim | {"released": True}).to_bytes())
+            storage.write_bytes(self._where, replace(self._claim, released=True).to_bytes())
         except TakenOverError as error:
             self._lost = error
         except Exception as error:
             print(f"{self._where}: not released ({_one_line(error)})", flush=True)
 
     def release(self) -> None:
-        """End the heartbeat and free the directory.
-
-        Storage that does not answer is not waited for: the next command sees that this process is gone.
-        """
+        """End the heartbeat and free the directory, unless storage does not answer: this process will be gone."""
         self._ended.set()
         self._thread.join(RELEASE_S)
 
@@ -184,18 +159,17 @@ def _one_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def owned(directory: str, advice: str, *, patience_s: float = 0.0) -> Iterator[Owner]:
-    """Own a directory in this block.
+    """Own a directory, made if it does not exist, in this block.
 
     Args:
-        directory: path or URI; made if it does not exist.
+        directory: path or URI.
         advice: what a user can do besides waiting for the owner or ending it, as in "choose another --name".
         patience_s: how long to wait for a living owner that is expected to end.
 
     Raises:
         UserError: another command owns the directory.
     """
-    directory = storage.resolve(directory)
-    owner = _claim(directory, advice, patience_s)
+    owner = _claim(storage.resolve(directory), advice, patience_s)
     try:
         yield owner
     finally:
@@ -212,7 +186,8 @@ def _command() -> str:
 
 
 def _claim(directory: str, advice: str, patience_s: float) -> Owner:
-    mine = Claim.of_this_process()
+    pid = os.getpid()
+    mine = Claim(uuid.uuid4().hex, _command(), socket.gethostname(), machine_id(), pid, start_of(pid) or "")
     deadline = time.monotonic() + patience_s
     probe = _OwnerProbe(directory)
     while True:
@@ -258,7 +233,7 @@ class _OwnerProbe:
                 return ""
             who = claim or "a command that has just begun"
             if claim is not None and claim.machine == machine_id():
-                if claim.is_running():
+                if start_of(claim.pid) == claim.started:
                     return self._reason(who, where)
                 self.say(f"taken over from {who}, whose process is gone")
                 return ""

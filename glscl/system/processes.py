@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -30,13 +31,9 @@ def start_of(pid: int) -> str | None:
 
 def machine_id() -> str:
     """Name of the place where a process number means one process: host, boot and process namespace (a container's)."""
-    names = [socket.gethostname()]
-    for read in (
-        lambda: Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip(),
-        lambda: os.readlink("/proc/self/ns/pid"),
-    ):
-        try:
-            names.append(read())
-        except OSError:  # not Linux: the host's name has to do
-            names.append("")
-    return " ".join(names)
+    boot = namespace = ""
+    with suppress(OSError):  # not Linux: the host's name has to do
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    with suppress(OSError):
+        namespace = os.readlink("/proc/self/ns/pid")
+    return f"{socket.gethostname()} {boot} {namespace}"

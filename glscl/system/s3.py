@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import logging
 import os
 import random
@@ -41,18 +42,12 @@ _logger = logging.getLogger(__name__)
 _jitter = random.SystemRandom()  # no part of anybody's seed
 
 
-class Body:
+class Body(io.BytesIO):
     """The body of an answer, already read."""
 
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-
-    async def read(self) -> bytes:
+    async def read(self) -> bytes:  # type: ignore[override]
         """The whole body."""
-        return self._data
-
-    def close(self) -> None:
-        """Nothing is open."""
+        return self.getvalue()
 
 
 class S3(s3fs.S3FileSystem):  # type: ignore[misc]
@@ -127,15 +122,9 @@ class S3(s3fs.S3FileSystem):  # type: ignore[misc]
         return await super()._expand_path(path, recursive, maxdepth, assume_literal=True)
 
     async def _lsdir(
-        self,
-        path: str,
-        refresh: bool = False,
-        max_items: int | None = None,
-        delimiter: str = "/",
-        prefix: str = "",
-        versions: bool = False,
+        self, path: str, *_: object, max_items: int | None = None, delimiter: str = "/", prefix: str = "", **__: object
     ) -> list[dict[str, object]]:
-        """List a folder. s3fs itself leaves out a key's first slashes, and lists another folder."""
+        """List a folder anew. s3fs itself leaves out a key's first slashes, and lists another folder."""
         bucket, key, _ = self.split_path(path)
         below = f"{key}/" if key else ""
         entries = [entry async for entry in self._iterdir(bucket, max_items, delimiter, below + prefix)]
@@ -162,10 +151,10 @@ class S3(s3fs.S3FileSystem):  # type: ignore[misc]
         with contextlib.suppress(FileNotFoundError):
             await self._rm_file(path)
 
+    # S3 has no folders: s3fs would look for the bucket to put one into, and make a bucket where it may not look.
     async def _mkdir(self, path: str, *arguments: object, **options: object) -> None:
         if not self.split_path(path)[1]:
             await super()._mkdir(path, *arguments, **options)
-        # S3 has no folders. s3fs would look for the bucket, and make one where it may not look.
 
     async def _get_file(self, rpath: str, lpath: str, **options: object) -> None:
         """Download in parts: one part is held in memory, and tried again."""

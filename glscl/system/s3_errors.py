@@ -31,27 +31,14 @@ NO_ANSWER = (
     ConnectionError,
     TimeoutError,
 )
-PASSING_CODES = {  # those of botocore's retry handlers, whatever status they come with, and S3's own
-    "BandwidthLimitExceeded",
-    "InternalError",
-    "LimitExceededException",
-    "OperationAborted",
-    "PriorRequestNotComplete",
-    "ProvisionedThroughputExceededException",
-    "RequestLimitExceeded",
-    "RequestThrottled",
-    "RequestThrottledException",
-    "RequestTimeout",
-    "RequestTimeoutException",
-    "ServiceUnavailable",
-    "SlowDown",
-    "TemporaryRedirect",
-    "ThrottledException",
-    "Throttling",
-    "ThrottlingException",
-    "TooManyRequests",
-    "TooManyRequestsException",
+PASSING_CODES = {
+    *("BandwidthLimitExceeded", "InternalError", "LimitExceededException", "OperationAborted"),
+    *("PriorRequestNotComplete", "ProvisionedThroughputExceededException", "RequestLimitExceeded"),
+    *("RequestThrottled", "RequestThrottledException", "RequestTimeout", "RequestTimeoutException"),
+    *("ServiceUnavailable", "SlowDown", "TemporaryRedirect", "ThrottledException", "Throttling", "ThrottlingException"),
+    *("TooManyRequests", "TooManyRequestsException"),
 }
+"""Those of botocore's retry handlers, whatever status they come with, and S3's own."""
 PASSING_STATUS = {307, 408, 425, 429}
 PERMANENT_STATUS = {501, 505}
 """Of the server's errors: it does not know how, and will not learn it."""
@@ -73,30 +60,17 @@ _SPACE = "free space there or raise the quota, then give the same command again"
 _ENDPOINT = "check AWS_ENDPOINT_URL: it must be the address of the S3 interface, not of a console or web page"
 _ADVICE = {
     "RequestTimeTooSkewed": "set this machine's clock (chrony or another NTP client)",
-    "ExpiredToken": _RENEW,
-    "ExpiredTokenException": _RENEW,
-    "InvalidToken": _RENEW,
-    "TokenRefreshRequired": _RENEW,
-    "301": _REGION,
-    "AuthorizationHeaderMalformed": _REGION,
-    "IllegalLocationConstraintException": _REGION,
-    "PermanentRedirect": _REGION,
-    "EntityTooLarge": _SPACE,
-    "QuotaExceeded": _SPACE,
-    "XMinioAdminBucketQuotaExceeded": _SPACE,
     "KeyTooLongError": "shorten --storage or --name",
-    "405": _ENDPOINT,
-    "MethodNotAllowed": _ENDPOINT,
+    **dict.fromkeys(("ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired"), _RENEW),
+    **dict.fromkeys(("301", "AuthorizationHeaderMalformed", "PermanentRedirect"), _REGION),
+    "IllegalLocationConstraintException": _REGION,
+    **dict.fromkeys(("EntityTooLarge", "QuotaExceeded", "XMinioAdminBucketQuotaExceeded"), _SPACE),
+    **dict.fromkeys(("405", "MethodNotAllowed"), _ENDPOINT),
 }
 
 
 def may_pass(error: BaseException, attempt: int) -> bool:
-    """Whether the same request may succeed later.
-
-    Args:
-        error: the error of the request.
-        attempt: how often the request has failed, this time included.
-    """
+    """Whether a request may succeed later that has failed for the ``attempt``-th time with this error."""
     if isinstance(error, FlexibleChecksumError) or code_of(error) in DAMAGED_CODES:
         return attempt < DAMAGED_TRIES
     if isinstance(error, SSLError) and _WRONG_TLS.search(str(error)):
@@ -112,17 +86,10 @@ def may_pass(error: BaseException, attempt: int) -> bool:
 
 
 def advise(error: BaseException, method: str) -> str:
-    """What a user can change after a request was refused.
-
-    Args:
-        error: the client's error.
-        method: the client's method, as in ``put_object``.
-    """
+    """What a user can change after the client's ``method`` (``put_object``) was refused."""
     if isinstance(error, SSLError):
         return "check AWS_ENDPOINT_URL (http:// or https://) and AWS_CA_BUNDLE, the file of certificates to trust"
-    if hint := advise_on_checksums(error, method):
-        return hint
-    return _ADVICE.get(code_of(error), CREDENTIALS)
+    return advise_on_checksums(error, method) or _ADVICE.get(code_of(error), CREDENTIALS)
 
 
 def advise_on_checksums(error: BaseException, method: str) -> str:

@@ -17,15 +17,8 @@ from pathlib import Path
 import psutil
 
 from glscl.errors import BrokenRunError, UserError, one_line
-from glscl.system import stopping
-from glscl.system.environment import (
-    can_keep_token,
-    check_cluster,
-    check_environment,
-    named_cluster,
-    ray_token,
-    temporary_folder,
-)
+from glscl.system import environment, stopping
+from glscl.system.environment import check_environment, named_cluster
 from glscl.system.hardware import Node
 from glscl.system.nodes import alive_nodes
 from glscl.system.processes import start_of
@@ -77,12 +70,9 @@ def ray_session(quiet: bool = False) -> Iterator[None]:
         with _local_cluster(quiet):
             yield
         return
-    ray.init(address=address, logging_level="error", log_to_driver=not quiet)
-    stopping.reinstall_handlers()
-    try:
+    with ray.init(address=address, logging_level="error", log_to_driver=not quiet):
+        stopping.reinstall_handlers()
         yield
-    finally:
-        ray.shutdown()
 
 
 def on_this_machine() -> bool:
@@ -98,7 +88,7 @@ def on_this_machine() -> bool:
 @contextmanager
 def _local_cluster(quiet: bool) -> Iterator[None]:
     """Run a local cluster that leaves no processes and no files behind, except for the logs of a failure."""
-    parent = temporary_folder()
+    parent = environment.temporary_folder()
     _remove_left_folders(parent)
     folder = tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
     _mark_owned(folder)
@@ -128,10 +118,7 @@ def _start_ray(folder: str, quiet: bool) -> None:
     """Start a local cluster, however busy the machine is.
 
     Ray gives up on parts of itself after times that a machine under load needs. Those that can be set are set; one
-    that cannot is half a minute for its node to appear. A start that has failed is tried again.
-
-    Raises:
-        BrokenRunError: it has failed several times.
+    that cannot is half a minute for its node to appear. A start that has failed is tried again before a BrokenRunError.
     """
     import ray
 
@@ -139,7 +126,8 @@ def _start_ray(folder: str, quiet: bool) -> None:
 
     for variable, value in PATIENCE.items():
         os.environ.setdefault(variable, value)
-    if os.environ.get("RAY_AUTH_MODE", "token") == "token" and not (ray_token() or can_keep_token()):
+    has_token = environment.ray_token() or environment.can_keep_token()
+    if os.environ.get("RAY_AUTH_MODE", "token") == "token" and not has_token:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # Ray would write one into the home folder
     before = _children()
     for left in range(_STARTS - 1, -1, -1):
@@ -169,12 +157,12 @@ def _end(before: Collection[int]) -> None:
     """Shut Ray down, and end what this process has started since."""
     import ray
 
-    started = [
-        process
-        for child in psutil.Process().children()
-        if child.pid not in before
-        for process in [child, *_descendants(child)]
-    ]
+    started = []
+    for child in psutil.Process().children():
+        if child.pid not in before:
+            started.append(child)
+            with suppress(psutil.NoSuchProcess):
+                started += child.children(recursive=True)
     ray.shutdown()
     _, alive = psutil.wait_procs(started, timeout=_END_S)
     for process in alive:
@@ -184,27 +172,17 @@ def _end(before: Collection[int]) -> None:
 
 @contextmanager
 def _temporary_files_in(folder: str) -> Iterator[None]:
-    """Let this process, and those that it starts in this block, put their temporary files there.
-
-    Ray's processes are ended by force, and this one may be.
-    """
+    """In this block, this process and those that it starts (some end by force) put their temporary files there."""
     os.makedirs(folder)
-    variable, default = os.environ.get("TMPDIR"), tempfile.tempdir
+    before, default = os.environ.get("TMPDIR"), tempfile.tempdir
     os.environ["TMPDIR"] = tempfile.tempdir = folder
     try:
         yield
     finally:
         tempfile.tempdir = default
         del os.environ["TMPDIR"]
-        if variable is not None:
-            os.environ["TMPDIR"] = variable
-
-
-def _descendants(process: psutil.Process) -> list[psutil.Process]:
-    try:
-        return process.children(recursive=True)  # type: ignore[no-any-return]
-    except psutil.NoSuchProcess:
-        return []
+        if before is not None:
+            os.environ["TMPDIR"] = before
 
 
 def _mark_owned(folder: str, failed: bool = False) -> None:
@@ -245,12 +223,10 @@ def cluster_of_this_machine(say: bool = True) -> str | None:
     from glscl.system.ray_internals.cluster import written_address
 
     address = written_address()
-    if not address:
-        return None
-    if _answers(address):
-        check_cluster(address, f"the Ray cluster of this machine, {address}")
+    if address and _answers(address):
+        environment.check_cluster(address, f"the Ray cluster of this machine, {address}")
         return address
-    if say:
+    if address and say:
         print(f"the Ray cluster at {address} is gone; starting a local one", flush=True)
     return None
 
@@ -268,11 +244,7 @@ def _answers(address: str) -> bool:
 
 
 def cluster_nodes() -> list[Node]:
-    """Resources of the nodes of the cluster that `ray_session` would use; nothing is started.
-
-    Raises:
-        UserError: see `glscl.system.environment.check_environment`.
-    """
+    """Resources of the nodes of the cluster that `ray_session` would use, by the same checks; nothing is started."""
     import ray
 
     from glscl.system.ray_internals.cluster import nodes_at, resources_of_this_machine

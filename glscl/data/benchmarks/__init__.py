@@ -26,11 +26,7 @@ def benchmark_names() -> list[str]:
 
 
 def find_benchmark(name: str) -> Benchmark:
-    """Return the reader of that name.
-
-    Raises:
-        UserError: no reader has that name.
-    """
+    """The reader of that name; a `UserError` says that there is none."""
     if name not in READERS:
         known = benchmark_names()
         raise UserError(f"unknown benchmark '{name}'{did_you_mean(name, known)}; known: {', '.join(known)}")
@@ -38,12 +34,9 @@ def find_benchmark(name: str) -> Benchmark:
 
 
 def read(name: str, annotations: str, split: str) -> ReadResult:
-    """Read one split of a data set from its annotation files.
+    """Read one split of a data set by the reader of that name.
 
-    Args:
-        name: of the reader.
-        annotations: local path or ``s3://`` URI of the folder (``jsonl`` and ``csv``: of the folder or the file).
-        split: one of the reader's splits.
+    ``annotations`` is the local path or ``s3://`` URI of the folder (``jsonl`` and ``csv``: of the folder or the file).
 
     Raises:
         UserError: unknown name or split, folder or file missing, malformed file, no record in the split.

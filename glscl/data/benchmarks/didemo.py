@@ -7,16 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from glscl.data.benchmarks.base import (
-    Annotations,
-    Benchmark,
-    ReadResult,
-    expect,
-    get_member,
-    join_sentences,
-    register,
-    restrict,
-)
+from glscl.data.benchmarks.base import Annotations, Benchmark, ReadResult, join_sentences, register
 from glscl.data.records import Record
 
 VERSION = 1
@@ -32,20 +23,17 @@ def read_didemo(folder: str, split: str) -> ReadResult:
     """
     files = Annotations(folder)
     name = f"{split}_data.json"
-    path = files.path(name)
     descriptions: dict[str, list[str]] = defaultdict(list)
-    for index, entry in enumerate(files.json(name, list)):
-        where = f"{path}, [{index}]"
-        row = expect(entry, dict, where)
-        descriptions[get_member(row, "video", str, where)].append(get_member(row, "description", str, where))
+    for row in files.entries(name):
+        descriptions[row.get("video", str)].append(row.get("description", str))
     records = {
-        video_id: Record(video_id, (join_sentences(texts, f"{path}, '{video_id}'"),), end=ANNOTATED_SECONDS)
+        video_id: Record(video_id, (join_sentences(texts, f"{files.path(name)}, '{video_id}'"),), end=ANNOTATED_SECONDS)
         for video_id, texts in descriptions.items()
     }
     listed = f"{split}_list.txt"
     if not files.has(listed):
-        return files.result(list(records.values()), [f"no {listed}: every annotated video is taken"])
-    return files.result(*restrict(records, files.ids(listed), listed, whole=True))
+        return files.result(records.values(), [f"no {listed}: every annotated video is taken"])
+    return files.listed(records, listed, files.ids(listed), whole=True)
 
 
 register(Benchmark("didemo", SPLITS, read_didemo, VERSION))

@@ -34,7 +34,7 @@ def read_lsmdc(folder: str, split: str) -> ReadResult:
         if not (clip_id := columns[0].strip()):
             raise UserError(f"{where}: empty clip id")
         captions[clip_id].append(check_caption(columns[-1], where))
-    return files.result([Record(clip_id, tuple(texts)) for clip_id, texts in captions.items()])
+    return files.result(Record(clip_id, tuple(texts)) for clip_id, texts in captions.items())
 
 
 register(Benchmark("lsmdc", tuple(FILES), read_lsmdc, VERSION))

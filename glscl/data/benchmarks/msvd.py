@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import pickle
 
-from glscl.data.benchmarks.base import Annotations, Benchmark, ReadResult, check_caption, expect, register, restrict
+from glscl.data.benchmarks.base import Annotations, Benchmark, ReadResult, check_caption, expect, register
 from glscl.data.records import Record
 from glscl.errors import UserError
 
@@ -30,7 +30,7 @@ def read_msvd(folder: str, split: str) -> ReadResult:
         video_id = expect(key, str, f"{files.path(name)}, an id")
         records[video_id] = _record(video_id, entries, f"{files.path(name)}, '{video_id}'")
     listed = f"{split}_list.txt"
-    return files.result(*restrict(records, files.ids(listed), listed, whole=False))
+    return files.listed(records, listed, files.ids(listed), whole=False)
 
 
 def _record(video_id: str, entries: object, where: str) -> Record:

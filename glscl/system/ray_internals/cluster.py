@@ -58,8 +58,7 @@ def resources_of_this_machine() -> Mapping[str, float]:
     """The resources that a node started here would have."""
     from ray._private.resource_and_label_spec import ResourceAndLabelSpec
 
-    resources: Mapping[str, float] = ResourceAndLabelSpec().resolve(is_head=True).to_resource_dict()
-    return resources
+    return ResourceAndLabelSpec().resolve(is_head=True).to_resource_dict()  # type: ignore[no-any-return]
 
 
 def nodes_at(address: str) -> list[Mapping[str, float]]:
@@ -67,16 +66,6 @@ def nodes_at(address: str) -> list[Mapping[str, float]]:
     cluster = state.GlobalState()
     cluster._initialize_global_state(services._get_gcs_client_options(address))
     return [node["Resources"] for node in cluster.node_table() if node["Alive"]]
-
-
-def actor_state(actor_id: str) -> str:
-    """State of an actor of this process's cluster; "DEAD" for one that the head has forgotten."""
-    return str(state.actors(actor_id).get("State", "DEAD"))
-
-
-def disconnect_state() -> None:
-    """End the threads with which this process asks the head for states."""
-    state.state.disconnect()
 
 
 def autoscaling_coordinator() -> Any:
@@ -101,8 +90,7 @@ class KeyValueStore:
 
     def get(self, key: str) -> bytes | None:
         """The value, or None."""
-        value: bytes | None = internal_kv._internal_kv_get(self._prefix + key)
-        return value
+        return internal_kv._internal_kv_get(self._prefix + key)  # type: ignore[no-any-return]
 
     def keys(self, prefix: str) -> list[str]:
         """The keys that begin so, sorted."""
@@ -117,9 +105,8 @@ class KeyValueStore:
 def prepare_launcher(values: dict[str, Any]) -> dict[str, Any]:
     """Fill in the defaults of a cluster-launcher file's provider and check the file as ``ray up`` does.
 
-    Raises:
-        jsonschema.ValidationError, ValueError, RuntimeError, NotImplementedError, KeyError, TypeError, AttributeError:
-            what Ray raises where ``ray up`` would refuse the file.
+    Where ``ray up`` would refuse the file, Ray raises jsonschema.ValidationError, ValueError, RuntimeError,
+    NotImplementedError, KeyError, TypeError or AttributeError.
     """
     from ray.autoscaler._private.util import prepare_config, validate_config
 

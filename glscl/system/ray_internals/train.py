@@ -23,6 +23,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ray._private import state
 from ray.train import FailureConfig, Result
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch.config import _TorchBackend
@@ -31,30 +32,21 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.controller import TrainController, placement_group_cleaner
 from ray.train.v2._internal.execution.controller.placement_group_cleaner import PlacementGroupCleaner
-from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy
+from ray.train.v2._internal.execution.failure_handling import FailureDecision as FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import (
     ElasticScalingPolicy,
-    NoopDecision,
-    ScalingDecision,
     autoscaling_coordinator_client,
     elastic,
 )
+from ray.train.v2._internal.execution.scaling_policy import NoopDecision as NoopDecision
+from ray.train.v2._internal.execution.scaling_policy import ScalingDecision as ScalingDecision
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2.api import data_parallel_trainer
 from ray.util.state.exception import RayStateApiException
 
-from glscl.system.network import use_interface_of_node
-from glscl.system.ray_internals.cluster import actor_state, disconnect_state, replaced
-
-__all__ = [
-    "FailureDecision",
-    "FailurePolicy",
-    "NoopDecision",
-    "PolicyTrainer",
-    "ScalingDecision",
-    "ScalingPolicy",
-    "lacked_free_resources",
-]
+from glscl.system.hardware import use_interface_of_node
+from glscl.system.ray_internals.cluster import replaced
 
 PATIENCE_S = 30.0
 """Seconds that Ray's coordinator of requests for nodes is given to answer."""
@@ -145,13 +137,9 @@ class NodeInterfaceConfig(TorchConfig):  # type: ignore[misc]
 
 
 def is_actor_alive(actor_id: str, timeout: float) -> bool:
-    """Whether an actor of this process's own cluster lives.
-
-    Raises:
-        RayStateApiException: the head does not answer now.
-    """
+    """Whether an actor of this process's own cluster lives; RayStateApiException: the head does not answer now."""
     try:
-        return actor_state(actor_id) != "DEAD"
+        return bool(state.actors(actor_id).get("State", "DEAD") != "DEAD")  # the head may have forgotten it
     except Exception as error:  # as many types as there are ways for a head to be away
         raise RayStateApiException(f"{type(error).__name__}: {error}") from error
 
@@ -164,7 +152,7 @@ class Cleaner(PlacementGroupCleaner):  # type: ignore[misc]
             super()._monitor_loop()
 
     def _exit(self) -> None:
-        disconnect_state()  # its threads must not outlive what the process takes down
+        state.state.disconnect()  # its threads must not outlive what the process takes down
         super()._exit()
 
 
@@ -172,20 +160,14 @@ class CleanerCallback(PlacementGroupCleanerCallback):  # type: ignore[misc]
     """Starts a `Cleaner` with the controller."""
 
     def after_controller_start(self, train_run_context: Any) -> None:
-        """Start it."""
         with replaced(placement_group_callback, "PlacementGroupCleaner", Cleaner):
             super().after_controller_start(train_run_context)
 
 
 class PolicyTrainer(TorchTrainer):  # type: ignore[misc]
-    """A `TorchTrainer` with policies of one's own.
+    """A `TorchTrainer` with one's own policies: for the number of workers and, made as the run begins, for failures.
 
-    Args:
-        loop: what every worker runs.
-        scaling_policy: decides how many workers there are.
-        failure_policy: makes the policy that decides whether a failed run is tried again, when the run begins.
-        timeout_s: after which torch gives a collective up.
-        options: of `TorchTrainer`.
+    Torch gives a collective up after ``timeout_s``.
     """
 
     def __init__(
