@@ -20,21 +20,18 @@ _ROW_BYTES = 1024
 
 @dataclass(frozen=True, slots=True)
 class Activity:
-    """What one reading process is doing.
-
-    Attributes:
-        worker: number of the loader worker; 0 also where the training process reads.
-        pid: 0 before its first note.
-        busy: false while it waits for its batch to be taken.
-        what: the current task in words; while it waits, the last one.
-        seconds: time since the task began.
-    """
+    """What one reading process is doing."""
 
     worker: int
+    """Number of the loader worker; 0 also where the training process reads."""
     pid: int
+    """0 before its first note."""
     busy: bool
+    """False while it waits for its batch to be taken."""
     what: str
+    """The current task in words; while it waits, the last one."""
     seconds: float
+    """Time since the task began."""
 
     def __str__(self) -> str:
         who = f"loader worker {self.worker} (pid {self.pid})"
@@ -44,17 +41,16 @@ class Activity:
 
 
 class ActivityTable:
-    """One row per reading process. It travels to loader processes by fork, and by pickling where they are spawned.
+    """One row per reading process: each loader worker, or the training process where there are none.
 
-    Args:
-        workers: loader workers (0: the training process reads).
+    It travels to loader processes by fork, and by pickling where they are spawned.
     """
 
     def __init__(self, workers: int) -> None:
-        self.workers = workers
+        self._rows = max(1, workers)
         self.awaited = 0
         """Loader worker whose share of a batch the training process takes next (known to that process)."""
-        self._memory = multiprocessing.RawArray("c", max(1, workers) * _ROW_BYTES)  # unnamed: nothing is left behind
+        self._memory = multiprocessing.RawArray("c", self._rows * _ROW_BYTES)  # unnamed: nothing is left behind
 
     def note(self, worker: int, what: str) -> None:
         """Write what this process does from now on; empty: it waits for its batch to be taken."""
@@ -72,7 +68,7 @@ class ActivityTable:
         """Read every row (the clock is that of the machine, the same for all its processes)."""
         view = memoryview(self._memory).cast("B")
         activities = []
-        for worker in range(max(1, self.workers)):
+        for worker in range(self._rows):
             row = bytes(view[worker * _ROW_BYTES : (worker + 1) * _ROW_BYTES])
             pid, since, length, busy = _HEADER.unpack_from(row)
             text = row[_HEADER.size : _HEADER.size + length].decode(errors="replace")

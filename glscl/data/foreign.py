@@ -6,15 +6,15 @@ import hashlib
 import os
 import tarfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from pydantic import ValidationError
 
 from glscl.data.quarantine import LISTED
-from glscl.data.records import compose_accents
-from glscl.data.shards import FOREIGN, MANIFEST, Manifest, ShardEntry, local_file
+from glscl.data.records import compose_accents, list_some
+from glscl.data.shards import FOREIGN, MANIFEST, Manifest, ShardEntry, count_reasons, local_file
 from glscl.data.tars import index_foreign
 from glscl.errors import UserError
 from glscl.options.mistakes import first_mistake
@@ -29,6 +29,7 @@ _BLOCK = 8 << 20
 class _IndexedTar(NamedTuple):
     entry: ShardEntry
     rejected: dict[str, str]
+    """Keys of samples that lack something, with the reason."""
     video_ids: list[str]
 
 
@@ -37,16 +38,8 @@ def index_shards(
 ) -> tuple[Manifest, list[str]]:
     """Read the tars of a folder once and write the manifest that makes them a shard set.
 
-    Samples are grouped as WebDataset groups them. Each needs a video under any extension of `VIDEO_EXTENSIONS` and a
-    caption (`index_foreign`), as video2dataset, clip-video-encode and similar programs write them. Samples without
-    either are left out and listed as rejected.
-
-    Args:
-        uri: folder or ``s3://`` prefix that holds the tars, ``*.tar``.
-        domain: name of the domain; empty takes the folder's.
-        split: name of the split.
-        max_bad_fraction: share of the samples that may be left out.
-        overwrite: replace an existing manifest.
+    Each sample (`index_foreign`) needs a video under any extension of `VIDEO_EXTENSIONS` and a caption. Those without
+    either are left out and listed as rejected. An empty domain takes the folder's name.
 
     Returns:
         The manifest, and notes for the user.
@@ -81,11 +74,7 @@ def index_shards(
 
 
 def _describe_set(tars: Sequence[_IndexedTar], domain: str, split: str) -> Manifest:
-    """Build the manifest of a folder of tars.
-
-    Raises:
-        UserError: the name of the domain or of the split cannot be used.
-    """
+    """Build the manifest of a folder of tars; a `UserError` says that a name cannot be used."""
     rejected = {f"{tar.entry.name}/{key}": reason for tar in tars for key, reason in tar.rejected.items()}
     try:
         return Manifest(
@@ -126,12 +115,11 @@ def _index(uri: str, name: str) -> _IndexedTar:
     return _IndexedTar(entry, index.rejected, [sample.video_id for sample in index.samples])
 
 
-def _check_rejected(uri: str, rejected: Mapping[str, str], samples: int, limit: float) -> None:
+def _check_rejected(uri: str, rejected: dict[str, str], samples: int, limit: float) -> None:
     if len(rejected) > limit * samples:
-        shown = "; ".join(f"{key} ({reason})" for key, reason in list(rejected.items())[:LISTED])
-        more = f" and {len(rejected) - LISTED} more" if len(rejected) > LISTED else ""
-        reasons = ", ".join(f"{count} x {reason}" for reason, count in Counter(rejected.values()).most_common())
+        shown = list_some([f"{key} ({reason})" for key, reason in rejected.items()], LISTED, between="; ")
         raise UserError(
-            f"{uri}: {len(rejected)} of {samples} samples cannot be used ({reasons}), more than --max-bad-fraction "
-            f"({limit:g}): {shown}{more}; mend them, or raise --max-bad-fraction, and the manifest lists them"
+            f"{uri}: {len(rejected)} of {samples} samples cannot be used ({count_reasons(rejected)}), more than "
+            f"--max-bad-fraction ({limit:g}): {shown}; "
+            "mend them, or raise --max-bad-fraction, and the manifest lists them"
         )

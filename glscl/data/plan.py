@@ -30,19 +30,16 @@ Integers = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Where one pair of the stream lies.
-
-    Attributes:
-        domain: index of the manifest.
-        epoch: of this domain, from 0.
-        shard: index of the tar in the manifest.
-        rank_in_shard: position in the shard's permuted order.
-    """
+    """Where one pair of the stream lies."""
 
     domain: int
+    """Index of the manifest."""
     epoch: int
+    """Of this domain, from 0."""
     shard: int
+    """Index of the tar in the manifest."""
     rank_in_shard: int
+    """Position in the shard's permuted order."""
 
 
 class StreamPlan:
@@ -97,8 +94,8 @@ class StreamPlan:
                     f"places of every global batch: lower training.global_batch or its weight in data.weights"
                 )
             self.domain_steps.append(steps)
-        self.steps_per_epoch = sum(totals) // global_batch
         self.pairs_per_epoch = sum(totals)
+        self.steps_per_epoch = self.pairs_per_epoch // global_batch
 
     def slots(self, step: int, stream: int) -> list[Slot]:
         """The pairs that one virtual stream contributes to global step ``step`` (counted from the run's start)."""
@@ -116,7 +113,8 @@ class StreamPlan:
 
     def pair_in_shard(self, slot: Slot) -> int:
         """Index, in file order, of the pair (``all``) or sample (``one``) that stands at the slot."""
-        return int(self._shard_order(slot.domain, slot.epoch, slot.shard)[slot.rank_in_shard])
+        size = self.shard_size(slot.domain, slot.shard)
+        return int(_permutation(size, self.seed, 2, slot.domain, slot.epoch, slot.shard)[slot.rank_in_shard])
 
     def shard_size(self, domain: int, shard: int) -> int:
         """Places that a shard fills in one epoch."""
@@ -139,22 +137,14 @@ class StreamPlan:
                 yield Slot(slot.domain, slot.epoch, shard, place)
 
     def owned(self, rank: int, world_size: int, worker: int, workers: int) -> range:
-        """Virtual streams of one loader worker of one rank (``workers`` counts at least 1).
-
-        Raises:
-            UserError: V cannot be dealt evenly.
-        """
+        """Virtual streams of one loader worker of one rank (``workers`` counts at least 1)."""
         self.check_world(world_size, workers)
         count = self.virtual_streams // (world_size * workers)
         first = (rank * workers + worker) * count
         return range(first, first + count)
 
     def check_world(self, world_size: int, workers: int) -> None:
-        """Refuse a world that does not divide the virtual streams, or that outnumbers the shards.
-
-        Raises:
-            UserError: naming the knobs.
-        """
+        """Refuse a world that does not divide the virtual streams, or that outnumbers the shards."""
         readers = world_size * max(1, workers)
         if self.virtual_streams % readers:
             raise UserError(
@@ -171,9 +161,6 @@ class StreamPlan:
 
     def _line(self, domain: int, epoch: int) -> tuple[Integers, Integers]:
         return _line_of_shards(self.seed, domain, epoch, tuple(self._sizes[domain].tolist()))
-
-    def _shard_order(self, domain: int, epoch: int, shard: int) -> Integers:
-        return _permutation(self.shard_size(domain, shard), self.seed, 2, domain, epoch, shard)
 
 
 @lru_cache(maxsize=32)
@@ -225,7 +212,7 @@ def _apportion(weights: Sequence[float], places: int, names: Sequence[str]) -> l
             f"domain '{name}' would get less than one of {places} virtual streams: raise data.virtual_streams or its "
             f"weight in data.weights"
         )
-    return [int(share) for share in shares]
+    return shares.tolist()  # type: ignore[no-any-return]
 
 
 def _interleave(shares: Sequence[int]) -> list[tuple[int, int]]:

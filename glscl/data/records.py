@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from glscl.errors import printable
@@ -34,22 +35,23 @@ def describe_share(videos: int, total: int) -> str:
     return f"{total:,}" if videos == total else f"{videos:,} of {total:,}"
 
 
+def list_some(names: Sequence[str], most: int = 20, between: str = ", ") -> str:
+    """Write the first names, and count the rest: ``a, b and 3 more``."""
+    return between.join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One video of a domain with every caption that describes it.
-
-    Attributes:
-        video_id: the data set's own id; also the name by which the video file is located.
-        captions: one or more texts. Each (caption, video) is one pair.
-        start: first second of the video file that the captions describe, or None for its beginning.
-        end: last second that they describe, or None for the file's end.
-        duration: length of what they describe, in seconds, where the annotations say so.
-        attributes: ground-truth facts of a synthetic video (toy domains); empty for real data.
-    """
+    """One video of a domain with every caption that describes it; each (caption, video) is one pair."""
 
     video_id: str
+    """The data set's own id; also the name by which the video file is located."""
     captions: tuple[str, ...]
     start: float | None = None
+    """First second of the video file that the captions describe; None is its beginning."""
     end: float | None = None
+    """Last second that they describe; None is the file's end."""
     duration: float | None = None
+    """Seconds of what they describe, where the annotations say so."""
     attributes: dict[str, object] = field(default_factory=dict)
+    """Ground-truth facts of a synthetic video (toy domains); empty for real data."""

@@ -14,18 +14,17 @@ def loads(text: str) -> object:
             Infinity, 1e999) or has thousands of digits, or nesting deeper than Python can follow.
     """
     try:
-        value: object = json.loads(text, object_pairs_hook=_object, parse_constant=_number, parse_float=_number)
+        return json.loads(text, object_pairs_hook=_object, parse_constant=_number, parse_float=_number)
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    return value
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"key {twice[:80]!r} is given twice")
+    value: dict[str, object] = {}
+    for key, member in pairs:
+        if key in value:
+            raise ValueError(f"key {key[:80]!r} is given twice")
+        value[key] = member
     return value
 
 

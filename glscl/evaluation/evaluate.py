@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from glscl.data.names import distinct_names
+from glscl.data.apart import distinct_names
 from glscl.data.quarantine import Quarantine
 from glscl.data.shards import ShardSet, open_shard_set
 from glscl.errors import UserError

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from glscl.data import strict_json
-from glscl.data.records import MOST_SECONDS, Record
+from glscl.data.records import MOST_SECONDS, Record, list_some
 from glscl.errors import UserError
 from glscl.system import storage
 
@@ -18,7 +18,6 @@ FLAG = "--annotations"
 MAX_BYTES = 2 << 30
 MAX_CAPTION = 1_000_000
 """Most characters of a caption (a tokenizer reads the first hundred or so)."""
-LISTED = 20  # ids that a note or a report names before it only counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,9 +188,9 @@ class Annotations:
         wanted = dict.fromkeys(ids)
         notes = []
         if bare := [video_id for video_id in wanted if video_id not in records]:
-            notes.append(f"{len(bare)} ids of {name} have no annotation and are left out: {list_ids(bare)}")
+            notes.append(f"{len(bare)} ids of {name} have no annotation and are left out: {list_some(bare)}")
         if whole and (extra := [video_id for video_id in records if video_id not in wanted]):
-            notes.append(f"{len(extra)} annotated videos are not in {name} and are left out: {list_ids(extra)}")
+            notes.append(f"{len(extra)} annotated videos are not in {name} and are left out: {list_some(extra)}")
         return self.result([records[video_id] for video_id in wanted if video_id in records], notes)
 
 
@@ -232,9 +231,3 @@ def check_caption(text: object, where: str) -> str:
 def join_sentences(sentences: Iterable[object], where: str) -> str:
     """Join sentences, each stripped, by single spaces; empty ones are left out, but one must be left."""
     return check_caption(" ".join(filter(None, (expect(s, str, where).strip() for s in sentences))), where)
-
-
-def list_ids(ids: list[str]) -> str:
-    """Name the first ids and count the rest."""
-    shown = ", ".join(ids[:LISTED])
-    return f"{shown} and {len(ids) - LISTED} more" if len(ids) > LISTED else shown

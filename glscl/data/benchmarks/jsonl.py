@@ -19,11 +19,10 @@ from glscl.data.benchmarks.base import (
     ReadResult,
     check_caption,
     expect,
-    list_ids,
     parse_json,
     register,
 )
-from glscl.data.records import Record
+from glscl.data.records import Record, list_some
 from glscl.errors import UserError, did_you_mean
 from glscl.system import storage
 
@@ -45,7 +44,7 @@ def read_rows(kind: str, address: str, split: str) -> ReadResult:
             _same_facts(first, record, row.where, first_line)
             record = replace(first, captions=first.captions + record.captions)
         videos[record.video_id] = (record, first_line)
-    notes = [f"fields that are not used: {list_ids([repr(key) for key in unknown])}"] if unknown else []
+    notes = [f"fields that are not used: {list_some([repr(key) for key in unknown])}"] if unknown else []
     return files.result([record for record, _ in videos.values()], notes)
 
 

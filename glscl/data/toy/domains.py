@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections import defaultdict
 from dataclasses import dataclass
-from typing import Literal
 
 from glscl.data.records import Record
 from glscl.data.toy.wording import CAPTIONS
@@ -20,24 +20,19 @@ from glscl.errors import UserError, did_you_mean
 TOY_SPLITS = ("train", "dev", "test")
 _SHARES = {"test": 0.28, "dev": 0.13}  # of the combinations; training has the rest
 
-Domain = Literal["toy_clips", "toy_stories", "toy_stills"]
-
 
 @dataclass(frozen=True, slots=True)
 class DomainSpec:
-    """What may vary in a domain.
-
-    Attributes:
-        values: attribute name -> its values; the combinations are their product.
-        dynamic: the attributes that only the order of frames tells.
-        twins: order -> the order that tells the same events the other way round; empty where nothing happens.
-        seconds: shortest and longest duration.
-    """
+    """What may vary in a domain."""
 
     values: dict[str, tuple[str, ...]]
+    """Attribute name to its values; the combinations are their product."""
     dynamic: tuple[str, ...]
+    """The attributes that only the order of frames tells."""
     twins: dict[str, str]
+    """Order to the order that tells the same events the other way round; empty where nothing happens."""
     seconds: tuple[float, float]
+    """Shortest and longest duration."""
 
 
 _COLOURS = ("red", "green", "blue", "yellow")
@@ -95,11 +90,7 @@ def toy_names() -> tuple[str, ...]:
 
 
 def domain_spec(domain: str) -> DomainSpec:
-    """Return what may vary in a domain.
-
-    Raises:
-        UserError: there is no such toy domain.
-    """
+    """What may vary in a domain; a `UserError` says that there is no such toy domain."""
     if domain not in DOMAINS:
         raise UserError(
             f"there is no toy domain '{domain}'{did_you_mean(domain, DOMAINS)}; there are {', '.join(DOMAINS)}"
@@ -132,23 +123,14 @@ def toy_records(domain: str, split: str, count: int, seed: int) -> list[Record]:
     for index, attributes in enumerate(combinations[:count]):
         draw = random.Random(f"{domain}/{split}/{seed}/{index}/record")
         frames = draw.randint(round(spec.seconds[0] * FPS), round(spec.seconds[1] * FPS))
-        records.append(
-            Record(
-                video_id=f"{domain}-{split}-{index:05d}",
-                captions=captions(attributes, draw),
-                duration=frames / FPS,
-                attributes=dict(attributes),
-            )
-        )
+        name = f"{domain}-{split}-{index:05d}"
+        texts = captions(attributes, draw)
+        records.append(Record(name, texts, duration=frames / FPS, attributes=dict(attributes)))
     return records
 
 
 def toy_capacity(domain: str, split: str) -> int:
-    """Number of different combinations of attributes that a split of a domain holds.
-
-    Raises:
-        UserError: unknown domain or split.
-    """
+    """Number of different combinations of attributes that a split of a domain holds."""
     return len(_combinations(domain, split, 0))
 
 
@@ -179,9 +161,8 @@ def _train_rounds(combinations: list[dict[str, str]], count: int, dynamic: tuple
     """
     chosen: list[dict[str, str]] = []
     while len(chosen) < count:
-        groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
+        groups: dict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
         for attributes in combinations[: count - len(chosen)]:
-            look = tuple(value for key, value in attributes.items() if key not in dynamic)
-            groups.setdefault(look, []).append(attributes)
+            groups[tuple(value for key, value in attributes.items() if key not in dynamic)].append(attributes)
         chosen += itertools.chain.from_iterable(groups.values())
     return chosen

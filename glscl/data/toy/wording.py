@@ -7,21 +7,11 @@ from collections.abc import Callable
 
 Forms = tuple[str, str]  # third person, gerund
 
-_CLIP_NOUNS: dict[str, tuple[str, ...]] = {
-    "disc": ("disc", "ball", "circle"),
-    "plank": ("plank", "board"),
-    "pillar": ("pillar", "pole"),
-}
-_CLIP_ADJECTIVES: dict[str, tuple[str, ...]] = {
-    "red": ("red",),
-    "green": ("green",),
-    "blue": ("blue",),
-    "yellow": ("yellow",),
-}
-_CLIP_BACKGROUNDS: dict[str, tuple[str, ...]] = {
-    "grey": ("grey", "gray"),
-    "pink": ("pink",),
-}
+Words = dict[str, tuple[str, ...]]
+
+_CLIP_NOUNS: Words = {"disc": ("disc", "ball", "circle"), "plank": ("plank", "board"), "pillar": ("pillar", "pole")}
+_CLIP_ADJECTIVES: Words = {colour: (colour,) for colour in ("red", "green", "blue", "yellow")}
+_CLIP_BACKGROUNDS: Words = {"grey": ("grey", "gray"), "pink": ("pink",)}
 _CLIP_EVENTS: dict[str, tuple[Forms, ...]] = {
     "left": (("moves left", "moving left"), ("slides to the left", "sliding to the left"), ("goes left", "going left")),
     "right": (
@@ -46,24 +36,24 @@ _CLIP_TEMPLATES = (
 )
 CAPTIONS_PER_CLIP = 4
 
-_STORY_NOUNS: dict[str, tuple[str, ...]] = {
+_STORY_NOUNS: Words = {
     "disc": ("disc", "circle", "sphere"),
     "plank": ("plank", "board", "beam"),
     "pillar": ("pillar", "pole", "column"),
 }
-_STORY_ADJECTIVES: dict[str, tuple[str, ...]] = {
+_STORY_ADJECTIVES: Words = {
     "red": ("red", "red", "crimson"),
     "green": ("green", "green", "jade"),
     "blue": ("blue", "blue", "cobalt"),
     "yellow": ("yellow", "yellow", "golden"),
 }
-_STORY_GROUNDS: dict[str, tuple[str, ...]] = {
+_STORY_GROUNDS: Words = {
     "stripes": ("a striped curtain", "striped cloth"),
     "checks": ("a chessboard", "a checked floor"),
     "bricks": ("a brick wall", "stacked bricks"),
     "sand": ("a beach", "yellowish sand"),
 }
-_STORY_EVENTS: dict[str, tuple[str, ...]] = {
+_STORY_EVENTS: Words = {
     "left": ("moves left", "goes left", "drifts to the left"),
     "right": ("moves right", "goes right", "drifts to the right"),
     "up": ("moves up", "rises", "climbs"),
@@ -115,18 +105,18 @@ def write_story_captions(attributes: dict[str, str], draw: random.Random) -> tup
 
 
 _STILL_ADJECTIVES = {"white": ("white",), "black": ("black",)}
-_STILL_GROUNDS: dict[str, tuple[str, ...]] = {
+_STILL_GROUNDS: Words = {
     "grey": ("a grey background", "a gray backdrop"),
     "pink": ("a pink background", "a pink backdrop"),
 }
-_STILL_PLACES: dict[str, tuple[str, ...]] = {
+_STILL_PLACES: Words = {
     "left": ("on the left", "to the left"),
     "right": ("on the right", "to the right"),
     "top": ("at the top", "high up"),
     "bottom": ("at the bottom", "low down"),
     "middle": ("in the middle", "in the centre"),
 }
-_STILL_SIZES: dict[str, tuple[str, ...]] = {"small": ("small", "little"), "large": ("large", "big")}
+_STILL_SIZES: Words = {"small": ("small", "little"), "large": ("large", "big")}
 _STILL_TEMPLATES = (
     "a {size} {colour} {shape} {place} in front of {ground}",
     "{ground} with a {size} {colour} {shape} {place}",
