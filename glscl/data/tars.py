@@ -160,13 +160,18 @@ def _parse_annotation(data: bytes, key: str, where: str) -> tuple[Sample, object
         raise UserError(f"{where} has no video_id; build the shards again")
     if problem := id_problem(video_id):
         raise UserError(f"{where} has {problem}; build the shards again")
-    start, end = facts.get("start"), facts.get("end")
-    if not (_is_time(start) and _is_time(end)) or (end is not None and end <= (start or 0)):
-        raise UserError(f"{where}: start and end must be seconds, one after the other; build the shards again")
+    times = _parse_times(facts, where)
     attributes = facts.get("attributes", {})
     if not isinstance(attributes, dict):
         raise UserError(f"{where}: attributes must be an object; build the shards again")
-    return Sample(key, video_id, tuple(captions), start, end, attributes), facts.get("domain")
+    return Sample(key, video_id, tuple(captions), *times, attributes), facts.get("domain")
+
+
+def _parse_times(facts: Mapping[str, object], where: str) -> tuple[float | None, float | None]:
+    start, end = facts.get("start"), facts.get("end")
+    if not (_is_time(start) and _is_time(end)) or (end is not None and end <= (start or 0)):
+        raise UserError(f"{where}: start and end must be seconds, one after the other; build the shards again")
+    return start, end
 
 
 def _is_time(value: object) -> TypeGuard[float | None]:
@@ -228,13 +233,17 @@ class _ForeignSample:
         texts = self.captions or next(((text,) for text in (self.txt, self.caption) if text and text.strip()), ())
         captions = tuple(text.strip() for text in texts if text.strip())
         video_id = self.video_id or key
+        problem = self._caption_problem(captions) or id_problem(video_id)
+        return problem or Sample(key, video_id, captions, None, None, {})
+
+    def _caption_problem(self, captions: tuple[str, ...]) -> str | None:
         if not captions:
             return self.problem or "no caption"
         if (longest := max(map(len, captions))) > MAX_CAPTION:
             return f"a caption of {longest:,} characters"
         if any("\ud800" <= character <= "\udfff" for text in captions for character in text):
             return "a caption with half of a surrogate pair"
-        return id_problem(video_id) or Sample(key, video_id, captions, None, None, {})
+        return None
 
 
 def index_foreign(file: IO[bytes]) -> TarIndex:

@@ -62,12 +62,15 @@ def choose(
         count, least = workers, 1.0  # more than the nodes hold get one CPU each, and are refused later
         spread = math.ceil(count / len(usable))
         per_node = [max(1, min(fitting, count)) if gpu else spread for fitting in per_node]
-    if cpus == "auto":  # a whole number, or hundredths below one
-        share = min(node.get("CPU", 0.0) / sharing for node, sharing in zip(usable, per_node, strict=True))
-        cpus = float(math.floor(share)) if share >= 1 else max(least, math.floor(share * 100) / 100)
-    if loaders == "auto":
-        loaders = min(MOST_LOADERS, max(1, int(cpus) - 1 if gpu else int(cpus) // 4))
-    return Share(count, gpu, cpus, loaders)
+    each = _divided_cpus(usable, per_node, least) if cpus == "auto" else cpus
+    decoding = min(MOST_LOADERS, max(1, int(each) - 1 if gpu else int(each) // 4))
+    return Share(count, gpu, each, decoding if loaders == "auto" else loaders)
+
+
+def _divided_cpus(nodes: Collection[Node], workers: Collection[int], least: float) -> float:
+    """CPUs of each worker where the workers of a node divide its CPUs: a whole number, or hundredths below one."""
+    share = min(node.get("CPU", 0.0) / sharing for node, sharing in zip(nodes, workers, strict=True))
+    return float(math.floor(share)) if share >= 1 else max(least, math.floor(share * 100) / 100)
 
 
 def _fitting_workers(node: Node, gpu: bool, cpus_each: int) -> int:

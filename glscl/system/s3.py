@@ -125,7 +125,7 @@ class S3(s3fs.S3FileSystem):  # type: ignore[misc]
         self, path: str, *_: object, max_items: int | None = None, delimiter: str = "/", prefix: str = "", **__: object
     ) -> list[dict[str, object]]:
         """List a folder anew. s3fs itself leaves out a key's first slashes, and lists another folder."""
-        bucket, key, _ = self.split_path(path)
+        bucket, key = self.split_path(path)[:2]
         below = f"{key}/" if key else ""
         entries = [entry async for entry in self._iterdir(bucket, max_items, delimiter, below + prefix)]
         return sorted(entries, key=lambda entry: str(entry["name"]))
