@@ -23,7 +23,6 @@ from glscl.system.progress import Progress
 
 VERSION = 1
 _THREADS = 4
-_BLOCK = 8 << 20
 
 
 class _IndexedTar(NamedTuple):
@@ -97,12 +96,10 @@ def _describe_set(tars: Sequence[_IndexedTar], domain: str, split: str) -> Manif
 
 def _index(uri: str, name: str) -> _IndexedTar:
     """Read one tar: its entry of the manifest, what it cannot give, and its ids."""
-    digest, size = hashlib.sha256(), 0
     with local_file(uri) as file:
+        size = file.seek(0, os.SEEK_END)
         file.seek(0)
-        while block := file.read(_BLOCK):
-            digest.update(block)
-            size += len(block)
+        digest = hashlib.file_digest(file, "sha256")  # type: ignore[arg-type]
         try:
             index = index_foreign(file)
         except (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError) as error:

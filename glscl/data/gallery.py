@@ -43,26 +43,18 @@ class GalleryBatch:
     repaired: list[Entry] = field(default_factory=list)
 
 
+@dataclass(eq=False)
 class Gallery(IterableDataset["GalleryBatch | UserError"]):
-    """Videos ``first`` to ``last`` (exclusive, in manifest order) of a shard set, in batches of so many videos.
+    """Videos ``first`` to ``last`` (exclusive, in manifest order) of a shard set, in batches of so many videos."""
 
-    ``activity`` is where the reading processes note what they do; it has a row for each loader worker.
-    """
-
-    def __init__(
-        self,
-        shard_set: ShardSet,
-        first: int,
-        last: int,
-        sampling: FrameSampling,
-        tokenize: Tokenize,
-        batch_size: int,
-        activity: ActivityTable | None = None,
-    ) -> None:
-        super().__init__()
-        self.shard_set, self.first, self.last = shard_set, first, last
-        self.sampling, self.tokenize = sampling, tokenize
-        self.batch_size, self.activity = batch_size, activity
+    shard_set: ShardSet
+    first: int
+    last: int
+    sampling: FrameSampling
+    tokenize: Tokenize
+    batch_size: int
+    activity: ActivityTable | None = None
+    """Where the reading processes note what they do; it has a row for each loader worker."""
 
     def __iter__(self) -> Iterator[GalleryBatch | UserError]:
         return errors_as_items(self._read_batches())

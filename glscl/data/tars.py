@@ -17,10 +17,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, TypeGuard, cast
 
-from glscl.data import strict_json
 from glscl.data.benchmarks.base import MAX_CAPTION
 from glscl.data.locate import VIDEO_EXTENSIONS
-from glscl.data.records import MOST_SECONDS, id_problem
+from glscl.data.records import MOST_SECONDS, id_problem, parse_strict_json
 from glscl.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -149,7 +148,7 @@ def _parse_annotation(data: bytes, key: str, where: str) -> tuple[Sample, object
         UserError: it is not what this project writes.
     """
     try:
-        value = strict_json.loads(data.decode())  # UnicodeDecodeError is a ValueError
+        value = parse_strict_json(data.decode())  # UnicodeDecodeError is a ValueError
     except ValueError as error:
         raise UserError(f"{where} is not UTF-8 JSON ({error}); build the shards again") from None
     facts = value if isinstance(value, dict) else {}

@@ -14,7 +14,7 @@ from glscl.evaluation.metrics import MAIN_METRIC
 from glscl.runs.cell import Cell, read_result
 from glscl.runs.execution import run_cell
 from glscl.system.hardware import Share
-from glscl.system.nodes import alive_nodes, check_resources, worker_capacity
+from glscl.system.nodes import alive_nodes, capacity_of_nodes, check_resources
 from glscl.system.ownership import Owner
 from glscl.system.progress import time_left
 from glscl.training.checkpoint.format import SELECTION_METRIC
@@ -29,7 +29,7 @@ _MOST_FAILURES = 5
 
 def concurrent_runs(training: TrainingConfig) -> int:
     """Trainings whose workers all fit on the nodes there are."""
-    return worker_capacity(training.cpus, training.on_gpu) // training.most_workers
+    return capacity_of_nodes(alive_nodes(), training.cpus, training.on_gpu) // training.most_workers
 
 
 def run_cells(

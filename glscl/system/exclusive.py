@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from dataclasses import dataclass
+from contextlib import suppress
 from email.utils import parsedate_to_datetime
+from typing import NamedTuple
 
 from botocore.exceptions import ClientError
 
@@ -25,12 +26,11 @@ _TAKEN = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
 _NO_CONDITIONS = {"NotImplemented", "501", "InvalidArgument", "InvalidRequest", "400", "MethodNotAllowed", "405"}
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """Content of a file, and a stamp that differs after every `renew`."""
+class Seen(NamedTuple):
+    """Content of a file, and on a disk its time: one of the two differs after every `renew`."""
 
     data: bytes
-    stamp: tuple[bytes, int]
+    time_ns: int = 0
 
 
 def create(uri: str, data: bytes) -> bool:
@@ -97,20 +97,16 @@ def read(uri: str) -> Seen | None:
     """The file, or None if there is none. It is asked for by its name, never by a listing."""
     if storage.is_remote(uri):
         fs, path = storage.filesystem(uri)
-        try:
-            data: bytes = fs.cat_file(path)
-        except FileNotFoundError:
-            return None
-        return Seen(data, (data, 0))
-    try:
-        with open(storage.resolve(uri), "rb") as file:
-            return Seen(data := file.read(), (data, os.fstat(file.fileno()).st_mtime_ns))
-    except FileNotFoundError:
+        with suppress(FileNotFoundError):
+            return Seen(fs.cat_file(path))
         return None
+    with suppress(FileNotFoundError), open(storage.resolve(uri), "rb") as file:
+        return Seen(file.read(), os.fstat(file.fileno()).st_mtime_ns)
+    return None
 
 
 def renew(uri: str, data: bytes) -> None:
-    """Change the file's stamp: on S3 by new content, on a disk by its time, which needs no free space.
+    """Change what `read` sees: on S3 by new content, on a disk by its time, which needs no free space.
 
     A FileNotFoundError says that there is none on the disk; S3 cannot tell.
     """

@@ -63,8 +63,11 @@ def choose(
         spread = math.ceil(count / len(usable))
         per_node = [max(1, min(fitting, count)) if gpu else spread for fitting in per_node]
     each = _divided_cpus(usable, per_node, least) if cpus == "auto" else cpus
-    decoding = min(MOST_LOADERS, max(1, int(each) - 1 if gpu else int(each) // 4))
-    return Share(count, gpu, each, decoding if loaders == "auto" else loaders)
+    return Share(count, gpu, each, _decoding_processes(each, gpu) if loaders == "auto" else loaders)
+
+
+def _decoding_processes(cpus: float, gpu: bool) -> int:
+    return min(MOST_LOADERS, max(1, int(cpus) - 1 if gpu else int(cpus) // 4))
 
 
 def _divided_cpus(nodes: Collection[Node], workers: Collection[int], least: float) -> float:

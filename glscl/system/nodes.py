@@ -20,13 +20,8 @@ def alive_nodes() -> list[Node]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def worker_capacity(cpus_per_worker: float, use_gpu: bool) -> int:
-    """Number of workers that the cluster's nodes hold. Counted node by node: a worker is never split over two."""
-    return capacity_of_nodes(alive_nodes(), cpus_per_worker, use_gpu)
-
-
 def capacity_of_nodes(nodes: Iterable[Node], cpus_per_worker: float, use_gpu: bool) -> int:
-    """Number of workers that these nodes hold."""
+    """Number of workers that these nodes hold. Counted node by node: a worker is never split over two."""
     workers = 0
     for node in nodes:
         fits = int(node.get("CPU", 0.0) / cpus_per_worker + 1e-9)  # 0.3 / 0.1 is a little less than 3
@@ -51,7 +46,7 @@ def check_resources(
     """
 
     def fits() -> bool:
-        return worker_capacity(cpus_per_worker, use_gpu) >= workers
+        return capacity_of_nodes(alive_nodes(), cpus_per_worker, use_gpu) >= workers
 
     if wait_s and not fits():
         bundle = {"CPU": max(1, round(cpus_per_worker))} | ({"GPU": 1} if use_gpu else {})

@@ -94,7 +94,7 @@ class Fence:
         """Read the claim from the storage; a `TakenOverError` says that the directory belongs to another command."""
         newer = exclusive.read(_address(self.directory, self.number + 1))
         mine = exclusive.read(_address(self.directory, self.number)) if newer is None else None
-        claim = Claim.parse((newer or mine or Seen(b"", (b"", 0))).data)
+        claim = Claim.parse((newer or mine or Seen(b"")).data)
         if mine is not None and claim is not None and claim.token == self.token:
             return
         whom = f"was taken over by {claim}" if claim else "is no longer this command's (its owner/ folder is gone)"
@@ -240,7 +240,7 @@ class _OwnerProbe:
             if first is None:
                 first, needed = seen, max(LIMIT_S - max(0.0, exclusive.age_s(where)), LEAST_WATCH_S)
                 self.say(f"owned by {who}; up to {needed:.0f} s for a sign of life from there")
-            elif seen.stamp != first.stamp:
+            elif seen != first:
                 return self._reason(who, where)
             elif now - began >= needed:
                 self.say(f"taken over from {who}, which was not heard of for {LIMIT_S:g} s")

@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from glscl.data import strict_json
-from glscl.data.records import MOST_SECONDS, Record, list_some
+from glscl.data.records import MOST_SECONDS, Record, list_some, parse_strict_json
 from glscl.errors import UserError
 from glscl.system import storage
 
@@ -30,29 +29,6 @@ class ReadResult:
     """The files that were read."""
     notes: list[str]
     """What the files disagree about, in sentences for the user."""
-
-
-@dataclass(frozen=True, slots=True)
-class Benchmark:
-    """One data set's reader."""
-
-    name: str
-    splits: tuple[str, ...]
-    """Those of the protocol; empty where the files themselves name them."""
-    read: Callable[[str, str], ReadResult]
-    """Annotation folder and split to records, unchecked; call ``glscl.data.benchmarks.read`` instead."""
-    version: int
-    """Raised whenever the same files would give other records."""
-
-
-READERS: dict[str, Benchmark] = {}
-
-
-def register(benchmark: Benchmark) -> None:
-    """Make a reader known by its name."""
-    if benchmark.name in READERS:
-        raise ValueError(f"two readers are called '{benchmark.name}'")
-    READERS[benchmark.name] = benchmark
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,10 +170,39 @@ class Annotations:
         return self.result([records[video_id] for video_id in wanted if video_id in records], notes)
 
 
+Reader = Callable[[Annotations, str], ReadResult]
+READERS: dict[str, Benchmark] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """One data set's reader."""
+
+    name: str
+    splits: tuple[str, ...]
+    """Those of the protocol; empty where the files themselves name them."""
+    version: int
+    """Raised whenever the same files would give other records."""
+    read: Reader
+    """Annotations and split to records, unchecked; call ``glscl.data.benchmarks.read`` instead."""
+
+
+def register(name: str, splits: Iterable[str] = (), *, version: int) -> Callable[[Reader], Reader]:
+    """Make a reader known by its name."""
+
+    def add(read: Reader) -> Reader:
+        if name in READERS:
+            raise ValueError(f"two readers are called '{name}'")
+        READERS[name] = Benchmark(name, tuple(splits), version, read)
+        return read
+
+    return add
+
+
 def parse_json(text: str, where: str) -> object:
     """Parse JSON text; a `UserError` says that it is none, or says something twice."""
     try:
-        return strict_json.loads(text)
+        return parse_strict_json(text)
     except ValueError as error:
         raise UserError(f"{where}: not valid JSON ({error})") from None
 

@@ -7,21 +7,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from glscl.data.benchmarks.base import Annotations, Benchmark, ReadResult, join_sentences, register
+from glscl.data.benchmarks.base import Annotations, ReadResult, join_sentences, register
 from glscl.data.records import Record
 
-VERSION = 1
-SPLITS = ("train", "val", "test")
 ANNOTATED_SECONDS = 30.0  # the annotators saw at most this much of a video
 
 
-def read_didemo(folder: str, split: str) -> ReadResult:
+@register("didemo", ("train", "val", "test"), version=1)
+def read_didemo(files: Annotations, split: str) -> ReadResult:
     """Read one split: descriptions joined in the file's order, videos restricted to the split's list if there is one.
 
     The list is the protocol's set (CLIP4Clip and its successors): test 1,004 of 1,037 annotated videos, val 1,065 of
     1,094.
     """
-    files = Annotations(folder)
     name = f"{split}_data.json"
     descriptions: dict[str, list[str]] = defaultdict(list)
     for row in files.entries(name):
@@ -34,6 +32,3 @@ def read_didemo(folder: str, split: str) -> ReadResult:
     if not files.has(listed):
         return files.result(records.values(), [f"no {listed}: every annotated video is taken"])
     return files.listed(records, listed, files.ids(listed), whole=True)
-
-
-register(Benchmark("didemo", SPLITS, read_didemo, VERSION))

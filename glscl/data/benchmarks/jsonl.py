@@ -14,7 +14,6 @@ from functools import partial
 from glscl.data.benchmarks.base import (
     FLAG,
     Annotations,
-    Benchmark,
     Entry,
     ReadResult,
     check_caption,
@@ -26,14 +25,13 @@ from glscl.data.records import Record, list_some
 from glscl.errors import UserError, did_you_mean
 from glscl.system import storage
 
-VERSION = 1
 FIELDS = ("video_id", "video", "caption", "captions", "start", "end", "duration", "attributes")
 SECONDS = ("start", "end", "duration")
 
 
-def read_rows(kind: str, address: str, split: str) -> ReadResult:
+def read_rows(kind: str, given: Annotations, split: str) -> ReadResult:
     """Read ``<folder>/<split>.jsonl`` (or ``.csv``), or the file itself where the address ends in that extension."""
-    files, name = _find_file(kind, address, split)
+    files, name = _find_file(kind, given.folder, split)
     videos: dict[str, tuple[Record, int]] = {}  # each with its first line
     unknown: dict[str, None] = {}
     for line, row in (_json_rows if kind == "jsonl" else _csv_rows)(files, name):
@@ -126,4 +124,4 @@ def _same_facts(first: Record, again: Record, where: str, first_line: int) -> No
 
 
 for _kind in ("jsonl", "csv"):
-    register(Benchmark(_kind, (), partial(read_rows, _kind), VERSION))
+    register(_kind, version=1)(partial(read_rows, _kind))

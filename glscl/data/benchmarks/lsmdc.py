@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from glscl.data.benchmarks.base import Annotations, Benchmark, ReadResult, check_caption, register
+from glscl.data.benchmarks.base import Annotations, ReadResult, check_caption, register
 from glscl.data.records import Record
 from glscl.errors import UserError
 
-VERSION = 1
 FILES = {
     "train": "LSMDC16_annos_training.csv",
     "val": "LSMDC16_annos_val.csv",
@@ -21,9 +20,9 @@ FILES = {
 COLUMNS = 6
 
 
-def read_lsmdc(folder: str, split: str) -> ReadResult:
+@register("lsmdc", FILES, version=1)
+def read_lsmdc(files: Annotations, split: str) -> ReadResult:
     """Read one split; a clip id on several lines is one video with several captions."""
-    files = Annotations(folder)
     name = FILES[split]
     captions: dict[str, list[str]] = defaultdict(list)
     for line, text in files.lines(name):  # quotes are part of the sentences: not a case for a CSV parser
@@ -35,6 +34,3 @@ def read_lsmdc(folder: str, split: str) -> ReadResult:
             raise UserError(f"{where}: empty clip id")
         captions[clip_id].append(check_caption(columns[-1], where))
     return files.result(Record(clip_id, tuple(texts)) for clip_id, texts in captions.items())
-
-
-register(Benchmark("lsmdc", tuple(FILES), read_lsmdc, VERSION))

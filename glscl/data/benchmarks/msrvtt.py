@@ -8,20 +8,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from glscl.data.benchmarks.base import Annotations, Benchmark, Entry, ReadResult, check_caption, register
+from glscl.data.benchmarks.base import Annotations, Entry, ReadResult, check_caption, register
 from glscl.data.records import Record
 from glscl.errors import UserError
 
-VERSION = 1
 DATA = "MSRVTT_data.json"
 TRAIN_LISTS = {"train_9k": "MSRVTT_train.9k.csv", "train_7k": "MSRVTT_train.7k.csv"}
 TEST_1K_A = "MSRVTT_JSFUSION_test.csv"
 FULL = {"train_full": "train", "val_full": "validate", "test_full": "test"}
 
 
-def read_msrvtt(folder: str, split: str) -> ReadResult:
+@register("msrvtt", (*TRAIN_LISTS, *FULL, "test_1k_a"), version=1)
+def read_msrvtt(files: Annotations, split: str) -> ReadResult:
     """Read one split; captions keep the order of the file."""
-    files = Annotations(folder)
     if split == "test_1k_a":
         return files.result(_test_1k_a(files))
     videos, splits = _videos(files)
@@ -57,6 +56,3 @@ def _videos(files: Annotations) -> tuple[dict[str, Record], dict[str, str]]:
         records[video_id] = Record(video_id, tuple(captions[video_id]), duration=round(duration, 3))
         splits[video_id] = video.get("split", str)
     return records, splits
-
-
-register(Benchmark("msrvtt", (*TRAIN_LISTS, *FULL, "test_1k_a"), read_msrvtt, VERSION))
