@@ -37,6 +37,10 @@ reached is a typing error, not an outage."""
 _ASKS = "/ray.rpc.NodeInfoGcsService/CheckAlive"
 
 
+class NoAnswerError(UserError):
+    """Nobody answers at a cluster's address."""
+
+
 def check_working_folder() -> None:
     """See that the folder that the command was started in still exists."""
     try:
@@ -92,7 +96,7 @@ def check_cluster(address: str, shown: str = "") -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
     except OSError as error:
-        raise UserError(
+        raise NoAnswerError(
             f"no Ray cluster answers at {shown} ({error}); start it, correct the address, or unset "
             f"RAY_ADDRESS for a local one"
         ) from None

@@ -6,7 +6,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import sys
 import tempfile
 import time
@@ -223,24 +222,15 @@ def cluster_of_this_machine(say: bool = True) -> str | None:
     from glscl.system.ray_internals.cluster import written_address
 
     address = written_address()
-    if address and _answers(address):
-        environment.check_cluster(address, f"the Ray cluster of this machine, {address}")
-        return address
-    if address and say:
-        print(f"the Ray cluster at {address} is gone; starting a local one", flush=True)
-    return None
-
-
-def _answers(address: str) -> bool:
-    """Whether a server listens at ``host:port``; other forms of address are left to Ray."""
-    host, _, port = address.rpartition(":")
-    if "://" in address or not host or not port.isdigit():
-        return True
+    if not address:
+        return None
     try:
-        socket.create_connection((host, int(port)), timeout=5).close()
-    except OSError:
-        return False
-    return True
+        environment.check_cluster(address, f"the Ray cluster of this machine, {address}")
+    except environment.NoAnswerError:
+        if say:
+            print(f"the Ray cluster at {address} is gone; starting a local one", flush=True)
+        return None
+    return address
 
 
 def cluster_nodes() -> list[Node]:

@@ -30,8 +30,7 @@ def replaced(module: Any, name: str, value: Any) -> Iterator[None]:
 
 def written_address() -> str | None:
     """Address of the cluster that ``ray start`` wrote down on this machine; nothing says that it still runs."""
-    address = read_ray_address()
-    return str(address) if address else None
+    return read_ray_address() or None  # type: ignore[no-any-return]
 
 
 @contextmanager
@@ -85,11 +84,9 @@ class KeyValueStore:
         self._prefix = f"glscl-{token}-"
 
     def put(self, key: str, value: bytes) -> None:
-        """Set a value."""
         internal_kv._internal_kv_put(self._prefix + key, value, overwrite=True)
 
     def get(self, key: str) -> bytes | None:
-        """The value, or None."""
         return internal_kv._internal_kv_get(self._prefix + key)  # type: ignore[no-any-return]
 
     def keys(self, prefix: str) -> list[str]:

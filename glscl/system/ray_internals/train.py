@@ -20,7 +20,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from ray._private import state
@@ -30,17 +29,9 @@ from ray.train.torch.config import _TorchBackend
 from ray.train.v2._internal.callbacks import placement_group_callback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.train.v2._internal.execution import failure_handling, scaling_policy
 from ray.train.v2._internal.execution.controller import TrainController, placement_group_cleaner
 from ray.train.v2._internal.execution.controller.placement_group_cleaner import PlacementGroupCleaner
-from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy
-from ray.train.v2._internal.execution.failure_handling import FailureDecision as FailureDecision
-from ray.train.v2._internal.execution.scaling_policy import (
-    ElasticScalingPolicy,
-    autoscaling_coordinator_client,
-    elastic,
-)
-from ray.train.v2._internal.execution.scaling_policy import NoopDecision as NoopDecision
-from ray.train.v2._internal.execution.scaling_policy import ScalingDecision as ScalingDecision
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2.api import data_parallel_trainer
 from ray.util.state.exception import RayStateApiException
@@ -53,13 +44,16 @@ PATIENCE_S = 30.0
 PAUSE_S = 1.0
 """Seconds until a decision that was put off is asked for again."""
 
+FailureDecision = failure_handling.FailureDecision
+NoopDecision, ScalingDecision = scaling_policy.NoopDecision, scaling_policy.ScalingDecision
+
 
 def _without_traceback(record: logging.LogRecord) -> bool:
     record.exc_info = None
     return True
 
 
-for _module in (autoscaling_coordinator_client, elastic):
+for _module in (scaling_policy.autoscaling_coordinator_client, scaling_policy.elastic):
     _module.AUTOSCALING_REQUESTS_GET_TIMEOUT_S = PATIENCE_S
     logging.getLogger(_module.__name__).addFilter(_without_traceback)
 
@@ -69,7 +63,7 @@ def lacked_free_resources(error: BaseException) -> bool:
     return isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError)
 
 
-class ScalingPolicy(ElasticScalingPolicy):  # type: ignore[misc]  # Ray's packages are not typed
+class ScalingPolicy(scaling_policy.ElasticScalingPolicy):  # type: ignore[misc]  # Ray's packages are not typed
     """Ray's elastic scaling policy, whose steps have public names here; a subclass makes the decisions."""
 
     def request_nodes(self) -> None:
@@ -85,7 +79,7 @@ class ScalingPolicy(ElasticScalingPolicy):  # type: ignore[misc]  # Ray's packag
         return self._get_resize_decision(workers)
 
 
-class FailurePolicy(DefaultFailurePolicy):  # type: ignore[misc]
+class FailurePolicy(failure_handling.DefaultFailurePolicy):  # type: ignore[misc]
     """Ray's failure policy, which counts; a subclass makes the decisions."""
 
     def is_retryable(self, error: BaseException) -> bool:
@@ -126,14 +120,10 @@ class _NodeInterfaceBackend(_TorchBackend):  # type: ignore[misc]
         super().on_start(worker_group, backend_config)
 
 
-@dataclass
 class NodeInterfaceConfig(TorchConfig):  # type: ignore[misc]
     """The process group of torch, over the interface by which the nodes know each other."""
 
-    @property
-    def backend_cls(self) -> type[_NodeInterfaceBackend]:
-        """The class that sets it up."""
-        return _NodeInterfaceBackend
+    backend_cls = _NodeInterfaceBackend
 
 
 def is_actor_alive(actor_id: str, timeout: float) -> bool:
