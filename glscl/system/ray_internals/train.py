@@ -32,6 +32,9 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution import failure_handling, scaling_policy
 from ray.train.v2._internal.execution.controller import TrainController, placement_group_cleaner
 from ray.train.v2._internal.execution.controller.placement_group_cleaner import PlacementGroupCleaner
+from ray.train.v2._internal.execution.failure_handling import FailureDecision as FailureDecision
+from ray.train.v2._internal.execution.scaling_policy import NoopDecision as NoopDecision
+from ray.train.v2._internal.execution.scaling_policy import ScalingDecision as ScalingDecision
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2.api import data_parallel_trainer
 from ray.util.state.exception import RayStateApiException
@@ -43,9 +46,6 @@ PATIENCE_S = 30.0
 """Seconds that Ray's coordinator of requests for nodes is given to answer."""
 PAUSE_S = 1.0
 """Seconds until a decision that was put off is asked for again."""
-
-FailureDecision = failure_handling.FailureDecision
-NoopDecision, ScalingDecision = scaling_policy.NoopDecision, scaling_policy.ScalingDecision
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
