@@ -20,8 +20,7 @@ from botocore.exceptions import ClientError
 from glscl.data.quarantine import Quarantine
 from glscl.errors import StorageError, UserError
 from glscl.system import exclusive, ownership, storage
-from glscl.system.ownership import Claim, Fence, TakenOverError, owned
-from glscl.system.processes import machine_id, start_of
+from glscl.system.ownership import Claim, Fence, TakenOverError, machine_id, owned, start_of
 from glscl.system.s3 import S3
 from glscl.training.checkpoint.retention import INDEX, Retention
 from glscl.training.driver.outputs import STATUS, status_on_failure, write_status

@@ -27,11 +27,13 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import psutil
 
 from glscl.errors import UserError
 from glscl.system import exclusive, storage
 from glscl.system.exclusive import Seen
-from glscl.system.processes import machine_id, start_of
 
 FOLDER = "owner"
 PERIOD_S = 5.0
@@ -41,6 +43,35 @@ LEAST_WATCH_S = 3 * PERIOD_S
 RELEASE_S = 10.0
 ANOTHER_NAME = "choose another --name"
 _POLL_S = 1.0
+
+
+def start_of(pid: int) -> str | None:
+    """When a process began, counted from the start of the machine; None for a process that is gone or a zombie.
+
+    psutil's ``create_time`` moves when the wall clock is set; this does not.
+    """
+    try:
+        # after the last bracket, because a process may have brackets and spaces in its name
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        return None if fields[0] in "ZX" else fields[19]
+    except (FileNotFoundError, ProcessLookupError):
+        if os.path.isdir("/proc/self"):
+            return None
+    try:  # no /proc on this system
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else str(process.create_time())
+    except psutil.NoSuchProcess:
+        return None
+
+
+def machine_id() -> str:
+    """Name of the place where a process number means one process: host, boot and process namespace (a container's)."""
+    boot = namespace = ""
+    with contextlib.suppress(OSError):  # not Linux: the host's name has to do
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    with contextlib.suppress(OSError):
+        namespace = os.readlink("/proc/self/ns/pid")
+    return f"{socket.gethostname()} {boot} {namespace}"
 
 
 class TakenOverError(UserError):
@@ -57,10 +88,10 @@ class Claim:
     """In words, for people; so is ``host``."""
     host: str
     machine: str
-    """Where ``pid`` means a process (`processes.machine_id`)."""
+    """Where ``pid`` means a process (`machine_id`)."""
     pid: int
     started: str
-    """When that process began (`processes.start_of`)."""
+    """When that process began (`start_of`)."""
     beat: int = 0
     """Number of heartbeats, where they are counted in the file."""
     released: bool = False

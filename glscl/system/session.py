@@ -20,7 +20,7 @@ from glscl.system import environment, stopping
 from glscl.system.environment import check_environment, named_cluster
 from glscl.system.hardware import Node
 from glscl.system.nodes import alive_nodes
-from glscl.system.processes import start_of
+from glscl.system.ownership import start_of
 
 _PREFIX = "glscl-ray-"
 _OWNER = "owner.json"
