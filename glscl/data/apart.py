@@ -51,10 +51,7 @@ class NamedSet:
 
 
 def check_held_out(held_out: Sequence[NamedSet], trained: Sequence[NamedSet], tested: Sequence[NamedSet]) -> list[str]:
-    """Check that sets to choose on are neither tested nor trained on.
-
-    Returns:
-        One note per pair of sets whose ids could not be compared.
+    """Check that sets to choose on are neither tested nor trained on; returns a note per pair that cannot be compared.
 
     Raises:
         UserError: a set to choose on is a test split by its name, is one of the test or training sets, has the name of
@@ -74,11 +71,7 @@ def check_held_out(held_out: Sequence[NamedSet], trained: Sequence[NamedSet], te
 
 
 def check_not_trained(tested: Sequence[NamedSet], trained: Sequence[NamedSet], advice: str) -> list[str]:
-    """Check that no test set is trained on, nor any of its videos; the `UserError` ends with the advice.
-
-    Returns:
-        One note per pair of sets whose ids could not be compared.
-    """
+    """Check that no test set is trained on, nor any of its videos; as `check_held_out`, with its own advice."""
     for test in tested:
         if same := _same_content(test, trained):
             raise UserError(f"{test} is also in {same}; {advice}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from functools import partial
 
 from glscl.data.records import compose_accents, list_some
 from glscl.errors import UserError
@@ -148,7 +149,7 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def _key(name: str) -> str:
-    """Return the name with its accents composed and its extension in lower case."""
+    """The name with its accents composed and its extension in lower case."""
     stem, extension = _split(compose_accents(name))
     return f"{stem}.{extension}" if len(stem) < len(compose_accents(name)) else stem
 
@@ -162,7 +163,4 @@ def _same_bytes(root: str, one: str, other: str) -> bool:
     if storage.size(one) != storage.size(other):
         return False
     with storage.open_read(one) as first, storage.open_read(other) as second:
-        while block := first.read(_BLOCK):
-            if block != second.read(_BLOCK):
-                return False
-    return True
+        return all(block == second.read(_BLOCK) for block in iter(partial(first.read, _BLOCK), b""))

@@ -1,14 +1,13 @@
 """The order of the training stream: pure arithmetic over manifests, no files.
 
-Vocabulary: V virtual streams together fill every global batch of B pairs, and each contributes ``B / V`` consecutive
-pairs to it. Stream-major order inside a batch means that any rank (and any loader worker of it) that owns a contiguous
-run of streams owns a contiguous run of every global batch. Hence the global batch at a step is the same list of pairs
-whatever the number of ranks and workers.
+V virtual streams together fill every global batch of B pairs, and each contributes ``B / V`` consecutive pairs to it.
+Any rank (and any loader worker of it) that owns a contiguous run of streams owns a contiguous run of every global
+batch. Hence the global batch at a step is the same list of pairs whatever the number of ranks and workers.
 
 One epoch of a domain: its shards are permuted, the pairs inside each shard are permuted, and the resulting line of
 pairs is cut into equal contiguous ranges, one per virtual stream of the domain. Every stream therefore has exactly the
 same number of batches; the fewer-than-B pairs at the end of the line wait for the next epoch, whose order differs. A
-shard that a cut goes through is read by two streams, so no stream ever runs short however uneven the shards are.
+shard that a cut goes through is read by two streams.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Find the samples of a tar by its headers: in this project's layout, strictly, and in those of other programs.
 
-This project's: ``<key>.json`` (everything), ``<key>.mp4`` and, for stock WebDataset readers, ``<key>.txt`` (the first
-caption; not read here, and absent from older sets). Others' (video2dataset, img2dataset's form, clip-video-encode):
-members that share a name up to its first dot are a sample, with a video of any extension, a caption in ``.txt`` or
-``.json``, and whatever else (embeddings, sound, subtitles), which is passed over.
+This project's: ``<key>.json`` (everything), ``<key>.mp4`` and ``<key>.txt`` (the first caption; not read here, absent
+from older sets). Others' (video2dataset, img2dataset's form, clip-video-encode): members that share a name up to its
+first dot are a sample, with a video of any extension, a caption in ``.txt`` or ``.json``, and whatever else.
 """
 
 from __future__ import annotations
@@ -142,11 +141,7 @@ def _native_name(member: tarfile.TarInfo) -> tuple[str, str]:
 
 
 def _parse_annotation(data: bytes, key: str, where: str) -> tuple[Sample, object]:
-    """Read a ``.json`` member of this project's layout: the sample of that key, and its domain.
-
-    Raises:
-        UserError: it is not what this project writes.
-    """
+    """Read a ``.json`` member of this project's layout, or raise a `UserError`: the sample of that key, its domain."""
     try:
         value = parse_strict_json(data.decode())  # UnicodeDecodeError is a ValueError
     except ValueError as error:
@@ -276,10 +271,7 @@ def index_foreign(file: IO[bytes]) -> TarIndex:
     return index
 
 
-def _explain_empty(
-    samples: Mapping[str, _ForeignSample], seen: set[tuple[str, str]], rejected: Mapping[str, str]
-) -> str:
-    """Say why a tar has no usable sample."""
+def _explain_empty(samples: Mapping[str, _ForeignSample], seen: set[tuple[str, str]], rejected: dict[str, str]) -> str:
     if usable := [key for key, sample in samples.items() if sample.video]:
         return f"no usable sample: {usable[0]} has {rejected[usable[0]]}"
     extensions = ", ".join(f".{extension}" for extension in sorted({extension for _, extension in seen})[:8])
