@@ -13,8 +13,7 @@ from glscl.errors import UserError, one_line
 from glscl.evaluation.metrics import MAIN_METRIC
 from glscl.runs.cell import Cell, read_result
 from glscl.runs.execution import run_cell
-from glscl.system.hardware import Share
-from glscl.system.nodes import alive_nodes, capacity_of_nodes, check_resources
+from glscl.system.nodes import Share, alive_nodes, capacity_of_nodes, check_resources
 from glscl.system.ownership import Owner
 from glscl.system.progress import time_left
 from glscl.training.checkpoint.format import SELECTION_METRIC

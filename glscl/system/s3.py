@@ -64,7 +64,7 @@ class S3(s3fs.S3FileSystem):  # type: ignore[misc]
         attempt = 0
         while True:
             try:
-                answer = await self._once(method, *arguments, **options)
+                return await self._once(method, *arguments, **options)
             except Exception as error:
                 cause = _cause_of(error)
                 if method == "complete_multipart_upload" and attempt and code_of(cause) == "NoSuchUpload":
@@ -89,9 +89,6 @@ class S3(s3fs.S3FileSystem):  # type: ignore[misc]
                         f"{where}: {what} has failed for {now - began:.0f} s ({describe_error(cause)}); trying on"
                     )
                 await asyncio.sleep(min(left, _jitter.uniform(0, min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**attempt))))
-            else:
-                first_answer_due.clear()
-                return answer
 
     async def _once(self, method: str, *arguments: object, **options: object) -> Any:
         answer = await super()._call_s3(method, *arguments, **options)
@@ -104,6 +101,7 @@ class S3(s3fs.S3FileSystem):  # type: ignore[misc]
             if len(data) != answer["ContentLength"]:
                 raise ConnectionError(f"{len(data)} of {answer['ContentLength']} bytes arrived")
             answer["Body"] = Body(data)
+        first_answer_due.clear()
         return answer
 
     call_s3 = sync_wrapper(_call_s3)

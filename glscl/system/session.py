@@ -18,8 +18,7 @@ import psutil
 from glscl.errors import BrokenRunError, UserError, one_line
 from glscl.system import environment, stopping
 from glscl.system.environment import check_environment, named_cluster
-from glscl.system.hardware import Node
-from glscl.system.nodes import alive_nodes
+from glscl.system.nodes import Node, alive_nodes
 from glscl.system.ownership import start_of
 
 _PREFIX = "glscl-ray-"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ import psutil
 from ray._private import services, state
 from ray._private.utils import read_ray_address
 from ray.experimental import internal_kv
+from ray.util import get_node_ip_address
 
 START_S = 300.0
 """Seconds that a node is given to appear, as long as its process runs."""
@@ -65,6 +67,14 @@ def nodes_at(address: str) -> list[Mapping[str, float]]:
     cluster = state.GlobalState()
     cluster._initialize_global_state(services._get_gcs_client_options(address))
     return [node["Resources"] for node in cluster.node_table() if node["Alive"]]
+
+
+def use_interface_of_node() -> None:
+    """Set ``GLOO_SOCKET_IFNAME`` to the interface of this node's address in the cluster, unless it is set."""
+    address = get_node_ip_address()
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(one.address == address for one in addresses):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 
 def autoscaling_coordinator() -> Any:

@@ -39,8 +39,7 @@ from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2.api import data_parallel_trainer
 from ray.util.state.exception import RayStateApiException
 
-from glscl.system.hardware import use_interface_of_node
-from glscl.system.ray_internals.cluster import replaced
+from glscl.system.ray_internals.cluster import replaced, use_interface_of_node
 
 PATIENCE_S = 30.0
 """Seconds that Ray's coordinator of requests for nodes is given to answer."""

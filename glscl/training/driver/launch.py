@@ -20,8 +20,7 @@ from glscl.evaluation.options import EvaluationConfig
 from glscl.evaluation.results import Results, Test
 from glscl.evaluation.saved import FOLDER, ModelCard, read_card, save_model
 from glscl.system import stopping, storage
-from glscl.system.hardware import Share
-from glscl.system.nodes import alive_nodes, capacity_of_nodes, check_resources
+from glscl.system.nodes import Share, alive_nodes, capacity_of_nodes, check_resources
 from glscl.system.ownership import Owner
 from glscl.training.checkpoint.format import TAG, IncompleteCheckpointError, check_complete
 from glscl.training.checkpoint.retention import ANOTHER, Retention, RetentionCallback, cause_in
