@@ -37,11 +37,8 @@ def index_shards(
 ) -> tuple[Manifest, list[str]]:
     """Read the tars of a folder once and write the manifest that makes them a shard set.
 
-    Each sample (`index_foreign`) needs a video under any extension of `VIDEO_EXTENSIONS` and a caption. Those without
-    either are left out and listed as rejected. An empty domain takes the folder's name.
-
-    Returns:
-        The manifest, and notes for the user.
+    Samples (`index_foreign`) without a video or a caption are left out and listed as rejected. An empty domain takes
+    the folder's name. Returned are the manifest, and notes for the user.
 
     Raises:
         UserError: no tars, a tar that cannot be read or holds no video, too many samples left out, or the folder has a

@@ -100,9 +100,7 @@ class _FileIndex:
 
 
 def describe_missing(missing: list[str], total: int, folder: str) -> str:
-    """Say in one line how many of ``total`` videos have a file, and name the first that have none."""
-    if not missing:
-        return f"all {total:,} videos found in {folder}"
+    """Say in one line how many of ``total`` videos have no file, and name the first."""
     return f"{len(missing):,} of {total:,} videos are not in {folder}: {list_some(missing)}"
 
 

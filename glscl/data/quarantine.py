@@ -36,19 +36,15 @@ Entry = dict[str, str]
 
 
 class IncompleteSet(TypedDict):
-    """A set of which videos are missing, as results list it."""
+    """A set of which videos are missing, as results list it (`glscl.evaluation.results.Incomplete`)."""
 
     part: Part
     domain: str
     split: str
     shards: str
-    """Address of the set."""
     videos: int
-    """Videos that were used."""
     of: int
-    """All videos, those left out when the shards were built included."""
     reasons: str
-    """``3 x empty file, 1 x no frames``."""
 
 
 class UnusableSetError(UserError):

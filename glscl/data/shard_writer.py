@@ -110,13 +110,8 @@ def write_shard(job: ShardJob) -> WrittenShard:
             return WrittenShard(None, rejected, repaired)
         with open(file.name, "rb") as written:
             digest = hashlib.file_digest(written, "sha256").hexdigest()
-        entry = ShardEntry(
-            name=job.uri.rsplit("/", 1)[1],
-            samples=len(pairs),
-            pairs=sum(pairs),
-            bytes=os.path.getsize(file.name),
-            sha256=digest,
-        )
+        name, size = job.uri.rsplit("/", 1)[1], os.path.getsize(file.name)
+        entry = ShardEntry(name=name, samples=len(pairs), pairs=sum(pairs), bytes=size, sha256=digest)
         if job.fence is not None:
             job.fence.check()
         storage.upload(file.name, job.uri)

@@ -1,8 +1,7 @@
 """Files that exactly one of many processes can create, on a disk or on S3. Ownership is built on them.
 
-On a disk this is ``O_EXCL``. On S3 it is a conditional write (``If-None-Match: *``), which AWS has had since 2024.
-Stores that refuse or ignore the condition are detected. There the file is written, left for `SETTLE_S` seconds, and
-belongs to the process that it names then.
+On a disk this is ``O_EXCL``. On S3 it is a conditional write (``If-None-Match: *``). On stores that refuse or ignore
+the condition, the file is written, left for `SETTLE_S` seconds, and belongs to the process that it names then.
 """
 
 from __future__ import annotations

@@ -47,17 +47,9 @@ def choose(
 ) -> Share:
     """Put a number in place of every "auto".
 
-    GPUs are used if any node has one. There are as many workers as GPUs; without GPUs one per node, or as many as get
-    ``cpus_each``. The workers of a node divide its CPUs. For decoding, a worker uses all of its CPUs but one beside a
-    GPU, and a quarter where the CPUs compute as well.
-
-    Args:
-        nodes: resources of the cluster's nodes.
-        workers: their number; of a range, the most.
-        use_gpu: one GPU per worker.
-        cpus: per worker.
-        loaders: decoding processes per worker.
-        cpus_each: CPUs per worker that ``auto`` reckons with if there are no GPUs; 0 is a whole node.
+    GPUs are used, one per worker, if any node has one. There are as many workers as GPUs; without GPUs one per node, or
+    as many as get ``cpus_each``. The workers of a node divide its CPUs. For decoding, a worker uses all of its CPUs but
+    one beside a GPU, and a quarter where the CPUs compute as well. Of a range of workers, ``workers`` is the most.
     """
     gpu = any(node.get("GPU", 0) >= 1 for node in nodes) if use_gpu == "auto" else use_gpu
     usable = [node for node in nodes if node.get("GPU" if gpu else "CPU", 0) >= 1] or [{"CPU": 1.0, "GPU": 1.0}]
@@ -107,17 +99,9 @@ def capacity_of_nodes(nodes: Iterable[Node], cpus_per_worker: float, use_gpu: bo
 def check_resources(
     workers: int, cpus_per_worker: float, use_gpu: bool, wait_s: float = 0.0, most: int | None = None
 ) -> None:
-    """Refuse a number of workers that the cluster cannot hold (Ray would wait for ever).
+    """Refuse a number of workers (of a range, the fewest) that the cluster cannot hold; Ray would wait for ever.
 
-    Args:
-        workers: of a range, the fewest.
-        cpus_per_worker: CPUs of each worker, on one node.
-        use_gpu: each worker has a GPU.
-        wait_s: seconds that an autoscaler is given to add nodes.
-        most: of a range, the most workers; the autoscaler is asked for these.
-
-    Raises:
-        UserError: the resources are missing; the message names the options.
+    An autoscaler is given ``wait_s`` seconds to add nodes, for the ``most`` workers of a range.
     """
 
     def fits() -> bool:

@@ -190,15 +190,12 @@ def _one_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def owned(directory: str, advice: str, *, patience_s: float = 0.0) -> Iterator[Owner]:
-    """Own a directory, made if it does not exist, in this block.
+    """Own a directory, made if it does not exist, in this block; a `UserError` says that another command owns it.
 
     Args:
         directory: path or URI.
         advice: what a user can do besides waiting for the owner or ending it, as in "choose another --name".
         patience_s: how long to wait for a living owner that is expected to end.
-
-    Raises:
-        UserError: another command owns the directory.
     """
     owner = _claim(storage.resolve(directory), advice, patience_s)
     try:
@@ -265,20 +262,18 @@ class _OwnerProbe:
             who = claim or "a command that has just begun"
             if claim is not None and claim.machine == machine_id():
                 if start_of(claim.pid) == claim.started:
-                    return self._reason(who, where)
+                    break
                 self.say(f"taken over from {who}, whose process is gone")
                 return ""
             if first is None:
                 first, needed = seen, max(LIMIT_S - max(0.0, exclusive.age_s(where)), LEAST_WATCH_S)
                 self.say(f"owned by {who}; up to {needed:.0f} s for a sign of life from there")
             elif seen != first:
-                return self._reason(who, where)
+                break
             elif now - began >= needed:
                 self.say(f"taken over from {who}, which was not heard of for {LIMIT_S:g} s")
                 return ""
             time.sleep(_POLL_S)
-
-    def _reason(self, who: Claim | str, where: str) -> str:
         return f"{who}, last heartbeat {max(0.0, exclusive.age_s(where)):.0f} s ago"
 
 

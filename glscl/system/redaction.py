@@ -120,8 +120,7 @@ def redacted_output() -> Iterator[None]:
 def redacted_errors() -> Iterator[None]:
     """Redact prints and exceptions of code in a Ray worker, which Ray writes into its log files.
 
-    Raises:
-        RuntimeError: in place of an error whose text or traceback holds a secret.
+    A RuntimeError stands for an error whose text or traceback holds a secret.
     """
     with redacted_output():
         try:

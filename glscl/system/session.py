@@ -40,12 +40,8 @@ PATIENCE = {
 def ray_session(quiet: bool = False) -> Iterator[None]:
     """Connect to the cluster of ``RAY_ADDRESS`` or ``ray start``, else to a local one that ends with this block.
 
-    Args:
-        quiet: do not print the output of tasks and workers (it is in Ray's log files): that of many runs would mix.
-
-    Raises:
-        UserError: see `glscl.system.environment.check_environment`.
-        BrokenRunError: a local cluster does not start.
+    If it is ``quiet``, the output of tasks and workers, which many runs would mix, is in Ray's log files alone. Errors
+    are those of `check_environment`, and a BrokenRunError where a local cluster does not start.
     """
     # Ray polls workers for reports at this interval; the default of 2 s would be felt in short runs.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")

@@ -1,10 +1,8 @@
 """Files at local paths and ``s3://`` URIs, through one set of functions.
 
-Credentials and endpoints come from the standard variables (``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``,
-``AWS_ENDPOINT_URL``, ``AWS_PROFILE``, instance roles ...). They are never part of a configuration.
-
-Every request to S3 goes through `glscl.system.s3.S3`, which has the policy of retries. A listing of an S3-compatible
-store may be out of date, so nothing is decided by what a listing lacks.
+Credentials and endpoints come from the standard variables of AWS, never from a configuration. Every request to S3
+goes through `glscl.system.s3.S3`, which has the policy of retries. A listing of an S3-compatible store may be out of
+date, so nothing is decided by what a listing lacks.
 """
 
 from __future__ import annotations
@@ -39,11 +37,7 @@ def is_remote(uri: str) -> bool:
 
 
 def resolve(uri: str) -> str:
-    """An absolute local path, or the URI itself. Ray workers run in another directory than the driver.
-
-    Raises:
-        UserError: a scheme that is not supported, or credentials in the address.
-    """
+    """An absolute local path (Ray workers run in another directory), or the URI itself, refused with credentials."""
     if not is_remote(uri):
         return os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))
     scheme = uri.split("://", 1)[0]
@@ -92,9 +86,8 @@ def exists(uri: str) -> bool:
 def open_read(uri: str) -> IO[bytes]:
     """Open for reading, with read-ahead for remote files."""
     fs, path = filesystem(uri)
-    if is_remote(uri):
-        return fs.open(path, "rb", block_size=8 << 20, cache_type="readahead")  # type: ignore[no-any-return]
-    return fs.open(path, "rb")  # type: ignore[no-any-return]
+    ahead = {"block_size": 8 << 20, "cache_type": "readahead"} if is_remote(uri) else {}
+    return fs.open(path, "rb", **ahead)  # type: ignore[no-any-return]
 
 
 def size(uri: str) -> int:
@@ -155,8 +148,7 @@ def write_json(uri: str, value: object) -> None:
 def check_writable(folder: str, knob: str) -> None:
     """Write a small file into a folder, made if it does not exist, and remove it; ``knob`` is the folder's option.
 
-    Raises:
-        UserError: the folder cannot be written. Where nothing may be deleted, the file stays and a line says so.
+    Where nothing may be deleted, the file stays and a line says so.
     """
     probe = join(folder, f".glscl-{uuid.uuid4().hex}")
     try:

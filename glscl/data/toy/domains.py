@@ -164,8 +164,6 @@ class DomainSpec:
     """Attribute name to its values; the combinations are their product."""
     dynamic: tuple[str, ...]
     """The attributes that only the order of frames tells."""
-    twins: dict[str, str]
-    """Order to the order that tells the same events the other way round; empty where nothing happens."""
     seconds: tuple[float, float]
     """Shortest and longest duration."""
     captions: Callable[[dict[str, str], random.Random], tuple[str, ...]]
@@ -187,7 +185,6 @@ DOMAINS: dict[str, DomainSpec] = {
             "order": ("movement-change", "change-movement"),
         },
         dynamic=("movement", "order"),
-        twins={"movement-change": "change-movement", "change-movement": "movement-change"},
         seconds=(1.75, 2.25),
         captions=write_clip_captions,
     ),
@@ -202,7 +199,6 @@ DOMAINS: dict[str, DomainSpec] = {
             "order": _STORY_ORDERS,
         },
         dynamic=("across", "upright", "order"),
-        twins={order: "-".join(reversed(order.split("-"))) for order in _STORY_ORDERS},
         seconds=(6.0, 8.0),
         captions=write_story_captions,
     ),
@@ -215,7 +211,6 @@ DOMAINS: dict[str, DomainSpec] = {
             "size": ("small", "large"),
         },
         dynamic=(),
-        twins={},
         seconds=(0.5, 0.5),
         captions=write_still_captions,
     ),
@@ -280,14 +275,19 @@ def _combinations(domain: str, split: str, seed: int) -> list[dict[str, str]]:
         )
     spec = domain_spec(domain)
     product = [dict(zip(spec.values, chosen, strict=True)) for chosen in itertools.product(*spec.values.values())]
-    units = [unit for unit in product if not spec.twins or unit["order"] < spec.twins[unit["order"]]]
+    units = [unit for unit in product if "order" not in unit or unit["order"] < _reverse(unit["order"])]
     random.Random(f"{domain}/{seed}/splits").shuffle(units)
     test = round(len(units) * _SHARES["test"])
     dev = test + round(len(units) * _SHARES["dev"])
     chosen_units = {"test": units[:test], "dev": units[test:dev], "train": units[dev:]}[split]
-    if not spec.twins:
+    if "order" not in spec.values:
         return chosen_units
-    return [twin for unit in chosen_units for twin in (unit, {**unit, "order": spec.twins[unit["order"]]})]
+    return [twin for unit in chosen_units for twin in (unit, {**unit, "order": _reverse(unit["order"])})]
+
+
+def _reverse(order: str) -> str:
+    """The order of a twin, which tells the same events the other way round."""
+    return "-".join(reversed(order.split("-")))
 
 
 def _train_rounds(combinations: list[dict[str, str]], count: int, dynamic: tuple[str, ...]) -> list[dict[str, str]]:
