@@ -22,16 +22,11 @@ _ROW_BYTES = 1024
 class Activity:
     """What one reading process is doing."""
 
-    worker: int
-    """Number of the loader worker; 0 also where the training process reads."""
-    pid: int
-    """0 before its first note."""
-    busy: bool
-    """False while it waits for its batch to be taken."""
-    what: str
-    """The current task in words; while it waits, the last one."""
-    seconds: float
-    """Time since the task began."""
+    worker: int  # number of the loader worker; 0 also where the training process reads
+    pid: int  # 0 before its first note
+    busy: bool  # false while it waits for its batch to be taken
+    what: str  # the current task in words; while it waits, the last one
+    seconds: float  # time since the task began
 
     def __str__(self) -> str:
         who = f"loader worker {self.worker} (pid {self.pid})"

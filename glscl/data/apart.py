@@ -21,8 +21,7 @@ from glscl.data.shards import Manifest, Shard, ShardSet, open_shard_set
 from glscl.errors import UserError
 from glscl.system import storage
 
-SHOWN = 3
-"""Most shared ids that an error names."""
+SHOWN = 3  # most shared ids that an error names
 MOST_READ = 20_000
 """Most videos of a local set whose tars are read for ids that its manifest does not list: some seconds."""
 

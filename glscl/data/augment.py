@@ -50,8 +50,7 @@ class ClipAugmentation:
     Coin, magnitude and sign are drawn once for all frames of a clip.
     """
 
-    text: str
-    """As `check_augmentation` takes it."""
+    text: str  # as `check_augmentation` takes it
     seed: int
 
     def __post_init__(self) -> None:

@@ -27,8 +27,7 @@ _THREADS = 4
 
 class _IndexedTar(NamedTuple):
     entry: ShardEntry
-    rejected: dict[str, str]
-    """Keys of samples that lack something, with the reason."""
+    rejected: dict[str, str]  # keys of samples that lack something, with the reason
     video_ids: list[str]
 
 

@@ -26,19 +26,13 @@ from glscl.errors import UserError
 class GalleryBatch:
     """Consecutive videos of a set with all their captions."""
 
-    positions: list[int]
-    """(B,) index of each video in the set (manifest order)."""
-    frames: Tensor
-    """(B, F, 3, S, S) uint8, zero where masked."""
-    frame_mask: Tensor
-    """(B, F) bool."""
-    token_ids: Tensor
-    """(A, W) int64, the captions of these videos in order."""
-    text_to_video: Tensor
-    """(A,) row of each caption's video in this batch."""
+    positions: list[int]  # (B,) index of each video in the set (manifest order)
+    frames: Tensor  # (B, F, 3, S, S) uint8, zero where masked
+    frame_mask: Tensor  # (B, F) bool
+    token_ids: Tensor  # (A, W) int64, the captions of these videos in order
+    text_to_video: Tensor  # (A,) row of each caption's video in this batch
     samples: list[Sample]
-    truncated: int
-    """Captions cut to ``max_words`` tokens."""
+    truncated: int  # captions cut to ``max_words`` tokens
     quarantined: list[Entry]
     repaired: list[Entry] = field(default_factory=list)
 

@@ -31,14 +31,10 @@ Integers = npt.NDArray[np.int64]
 class Slot:
     """Where one pair of the stream lies."""
 
-    domain: int
-    """Index of the manifest."""
-    epoch: int
-    """Of this domain, from 0."""
-    shard: int
-    """Index of the tar in the manifest."""
-    rank_in_shard: int
-    """Position in the shard's permuted order."""
+    domain: int  # index of the manifest
+    epoch: int  # of this domain, from 0
+    shard: int  # index of the tar in the manifest
+    rank_in_shard: int  # position in the shard's permuted order
 
 
 class StreamPlan:

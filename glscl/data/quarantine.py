@@ -24,10 +24,8 @@ WORDS: Mapping[str, str] = {
     "test": "test set",
     "bank": "query bank from",
 }
-KNOB = "data.max_bad_fraction"
-"""The option of a run that bounds them."""
-LISTED = 10
-"""Most videos that a message names."""
+KNOB = "data.max_bad_fraction"  # the option of a run that bounds them
+LISTED = 10  # most videos that a message names
 LISTED_REPAIRS = 3
 Entry = dict[str, str]
 """``part`` (a key of `WORDS`), ``domain``, ``split``, ``set`` (its address), ``shard``, ``key``, ``video_id`` and
@@ -50,8 +48,7 @@ class IncompleteSet(TypedDict):
 class UnusableSetError(UserError):
     """A set without a usable video."""
 
-    quarantined: Sequence[Entry] = ()
-    """Its videos, each with what is wrong with it."""
+    quarantined: Sequence[Entry] = ()  # its videos, each with what is wrong with it
 
 
 def quarantine_entry(shard_set: ShardSet, shard: int, sample: Sample, reason: str) -> Entry:

@@ -10,10 +10,8 @@ from dataclasses import dataclass, field
 
 from glscl.errors import printable
 
-MOST_SECONDS = 1e9
-"""Largest start, end or duration."""
-MAX_ID = 4096
-"""Characters of the longest video id; an id may be a path."""
+MOST_SECONDS = 1e9  # largest start, end or duration
+MAX_ID = 4096  # characters of the longest video id; an id may be a path
 
 
 def id_problem(video_id: str) -> str | None:
@@ -46,15 +44,11 @@ def list_some(names: Sequence[str], most: int = 20, between: str = ", ") -> str:
 class Record:
     """One video of a domain with every caption that describes it; each (caption, video) is one pair."""
 
-    video_id: str
-    """The data set's own id; also the name by which the video file is located."""
+    video_id: str  # the data set's own id; also the name by which the video file is located
     captions: tuple[str, ...]
-    start: float | None = None
-    """First second of the video file that the captions describe; None is its beginning."""
-    end: float | None = None
-    """Last second that they describe; None is the file's end."""
-    duration: float | None = None
-    """Seconds of what they describe, where the annotations say so."""
+    start: float | None = None  # first second of the video file that the captions describe; None is its beginning
+    end: float | None = None  # last second that they describe; None is the file's end
+    duration: float | None = None  # seconds of what they describe, where the annotations say so
     attributes: dict[str, object] = field(default_factory=dict)
     """Ground-truth facts of a synthetic video (toy domains); empty for real data."""
 

@@ -20,12 +20,9 @@ from glscl.system.ownership import Fence
 class Encoding:
     """Whether videos are copied as they are or re-encoded once."""
 
-    short_side: int = 0
-    """Pixels of the re-encoded short side; 0 copies the files untouched."""
-    rate: float = 3.0
-    """Frames a second of the copy."""
-    max_seconds: float = MAX_ENCODE_S
-    """CPU seconds that re-encoding one video may take."""
+    short_side: int = 0  # pixels of the re-encoded short side; 0 copies the files untouched
+    rate: float = 3.0  # frames a second of the copy
+    max_seconds: float = MAX_ENCODE_S  # CPU seconds that re-encoding one video may take
 
     def __str__(self) -> str:
         return f"short side {self.short_side}, {self.rate:g} fps" if self.short_side else "as is"
@@ -35,25 +32,20 @@ class Encoding:
 class ShardJob:
     """One tar to write."""
 
-    items: list[tuple[int, Record, str]]
-    """Number, record and video file of each sample."""
+    items: list[tuple[int, Record, str]]  # number, record and video file of each sample
     uri: str
     domain: str
     encoding: Encoding
-    fence: Fence | None
-    """Checked before the tar is uploaded."""
+    fence: Fence | None  # checked before the tar is uploaded
 
 
 @dataclass(frozen=True, slots=True)
 class WrittenShard:
     """What became of one job."""
 
-    entry: ShardEntry | None
-    """Of the manifest; None if no video was readable."""
-    rejected: dict[str, str]
-    """Videos that could not be used, with the reason."""
-    repaired: dict[str, str]
-    """Videos of which some pictures do not decode, with ``3 of 250 pictures``."""
+    entry: ShardEntry | None  # of the manifest; None if no video was readable
+    rejected: dict[str, str]  # videos that could not be used, with the reason
+    repaired: dict[str, str]  # videos of which some pictures do not decode, with ``3 of 250 pictures``
 
     def kept(self, job: ShardJob) -> Iterator[Record]:
         """Records of the job that are in the tar, in its order."""

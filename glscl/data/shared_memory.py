@@ -17,8 +17,7 @@ from glscl.data.video import FrameSampling
 from glscl.errors import UserError
 
 FOLDER = "/dev/shm"
-GALLERY_PREFETCH = 2
-"""Batches that a loader process of an evaluation decodes ahead."""
+GALLERY_PREFETCH = 2  # batches that a loader process of an evaluation decodes ahead
 LARGER = "give the machine more shared memory (--shm-size of docker run; on Kubernetes an emptyDir of medium Memory)"
 _FULL = re.compile("shared memory|/shm|No space left|unable to mmap|bus error", re.IGNORECASE)
 

@@ -48,12 +48,9 @@ class Sample:
 class TarIndex:
     """What a tar holds, in file order."""
 
-    samples: list[Sample]
-    """The usable ones."""
-    videos: list[tuple[int, int]]
-    """Offset and size of the video of each of them."""
-    rejected: dict[str, str]
-    """Keys of samples that lack something, with the reason (other programs' layouts only)."""
+    samples: list[Sample]  # the usable ones
+    videos: list[tuple[int, int]]  # offset and size of the video of each of them
+    rejected: dict[str, str]  # keys of samples that lack something, with the reason (other programs' layouts only)
 
 
 class _Headers:

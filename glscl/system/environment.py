@@ -22,14 +22,11 @@ TOKEN_KNOB = (
     "set RAY_AUTH_MODE=token, and the cluster's token in RAY_AUTH_TOKEN, in the file that RAY_AUTH_TOKEN_PATH names, "
     "or in ~/.ray/auth_token"
 )
-ANSWER_S = 5.0
-"""Seconds that a cluster is given for its first answer."""
+ANSWER_S = 5.0  # seconds that a cluster is given for its first answer
 SESSION = "session_2000-01-01_00-00-00_000000_{pid}/sockets/plasma_store"
 """The longest path that Ray makes for a socket under its temporary folder."""
-LONGEST_SOCKET = 107
-"""Bytes of the path of a Unix socket (Linux)."""
-LEAST_FREE = 64 << 20
-"""Bytes that have to be free for Ray's logs and for temporary files."""
+LONGEST_SOCKET = 107  # bytes of the path of a Unix socket (Linux)
+LEAST_FREE = 64 << 20  # bytes that have to be free for Ray's logs and for temporary files
 _MODES = ("disabled", "token")
 first_answer_due = threading.Event()
 """Set by a command that starts, cleared by the first answer of an S3 endpoint. Until then an endpoint that cannot be

@@ -18,8 +18,7 @@ from botocore.exceptions import ClientError
 from glscl.errors import StorageError
 from glscl.system import storage
 
-SETTLE_S = 3.0
-"""Seconds in which two writers of one object, on a store without conditional writes, have both written."""
+SETTLE_S = 3.0  # seconds in which two writers of one object, on a store without conditional writes, have both written
 
 _TAKEN = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
 _NO_CONDITIONS = {"NotImplemented", "501", "InvalidArgument", "InvalidRequest", "400", "MethodNotAllowed", "405"}

@@ -16,10 +16,8 @@ Auto = Literal["auto"]
 Node = Mapping[str, float]
 """Resources of one node, by Ray's names: CPU, GPU."""
 
-MOST_LOADERS = 8
-"""Most decoding processes per worker that ``auto`` chooses."""
-RENEW_S = 20.0
-"""Seconds between two renewals of a request; after three times as long it is void."""
+MOST_LOADERS = 8  # most decoding processes per worker that ``auto`` chooses
+RENEW_S = 20.0  # seconds between two renewals of a request; after three times as long it is void
 
 
 @dataclass(frozen=True, slots=True)

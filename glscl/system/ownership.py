@@ -37,8 +37,7 @@ from glscl.system.exclusive import Seen
 
 FOLDER = "owner"
 PERIOD_S = 5.0
-LIMIT_S = 60.0
-"""Seconds without a heartbeat after which an owner on another machine counts as gone."""
+LIMIT_S = 60.0  # seconds without a heartbeat after which an owner on another machine counts as gone
 LEAST_WATCH_S = 3 * PERIOD_S
 RELEASE_S = 10.0
 ANOTHER_NAME = "choose another --name"
@@ -82,20 +81,14 @@ class TakenOverError(UserError):
 class Claim:
     """The content of a claim's file."""
 
-    token: str
-    """Unique to this claim."""
-    command: str
-    """In words, for people; so is ``host``."""
+    token: str  # unique to this claim
+    command: str  # in words, for people; so is ``host``
     host: str
-    machine: str
-    """Where ``pid`` means a process (`machine_id`)."""
+    machine: str  # where ``pid`` means a process (`machine_id`)
     pid: int
-    started: str
-    """When that process began (`start_of`)."""
-    beat: int = 0
-    """Number of heartbeats, where they are counted in the file."""
-    released: bool = False
-    """Whether the owner has ended in order."""
+    started: str  # when that process began (`start_of`)
+    beat: int = 0  # number of heartbeats, where they are counted in the file
+    released: bool = False  # whether the owner has ended in order
 
     @classmethod
     def parse(cls, data: bytes) -> Claim | None:

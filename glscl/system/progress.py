@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING, Self
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
-QUIET_S = 10.0
-"""Seconds before the first line: what is done by then needs no progress."""
-EVERY_S = 30.0
-"""Seconds between two lines where there is no terminal."""
+QUIET_S = 10.0  # seconds before the first line: what is done by then needs no progress
+EVERY_S = 30.0  # seconds between two lines where there is no terminal
 
 
 class Progress:

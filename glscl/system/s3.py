@@ -26,17 +26,13 @@ from glscl.errors import StorageError, UserError
 from glscl.system.environment import first_answer_due
 from glscl.system.s3_errors import advise, advise_on_checksums, code_of, describe_error, may_pass
 
-DEADLINE = "GLSCL_STORAGE_DEADLINE_S"
-"""Environment variable: seconds for which one request is tried again."""
+DEADLINE = "GLSCL_STORAGE_DEADLINE_S"  # environment variable: seconds for which one request is tried again
 DEFAULT_DEADLINE_S = 300.0
-FIRST_CONTACT_S = 5.0
-"""Seconds that a command gives an endpoint that has not answered it yet."""
+FIRST_CONTACT_S = 5.0  # seconds that a command gives an endpoint that has not answered it yet
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 20.0
 PART_BYTES = 8 << 20
-DELETIONS = 16
-"""Objects that are deleted at once."""
-SAY_EVERY_S = 30.0
-"""Seconds between two lines about a request that is still being tried."""
+DELETIONS = 16  # objects that are deleted at once
+SAY_EVERY_S = 30.0  # seconds between two lines about a request that is still being tried
 
 _logger = logging.getLogger(__name__)
 _jitter = random.SystemRandom()  # no part of anybody's seed

@@ -40,12 +40,10 @@ PASSING_CODES = {
 }
 """Those of botocore's retry handlers, whatever status they come with, and S3's own."""
 PASSING_STATUS = {307, 408, 425, 429}
-PERMANENT_STATUS = {501, 505}
-"""Of the server's errors: it does not know how, and will not learn it."""
+PERMANENT_STATUS = {501, 505}  # of the server's errors: it does not know how, and will not learn it
 DAMAGED_CODES = {"BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch"}
 """The body is not what its checksum says: it changed on its way, or the store does not read the client's form."""
-DAMAGED_TRIES = 5
-"""After so many the way is not to blame."""
+DAMAGED_TRIES = 5  # after so many the way is not to blame
 
 WRITES = {"put_object", "upload_part", "create_multipart_upload", "complete_multipart_upload"}
 """Requests that carry the client's checksums."""

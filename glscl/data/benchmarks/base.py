@@ -15,20 +15,16 @@ from glscl.system import storage
 T = TypeVar("T")
 FLAG = "--annotations"
 MAX_BYTES = 2 << 30
-MAX_CAPTION = 1_000_000
-"""Most characters of a caption (a tokenizer reads the first hundred or so)."""
+MAX_CAPTION = 1_000_000  # most characters of a caption (a tokenizer reads the first hundred or so)
 
 
 @dataclass(frozen=True, slots=True)
 class ReadResult:
     """The records of one split."""
 
-    records: list[Record]
-    """One per video, in the protocol's order."""
-    sources: list[str]
-    """The files that were read."""
-    notes: list[str]
-    """What the files disagree about, in sentences for the user."""
+    records: list[Record]  # one per video, in the protocol's order
+    sources: list[str]  # the files that were read
+    notes: list[str]  # what the files disagree about, in sentences for the user
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,12 +175,9 @@ class Benchmark:
     """One data set's reader."""
 
     name: str
-    splits: tuple[str, ...]
-    """Those of the protocol; empty where the files themselves name them."""
-    version: int
-    """Raised whenever the same files would give other records."""
-    read: Reader
-    """Annotations and split to records, unchecked; call ``glscl.data.benchmarks.read`` instead."""
+    splits: tuple[str, ...]  # those of the protocol; empty where the files themselves name them
+    version: int  # raised whenever the same files would give other records
+    read: Reader  # annotations and split to records, unchecked; call ``glscl.data.benchmarks.read`` instead
 
 
 def register(name: str, splits: Iterable[str] = (), *, version: int) -> Callable[[Reader], Reader]:

@@ -160,12 +160,9 @@ _SHARES = {"test": 0.28, "dev": 0.13}  # of the combinations; training has the r
 class DomainSpec:
     """What may vary in a domain."""
 
-    values: dict[str, tuple[str, ...]]
-    """Attribute name to its values; the combinations are their product."""
-    dynamic: tuple[str, ...]
-    """The attributes that only the order of frames tells."""
-    seconds: tuple[float, float]
-    """Shortest and longest duration."""
+    values: dict[str, tuple[str, ...]]  # attribute name to its values; the combinations are their product
+    dynamic: tuple[str, ...]  # the attributes that only the order of frames tells
+    seconds: tuple[float, float]  # shortest and longest duration
     captions: Callable[[dict[str, str], random.Random], tuple[str, ...]]
 
 

@@ -14,8 +14,7 @@ from glscl.system import storage
 from glscl.system.ownership import owned
 
 SEED = 0
-PATIENCE_S = 3600.0
-"""Seconds to wait for another command that writes the same set."""
+PATIENCE_S = 3600.0  # seconds to wait for another command that writes the same set
 
 
 def toy_set_address(root: str, domain: str, split: str, count: int) -> str:

@@ -15,8 +15,7 @@ from ray._private.utils import read_ray_address
 from ray.experimental import internal_kv
 from ray.util import get_node_ip_address
 
-START_S = 300.0
-"""Seconds that a node is given to appear, as long as its process runs."""
+START_S = 300.0  # seconds that a node is given to appear, as long as its process runs
 
 
 @contextmanager

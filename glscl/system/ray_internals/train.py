@@ -41,10 +41,8 @@ from ray.util.state.exception import RayStateApiException
 
 from glscl.system.ray_internals.cluster import replaced, use_interface_of_node
 
-PATIENCE_S = 30.0
-"""Seconds that Ray's coordinator of requests for nodes is given to answer."""
-PAUSE_S = 1.0
-"""Seconds until a decision that was put off is asked for again."""
+PATIENCE_S = 30.0  # seconds that Ray's coordinator of requests for nodes is given to answer
+PAUSE_S = 1.0  # seconds until a decision that was put off is asked for again
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
