@@ -1,7 +1,6 @@
 """A table in shared memory that says what each video-reading process is doing.
 
-A process that hangs in a decoder or in a storage client cannot report where it is. The training process reads what the
-process wrote before it hung.
+A process that hangs in a decoder or a storage client cannot say where. The training process reads what it wrote before.
 """
 
 from __future__ import annotations
@@ -36,10 +35,7 @@ class Activity:
 
 
 class ActivityTable:
-    """One row per reading process: each loader worker, or the training process where there are none.
-
-    It travels to loader processes by fork, and by pickling where they are spawned.
-    """
+    """One row per loader worker, or one for the training process; travels by fork, and by pickling where they spawn."""
 
     def __init__(self, workers: int) -> None:
         self._rows = max(1, workers)

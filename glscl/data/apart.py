@@ -1,6 +1,5 @@
 """Check that held-out, training and test sets of a domain share no videos, and tell sets apart by name.
 
-Checkpoints and trials are chosen on held-out sets, so these may overlap neither with training sets nor with test sets.
 Sets are compared by content, by name (domain and split) and by the ids of their videos. Ids are compared within a
 domain only: in another, the same id names another video. They come from the manifest, so no tar of a remote set is
 read. Sets built before manifests listed ids are read through if they are local and not large, and named in a note

@@ -21,10 +21,7 @@ _FRACTIONS = ("p", "mstd")
 
 
 def check_augmentation(text: str) -> str:
-    """Return ``text`` if it is RandAugment as timm writes it, such as ``rand-m7-n4-mstd0.5-inc1``; else a ValueError.
-
-    Timm itself would leave out what it does not know.
-    """
+    """The text, if it is RandAugment as timm writes it; else a ValueError (timm leaves out what it does not know)."""
     kind, *sections = text.split("-")
     matches = [_SECTION.fullmatch(section) for section in sections]
     keys = [match[1] for match in matches if match]

@@ -37,11 +37,7 @@ def index_shards(
     """Read the tars of a folder once and write the manifest that makes them a shard set.
 
     Samples (`index_foreign`) without a video or a caption are left out and listed as rejected. An empty domain takes
-    the folder's name. Returned are the manifest, and notes for the user.
-
-    Raises:
-        UserError: no tars, a tar that cannot be read or holds no video, too many samples left out, or the folder has a
-            manifest already.
+    the folder's name. Returned are the manifest, and notes for the user. A `UserError` names what cannot be used.
     """
     uri = storage.resolve(uri)
     where = storage.join(uri, MANIFEST)

@@ -38,12 +38,8 @@ def locate_videos(video_ids: Iterable[str], folder: str) -> tuple[dict[str, str]
     Of files that differ in their extension alone the order of ``VIDEO_EXTENSIONS`` decides, which a note says; of files
     of one name with the same bytes the shorter path, then the alphabet. Different files of one name are refused.
 
-    Returns:
-        The path or URI of each id that has a file, and the ids that have none, both in the order given; and notes for
-        the user.
-
-    Raises:
-        UserError: there is no such folder, or an id fits several different files of one name.
+    Returned are the path or URI of each id that has a file, the ids that have none, both in the order given, and notes
+    for the user.
     """
     files = _FileIndex(folder)
     root = storage.resolve(folder)

@@ -74,7 +74,7 @@ def named_cluster() -> str | None:
             f"{shown}: Ray Client, through which nothing can be trained; on a node of the cluster set "
             f"RAY_ADDRESS=HEAD:6379, from outside use `glscl submit --address http://HEAD:8265 -- COMMAND`"
         )
-    match = re.fullmatch(r"(?P<host>[\w.-]+|\[[0-9A-Fa-f:.]+\]):(?P<port>\d{1,5})", named)
+    match = re.fullmatch(r"([\w.-]+|\[[0-9A-Fa-f:.]+\]):(?P<port>\d{1,5})", named)
     if not match or not 0 < int(match["port"]) < 65536:
         meant = did_you_mean(named, ("local", "auto"))
         raise UserError(

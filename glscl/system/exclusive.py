@@ -104,10 +104,7 @@ def read(uri: str) -> Seen | None:
 
 
 def renew(uri: str, data: bytes) -> None:
-    """Change what `read` sees: on S3 by new content, on a disk by its time, which needs no free space.
-
-    A FileNotFoundError says that there is none on the disk; S3 cannot tell.
-    """
+    """Change what `read` sees: on S3 by new content; on a disk, where it must exist, by its time (no space needed)."""
     if storage.is_remote(uri):
         storage.write_bytes(uri, data)
     else:

@@ -185,10 +185,8 @@ def _one_line(error: Exception) -> str:
 def owned(directory: str, advice: str, *, patience_s: float = 0.0) -> Iterator[Owner]:
     """Own a directory, made if it does not exist, in this block; a `UserError` says that another command owns it.
 
-    Args:
-        directory: path or URI.
-        advice: what a user can do besides waiting for the owner or ending it, as in "choose another --name".
-        patience_s: how long to wait for a living owner that is expected to end.
+    A living owner that is expected to end is waited for. The ``advice`` says what else a user can do, as in "choose
+    another --name".
     """
     owner = _claim(storage.resolve(directory), advice, patience_s)
     try:

@@ -118,10 +118,7 @@ def redacted_output() -> Iterator[None]:
 
 @contextmanager
 def redacted_errors() -> Iterator[None]:
-    """Redact prints and exceptions of code in a Ray worker, which Ray writes into its log files.
-
-    A RuntimeError stands for an error whose text or traceback holds a secret.
-    """
+    """Redact prints and exceptions (into RuntimeErrors, if need be) of a Ray worker, which Ray writes into its logs."""
     with redacted_output():
         try:
             yield

@@ -34,9 +34,7 @@ def find_benchmark(name: str) -> Benchmark:
 
 
 def read(name: str, annotations: str, split: str) -> ReadResult:
-    """Read one split of a data set by the reader of that name.
-
-    ``annotations`` is the local path or ``s3://`` URI of the folder (``jsonl`` and ``csv``: of the folder or the file).
+    """Read one split of a data set by the reader of that name, from a folder (``jsonl`` and ``csv``: or a file).
 
     Raises:
         UserError: unknown name or split, folder or file missing, malformed file, no record in the split.

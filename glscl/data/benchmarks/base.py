@@ -209,11 +209,7 @@ def expect(value: object, kind: type[T], where: str) -> T:
 
 
 def check_caption(text: object, where: str) -> str:
-    """A caption without surrounding white space.
-
-    Raises:
-        UserError: it is no text, is empty, or cannot be written as UTF-8.
-    """
+    """A caption without surrounding white space; a `UserError` says that it is none, or cannot be written as UTF-8."""
     stripped = expect(text, str, where).strip()
     if not stripped:
         raise UserError(f"{where}: empty caption; write one or remove the entry")

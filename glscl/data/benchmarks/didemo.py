@@ -17,8 +17,7 @@ ANNOTATED_SECONDS = 30.0  # the annotators saw at most this much of a video
 def read_didemo(files: Annotations, split: str) -> ReadResult:
     """Read one split: descriptions joined in the file's order, videos restricted to the split's list if there is one.
 
-    The list is the protocol's set (CLIP4Clip and its successors): test 1,004 of 1,037 annotated videos, val 1,065 of
-    1,094.
+    That is the protocol's set (CLIP4Clip and later): test 1,004 of 1,037 annotated videos, val 1,065 of 1,094.
     """
     name = f"{split}_data.json"
     descriptions: dict[str, list[str]] = defaultdict(list)

@@ -152,10 +152,7 @@ class CleanerCallback(PlacementGroupCleanerCallback):  # type: ignore[misc]
 
 
 class PolicyTrainer(TorchTrainer):  # type: ignore[misc]
-    """A `TorchTrainer` with one's own policies: for the number of workers and, made as the run begins, for failures.
-
-    Torch gives a collective up after ``timeout_s``.
-    """
+    """A `TorchTrainer` with one's own policies: for the number of workers and, made as the run begins, for failures."""
 
     def __init__(
         self,
