@@ -56,7 +56,7 @@ def index_shards(
             tars.append(tar)
             progress.advance()
     manifest = _describe_set(tars, domain or compose_accents(uri.rpartition("/")[2]), split)
-    _check_rejected(uri, manifest.rejected, manifest.videos + len(manifest.rejected), max_bad_fraction)
+    _check_rejected(uri, manifest, max_bad_fraction)
     storage.write_json(where, manifest.model_dump(mode="json"))
     times = Counter(manifest.video_ids)
     repeated = [video_id for video_id, count in times.items() if count > 1]
@@ -104,7 +104,8 @@ def _index(uri: str, name: str) -> _IndexedTar:
     return _IndexedTar(entry, index.rejected, [sample.video_id for sample in index.samples])
 
 
-def _check_rejected(uri: str, rejected: dict[str, str], samples: int, limit: float) -> None:
+def _check_rejected(uri: str, manifest: Manifest, limit: float) -> None:
+    rejected, samples = manifest.rejected, manifest.videos + len(manifest.rejected)
     if len(rejected) > limit * samples:
         shown = list_some([f"{key} ({reason})" for key, reason in rejected.items()], LISTED, between="; ")
         raise UserError(

@@ -43,10 +43,8 @@ class StreamPlan:
     Args:
         manifests: one per training domain.
         weights: share of every global batch per domain; empty means in proportion to the domains' pairs.
-        global_batch: pairs per step over all ranks (B).
-        virtual_streams: V.
+        global_batch: pairs per step over all ranks (B), a multiple of ``virtual_streams`` (V).
         captions: ``all`` makes every caption a pair of the epoch; ``one`` draws one caption per video and epoch.
-        seed: of every permutation.
 
     Raises:
         UserError: B is no multiple of V, a domain is too small for one step, or its weight is below 1/V.

@@ -86,11 +86,10 @@ class Quarantine:
 
     def _add(self, entry: Entry) -> bool:
         place = tuple(entry.get(name, "") for name in ("part", "set", "shard", "key"))
-        if place in self._places:
-            return False
-        self._places.add(place)
-        self.entries.append(entry)
-        return True
+        if is_new := place not in self._places:
+            self._places.add(place)
+            self.entries.append(entry)
+        return is_new
 
     def take(self, part: Part, shard_sets: Sequence[ShardSet], entries: Iterable[Entry]) -> None:
         """Add the entries of these sets that are new, print how many there are, and write the file anew."""

@@ -48,7 +48,11 @@ def check_working_folder() -> None:
 
 def check_environment() -> None:
     """See that a Ray cluster can be used or started from here."""
-    check_auth_mode()
+    mode, path = os.environ.get("RAY_AUTH_MODE"), os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if mode is not None and mode.lower() not in _MODES:
+        raise UserError(f"RAY_AUTH_MODE={mode}: not one of {' and '.join(_MODES)}{did_you_mean(mode, _MODES)}")
+    if path and not os.environ.get("RAY_AUTH_TOKEN") and not _read_text(path):
+        raise UserError(f"RAY_AUTH_TOKEN_PATH={path}: no token can be read there; correct it, or unset it")
     address = named_cluster()
     if address and address not in ("local", "auto"):
         check_cluster(address)
@@ -126,16 +130,6 @@ def _ask(address: str, token: str | None) -> str:
         except grpc.RpcError as error:
             return str(error.code().name)
     return "OK"
-
-
-def check_auth_mode() -> None:
-    """See that ``RAY_AUTH_MODE`` is one of Ray's, and that ``RAY_AUTH_TOKEN_PATH`` names a readable token."""
-    mode = os.environ.get("RAY_AUTH_MODE")
-    if mode is not None and mode.lower() not in _MODES:
-        raise UserError(f"RAY_AUTH_MODE={mode}: not one of {' and '.join(_MODES)}{did_you_mean(mode, _MODES)}")
-    path = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    if path and not os.environ.get("RAY_AUTH_TOKEN") and not _read_text(path):
-        raise UserError(f"RAY_AUTH_TOKEN_PATH={path}: no token can be read there; correct it, or unset it")
 
 
 def ray_token() -> str | None:

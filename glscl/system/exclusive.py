@@ -52,8 +52,7 @@ def create(uri: str, data: bytes) -> bool:
 
 
 def _holds(uri: str, data: bytes) -> bool:
-    seen = read(uri)
-    return seen is not None and seen.data == data
+    return (seen := read(uri)) is not None and seen.data == data
 
 
 def _create_locally(path: str, data: bytes) -> bool:

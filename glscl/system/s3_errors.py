@@ -6,15 +6,7 @@ import os
 import re
 
 import aiohttp
-from botocore.exceptions import (
-    ClientError,
-    CredentialRetrievalError,
-    FlexibleChecksumError,
-    HTTPClientError,
-    IncompleteReadError,
-    SSLError,
-)
-from botocore.exceptions import ConnectionError as BotoConnectionError
+import botocore.exceptions as boto
 from botocore.parsers import ResponseParserError
 
 REQUEST_CHECKSUMS = "AWS_REQUEST_CHECKSUM_CALCULATION"
@@ -22,11 +14,11 @@ REQUEST_CHECKSUMS = "AWS_REQUEST_CHECKSUM_CALCULATION"
 RESPONSE_CHECKSUMS = "AWS_RESPONSE_CHECKSUM_VALIDATION"
 
 NO_ANSWER = (
-    HTTPClientError,
-    BotoConnectionError,
-    IncompleteReadError,
+    boto.HTTPClientError,
+    boto.ConnectionError,
+    boto.IncompleteReadError,
     ResponseParserError,  # an answer cut short in the middle of its XML
-    CredentialRetrievalError,
+    boto.CredentialRetrievalError,
     aiohttp.ClientError,
     ConnectionError,
     TimeoutError,
@@ -69,11 +61,11 @@ _ADVICE = {
 
 def may_pass(error: BaseException, attempt: int) -> bool:
     """Whether a request may succeed later that has failed for the ``attempt``-th time with this error."""
-    if isinstance(error, FlexibleChecksumError) or code_of(error) in DAMAGED_CODES:
+    if isinstance(error, boto.FlexibleChecksumError) or code_of(error) in DAMAGED_CODES:
         return attempt < DAMAGED_TRIES
-    if isinstance(error, SSLError) and _WRONG_TLS.search(str(error)):
+    if isinstance(error, boto.SSLError) and _WRONG_TLS.search(str(error)):
         return False
-    if not isinstance(error, ClientError):
+    if not isinstance(error, boto.ClientError):
         return isinstance(error, NO_ANSWER)
     status = _status(error)
     return (
@@ -85,16 +77,16 @@ def may_pass(error: BaseException, attempt: int) -> bool:
 
 def advise(error: BaseException, method: str) -> str:
     """What a user can change after the client's ``method`` (``put_object``) was refused."""
-    if isinstance(error, SSLError):
+    if isinstance(error, boto.SSLError):
         return "check AWS_ENDPOINT_URL (http:// or https://) and AWS_CA_BUNDLE, the file of certificates to trust"
     return advise_on_checksums(error, method) or _ADVICE.get(code_of(error), CREDENTIALS)
 
 
 def advise_on_checksums(error: BaseException, method: str) -> str:
     """Which variables to set, if the store may have refused the checksums of AWS's client; else an empty string."""
-    if isinstance(error, FlexibleChecksumError):
+    if isinstance(error, boto.FlexibleChecksumError):
         return f"if that comes again, the store's checksums are of another kind: set {RESPONSE_CHECKSUMS}=when_required"
-    if os.environ.get(REQUEST_CHECKSUMS, "").lower() == "when_required" or not isinstance(error, ClientError):
+    if os.environ.get(REQUEST_CHECKSUMS, "").lower() == "when_required" or not isinstance(error, boto.ClientError):
         return ""
     code, status = code_of(error), _status(error)
     knobs = f"set {REQUEST_CHECKSUMS}=when_required and {RESPONSE_CHECKSUMS}=when_required"
@@ -112,14 +104,14 @@ def advise_on_checksums(error: BaseException, method: str) -> str:
 
 def code_of(error: BaseException) -> str:
     """The store's code of an error; empty if it has none."""
-    return str(error.response.get("Error", {}).get("Code", "")) if isinstance(error, ClientError) else ""
+    return str(error.response.get("Error", {}).get("Code", "")) if isinstance(error, boto.ClientError) else ""
 
 
 def describe_error(error: BaseException) -> str:
     """An error on one line."""
     text = " ".join(str(error).split())[:300]
-    return text if isinstance(error, ClientError) else f"{type(error).__name__}: {text}"
+    return text if isinstance(error, boto.ClientError) else f"{type(error).__name__}: {text}"
 
 
-def _status(error: ClientError) -> int:
+def _status(error: boto.ClientError) -> int:
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))

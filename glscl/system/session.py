@@ -239,6 +239,4 @@ def cluster_nodes() -> list[Node]:
     check_environment()
     named = named_cluster()
     address = cluster_of_this_machine(say=False) if named in (None, "auto") else named
-    if address in (None, "local"):
-        return [resources_of_this_machine()]
-    return nodes_at(address)
+    return [resources_of_this_machine()] if address in (None, "local") else nodes_at(address)

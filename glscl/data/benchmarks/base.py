@@ -60,10 +60,7 @@ def _entries(values: list[object], where: str) -> Iterator[Entry]:
 
 @dataclass(slots=True)
 class Annotations:
-    """An annotation folder (local or ``s3://``) and the files of it that were read.
-
-    Whatever is asked of a file that is missing or in another form ends in a `UserError` with its name and line.
-    """
+    """An annotation folder and the files of it that were read; a `UserError` names a file and line that is wrong."""
 
     folder: str
     sources: list[str] = field(default_factory=list)

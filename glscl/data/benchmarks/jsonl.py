@@ -11,16 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
-from glscl.data.benchmarks.base import (
-    FLAG,
-    Annotations,
-    Entry,
-    ReadResult,
-    check_caption,
-    expect,
-    parse_json,
-    register,
-)
+from glscl.data.benchmarks.base import FLAG, Annotations, Entry, ReadResult, check_caption, expect, parse_json, register
 from glscl.data.records import Record, list_some
 from glscl.errors import UserError, did_you_mean
 from glscl.system import storage

@@ -17,7 +17,6 @@ FILES = {
     "val": "LSMDC16_annos_val.csv",
     "test": "LSMDC16_challenge_1000_publictect.csv",
 }
-COLUMNS = 6
 
 
 @register("lsmdc", FILES, version=1)
@@ -28,8 +27,8 @@ def read_lsmdc(files: Annotations, split: str) -> ReadResult:
     for line, text in files.lines(name):  # quotes are part of the sentences: not a case for a CSV parser
         where = f"{files.path(name)}, line {line}"
         columns = text.split("\t")
-        if len(columns) != COLUMNS:
-            raise UserError(f"{where}: {len(columns)} tab-separated columns, expected {COLUMNS}")
+        if len(columns) != 6:
+            raise UserError(f"{where}: {len(columns)} tab-separated columns, expected 6")
         if not (clip_id := columns[0].strip()):
             raise UserError(f"{where}: empty clip id")
         captions[clip_id].append(check_caption(columns[-1], where))

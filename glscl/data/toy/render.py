@@ -92,9 +92,8 @@ def _draw(domain: str, record: Record, draw: random.Random) -> npt.NDArray[np.ui
     time = np.linspace(0.0, 1.0, count, dtype=np.float32)
     progress = dict(zip(events, _progress(time, len(events), draw), strict=True))
 
-    movements = [key for key in events if key != "change"]
     path = np.zeros((count, 2), dtype=np.float32)
-    for key in movements:
+    for key in (event for event in events if event != "change"):
         path += draw.uniform(30.0, 34.0) * progress[key][:, None] * np.array(_STEP[attributes[key]], dtype=np.float32)
     # centre the path's bounding box, so that no direction starts nearer to a border than another one
     path -= (path.max(axis=0) + path.min(axis=0)) / 2

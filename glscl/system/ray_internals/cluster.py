@@ -78,11 +78,9 @@ def use_interface_of_node() -> None:
 
 def autoscaling_coordinator() -> Any:
     """The actor that asks an autoscaler for nodes on behalf of everybody who wants some."""
-    from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
-        get_or_create_autoscaling_coordinator,
-    )
+    from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator
 
-    return get_or_create_autoscaling_coordinator()
+    return default_autoscaling_coordinator.get_or_create_autoscaling_coordinator()
 
 
 class KeyValueStore:
