@@ -219,6 +219,11 @@ def main() -> int:
     print(f"{len(mutants)} mutants, {len(left)} to try", flush=True)
     with arguments.output.open("a") as output:
         survived |= try_mutants(left, arguments.runners, output)
+    return report(mutants, survived)
+
+
+def report(mutants: list[Mutant], survived: dict[str, bool]) -> int:
+    """Print what survived, and the share that was killed; returns the exit status."""
     alive = sorted((m for m in mutants if survived[m.name]), key=lambda m: (m.path, m.line))
     reasons = tomllib.loads(Path(__file__).with_name("equivalent_mutants.toml").read_text(encoding="utf-8"))
     known = {name: group["why"] for group in reasons["equivalent"] for name in group["mutants"]}

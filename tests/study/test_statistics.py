@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from scipy.special import stdtrit
 
-from glscl.evaluation.metrics import METRICS, RetrievalMetrics
+from glscl.evaluation.metrics import METRICS, measure_ranks
 from glscl.evaluation.ranks import Ranks
 from glscl.study.statistics import (
     Interval,
@@ -427,7 +427,7 @@ def test_refuses_what_does_not_fit(make: Callable[[], Any], message: str) -> Non
 def test_means_of_values_are_the_metrics() -> None:
     optimistic = torch.tensor([1, 1, 2, 5, 7, 10, 11, 60], dtype=torch.int32)
     ranks = Ranks(optimistic, optimistic + torch.tensor([0, 1, 0, 1, 0, 0, 0, 3]))
-    metrics = RetrievalMetrics.from_ranks(ranks).to_dict()
+    metrics = measure_ranks(ranks)
     values = per_query(ranks)
     assert values.keys() == METRICS.keys()
     for name in ("R@1", "R@5", "R@10", "MnR"):
