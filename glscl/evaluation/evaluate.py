@@ -20,7 +20,7 @@ from glscl.evaluation.options import EvaluationConfig
 from glscl.evaluation.results import NormalisedColumn, Test, WithoutLeaked
 from glscl.evaluation.saved import read_card
 from glscl.evaluation.scoring import ScoringResult, rank_matrix
-from glscl.system.hardware import Share
+from glscl.system.nodes import Share
 from glscl.system.progress import Progress
 
 if TYPE_CHECKING:
