@@ -20,8 +20,7 @@ from glscl.evaluation.options import EvaluationConfig
 from glscl.evaluation.results import Results, Test
 from glscl.evaluation.saved import FOLDER, ModelCard, read_card, save_model
 from glscl.system import stopping, storage
-from glscl.system.hardware import Share
-from glscl.system.nodes import check_resources, worker_capacity
+from glscl.system.nodes import Share, alive_nodes, capacity_of_nodes, check_resources
 from glscl.system.ownership import Owner
 from glscl.training.checkpoint.format import TAG, IncompleteCheckpointError, check_complete
 from glscl.training.checkpoint.retention import ANOTHER, Retention, RetentionCallback, cause_in
@@ -100,7 +99,7 @@ def score_tests(
     The options are those of `evaluate_model`.
     """
     training = config.training
-    capacity = worker_capacity(training.cpus, training.on_gpu)
+    capacity = capacity_of_nodes(alive_nodes(), training.cpus, training.on_gpu)
     workers = min(training.most_workers, max(training.fewest_workers, capacity))
     share = Share(workers, training.on_gpu, training.cpus, config.data.loaders)
     return _score(config.run_directory, config.data.test, config.evaluation, share, quarantine, bank, keep_ranks)
