@@ -86,7 +86,7 @@ def _shard_targets(folder: Path) -> dict[str, Target]:
         _write(folder / "set/manifest.json", json.dumps(make_manifest(len(data))))
         with contextlib.closing(Shard(open_shard_set(str(path.parent)), 0)) as opened:
             for position in range(len(opened.samples)):
-                opened.video(position)
+                opened.read(position)
 
     def read_manifest(data: bytes) -> None:
         Shard(open_shard_set(str(_write(folder / "other/manifest.json", data).parent)), 0).close()

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from glscl.data.activity import ActivityTable, activity_writer
+from glscl.data.clips import read_clip
 from glscl.data.limits import VideoError
 from glscl.data.loader import errors_as_items, explain_dead_loaders, raise_items, start_loader_worker
 from glscl.data.quarantine import Entry, quarantine_entry
@@ -19,7 +20,7 @@ from glscl.data.repairs import repair_entry
 from glscl.data.shards import Sample, Shard, ShardSet
 from glscl.data.shared_memory import GALLERY_PREFETCH, check_room, gallery_bytes
 from glscl.data.stream import Tokenize
-from glscl.data.video import Clip, FrameSampling, load_clip
+from glscl.data.video import Clip, FrameSampling
 from glscl.errors import UserError
 
 
@@ -126,7 +127,7 @@ class Gallery(IterableDataset["GalleryBatch | UserError"]):
                         sample = shard.samples[row]
                         note(f"decoding {manifest.domain}/{sample.video_id} (sample {sample.key} of {shard.uri})")
                         try:
-                            result = load_clip(shard.video(row), self.sampling, sample.start, sample.end)
+                            result = read_clip(shard, row, self.sampling)
                         except VideoError as error:
                             yield before + row, sample, quarantine_entry(self.shard_set, index, sample, str(error))
                         else:

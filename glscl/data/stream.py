@@ -16,13 +16,14 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from glscl.data.activity import ActivityTable, activity_writer
 from glscl.data.augment import ClipAugmentation
+from glscl.data.clips import read_clip
 from glscl.data.limits import VideoError
 from glscl.data.loader import errors_as_items, explain_dead_loaders, raise_items, start_loader_worker
 from glscl.data.plan import Slot, StreamPlan
 from glscl.data.quarantine import Entry, UnusableSetError, quarantine_entry
 from glscl.data.repairs import repair_entry
 from glscl.data.shards import Sample, Shard, ShardSet
-from glscl.data.video import Clip, FrameSampling, load_clip
+from glscl.data.video import Clip, FrameSampling
 from glscl.errors import UserError
 
 Tokenize = Callable[[Sequence[str]], tuple[Tensor, Tensor]]
@@ -250,7 +251,7 @@ class _StreamReader:
     def _decode(self, slot: Slot, shard: Shard, position: int, sample: Sample, name: str) -> Clip:
         domain = self._stream.shard_sets[slot.domain].manifest.domain
         self._note(f"decoding {domain}/{sample.video_id} (sample {sample.key} of {shard.uri})")
-        return load_clip(shard.video(position), self._stream.sampling_of(slot, name), sample.start, sample.end)
+        return read_clip(shard, position, self._stream.sampling_of(slot, name))
 
 
 def video_number(domain: int, shard: int, position: int) -> int:

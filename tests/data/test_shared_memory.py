@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from glscl.data import gallery, shared_memory, stream
+from glscl.data import clips, shared_memory
 from glscl.data.gallery import Gallery
 from glscl.data.loader import explain_dead_loaders
 from glscl.data.plan import StreamPlan
@@ -90,8 +90,7 @@ def test_what_the_reader_itself_meets(batches: Batches, monkeypatch: pytest.Monk
 
 
 def test_a_bus_error_is_a_want_of_shared_memory(batches: Batches, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (stream, gallery):
-        monkeypatch.setattr(module, "load_clip", lambda *_: os.kill(os.getpid(), signal.SIGBUS))
+    monkeypatch.setattr(clips, "load_clip", lambda *_: os.kill(os.getpid(), signal.SIGBUS))
     said = end_of(batches())
     assert re.match(r"UserError: .*/dev/shm of \S+ is full; RuntimeError: DataLoader worker .*Bus error", said), said
 

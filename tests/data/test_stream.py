@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 import glscl.data.stream as module
+from glscl.data import clips
 from glscl.data import loader as loaders
 from glscl.data.activity import ActivityTable
 from glscl.data.plan import StreamPlan
@@ -383,7 +384,7 @@ def test_a_loader_process_that_dies_is_named_with_its_video(
             os.kill(os.getpid(), signal.SIGSEGV)
         return load_clip(data, *rest)
 
-    monkeypatch.setattr(module, "load_clip", fault)
+    monkeypatch.setattr(clips, "load_clip", fault)
     table = ActivityTable(2)
     stream = PairStream([shards], plan, SAMPLING, tokenize, 0, 1, activity=table)
     with pytest.raises(BrokenRunError, match=r"a loader process \(pid \d+\)") as error:
@@ -402,7 +403,7 @@ def test_a_loader_process_that_hangs_can_be_read(make_shards: MakeShards, monkey
         signal.pause()
         raise AssertionError
 
-    monkeypatch.setattr(module, "load_clip", hang)
+    monkeypatch.setattr(clips, "load_clip", hang)
     table = ActivityTable(1)
     stream = PairStream([shards], plan_of([shards]), SAMPLING, tokenize, 0, 1, activity=table)
     parts = iter(
@@ -461,7 +462,7 @@ def test_a_bad_video_is_decoded_once(make_shards: MakeShards, monkeypatch: pytes
         bad += data == b"torn"
         return load_clip(data, *rest)
 
-    monkeypatch.setattr(module, "load_clip", counting)
+    monkeypatch.setattr(clips, "load_clip", counting)
     list(islice(loader([shards], plan_of([shards], global_batch=8, virtual_streams=1), 0, 1, 0, 0), 3))
     assert bad == 1
 

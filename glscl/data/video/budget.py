@@ -53,12 +53,8 @@ def check_area(width: int, height: int) -> None:
 
 
 @contextmanager
-def decoding(data: bytes) -> Iterator[None]:
+def decoding() -> Iterator[None]:
     """Bound a decoder's memory, and turn all that it may raise into `VideoError`."""
-    if not data:
-        raise VideoError("empty file")
-    if len(data) > limits.MAX_BYTES:
-        raise VideoError(f"more than {limits.MAX_BYTES >> 30} GiB")
     try:
         with _bounded_memory(), _recorded_words():
             yield

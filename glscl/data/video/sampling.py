@@ -34,7 +34,8 @@ class FrameSampling:
     max_seconds: float = limits.MAX_DECODE_S
     augment: Callable[[Tensor], Tensor] | None = None
 
-    def times(self, duration: float) -> list[float]:
-        """Centres of equal segments of ``duration`` seconds: one to ``max_frames`` of them."""
+    def times(self, first: float, last: float) -> list[float]:
+        """Centres of equal segments from one second to another: one to ``max_frames`` of them."""
+        duration = last - first
         count = max(1, min(self.max_frames, math.ceil(duration * self.rate - 1e-6)))
-        return [(index + 0.5) * duration / count for index in range(count)]
+        return [first + (index + 0.5) * duration / count for index in range(count)]
