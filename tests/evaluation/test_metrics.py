@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glscl.errors import UserError
-from glscl.evaluation.metrics import RetrievalMetrics
+from glscl.evaluation.metrics import METRICS, RetrievalMetrics
 from glscl.evaluation.ranks import (
     Ranks,
     check_similarity,
@@ -206,3 +206,8 @@ def test_blocks_of_ranks_join_in_their_order() -> None:
     joined = Ranks.concatenate([one, two])
     assert (joined.optimistic.tolist(), joined.pessimistic.tolist(), len(joined)) == ([1, 3, 4], [2, 5, 6], 3)
     assert Ranks.concatenate([]).pessimistic.dtype == torch.int64
+
+
+def test_units_and_bounds_of_metrics() -> None:
+    assert (METRICS["R@1"].unit, METRICS["R@1"].bounds) == ("points", (0.0, 100.0))
+    assert (METRICS["MnR"].unit, METRICS["MnR"].bounds) == ("ranks", (1.0, math.inf))

@@ -169,7 +169,7 @@ def test_the_mean_over_one_cell_is_its_difference() -> None:
     world, bootstrap = World(200, 3, 0.04, hits), QueryBootstrap(200, resamples=500)
     first, second = (bootstrap.system(values) for values in world.draw((-0.2, -0.5)))
     one, difference = mean_difference([("a", first, second)]), bootstrap.difference(first, second)
-    for name in ("estimate", "low", "high", "standard_error"):
+    for name in ("estimate", "low", "high", "standard_error", "null", "p_value"):
         assert getattr(one, name) == pytest.approx(getattr(difference, name))
     assert (one.queries, one.seeds) == (difference.queries, difference.seeds)
 
@@ -393,6 +393,10 @@ def test_equal_models_show_nothing() -> None:
     same = bootstrap.difference(model, model)
     assert (same.estimate, same.low, same.high, same.p_value) == (0, 0, 0, 1)
     assert claim(same, "a", "b", "R@1").startswith("No difference shown between a and b in R@1: 0 points")
+
+
+def test_two_queries_are_enough() -> None:
+    assert QueryBootstrap(2, resamples=1).groups == 2
 
 
 def test_bounds_cut_a_mean() -> None:

@@ -236,8 +236,9 @@ def test_a_run_that_cannot_go_on_ends_in_one_line(
     monkeypatch.setenv("RAY_ADDRESS", "local")
     shards = make_shards(captions=[2] * 16, per_shard=4, bad=dict.fromkeys(range(11), b"torn"))
     assert main(["train", *words("--data.train", shards.uri, "--training.log-every", "1")]) == 2
-    out = capfd.readouterr().out
-    last = out.splitlines()[-1]
+    printed = capfd.readouterr()
+    assert "Traceback" not in printed.out + printed.err
+    last = printed.out.splitlines()[-1]
     assert last.startswith("glscl: FAILED ")
     assert "of 16 videos of training set toy/train cannot be used, more than data.max_bad_fraction (0.01): toy" in last
     listed = read_quarantine(str(tmp_path / "runs" / "r"))  # also what was found since the last row of the log

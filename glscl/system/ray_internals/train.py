@@ -13,6 +13,7 @@ What is different here from what Ray Train does by itself:
 6. The detached actor that gives a run's resources back when its driver is killed asks a dashboard at an address that it
    guesses whether the controller lives: where the machine has another cluster, that one's. It then stays for ever, or
    dies with a traceback beside a sound run. Here it asks the head of its own cluster.
+7. Its controller prints a traceback of every error that a callback raises. Here what a user has to mend has none.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ray.train import FailureConfig, Result
+from ray.train import ControllerError, FailureConfig, Result
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch.config import _TorchBackend
 from ray.train.v2._internal.callbacks import placement_group_callback
@@ -43,6 +44,7 @@ from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2.api import data_parallel_trainer
 from ray.util.state.exception import RayStateApiException
 
+from glscl.errors import UserError
 from glscl.system.network import use_interface_of_node
 from glscl.system.ray_internals.cluster import actor_state, disconnect_state, replaced
 
@@ -122,7 +124,10 @@ class PatientController(TrainController):  # type: ignore[misc]
     worker_group_cls = TidyWorkerGroup
 
     async def _step(self) -> Any:
-        result = await super()._step()
+        try:
+            result = await super()._step()
+        except UserError as error:  # what Ray wraps itself, it prints with a traceback first
+            raise ControllerError(error) from error
         if result.next_state is result.previous_state:  # put off: let calls such as abort through meanwhile
             await asyncio.sleep(PAUSE_S)
         return result
