@@ -183,11 +183,11 @@ def index_native(file: IO[bytes], uri: str, domain: str, samples: int) -> TarInd
                 )
     index = TarIndex([], [], {})
     for key in dict.fromkeys((*annotations, *members)):
-        annotation = annotations.get(key)
-        media = members[key].media(annotation.frames) if annotation else None
-        if annotation is None or media is None:
+        found = annotations.get(key)
+        media = members[key].media(found.frames) if found else None
+        if found is None or media is None:
             raise tarfile.TarError(f"sample {key!r} lacks its video or its annotation")
-        index.samples.append(annotation.sample(key))
+        index.samples.append(found.sample(key))
         index.media.append(media)
     return index
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import av
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,7 +48,13 @@ class Clip:
     replaced: int
 
 
-def load_clip(data: bytes, sampling: FrameSampling, start: float | None = None, end: float | None = None) -> Clip:
+def load_clip(
+    data: bytes,
+    sampling: FrameSampling,
+    start: float | None = None,
+    end: float | None = None,
+    into: Tensor | None = None,
+) -> Clip:
     """Decode the frames of a video that ``sampling`` asks for, in display form.
 
     Args:
@@ -55,6 +62,7 @@ def load_clip(data: bytes, sampling: FrameSampling, start: float | None = None, 
         sampling: number, rate and size of frames.
         start: first second that is sampled; None is the beginning. Second 0 is that of the container.
         end: last second that is sampled; None is the end of the video.
+        into: where the frames are written, uint8 (``max_frames`` or more, 3, S, S); None takes new memory.
 
     Raises:
         VideoError: the bytes are not a video, no picture of it decodes, or it costs too much.
@@ -69,10 +77,19 @@ def load_clip(data: bytes, sampling: FrameSampling, start: float | None = None, 
             if sampling.decoder == "torchcodec":
                 pictures = decode_plain(data, index, slots, sampling.size, reader.first(), budget)
                 if pictures is not None:
-                    return Clip(torch.stack([pictures[slot] for slot in slots]), 0)
+                    return Clip(lay_down([pictures[slot] for slot in slots], into), 0)
             pictures_of = reader.read(slots, lambda display, frame: display.square(frame, sampling.size))
-        frames = torch.stack([pictures_of[slot][1] for slot in slots])
+        frames = lay_down([pictures_of[slot][1] for slot in slots], into)
         return Clip(frames, sum(pictures_of[slot][0] != slot for slot in slots))
+
+
+def lay_down(pictures: Sequence[Tensor], into: Tensor | None) -> Tensor:
+    """Copy pictures (3, S, S), however they lie in memory, one after the other: (F', 3, S, S)."""
+    if into is None:
+        into = torch.empty(len(pictures), *pictures[0].shape, dtype=torch.uint8)
+    for picture, place in zip(pictures, into, strict=False):
+        np.copyto(place.numpy(), picture.numpy())  # a third faster than torch where colours lie side by side
+    return into[: len(pictures)]
 
 
 def load_frames(data: bytes, sampling: FrameSampling, start: float | None = None, end: float | None = None) -> Tensor:

@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import functional as transforms
 from glscl.data.frame_times import FrameTimes
 from glscl.data.video import limits
 from glscl.data.video.budget import Budget, VideoError, decoding
-from glscl.data.video.decode import Clip, PictureReader
+from glscl.data.video.decode import Clip, PictureReader, lay_down
 from glscl.data.video.display import Form, Turn, crop_centre, resize
 from glscl.data.video.index import read_index
 from glscl.data.video.sampling import FrameSampling
@@ -71,16 +71,20 @@ def make_pictures(
 
 
 def _encode(picture: Tensor, quality: int) -> bytes:
-    return encode_jpeg(picture.contiguous(), quality).numpy().tobytes()
+    file: Tensor = encode_jpeg(picture.contiguous(), quality)
+    return file.numpy().tobytes()
 
 
-def load_pictures(read: Callable[[int], bytes], times: FrameTimes, sampling: FrameSampling) -> Clip:
+def load_pictures(
+    read: Callable[[int], bytes], times: FrameTimes, sampling: FrameSampling, into: Tensor | None = None
+) -> Clip:
     """Decode the pictures nearest to the sampled times; where one does not decode, the next to it.
 
     Args:
         read: gives the file of a picture by its number.
         times: of the pictures.
         sampling: number, rate and size of frames.
+        into: as for `load_clip`.
 
     Raises:
         VideoError: none decodes, or they cost too much.
@@ -89,7 +93,7 @@ def load_pictures(read: Callable[[int], bytes], times: FrameTimes, sampling: Fra
     wanted = [times.nearest(time) for time in sampling.times(times.start, times.end)]
     with decoding():
         frames = [reader.nearest(number, len(times.times)) for number in wanted]
-    return Clip(torch.stack([frame for frame, _ in frames]), sum(replaced for _, replaced in frames))
+    return Clip(lay_down([frame for frame, _ in frames], into), sum(replaced for _, replaced in frames))
 
 
 class _Reader:
@@ -141,13 +145,14 @@ def _decode(data: bytes, budget: Budget) -> Tensor:
         if scans > limits.MAX_SCANS:
             raise VideoError(f"more than {limits.MAX_SCANS} scans")
         budget.picture(*_jpeg_size(data), count=scans)
-        return decode_jpeg(file, ImageReadMode.RGB, apply_exif_orientation=True)
-    if data.startswith(b"\x89PNG"):
+        picture: Tensor = decode_jpeg(file, ImageReadMode.RGB, apply_exif_orientation=True)
+    elif data.startswith(b"\x89PNG"):
         budget.picture(*struct.unpack_from(">II", data.ljust(24, b"\0"), 16))
         picture = decode_png(file, ImageReadMode.RGB, apply_exif_orientation=True)
-        return transforms.to_dtype(picture, torch.uint8, scale=True)  # of 16 bits, some
-    picture = decode_webp(file, ImageReadMode.RGB)
-    budget.picture(picture.shape[2], picture.shape[1])  # afterwards: the format ends at 16,383 pixels a side
+        picture = transforms.to_dtype(picture, torch.uint8, scale=True)  # some have 16 bits
+    else:
+        picture = decode_webp(file, ImageReadMode.RGB)
+        budget.picture(picture.shape[2], picture.shape[1])  # afterwards: the format ends at 16,383 pixels a side
     return picture
 
 
