@@ -25,7 +25,7 @@ from glscl.data.quarantine import Entry, UnusableSetError, quarantine_entry
 from glscl.data.repairs import repair_entry
 from glscl.data.shards import Shard, ShardSet
 from glscl.data.shared_memory import handover_error
-from glscl.data.video import FrameSampling
+from glscl.data.video import Clip, FrameSampling
 from glscl.errors import UserError
 
 Tokenize = Callable[[Sequence[str]], tuple[Tensor, Tensor]]
@@ -114,6 +114,7 @@ class PairStream(IterableDataset["Share | UserError"]):
         cache_dir: folder of the copies of remote shards while they are read.
         activity: where the reading processes note what they do; it has a row for each loader worker.
         augmentation: None leaves pictures as they are.
+        cache_mb: megabytes of decoded clips that each reading process keeps; none where they are augmented.
     """
 
     def __init__(
@@ -128,8 +129,10 @@ class PairStream(IterableDataset["Share | UserError"]):
         cache_dir: str | None = None,
         activity: ActivityTable | None = None,
         augmentation: ClipAugmentation | None = None,
+        cache_mb: int = 0,
     ) -> None:
         super().__init__()
+        self.cache = _ClipCache(0 if augmentation else cache_mb << 20)
         self.activity = activity
         self.augmentation = augmentation
         self.shard_sets = tuple(shard_sets)
@@ -226,6 +229,27 @@ class _Item:
     repaired: tuple[_Place, Entry] | None
 
 
+class _ClipCache:
+    """Decoded clips, kept until so many bytes are full: those of a set that does not fit are in part decoded again."""
+
+    def __init__(self, size: int) -> None:
+        self._free = size
+        self._clips: dict[_Place, Clip] = {}
+
+    def get(self, place: _Place, into: Tensor) -> Clip | None:
+        """Copy a clip's frames to the first of ``into``; None if it is not here."""
+        clip = self._clips.get(place)
+        if clip is None:
+            return None
+        return replace(clip, frames=into[: len(clip.frames)].copy_(clip.frames))
+
+    def put(self, place: _Place, clip: Clip) -> None:
+        """Keep a copy of a clip if there is room."""
+        if clip.frames.nbytes <= self._free:
+            self._free -= clip.frames.nbytes
+            self._clips[place] = replace(clip, frames=clip.frames.clone())
+
+
 class _StreamReader:
     """Reads one virtual stream, and keeps the shard open in which it stands."""
 
@@ -275,13 +299,15 @@ class _StreamReader:
         shard_set = self._stream.shard_sets[slot.domain]
         name = f"{shard_set.manifest.domain}/{sample.video_id}#{caption}"
         place = (slot.domain, slot.shard, position)
-        if place not in self._bad:
+        clip = self._stream.cache.get(place, into)
+        if clip is None and place not in self._bad:
             try:
                 self._note(f"decoding {name.rpartition('#')[0]} (sample {sample.key} of {shard.uri})")
                 clip = read_clip(shard, position, self._stream.sampling_of(slot, name), into)
+                self._stream.cache.put(place, clip)
             except VideoError as error:
                 self._bad[place] = quarantine_entry(shard_set, slot.shard, sample, str(error))
-        if place in self._bad:
+        if clip is None:
             bad.append((place, self._bad[place]))
             return None
         repaired = None

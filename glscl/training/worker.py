@@ -192,6 +192,7 @@ class Worker:
             cache_dir=data.cache_dir,
             activity=board,
             augmentation=ClipAugmentation(data.augment, self.config.seed) if data.augment else None,
+            cache_mb=data.cache_mb,
         )
         return Feed(pairs, data.loaders, data.prefetch, self.device)
 

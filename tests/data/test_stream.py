@@ -28,6 +28,7 @@ import glscl.data.stream as module
 from glscl.data import clips
 from glscl.data import loader as loaders
 from glscl.data.activity import ActivityTable
+from glscl.data.augment import ClipAugmentation
 from glscl.data.plan import StreamPlan
 from glscl.data.quarantine import UnusableSetError
 from glscl.data.shards import Shard, ShardSet
@@ -532,6 +533,41 @@ def test_frames_are_decoded_where_the_batch_is_read(make_shards: MakeShards, wor
     assert stream.pages.is_shared()
     assert places == [places[number % (prefetch + 1)] for number in range(9)]
     assert len(set(places)) == prefetch + 1
+
+
+@pytest.mark.parametrize(("room", "decodes"), [(0, 32), (1, 8 + 3 * 2), (1000, 8)])
+def test_what_fits_into_the_cache_is_decoded_once(
+    make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch, room: int, decodes: int
+) -> None:
+    """Eight videos, four epochs. A megabyte is cut down to six clips here."""
+    shards = make_shards(captions=[1] * 8, per_shard=4)
+    plan = plan_of([shards], global_batch=8, virtual_streams=1)
+    reference = run([shards], plan, 4)
+    count = 0
+
+    def counting(*arguments: Any) -> Clip:
+        nonlocal count
+        count += 1
+        return load_clip(*arguments)
+
+    monkeypatch.setattr(clips, "load_clip", counting)
+    stream = PairStream([shards], plan, SAMPLING, tokenize, 0, 1, cache_mb=room)
+    if room == 1:
+        stream.cache = module._ClipCache(7 * 2 * 3 * 48 * 48 - 1)  # clips have two frames of 48 x 48
+    assert all(map(same, map(kept, islice(make_loader(stream, 0, 1), 4)), reference))
+    assert count == decodes
+
+
+def test_augmented_clips_are_not_kept(make_shards: MakeShards) -> None:
+    shards = make_shards(captions=[1] * 8, per_shard=4)
+    augmentation = ClipAugmentation("rand-m7-n4-mstd0.5-inc1", 3)
+    plan = plan_of([shards], global_batch=8, virtual_streams=1)
+    stream, plain = (
+        PairStream([shards], plan, SAMPLING, tokenize, 0, 1, augmentation=augmentation, cache_mb=room)
+        for room in (9, 0)
+    )
+    cached, others = (map(kept, islice(make_loader(one, 0, 1), 3)) for one in (stream, plain))
+    assert all(map(same, cached, others))
 
 
 def test_what_a_loader_process_sends_holds_no_frames(make_shards: MakeShards) -> None:
