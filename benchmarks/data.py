@@ -87,13 +87,14 @@ def main() -> None:
         for form in forms:
             print(f"| {form.name} | {form.videos_per_cpu_second:.0f} | {form.speed:.1f} | {form.bytes:.2f} |")
         print(
-            "\n| loader of | processes | bare, videos/s | loader, videos/s | share | in CPU time |\n|---|---|---|---|---|---|"
+            "\n| loader of | processes | bare, videos/s | loader, videos/s | share | in CPU time |"
+            "\n|---|---|---|---|---|---|"
         )
         loaders = [compare_loader(sets[name], name, options.processes) for name in (REFERENCE, forms[-1].name)]
         for one in loaders:
             print(
-                f"| {one.form} | {one.processes} | {one.bare_videos_per_second:.0f} | {one.loader_videos_per_second:.0f} "
-                f"| {one.share:.0%} | {one.cpu_share:.0%} |"
+                f"| {one.form} | {one.processes} | {one.bare_videos_per_second:.0f} "
+                f"| {one.loader_videos_per_second:.0f} | {one.share:.0%} | {one.cpu_share:.0%} |"
             )
         print("\n| resumed at step | first batch, CPU ms | x |\n|---|---|---|")
         resumed = compare_steps(sets[forms[-1].name])

@@ -54,20 +54,21 @@ class _ForeignSample:
         if extension in ("txt", "json") and member.size > MAX_ANNOTATION_BYTES:
             self.problem = f".{extension} of {member.size:,} bytes"
         elif extension == "txt":
-            self._read_txt(read_member(file, member))
+            try:
+                self.txt = read_member(file, member).decode("utf-8-sig")
+            except UnicodeDecodeError:
+                self.problem = "a caption that is not UTF-8"
         elif extension == "json":
             self._read_json(key, read_member(file, member))
-
-    def _read_txt(self, data: bytes) -> None:
-        try:
-            self.txt = data.decode("utf-8-sig")
-        except UnicodeDecodeError:
-            self.problem = "a caption that is not UTF-8"
 
     def _read_json(self, key: str, data: bytes) -> None:
         with suppress(UserError):  # a tar of this project whose manifest is lost
             self.native = parse_annotation(data, key, "")
-        facts = _lenient_json(data)
+        try:
+            value = json.loads(data, parse_constant=lambda _: None)  # other programs: NaN stands for what is not known
+        except (ValueError, RecursionError):
+            value = None
+        facts = value if isinstance(value, dict) else {}
         several, one = facts.get("captions"), facts.get("caption")
         if isinstance(several, list) and all(isinstance(text, str) for text in several):
             self.captions = tuple(several)
@@ -86,7 +87,7 @@ class _ForeignSample:
         if media is None:
             return "a picture and no video" if self.members.still else "no video"
         if self.native is not None:
-            return self.native.sample(key)
+            return self.native.sample
         texts = self.captions or next(((text,) for text in (self.txt, self.caption) if text and text.strip()), ())
         captions = tuple(text.strip() for text in texts if text.strip())
         video_id = self.video_id or key
@@ -101,15 +102,6 @@ class _ForeignSample:
         if any("\ud800" <= character <= "\udfff" for text in captions for character in text):
             return "a caption with half of a surrogate pair"
         return None
-
-
-def _lenient_json(data: bytes) -> dict[str, object]:
-    """Metadata as other programs write it: NaN stands for what is not known; empty if it is no object."""
-    try:
-        value = json.loads(data, parse_constant=lambda _: None)
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def index_foreign(file: IO[bytes]) -> TarIndex:

@@ -21,8 +21,7 @@ from glscl.data.clips import read_clip
 from glscl.data.limits import VideoError
 from glscl.data.loader import errors_as_items, explain_dead_loaders, raise_items, start_loader_worker
 from glscl.data.plan import Integers, Slot, StreamPlan
-from glscl.data.quarantine import Entry, UnusableSetError, quarantine_entry
-from glscl.data.repairs import repair_entry
+from glscl.data.quarantine import Entry, UnusableSetError, quarantine_entry, repair_entry
 from glscl.data.shards import Shard, ShardSet
 from glscl.data.shared_memory import handover_error
 from glscl.data.video import Clip, FrameSampling

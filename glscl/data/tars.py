@@ -12,14 +12,13 @@ import tarfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import IO, TypeGuard, cast
+from typing import IO, NamedTuple, TypeGuard, cast
 
 from pydantic import ValidationError
 
-from glscl.data import strict_json
 from glscl.data.frame_times import FrameTimes
 from glscl.data.locate import VIDEO_EXTENSIONS
-from glscl.data.records import MOST_SECONDS, id_problem
+from glscl.data.records import MOST_SECONDS, id_problem, parse_strict_json
 from glscl.errors import UserError
 from glscl.options.mistakes import first_mistake
 
@@ -50,15 +49,10 @@ Part = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Media:
-    """Where a sample's video lies in its tar, or the pictures that stand for it.
+    """Where a sample's video lies in its tar, or the pictures that stand for it."""
 
-    Attributes:
-        parts: the video; or each picture, in the order of time.
-        frames: when each picture is shown; None for a video.
-    """
-
-    parts: tuple[Part, ...]
-    frames: FrameTimes | None = None
+    parts: tuple[Part, ...]  # the video; or each picture, in the order of time
+    frames: FrameTimes | None = None  # when each picture is shown; None for a video
 
 
 @dataclass(slots=True)
@@ -95,17 +89,11 @@ def picture_name(number: int) -> str:
 
 @dataclass(slots=True)
 class TarIndex:
-    """What a tar holds, in file order.
+    """What a tar holds, in file order."""
 
-    Attributes:
-        samples: the usable ones.
-        media: where the video of each of them lies, or its pictures.
-        rejected: keys of samples that lack something, with the reason (other programs' layouts only).
-    """
-
-    samples: list[Sample]
-    media: list[Media]
-    rejected: dict[str, str]
+    samples: list[Sample]  # the usable ones
+    media: list[Media]  # where the video of each of them lies, or its pictures
+    rejected: dict[str, str]  # keys of samples that lack something, with the reason (other programs' layouts only)
 
 
 class _Headers:
@@ -152,13 +140,7 @@ def check_new(member: tarfile.TarInfo, key: str, extension: str, seen: set[tuple
 
 
 def index_native(file: IO[bytes], uri: str, domain: str, samples: int) -> TarIndex:
-    """Pair up the members of a tar in this project's layout.
-
-    Args:
-        file: the opened tar.
-        uri: its address, for messages.
-        domain: that its annotations must be of.
-        samples: how many the manifest lists.
+    """Pair up the members of a tar in this project's layout: of ``domain``, with as many samples as the manifest lists.
 
     Raises:
         tarfile.TarError, ValueError, EOFError, OverflowError, RecursionError: a tar in another layout.
@@ -176,7 +158,7 @@ def index_native(file: IO[bytes], uri: str, domain: str, samples: int) -> TarInd
         if extension == "json":
             if member.size > MAX_ANNOTATION_BYTES:
                 raise tarfile.TarError(f"member {member.name!r} has {member.size} bytes")
-            annotations[key] = annotation = parse_annotation(read_member(file, member), member.name, uri)
+            annotations[key] = annotation = parse_annotation(read_member(file, member), key, f"{uri}: {member.name}")
             if annotation.domain != domain:
                 raise tarfile.TarError(
                     f"{member.name} is of domain {annotation.domain!r} where {MANIFEST} says {domain!r}"
@@ -187,7 +169,7 @@ def index_native(file: IO[bytes], uri: str, domain: str, samples: int) -> TarInd
         media = members[key].media(found.frames) if found else None
         if found is None or media is None:
             raise tarfile.TarError(f"sample {key!r} lacks its video or its annotation")
-        index.samples.append(found.sample(key))
+        index.samples.append(found.sample)
         index.media.append(media)
     return index
 
@@ -207,50 +189,37 @@ def _native_name(member: tarfile.TarInfo) -> tuple[str, str]:
     return key, extension
 
 
-@dataclass(frozen=True, slots=True)
-class Annotation:
+class Annotation(NamedTuple):
     """What the ``.json`` member of this project's layout holds."""
 
+    sample: Sample
     domain: object
-    video_id: str
-    captions: tuple[str, ...]
-    start: float | None
-    end: float | None
-    attributes: dict[str, object]
     frames: FrameTimes | None
 
-    def sample(self, key: str) -> Sample:
-        """The sample with this annotation."""
-        return Sample(key, self.video_id, self.captions, self.start, self.end, self.attributes)
 
-
-def parse_annotation(data: bytes, name: str, uri: str) -> Annotation:
-    """Read a ``.json`` member.
-
-    Raises:
-        UserError: it is not what this project writes.
-    """
+def parse_annotation(data: bytes, key: str, where: str) -> Annotation:
+    """Read a ``.json`` member of this project's layout, or raise a `UserError`."""
     try:
-        value = strict_json.loads(data.decode())  # UnicodeDecodeError is a ValueError
+        value = parse_strict_json(data.decode())  # UnicodeDecodeError is a ValueError
     except ValueError as error:
-        raise UserError(f"{uri}: {name} is not UTF-8 JSON ({error}); build the shards again") from None
+        raise UserError(f"{where} is not UTF-8 JSON ({error}); build the shards again") from None
     facts = value if isinstance(value, dict) else {}
     captions, video_id = facts.get("captions"), facts.get("video_id")
     if not isinstance(captions, list) or not captions or not all(isinstance(text, str) for text in captions):
-        raise UserError(f"{uri}: {name} has no list of captions; build the shards again")
+        raise UserError(f"{where} has no list of captions; build the shards again")
     if not isinstance(video_id, str):
-        raise UserError(f"{uri}: {name} has no video_id; build the shards again")
+        raise UserError(f"{where} has no video_id; build the shards again")
     if problem := id_problem(video_id):
-        raise UserError(f"{uri}: {name} has {problem}; build the shards again")
-    start, end = _parse_times(facts, f"{uri}: {name}")
+        raise UserError(f"{where} has {problem}; build the shards again")
+    times = _parse_times(facts, where)
     attributes = facts.get("attributes", {})
     if not isinstance(attributes, dict):
-        raise UserError(f"{uri}: {name}: attributes must be an object; build the shards again")
+        raise UserError(f"{where}: attributes must be an object; build the shards again")
     try:
         frames = FrameTimes.model_validate(facts["frames"]) if "frames" in facts else None
     except ValidationError as error:
-        raise UserError(f"{uri}: {name}: frames: {first_mistake(error).message}; build the shards again") from None
-    return Annotation(facts.get("domain"), video_id, tuple(captions), start, end, attributes, frames)
+        raise UserError(f"{where}: frames: {first_mistake(error).message}; build the shards again") from None
+    return Annotation(Sample(key, video_id, tuple(captions), *times, attributes), facts.get("domain"), frames)
 
 
 def _parse_times(facts: Mapping[str, object], where: str) -> tuple[float | None, float | None]:

@@ -17,7 +17,7 @@ from glscl.data import shared_memory
 from glscl.data.quarantine import read_quarantine
 from glscl.data.shards import ShardSet
 from glscl.errors import UserError, full_disk
-from glscl.evaluation.metrics import RetrievalMetrics
+from glscl.evaluation.metrics import measure_ranks
 from glscl.evaluation.ranks import rank_targets
 from glscl.evaluation.results import Test
 from glscl.evaluation.saved import ModelCard
@@ -164,7 +164,7 @@ def test_shared_memory_that_is_too_small_is_told_before_anything_starts(
 
 def _entry(domain: str, recall: float) -> Test:
     ranks = rank_targets(torch.randn(10, 10, generator=torch.Generator().manual_seed(0)), torch.arange(10))
-    direction = RetrievalMetrics.from_ranks(ranks).to_dict() | {"R@1": recall}
+    direction = measure_ranks(ranks) | {"R@1": recall}
     values = {
         "name": f"{domain}/test",
         "domain": domain,
