@@ -36,28 +36,18 @@ _Place = tuple[int, int, int]
 
 @dataclass(slots=True)
 class Batch:
-    """One rank's pairs of a global batch.
+    """One rank's pairs of a global batch."""
 
-    Attributes:
-        token_ids: (A, W) int64.
-        frames: (A, F, 3, S, S) uint8, zero where masked.
-        frame_mask: (A, F) bool, True = real.
-        video_ids: (A,) int64; equal numbers are the same video, whose captions are all positives.
-        names: ``domain/video_id#caption`` of every pair, for logs and tests.
-        truncated: captions cut to ``max_words`` tokens.
-        quarantined: videos met for the first time by this loader that could not be used (`quarantine_entry`).
-        repaired: videos met for the first time by this loader some of whose frames stand for pictures that do not
-            decode (`repair_entry`).
-    """
-
-    token_ids: Tensor
-    frames: Tensor
-    frame_mask: Tensor
-    video_ids: Tensor
-    names: list[str]
-    truncated: int = 0
-    quarantined: list[dict[str, str]] = field(default_factory=list)
-    repaired: list[dict[str, str]] = field(default_factory=list)
+    token_ids: Tensor  # (A, W) int64
+    frames: Tensor  # (A, F, 3, S, S) uint8, zero where masked
+    frame_mask: Tensor  # (A, F) bool, True = real
+    video_ids: Tensor  # (A,) int64; equal numbers are the same video, whose captions are all positives
+    names: list[str]  # ``domain/video_id#caption`` of every pair, for logs and tests
+    truncated: int = 0  # captions cut to ``max_words`` tokens
+    quarantined: list[Entry] = field(default_factory=list)
+    """Videos met for the first time by this loader that could not be used (`quarantine_entry`)."""
+    repaired: list[Entry] = field(default_factory=list)
+    """Videos met for the first time by this loader some of whose frames stand for others (`repair_entry`)."""
 
     @staticmethod
     def of(shares: Sequence[Share], frames: Tensor) -> Batch:
@@ -80,17 +70,11 @@ class Share:
     """One loader worker's part of a batch without its frames, which lie in the pages.
 
     Arrays, not tensors: torch would open a file in shared memory for each.
-
-    Attributes:
-        token_ids: (A, W) int64.
-        counts: (A,) int64, real frames of each row.
-        video_ids: (A,) int64.
-        names, truncated, quarantined, repaired: as in `Batch`.
     """
 
-    token_ids: Integers
-    counts: Integers
-    video_ids: Integers
+    token_ids: Integers  # (A, W)
+    counts: Integers  # (A,) real frames of each row
+    video_ids: Integers  # (A,)
     names: list[str]
     truncated: int
     quarantined: list[Entry]

@@ -175,7 +175,7 @@ def glscl(tmp_path: Path, leaves_nothing: Path) -> Iterator[Callable[..., Comman
 
 @pytest.fixture(scope="session")
 def clips(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shard sets of the real clips, re-encoded small: ``msrvtt/train``, ``msrvtt/test``, ``activitynet/test``."""
+    """Shard sets of the real clips, stored as small pictures: ``msrvtt/train``, ``msrvtt/test``, ``activitynet/test``."""
     root = tmp_path_factory.mktemp("clips")
     for benchmark, split, name in (
         ("msrvtt", "train_9k", "train"),
@@ -191,7 +191,7 @@ def clips(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             str(root / benchmark / name),
             domain=benchmark,
             samples_per_shard=8,
-            encoding=Encoding(short_side=64, rate=4.0),
+            encoding=Encoding(short_side=64, frames=4.0),
             workers=0,
         )
     return root
