@@ -68,13 +68,13 @@ def _write(path: Path, data: bytes | str) -> Path:
 
 
 def _video_targets() -> dict[str, Target]:
-    from glscl.data.video import FrameSampling, load_frames, reencode
+    from glscl.data.video import FrameSampling, load_frames, make_copy
 
     clips = [make_video(*kind) for kind in VIDEOS]
     sampling = FrameSampling(4, 10.0, 32, max_seconds=20)
     return {
         "decoder": Target(clips, lambda data: load_frames(data, sampling, 0.1, 0.5)),
-        "re-encoder": Target(clips, lambda data: reencode(data, 32, 10.0, 20)),
+        "re-encoder": Target(clips, lambda data: make_copy(data, 32, 10.0, 20)),
     }
 
 

@@ -110,13 +110,9 @@ class ShardSet:
 
 
 class BrokenShardError(UserError):
-    """A tar that is not what its manifest says.
+    """A tar that is not what its manifest says."""
 
-    Attributes:
-        problem: the message without what to do about it.
-    """
-
-    problem: str = ""
+    problem: str = ""  # the message without what to do about it
 
 
 def open_shard_set(uri: str) -> ShardSet:

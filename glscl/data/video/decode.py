@@ -37,15 +37,10 @@ Render = Callable[[Display, av.VideoFrame], T]
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """Frames of a video.
+    """Frames of a video."""
 
-    Attributes:
-        frames: uint8 (F', 3, S, S), 1 <= F' <= ``max_frames``.
-        replaced: how many of them stand for a picture that does not decode.
-    """
-
-    frames: Tensor
-    replaced: int
+    frames: Tensor  # uint8 (F', 3, S, S), 1 <= F' <= ``max_frames``
+    replaced: int  # how many of them stand for a picture that does not decode
 
 
 def load_clip(

@@ -28,17 +28,11 @@ _TICKS = 90000  # of a copy's clock, per second: whole numbers for the usual rat
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """A re-encoded video.
+    """A re-encoded video."""
 
-    Attributes:
-        data: mp4 file.
-        pictures: pictures that the original has.
-        replaced: how many of them do not decode, so that the nearest stands for each.
-    """
-
-    data: bytes
-    pictures: int
-    replaced: int
+    data: bytes  # mp4 file
+    pictures: int  # pictures that the original has
+    replaced: int  # how many of them do not decode, so that the nearest stands for each
 
 
 def make_copy(
@@ -78,11 +72,6 @@ def make_copy(
                 raise VideoError(reader.refusal())
             writer.close()
     return Copy(target.getvalue(), len(index.times), replaced + len(index.times) - 1 - before)
-
-
-def reencode(data: bytes, short_side: int, rate: float, max_seconds: float = limits.MAX_ENCODE_S) -> bytes:
-    """Return the file of `make_copy`."""
-    return make_copy(data, short_side, rate, max_seconds).data
 
 
 class _Writer:

@@ -32,29 +32,17 @@ _MAX_BACK_S = Fraction(1, 10)
 
 @dataclass(frozen=True)
 class Index:
-    """The slots of a video: each is the time from which one packet's picture is shown.
+    """The slots of a video: each is the time from which one packet's picture is shown."""
 
-    Attributes:
-        times: start of each slot in ticks after second 0, ascending.
-        packets: number of the packet of each slot, in the order of the file.
-        keyframes: slots that decoding can begin at, ascending.
-        pts: timestamp that the file gives the packet of each slot.
-        time_base: seconds of a tick.
-        duration: seconds from second 0 to the end of the last picture.
-        seekable: timestamps are unique, so that the container can find a packet by its timestamp.
-        restarts: packets at which a segment of a joined stream begins between two keyframes.
-        in_output_order: the file does not say when pictures are shown; the decoder's order of output does.
-    """
-
-    times: list[int]
-    packets: list[int]
-    keyframes: list[int]
-    pts: list[int]
-    time_base: Fraction
-    duration: float
-    seekable: bool
-    in_output_order: bool
-    restarts: frozenset[int] = frozenset()
+    times: list[int]  # start of each slot in ticks after second 0, ascending
+    packets: list[int]  # number of the packet of each slot, in the order of the file
+    keyframes: list[int]  # slots that decoding can begin at, ascending
+    pts: list[int]  # timestamp that the file gives the packet of each slot
+    time_base: Fraction  # seconds of a tick
+    duration: float  # seconds from second 0 to the end of the last picture
+    seekable: bool  # timestamps are unique, so that the container can find a packet by its timestamp
+    in_output_order: bool  # the file does not say when pictures are shown; the decoder's order of output does
+    restarts: frozenset[int] = frozenset()  # packets at which a segment of a joined stream begins between two keyframes
 
     @cached_property
     def slot_of(self) -> dict[int, int]:

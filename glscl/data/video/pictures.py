@@ -27,17 +27,11 @@ from glscl.data.video.source import open_video
 
 @dataclass(frozen=True, slots=True)
 class Pictures:
-    """Pictures that stand for a video.
+    """Pictures that stand for a video."""
 
-    Attributes:
-        jpegs: the files, in the order of time.
-        times: when each is shown.
-        replaced: how many stand for a picture that does not decode.
-    """
-
-    jpegs: tuple[bytes, ...]
-    times: FrameTimes
-    replaced: int
+    jpegs: tuple[bytes, ...]  # the files, in the order of time
+    times: FrameTimes  # when each is shown
+    replaced: int  # how many stand for a picture that does not decode
 
 
 def make_pictures(
