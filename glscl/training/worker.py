@@ -6,7 +6,6 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -17,11 +16,12 @@ import ray.train.torch
 import torch
 from torch import Tensor
 
-from glscl.data import stream
 from glscl.data.activity import ActivityTable
 from glscl.data.augment import ClipAugmentation
+from glscl.data.feed import Feed
 from glscl.data.quarantine import KNOB, Quarantine, UnusableSetError
 from glscl.data.shards import open_shard_set
+from glscl.data.stream import Batch, PairStream
 from glscl.errors import RunStoppedError, UserError, full_disk
 from glscl.models.retriever import Retriever
 from glscl.models.tokenizer import tokenize
@@ -185,9 +185,9 @@ class Worker:
         print_once(f"global batch: {config.training.global_batch} pairs = {batch}")
         self.log_file = open_log(config.run_directory, self.state.step, fence)  # last: `_train` closes it
 
-    def _batches(self, board: ActivityTable) -> Iterator[stream.Batch]:
+    def _batches(self, board: ActivityTable) -> Feed:
         data = self.config.data
-        pairs = stream.PairStream(
+        pairs = PairStream(
             self.shard_sets,
             self.plan,
             self.sampling,
@@ -198,8 +198,9 @@ class Worker:
             cache_dir=data.cache_dir,
             activity=board,
             augmentation=ClipAugmentation(data.augment, self.config.seed) if data.augment else None,
+            cache_mb=data.cache_mb,
         )
-        return stream.make_loader(pairs, data.loaders, data.prefetch)
+        return Feed(pairs, data.loaders, data.prefetch, self.device)
 
     def train(self) -> Ending | None:
         """Train to the last step; returns an `Ending` if a signal asked to stop before it."""
@@ -208,6 +209,7 @@ class Worker:
                 self.clock.start()
             self.consensus.send(self.heartbeats.step_request())
             self.step(self.next_batch())
+            self.fetch()
             due = self.due(self.consensus.result())
             if due.log:
                 self.log()
@@ -219,7 +221,7 @@ class Worker:
                 return Ending(step=self.state.step, checkpoint=self.checkpoint)
         return None
 
-    def next_batch(self) -> stream.Batch:
+    def next_batch(self) -> Batch:
         """The next batch; the driver hears of videos that cannot be used before anything else can happen."""
         self.heartbeats.at(Phase.LOADING, self.state.step + 1)
         self.clock.enter("data")
@@ -232,7 +234,14 @@ class Worker:
         self.heartbeats.report_unusable("train", batch.quarantined)
         return batch
 
-    def step(self, batch: stream.Batch) -> None:
+    def fetch(self) -> None:
+        """Have the next batch copied to a GPU while it still computes this step."""
+        if self.state.step < self.length.total:
+            self.heartbeats.at(Phase.LOADING, self.state.step + 1)
+            with self.metrics.waiting():
+                self.batches.fetch()
+
+    def step(self, batch: Batch) -> None:
         """Run forward, backward and update on this rank's share of the global batch (collective)."""
         self.heartbeats.at(Phase.COMPILING if self._compiles else Phase.STEPPING, self.state.step + 1)
         self._factor = set_learning_rates(self.engine, self.config.training, self.state.step, self.length.total)

@@ -387,6 +387,7 @@ def test_logging_evaluation_retention_and_machines_are_free(saved: Saved) -> Non
             "data.test": ["/t"],
             "data.loader_workers": 0,
             "data.prefetch": 9,
+            "data.cache_mb": 9,
             "data.cache_dir": "/c",
             "data.max_bad_fraction": 0.5,
             "model.grad_checkpointing": True,

@@ -153,7 +153,7 @@ def resize(picture: Tensor, short_side: int, form: Form) -> Tensor:
 def crop_centre(picture: Tensor, height: int, width: int | None = None) -> Tensor:
     """Crop the centre, or fill up with black around it: (3, H, W) to (3, ``height``, ``width`` or ``height``)."""
     cropped: Tensor = transforms.center_crop(picture, [height, width or height])
-    return cropped.contiguous()
+    return cropped
 
 
 BT601 = {"dst_colorspace": Colorspace.ITU601, "dst_color_range": ColorRange.MPEG}

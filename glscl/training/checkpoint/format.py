@@ -54,6 +54,7 @@ FREE_KEYS = (
     "data.test",
     "data.loader_workers",
     "data.prefetch",
+    "data.cache_mb",
     "data.decoder",
     "data.cache_dir",
     "data.max_decode_s",
