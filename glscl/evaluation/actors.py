@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from ray import ObjectRef
     from ray.exceptions import RayTaskError
 
+    Shared = ObjectRef[Embeddings] | Embeddings
+    """Embeddings, or where they lie."""
+
 POLL_S = 1.0
 """Seconds between two looks at how far the actors have come."""
 
@@ -109,19 +112,23 @@ class Evaluators:
         if isinstance(error, ray.exceptions.RayTaskError):
             raise _readable(error) from None
 
+    def share(self, embeddings: Embeddings) -> Shared:
+        """Lay embeddings down where every actor can read them."""
+        import ray
+
+        return ray.put(embeddings)
+
     def embed(
         self, uri: str, videos: range, *, thumbnails: bool = False, progress: Progress | None = None
     ) -> list[Embeddings]:
         """Embed ``videos`` of a set; one result per actor, in manifest order."""
         return self._each("embed", uri, videos, thumbnails, progress=progress)
 
-    def score(self, embeddings: ObjectRef[Embeddings], *, progress: Progress | None = None) -> ScoringResult:
+    def score(self, embeddings: Shared, *, progress: Progress | None = None) -> ScoringResult:
         """Rank all texts and videos of a set."""
         return merge(self._each("score", embeddings, progress=progress))
 
-    def similarity(
-        self, texts: ObjectRef[Embeddings], videos: ObjectRef[Embeddings], *, progress: Progress | None = None
-    ) -> Tensor:
+    def similarity(self, texts: Shared, videos: Shared, *, progress: Progress | None = None) -> Tensor:
         """Similarities (A, N) of all texts of one set with all videos of the same or another set."""
         return torch.cat(self._each("similarity", texts, videos, progress=progress))
 

@@ -9,6 +9,7 @@ from glscl.data.quarantine import Quarantine
 from glscl.data.shards import ShardSet, open_shard_set
 from glscl.errors import UserError
 from glscl.evaluation.actors import Evaluators
+from glscl.evaluation.alone import start_evaluators
 from glscl.evaluation.describe import Scores, describe_test, describe_without_leaked
 from glscl.evaluation.embed import Embeddings, concatenate
 from glscl.evaluation.leakage import LeakageList, leakage_lists, leave_out
@@ -34,7 +35,7 @@ def evaluate_model(
     keep_ranks: bool = False,
     quarantine: Quarantine | None = None,
 ) -> list[Test]:
-    """Score a model on every test set with ``workers`` Ray actors.
+    """Score a model on every test set with ``workers`` Ray actors; see `start_evaluators` for where one is none.
 
     The numbers do not depend on the number of workers.
 
@@ -64,7 +65,7 @@ def evaluate_model(
     quarantine = quarantine or Quarantine(None, 1.0, "")
     results: list[Test] = []
     problems: list[str] = []
-    with Evaluators(
+    with start_evaluators(
         folder, config, workers, use_gpu=use_gpu, cpus=cpus_per_worker, loader_workers=loader_workers
     ) as evaluators:
         query_bank = embed_bank(evaluators, bank_sets, per_set, quarantine) if per_set else None
@@ -104,9 +105,7 @@ def _score(
     query_bank: QueryBank | None,
 ) -> tuple[ScoringResult, list[NormalisedColumn]]:
     """Rank a test set; with normalisations from its whole similarity matrix, which is then held here."""
-    import ray
-
-    shared = ray.put(embeddings)
+    shared = evaluators.share(embeddings)
     pairs = len(embeddings.captions) * len(embeddings.video_ids)
     if not config.normalisations:  # every pair is scored twice, once in each direction
         with Progress(f"scoring {name}", 2 * pairs, "pairs") as progress:
@@ -122,12 +121,10 @@ def _score_without_leaked(
     evaluators: Evaluators, embeddings: Embeddings, leaked: LeakageList | None
 ) -> WithoutLeaked | None:
     """Score a test set without the videos of its leakage list."""
-    import ray
-
     if leaked is None:
         return None
     smaller, report = leave_out(embeddings, leaked.names)
-    return describe_without_leaked(leaked.uri, report, smaller, evaluators.score(ray.put(smaller)))
+    return describe_without_leaked(leaked.uri, report, smaller, evaluators.score(evaluators.share(smaller)))
 
 
 def check_tests(model_uri: str, tests: Sequence[str], config: EvaluationConfig, bank: Sequence[str] = ()) -> None:

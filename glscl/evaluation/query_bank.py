@@ -16,21 +16,19 @@ from glscl.evaluation.normalise import Bank
 from glscl.evaluation.options import EvaluationConfig
 
 if TYPE_CHECKING:
-    from ray import ObjectRef
+    from glscl.evaluation.actors import Shared
 
 
 @dataclass(frozen=True, slots=True)
 class QueryBank:
     """Training videos and captions, embedded once for all test sets."""
 
-    embeddings: ObjectRef[Embeddings]
+    embeddings: Shared
     texts: int
     videos: int
     domains: tuple[str, ...]
 
-    def similarities(
-        self, evaluators: Evaluators, test_set: ObjectRef[Embeddings], domain: str
-    ) -> dict[Direction, Bank]:
+    def similarities(self, evaluators: Evaluators, test_set: Shared, domain: str) -> dict[Direction, Bank]:
         """Score the bank's queries against the candidates of a test set of ``domain``, in both directions."""
         in_domain, domains = domain in self.domains, " and ".join(self.domains)
         captions = f"{self.texts:,} training captions of {domains}"
@@ -63,8 +61,6 @@ def embed_bank(evaluators: Evaluators, bank: Sequence[ShardSet], per_set: int, q
     Raises:
         UserError: more than the quarantine allows cannot be.
     """
-    import ray
-
     sets = []
     for shard_set in bank:
         pieces: list[Embeddings] = []
@@ -80,4 +76,4 @@ def embed_bank(evaluators: Evaluators, bank: Sequence[ShardSet], per_set: int, q
         sets.append(concatenate(pieces))
     whole = concatenate(sets)  # the order of a bank's queries matters to nobody
     domains = dict.fromkeys(shard_set.manifest.domain for shard_set in bank)
-    return QueryBank(ray.put(whole), len(whole.captions), len(whole.video_ids), tuple(domains))
+    return QueryBank(evaluators.share(whole), len(whole.captions), len(whole.video_ids), tuple(domains))
