@@ -43,7 +43,7 @@ def build_engine(
     import deepspeed.ops
 
     # Else DeepSpeed tries a compiler on all its operations, to compile a shared-memory collective (no gain measured).
-    deepspeed.ops.__compatible_ops__ = {}
+    vars(deepspeed.ops)["__compatible_ops__"] = {}
     groups = [
         group | {"peak": config.lr_towers if group["name"] == "towers" else config.lr_head}
         for group in model.parameter_groups(config.weight_decay)
