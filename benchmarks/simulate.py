@@ -51,7 +51,7 @@ NODE = Machine(
     video_bytes=250e3,
 )
 SHARD_PAIRS = 1000
-ENTRY_BYTES, ID_BYTES = 180, 16
+ENTRY_BYTES, ID_BYTES = 190, 19
 """Of a shard and of a video in a manifest."""
 MAX_MANIFEST = 1 << 30
 STEPS = 6
