@@ -1,7 +1,5 @@
 """`glscl presets`: list the packaged configurations, or print one."""
 
-from __future__ import annotations
-
 from glscl.errors import UserError
 from glscl.options.packaged import preset_names, preset_text
 from glscl.study.options import study_names, study_text

@@ -1,8 +1,6 @@
 """`glscl study`: train every head on every domain, test each on every domain, compare them."""
 
-from __future__ import annotations
-
-from glscl.commands._many_runs import ManyRuns, open_session
+from glscl.commands._runs import ManyRuns, open_session
 from glscl.options.flags import parse_options
 from glscl.reporting.console import start_panel
 from glscl.system.environment import check_environment

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from glscl.evaluation.actors import Evaluator, Evaluators
-from glscl.evaluation.embed import Embeddings
+from glscl.evaluation.embed import Embeddings, RowShard
 from glscl.evaluation.options import EvaluationConfig
-from glscl.evaluation.retrieval import RowShard
+from glscl.system.hardware import Share
 from glscl.system.progress import Progress
 from glscl.system.session import is_own
 
@@ -19,9 +18,7 @@ if TYPE_CHECKING:
     from glscl.evaluation.actors import Shared
 
 
-def start_evaluators(
-    folder: str, config: EvaluationConfig, count: int, *, use_gpu: bool, cpus: float, loader_workers: int
-) -> Evaluators:
+def start_evaluators(folder: str, config: EvaluationConfig, share: Share) -> Evaluators:
     """The actors of an evaluation (see `Evaluators`), or this process where it may do the work of one.
 
     It may if there is no cluster, or if it has started the cluster itself: no node but this one is there, and nothing
@@ -29,23 +26,21 @@ def start_evaluators(
     """
     import ray
 
-    kind = Alone if count == 1 and (not ray.is_initialized() or (is_own() and not use_gpu)) else Evaluators
-    return kind(folder, config, count, use_gpu=use_gpu, cpus=cpus, loader_workers=loader_workers)
+    here = not ray.is_initialized() or (is_own() and not share.use_gpu)
+    return (Alone if here and share.workers == 1 else Evaluators)(folder, config, share)
 
 
 class Alone(Evaluators):
     """One evaluator in this process. It decodes in another, because a decoder may take its process down."""
 
-    def __init__(
-        self, folder: str, config: EvaluationConfig, count: int, *, use_gpu: bool, cpus: float, loader_workers: int
-    ) -> None:
-        self._evaluator = _Counting(folder, config, use_gpu, max(1, loader_workers))
-        self._shard = RowShard(0, count)
+    def __init__(self, folder: str, config: EvaluationConfig, share: Share) -> None:
+        self._evaluator = _Counting(folder, config, share.use_gpu, max(1, share.loaders))
+        self._shard = RowShard(0, 1)
         self._threads = torch.get_num_threads()
         if "OMP_NUM_THREADS" not in os.environ:  # as Ray sets it for an actor
-            torch.set_num_threads(max(1, int(cpus)))
+            torch.set_num_threads(max(1, int(share.cpus)))
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         torch.set_num_threads(self._threads)
 
     def share(self, embeddings: Embeddings) -> Shared:

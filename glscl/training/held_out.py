@@ -15,9 +15,8 @@ from glscl.data.repairs import describe_repairs
 from glscl.data.shards import ShardSet, open_shard_set
 from glscl.data.video import FrameSampling
 from glscl.errors import RunStoppedError
-from glscl.evaluation.embed import Embeddings, concatenate, embed
+from glscl.evaluation.embed import Embeddings, RowShard, concatenate, embed, measure, score_rows
 from glscl.evaluation.metrics import MAIN_METRIC, RECALLS
-from glscl.evaluation.retrieval import RowShard, measure, score_rows
 from glscl.evaluation.scoring import merge, split_rows
 from glscl.models.retriever import Retriever
 from glscl.models.tokenizer import tokenize

@@ -17,7 +17,7 @@ from glscl.models.heads.xclip import XCLIP
 from glscl.options import Options
 from glscl.study import results
 
-WIDTH = 16
+WIDTH = 20
 PAGE = Path(__file__).parents[2] / "docs" / "heads.md"
 SMALL = {
     "glscl": {"queries": 3, "layers": 1, "attention_heads": 2, "feedforward": 32},

@@ -18,10 +18,11 @@ from glscl.runs.sets import locate_sets
 from glscl.study import analysis
 from glscl.study.comparisons import tally
 from glscl.study.examples import build_example, find_candidates
+from glscl.study.figures import relation_of
 from glscl.study.grid import build_cells
 from glscl.study.options import StudyConfig
 from glscl.study.panels import Finished, build_panels, share_texts
-from glscl.study.protocol import describe_protocol
+from glscl.study.protocol import describe_protocol, list_variants
 from glscl.study.results import parse_study
 from tests.study.fake import CAPTIONS, VIDEOS, Hits, cell_test, finished, study
 
@@ -221,6 +222,19 @@ def test_conditions_are_told_apart() -> None:
     assert found["long"] > found["short"] + 20
     assert any("(long)" in claim for claim in results["claims"])
     assert all(math.isfinite(c["low"]) for c in results["comparisons"])
+    for comparison in results["comparisons"]:
+        assert f", {comparison['condition']})" in comparison["sentence"]
+    assert not any(", short)" in c["sentence"] for c in _analyse()["comparisons"])
+
+
+def test_zero_shot_towers_are_a_variant_where_a_study_has_them() -> None:
+    names = [[one.name for one in list_variants(study(zero_shot=there))] for there in (True, False)]
+    assert names[0] == [ZERO_SHOT, *names[1]]
+
+
+def test_a_domain_may_have_any_name() -> None:
+    domains = {name: [name] for name in ("a", "zz")}
+    assert [relation_of("zz", domains, test) for test in domains] == ["cross-domain", "in-domain"]
 
 
 def test_examples_are_found_by_one_and_lost_by_the_other() -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from scipy.special import stdtrit
 
-from glscl.evaluation.metrics import METRICS, RetrievalMetrics
+from glscl.evaluation.metrics import METRICS, measure_ranks
 from glscl.evaluation.ranks import Ranks
 from glscl.study.statistics import (
     Interval,
@@ -169,7 +169,7 @@ def test_the_mean_over_one_cell_is_its_difference() -> None:
     world, bootstrap = World(200, 3, 0.04, hits), QueryBootstrap(200, resamples=500)
     first, second = (bootstrap.system(values) for values in world.draw((-0.2, -0.5)))
     one, difference = mean_difference([("a", first, second)]), bootstrap.difference(first, second)
-    for name in ("estimate", "low", "high", "standard_error"):
+    for name in ("estimate", "low", "high", "standard_error", "null", "p_value"):
         assert getattr(one, name) == pytest.approx(getattr(difference, name))
     assert (one.queries, one.seeds) == (difference.queries, difference.seeds)
 
@@ -395,6 +395,10 @@ def test_equal_models_show_nothing() -> None:
     assert claim(same, "a", "b", "R@1").startswith("No difference shown between a and b in R@1: 0 points")
 
 
+def test_two_queries_are_enough() -> None:
+    assert QueryBootstrap(2, resamples=1).groups == 2
+
+
 def test_bounds_cut_a_mean() -> None:
     bootstrap = QueryBootstrap(30)
     values = np.full((2, 30), 100.0)
@@ -423,7 +427,7 @@ def test_refuses_what_does_not_fit(make: Callable[[], Any], message: str) -> Non
 def test_means_of_values_are_the_metrics() -> None:
     optimistic = torch.tensor([1, 1, 2, 5, 7, 10, 11, 60], dtype=torch.int32)
     ranks = Ranks(optimistic, optimistic + torch.tensor([0, 1, 0, 1, 0, 0, 0, 3]))
-    metrics = RetrievalMetrics.from_ranks(ranks).to_dict()
+    metrics = measure_ranks(ranks)
     values = per_query(ranks)
     assert values.keys() == METRICS.keys()
     for name in ("R@1", "R@5", "R@10", "MnR"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +30,11 @@ def replaced(module: Any, name: str, value: Any) -> Iterator[None]:
         yield
     finally:
         setattr(module, name, before)
+
+
+def print_no_traceback_of(kind: type[Exception]) -> None:
+    """In a training worker, keep Ray Train from printing the traceback of an error of this kind that ends it."""
+    logging.getLogger("ray.train.v2._internal.util").addFilter(lambda _: not isinstance(sys.exc_info()[1], kind))
 
 
 def written_address() -> str | None:
