@@ -41,7 +41,7 @@ def evaluate_model(
     keep_ranks: bool = False,
     quarantine: Quarantine | None = None,
 ) -> list[Test]:
-    """Score a model on every test set with ``workers`` actors (see `start_evaluators`), on whose number no figure depends.
+    """Score a model on every test set with ``workers`` evaluators (`start_evaluators`); no figure depends on how many.
 
     Args:
         model_uri: folder of a saved model, or a run directory.
