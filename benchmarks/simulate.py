@@ -1,7 +1,7 @@
 """Predict steps, epochs and limits of training from 8 to 4,096 GPUs and from 1 million to 1 billion pairs.
 
-    python benchmarks/simulate.py [--clip ViT-B-32] [--head glscl] [--pairs-per-gpu 128] [--json FILE]
-    python benchmarks/simulate.py --measure [--json FILE]
+    python -m benchmarks.simulate [--clip ViT-B-32] [--head glscl] [--pairs-per-gpu 128] [--json FILE]
+    python -m benchmarks.simulate --measure [--json FILE]
 
 The first prints what a step costs and which limits it meets. The second checks the model on this machine: it runs real
 steps (DeepSpeed, gloo) on 1, 2 and 4 processes, calibrates three numbers on 1 and 2 of them, and prints the prediction

@@ -11,8 +11,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from glscl.commands.train import OTHER_SECTIONS, SECTIONS
+from glscl.options import Options
 from glscl.system.ray_internals import cluster as internals
 from glscl.system.session import is_own, ray_session
+from glscl.training.config import RunConfig
 
 HEAVY = ["torch", "torch._dynamo", "torchvision", "open_clip", "deepspeed", "ray", "ray.train", "pandas", "matplotlib"]
 MAIN = "import sys, json; from glscl.cli import main; code = main({!r}); print(json.dumps([code, list(sys.modules)]))"
@@ -31,6 +34,7 @@ def loaded_by(script: str) -> tuple[list[str], list[str]]:
         (["--help"], 0, []),
         (["trian"], 2, []),
         (["train", "--training.epoch", "1"], 2, []),
+        (["train", "--traning.epochs", "1"], 2, []),
         (["presets"], 0, []),
         (["train", "--config", "tiny", "--training.warmup", "2"], 2, ["torch"]),
         (["train", "--config", "tiny", "--data.train", "/nowhere"], 2, ["torch", "ray"]),
@@ -40,6 +44,12 @@ def loaded_by(script: str) -> tuple[list[str], list[str]]:
 )
 def test_a_mistake_waits_for_no_package_that_it_does_not_need(words: list[str], status: int, heavy: list[str]) -> None:
     assert loaded_by(MAIN.format(words)) == (status, heavy)
+
+
+def test_every_section_is_either_checked_early_or_left_alone() -> None:
+    config = RunConfig()
+    sections = {name for name in RunConfig.model_fields if isinstance(getattr(config, name), Options)}
+    assert sections == {*SECTIONS, *OTHER_SECTIONS}
 
 
 @pytest.mark.parametrize(
