@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -66,39 +66,32 @@ def test_activations_are_those_that_a_real_step_keeps() -> None:
 
 def _received(rank: int, stage: int) -> dict[str, float]:
     """Bytes that this rank receives in one step, by whether they belong to caches or to parameters."""
-    os.environ["MASTER_ADDR"] = "127.0.0.1"
     counted: Counter[str] = Counter()
     world = dist.get_world_size()
-    engine = build_engine(
-        _model(), TrainingConfig(precision="fp32", zero_stage=stage, global_batch=2 * PAIRS), torch.device("cpu"), world
+    shares = dict.fromkeys(
+        ("all_gather", "all_gather_into_tensor", "reduce_scatter_tensor", "broadcast"), 1 - 1 / world
     )
-    shares = {  # of the bytes of the whole tensor; a gloo broadcast or reduce to one counts at its owner's partners
-        "all_gather": 1 - 1 / world,
-        "all_gather_into_tensor": 1 - 1 / world,
-        "reduce_scatter_tensor": 1 - 1 / world,
-        "all_reduce": 2 * (1 - 1 / world),
-        "reduce": 1 - 1 / world,
-        "broadcast": 1 - 1 / world,
-    }
+    shares["all_reduce"] = 2 * (1 - 1 / world)  # of the bytes of the whole tensor
 
     def counting(name: str, real: Any) -> Any:
         def call(*arguments: Any, **options: Any) -> Any:
-            tensors = arguments[0] if isinstance(arguments[0], list) else arguments[:1]
-            if name == "reduce_scatter_tensor":
-                tensors = [arguments[1] if len(arguments) > 1 else options["input"]]
+            given = [*arguments, *options.values()]
+            tensors = next((value for value in given if isinstance(value, list)), None)
+            tensors = tensors or [max((v for v in given if isinstance(v, torch.Tensor)), key=torch.Tensor.numel)]
             size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
             counted["parameters" if size > 1 << 20 else "caches"] += shares[name] * size  # type: ignore[assignment]
             return real(*arguments, **options)
 
         return call
 
-    patches = [patch.object(dist, name, counting(name, getattr(dist, name))) for name in shares]
-    for one in patches:
-        one.start()
-    backward_global_batch(engine, partial(backward, engine), LossConfig(), _batch(rank))
-    engine.step()
-    for one in patches:
-        one.stop()
+    with ExitStack() as patches:
+        for name in shares:
+            patches.enter_context(patch.object(dist, name, counting(name, getattr(dist, name))))
+        training = TrainingConfig(precision="fp32", zero_stage=stage, global_batch=2 * PAIRS)
+        engine = build_engine(_model(), training, torch.device("cpu"), world)
+        counted.clear()
+        backward_global_batch(engine, partial(backward, engine), LossConfig(), _batch(rank))
+        engine.step()
     return dict(counted)
 
 
