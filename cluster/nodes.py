@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import glscl
 from cluster.storage_probe import StorageProblem, storage_problem
-from glscl.system.hardware import Node
-from glscl.system.network import use_interface_of_node
+from glscl.system.nodes import Node
+from glscl.system.ray_internals.cluster import use_interface_of_node
 
 if TYPE_CHECKING:
     from ray import ObjectRef

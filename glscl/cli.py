@@ -15,9 +15,8 @@ from collections.abc import Sequence
 from glscl.commands import find_command, format_usage
 from glscl.errors import BrokenRunError, CommandFailed, Stopped, UserError, full_disk
 from glscl.system.environment import check_working_folder, first_answer_due
-from glscl.system.redaction import OutputClosedError, redacted_output
+from glscl.system.redaction import OutputClosedError, prepare_streams, redacted_output
 from glscl.system.stopping import ends_by_signal
-from glscl.system.streams import prepare_streams
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -56,7 +56,7 @@ _NAMES = {
     "glscl/evaluation/scoring.py": "evaluation/test_scoring evaluation/test_retrieval",
     "glscl/study/statistics/*.py": "study/test_statistics study/test_families",
     **dict.fromkeys(
-        (f"glscl/study/{module}.py" for module in ("analysis", "panels", "figures", "comparisons", "protocol")),
+        (f"glscl/study/{module}.py" for module in ("analysis", "panels", "comparisons")),
         "study/test_analysis study/test_report",
     ),
 }

@@ -11,7 +11,7 @@ from glscl.options import Options
 from glscl.options.flags import parse_options
 from glscl.system import storage
 from glscl.system.environment import check_environment
-from glscl.system.hardware import Auto, choose
+from glscl.system.nodes import Auto, choose
 
 HELP = "score a finished run on any shard sets, in and across domains"
 ORDER = 30

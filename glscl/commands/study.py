@@ -29,9 +29,9 @@ def run(words: list[str], program: str) -> str:
     if not (options.dry_run or options.report_only):
         check_environment()
 
-    from glscl.study.options import load_study
+    from glscl.study.options import StudyConfig
 
-    study = load_study(options.config, **options.changed_keys())
+    study = StudyConfig.load(options.config, **options.changed_keys())
 
     from glscl.study.plan import describe, plan_study
     from glscl.study.run import report, run_study

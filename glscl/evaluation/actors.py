@@ -17,7 +17,7 @@ from glscl.evaluation.saved import load_model
 from glscl.evaluation.scoring import ScoringResult, merge
 from glscl.models.heads.base import Features
 from glscl.models.tokenizer import tokenize
-from glscl.system.hardware import Share
+from glscl.system.nodes import Share
 from glscl.system.progress import Progress
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import torch
 from glscl.evaluation.actors import Evaluator, Evaluators
 from glscl.evaluation.embed import Embeddings, RowShard
 from glscl.evaluation.options import EvaluationConfig
-from glscl.system.hardware import Share
+from glscl.system.nodes import Share
 from glscl.system.progress import Progress
 from glscl.system.session import is_own
 

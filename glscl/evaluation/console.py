@@ -5,7 +5,7 @@ from typing import IO
 
 from rich.text import Text
 
-from glscl.data.repairs import describe_repairs
+from glscl.data.quarantine import describe_repairs
 from glscl.evaluation.metrics import DIRECTIONS, MAIN_METRIC, RECALLS, SUMMARY
 from glscl.evaluation.results import Results
 from glscl.reporting.console import console, print_table

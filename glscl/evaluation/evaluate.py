@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from glscl.data.names import distinct_names
+from glscl.data.apart import distinct_names
 from glscl.data.quarantine import Quarantine
 from glscl.data.shards import ShardSet, open_shard_set
 from glscl.errors import UserError
@@ -21,7 +21,7 @@ from glscl.evaluation.options import EvaluationConfig
 from glscl.evaluation.results import NormalisedColumn, Test, WithoutLeaked
 from glscl.evaluation.saved import read_card
 from glscl.evaluation.scoring import ScoringResult, rank_matrix
-from glscl.system.hardware import Share
+from glscl.system.nodes import Share
 from glscl.system.progress import Progress
 
 if TYPE_CHECKING:

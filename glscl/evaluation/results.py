@@ -184,7 +184,7 @@ class Test(_Section):
     rejected: int = 0
     """Videos left out when the shards were built."""
     repaired: list[Entry] = []
-    """Videos in which the nearest picture stands for some that do not decode (`glscl.data.repairs`)."""
+    """Videos in which the nearest picture stands for some that do not decode (`glscl.data.quarantine`)."""
     text_to_video: Metrics
     video_to_text: Metrics
     hubness_skewness: float

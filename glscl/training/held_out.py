@@ -8,10 +8,9 @@ from functools import partial
 import torch
 
 from glscl.data.activity import ActivityTable
+from glscl.data.apart import distinct_names
 from glscl.data.gallery import Gallery
-from glscl.data.names import distinct_names
-from glscl.data.quarantine import Quarantine
-from glscl.data.repairs import describe_repairs
+from glscl.data.quarantine import Quarantine, describe_repairs
 from glscl.data.shards import ShardSet, open_shard_set
 from glscl.data.video import FrameSampling
 from glscl.errors import RunStoppedError

@@ -10,8 +10,7 @@ import torch
 
 from glscl.evaluation.metrics import measure_ranks
 from glscl.evaluation.ranks import Ranks
-from glscl.runs.cell import Cell
-from glscl.runs.results import CellResult, CellTest
+from glscl.runs.cell import Cell, CellResult, CellTest
 from glscl.runs.sets import locate_sets
 from glscl.study.grid import build_cells
 from glscl.study.options import StudyConfig

@@ -23,10 +23,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray._private import state
 from ray.train import ControllerError, FailureConfig, Result, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch.config import _TorchBackend
@@ -34,38 +34,21 @@ from ray.train.v2._internal.callbacks import placement_group_callback
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.train.v2._internal.execution import failure_handling, scaling_policy
 from ray.train.v2._internal.execution.controller import TrainController, placement_group_cleaner
 from ray.train.v2._internal.execution.controller.placement_group_cleaner import PlacementGroupCleaner
-from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
-from ray.train.v2._internal.execution.scaling_policy import (
-    ElasticScalingPolicy,
-    NoopDecision,
-    ScalingDecision,
-    autoscaling_coordinator_client,
-    elastic,
-)
+from ray.train.v2._internal.execution.failure_handling import FailureDecision as FailureDecision
+from ray.train.v2._internal.execution.scaling_policy import NoopDecision as NoopDecision
+from ray.train.v2._internal.execution.scaling_policy import ScalingDecision as ScalingDecision
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2.api import data_parallel_trainer
 from ray.util.state.exception import RayStateApiException
 
 from glscl.errors import UserError
-from glscl.system.network import use_interface_of_node
-from glscl.system.ray_internals.cluster import actor_state, disconnect_state, replaced
+from glscl.system.ray_internals.cluster import replaced, use_interface_of_node
 
-__all__ = [
-    "FailureDecision",
-    "FailurePolicy",
-    "NoopDecision",
-    "PolicyTrainer",
-    "ScalingDecision",
-    "ScalingPolicy",
-    "lacked_free_resources",
-]
-
-PATIENCE_S = 30.0
-"""Seconds that Ray's coordinator of requests for nodes is given to answer."""
-PAUSE_S = 1.0
-"""Seconds until a decision that was put off is asked for again."""
+PATIENCE_S = 30.0  # seconds that Ray's coordinator of requests for nodes is given to answer
+PAUSE_S = 1.0  # seconds until a decision that was put off is asked for again
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
@@ -73,7 +56,7 @@ def _without_traceback(record: logging.LogRecord) -> bool:
     return True
 
 
-for _module in (autoscaling_coordinator_client, elastic):
+for _module in (scaling_policy.autoscaling_coordinator_client, scaling_policy.elastic):
     _module.AUTOSCALING_REQUESTS_GET_TIMEOUT_S = PATIENCE_S
     logging.getLogger(_module.__name__).addFilter(_without_traceback)
 
@@ -83,7 +66,7 @@ def lacked_free_resources(error: BaseException) -> bool:
     return isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError)
 
 
-class ScalingPolicy(ElasticScalingPolicy):  # type: ignore[misc]  # Ray's packages are not typed
+class ScalingPolicy(scaling_policy.ElasticScalingPolicy):  # type: ignore[misc]  # Ray's packages are not typed
     """Ray's elastic scaling policy, whose steps have public names here; a subclass makes the decisions.
 
     Args:
@@ -122,7 +105,7 @@ class ScalingPolicy(ElasticScalingPolicy):  # type: ignore[misc]  # Ray's packag
         return self._get_resize_decision(workers)
 
 
-class FailurePolicy(DefaultFailurePolicy):  # type: ignore[misc]
+class FailurePolicy(failure_handling.DefaultFailurePolicy):  # type: ignore[misc]
     """Ray's failure policy, which counts; a subclass makes the decisions."""
 
     def is_retryable(self, error: BaseException) -> bool:
@@ -166,24 +149,16 @@ class _NodeInterfaceBackend(_TorchBackend):  # type: ignore[misc]
         super().on_start(worker_group, backend_config)
 
 
-@dataclass
 class NodeInterfaceConfig(TorchConfig):  # type: ignore[misc]
     """The process group of torch, over the interface by which the nodes know each other."""
 
-    @property
-    def backend_cls(self) -> type[_NodeInterfaceBackend]:
-        """The class that sets it up."""
-        return _NodeInterfaceBackend
+    backend_cls = _NodeInterfaceBackend
 
 
 def is_actor_alive(actor_id: str, timeout: float) -> bool:
-    """Whether an actor of this process's own cluster lives.
-
-    Raises:
-        RayStateApiException: the head does not answer now.
-    """
+    """Whether an actor of this process's own cluster lives; RayStateApiException: the head does not answer now."""
     try:
-        return actor_state(actor_id) != "DEAD"
+        return bool(state.actors(actor_id).get("State", "DEAD") != "DEAD")  # the head may have forgotten it
     except Exception as error:  # as many types as there are ways for a head to be away
         raise RayStateApiException(f"{type(error).__name__}: {error}") from error
 
@@ -196,7 +171,7 @@ class Cleaner(PlacementGroupCleaner):  # type: ignore[misc]
             super()._monitor_loop()
 
     def _exit(self) -> None:
-        disconnect_state()  # its threads must not outlive what the process takes down
+        state.state.disconnect()  # its threads must not outlive what the process takes down
         super()._exit()
 
 
@@ -204,21 +179,12 @@ class CleanerCallback(PlacementGroupCleanerCallback):  # type: ignore[misc]
     """Starts a `Cleaner` with the controller."""
 
     def after_controller_start(self, train_run_context: Any) -> None:
-        """Start it."""
         with replaced(placement_group_callback, "PlacementGroupCleaner", Cleaner):
             super().after_controller_start(train_run_context)
 
 
 class PolicyTrainer(TorchTrainer):  # type: ignore[misc]
-    """A `TorchTrainer` with policies of one's own.
-
-    Args:
-        loop: what every worker runs.
-        scaling_policy: decides how many workers there are.
-        failure_policy: makes the policy that decides whether a failed run is tried again, when the run begins.
-        timeout_s: after which torch gives a collective up.
-        options: of `TorchTrainer`.
-    """
+    """A `TorchTrainer` with one's own policies: for the number of workers and, made as the run begins, for failures."""
 
     def __init__(
         self,
