@@ -102,7 +102,7 @@ class Evaluators:
         """Lay embeddings down where every actor can read them."""
         import ray
 
-        return ray.put(embeddings)
+        return ray.put(embeddings)  # type: ignore[no-any-return]
 
     def embed(
         self, uri: str, videos: range, *, thumbnails: bool = False, progress: Progress | None = None
