@@ -31,10 +31,10 @@ def start_evaluators(folder: str, config: EvaluationConfig, share: Share) -> Eva
 
 
 class Alone(Evaluators):
-    """One evaluator in this process. It decodes in another, because a decoder may take its process down."""
+    """One evaluator in this process; loader processes decode, because a decoder may take its process down."""
 
     def __init__(self, folder: str, config: EvaluationConfig, share: Share) -> None:
-        self._evaluator = _Counting(folder, config, share.use_gpu, max(1, share.loaders))
+        self._evaluator = _Counting(folder, config, share.use_gpu, share.loaders)
         self._shard = RowShard(0, 1)
         self._threads = torch.get_num_threads()
         if "OMP_NUM_THREADS" not in os.environ:  # as Ray sets it for an actor
