@@ -187,8 +187,8 @@ def step_of(one: Counts, setup: Setup) -> Step:
     weights = one.parameters * one.number_bytes * setup.others
     cached = (setup.workers - 1) * setup.pairs * one.cached
     reductions = backward_calls(setup.accumulate) if setup.zero_stage >= 2 else 1
-    whole = 2 if setup.zero_stage < 2 else 1  # an all-reduce is a reduce-scatter and an all-gather
-    gathers = {2: 1, 3: setup.accumulate * (3 if twice else 2)}.get(setup.zero_stage, 0)
+    whole = 2 if setup.zero_stage < 3 else 1  # DeepSpeed all-reduces below stage 3: a reduce-scatter and an all-gather
+    gathers = (0, 1, 1, setup.accumulate * (3 if twice else 2))[setup.zero_stage]
     return Step(
         encode_flops=setup.pairs * (sum(one.encode) + (one.encode[0] if twice else 0)),
         score_flops=sides * setup.pairs * setup.batch * sum(one.score),
