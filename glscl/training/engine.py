@@ -48,8 +48,8 @@ def build_engine(
     import deepspeed
     import deepspeed.ops
 
-    # Without it DeepSpeed compiles a shared-memory collective at start (needs a compiler, no gain measured).
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # Else DeepSpeed tries a compiler on all its operations, to compile a shared-memory collective (no gain measured).
+    vars(deepspeed.ops)["__compatible_ops__"] = {}
     groups = [
         group | {"peak": config.lr_towers if group["name"] == "towers" else config.lr_head}
         for group in model.parameter_groups(config.weight_decay)

@@ -35,8 +35,9 @@ from glscl.options.differences import differing_keys
 from glscl.system import storage
 from glscl.training.checkpoint import format as checkpoint
 from glscl.training.checkpoint import transfer
+from glscl.training.checkpoint.callback import RetentionCallback
 from glscl.training.checkpoint.format import IncompleteCheckpointError, TrainState
-from glscl.training.checkpoint.retention import ANOTHER, INDEX, RAY_REGISTER, Retention, RetentionCallback
+from glscl.training.checkpoint.retention import ANOTHER, INDEX, RAY_REGISTER, Retention
 from glscl.training.checkpoint.snapshot import take_snapshot
 from glscl.training.config import RunConfig
 from glscl.training.driver.launch import whole_weights

@@ -20,9 +20,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
-
-from ray.train import Checkpoint, UserCallback
 
 from glscl.errors import UserError
 from glscl.system import storage
@@ -170,23 +167,6 @@ class Retention:
     def _write(self, complete: list[CompleteCheckpoint], damaged: list[str]) -> None:
         names = sorted([*(item.name for item in complete), *damaged])
         storage.write_json(storage.join(self.run_directory, INDEX), {"complete": names})
-
-
-class RetentionCallback(UserCallback):  # type: ignore[misc]
-    """Applies the rules of a `Retention` in Ray Train's controller, and ends a run that cannot go on."""
-
-    def __init__(self, run_directory: str, keep: int, fence: Fence | None = None) -> None:
-        self._retention = Retention(run_directory, keep, fence)
-
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None) -> None:
-        """Every rank's files of a checkpoint have been uploaded."""
-        if checkpoint is not None:
-            self._retention.register(str(checkpoint.path).rpartition("/")[2])
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Ray Train would restart the workers, and what a user has to mend would only be found again."""
-        if error := cause_in(worker_exceptions.values(), (UserError,)):
-            raise error
 
 
 def cause_in(errors: Iterable[BaseException | None], kinds: tuple[type[BaseException], ...]) -> BaseException | None:

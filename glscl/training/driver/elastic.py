@@ -38,6 +38,7 @@ from glscl.system.ray_internals.train import (
     ScalingPolicy,
     lacked_free_resources,
 )
+from glscl.system.session import is_own
 from glscl.training.options import TrainingConfig
 from glscl.training.saving import SECONDS_LEFT
 
@@ -72,8 +73,15 @@ def _answers(node: Mapping[str, Any]) -> bool:
 class ElasticPolicy(ScalingPolicy):
     """Decides how many workers there are; ``world_sizes`` are the numbers that the run can have, rising."""
 
-    def __init__(self, scaling_config: ScalingConfig, training: TrainingConfig, world_sizes: tuple[int, ...]) -> None:
-        super().__init__(scaling_config)
+    def __init__(
+        self,
+        scaling_config: ScalingConfig,
+        training: TrainingConfig,
+        world_sizes: tuple[int, ...],
+        *,
+        own_cluster: bool = False,
+    ) -> None:
+        super().__init__(scaling_config, own_cluster=own_cluster)
         self._training = training
         self._world_sizes = world_sizes
         self._waits_since: float | None = None
@@ -205,6 +213,6 @@ def build_trainer(
     scaling = ScalingConfig(
         num_workers=(world_sizes[0], world_sizes[-1]), use_gpu=training.on_gpu, resources_per_worker=resources
     )
-    scaling_policy = ElasticPolicy(scaling, training, world_sizes)
+    scaling_policy = ElasticPolicy(scaling, training, world_sizes, own_cluster=is_own())
     failure_policy = partial(NodeFailurePolicy, wait_s=training.wait_for_nodes_s)
     return PolicyTrainer(loop, scaling_policy, failure_policy, timeout_s, **options)

@@ -23,7 +23,7 @@ from glscl.system import stopping, storage
 from glscl.system.nodes import Share, alive_nodes, capacity_of_nodes, check_resources
 from glscl.system.ownership import Owner
 from glscl.training.checkpoint.format import TAG, IncompleteCheckpointError, check_complete
-from glscl.training.checkpoint.retention import ANOTHER, Retention, RetentionCallback, cause_in
+from glscl.training.checkpoint.retention import ANOTHER, Retention, cause_in
 from glscl.training.checkpoint.safe_load import safe_loading
 from glscl.training.checkpoint.transfer import local_copy
 from glscl.training.config import RunConfig
@@ -165,6 +165,7 @@ def _build_trainer(
     from ray.train import FailureConfig, LoggingConfig
     from ray.train import RunConfig as RayRunConfig
 
+    from glscl.training.checkpoint.callback import RetentionCallback
     from glscl.training.driver.elastic import build_trainer
     from glscl.training.worker import train_worker
 
@@ -327,7 +328,6 @@ def evaluate(
 ) -> Results:
     """Score a finished run (or a saved model) on any shard sets with such actors; see `evaluate_model`."""
     _, card = read_card(run)
-    check_resources(share.workers, share.cpus, share.use_gpu)
     scored = _score(run, tests, config, share, quarantine, bank)
     missing = list(_incomplete("test", tests, quarantine))
     return build_results(card, scored, read_metrics(run), missing, quarantine.entries)
