@@ -1,7 +1,5 @@
 """The actor that ``glscl doctor`` starts on every node, and its reports. It reserves no CPU."""
 
-from __future__ import annotations
-
 import glob
 import os
 import platform
@@ -26,8 +24,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PACKAGES = ("ray", "torch", "deepspeed")
-ANSWER_S = 90.0
-"""Seconds that a node is given to start a process and answer."""
+ANSWER_S = 90.0  # seconds that a node is given to start a process and answer
 RING_S = 60.0
 
 
@@ -53,7 +50,7 @@ class ClusterNode(NamedTuple):
     """A node of the cluster: its resources by Ray's names, and the actor on it."""
 
     resources: Node
-    actor: ActorHandle
+    actor: "ActorHandle"
 
 
 def read_versions() -> dict[str, str]:
@@ -155,7 +152,7 @@ def start_actors(use_gpu: bool) -> dict[str, ClusterNode]:
     return nodes
 
 
-def gather(pending: Mapping[str, ObjectRef[T]], limit_s: float = ANSWER_S) -> dict[str, T | Exception]:
+def gather(pending: "Mapping[str, ObjectRef[T]]", limit_s: float = ANSWER_S) -> dict[str, T | Exception]:
     """The nodes' answers by name; an exception in place of one that failed or is late."""
     import ray
 

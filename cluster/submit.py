@@ -28,10 +28,8 @@ if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
 VERDICT = re.compile(r"glscl: (?P<word>OK|FAILED) (?P<text>.*)")
-LOST_S = 60.0
-"""Seconds without the dashboard after which following ends (the job does not)."""
-STOP_S = 180.0
-"""Seconds after which a job that is stopped should have ended; it has ``--grace-s`` of `submit` to save."""
+LOST_S = 60.0  # seconds without the dashboard after which following ends (the job does not)
+STOP_S = 180.0  # seconds after which a job that is stopped should have ended; it has ``--grace-s`` of `submit` to save
 MESSAGE_LENGTH = 300
 
 

@@ -6,8 +6,6 @@ read. Sets built before manifests listed ids are read through if they are local 
 otherwise. Every error names both sets, the videos and the remedy.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -35,7 +33,7 @@ class NamedSet:
     shard_set: ShardSet
 
     @classmethod
-    def open(cls, key: str, uri: str) -> NamedSet:
+    def open(cls, key: str, uri: str) -> "NamedSet":
         """Open the shard set that ``key`` names; errors are those of `open_shard_set`."""
         return cls(key, open_shard_set(uri))
 

@@ -10,8 +10,6 @@ same number of batches; the fewer-than-B pairs at the end of the line wait for t
 shard that a cut goes through is read by two streams.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """Lists of videos with faults: those that cannot be used, bounded set by set, and those of which some pictures fail."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -199,7 +197,7 @@ def _list(entries: Sequence[Entry], most: int) -> str:
     return list_some(names, most, between="; ")
 
 
-def repair_entry(domain: str, shard: str, sample: Sample, clip: Clip) -> Entry:
+def repair_entry(domain: str, shard: str, sample: Sample, clip: "Clip") -> Entry:
     """Build one line of the list of videos in which the nearest picture stands for some that do not decode."""
     frames = f"{clip.replaced} of {len(clip.frames)}"
     return {"domain": domain, "shard": shard, "key": sample.key, "video_id": sample.video_id, "frames": frames}

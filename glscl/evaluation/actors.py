@@ -1,7 +1,5 @@
 """The Ray actors of an evaluation: each holds the model, and embeds and scores its row shard."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
@@ -24,8 +22,7 @@ if TYPE_CHECKING:
     from ray import ObjectRef
     from ray.exceptions import RayTaskError
 
-POLL_S = 1.0
-"""Seconds between two looks at how far the actors have come."""
+POLL_S = 1.0  # seconds between two looks at how far the actors have come
 
 
 class Evaluator:
@@ -101,12 +98,12 @@ class Evaluators:
         """Embed ``videos`` of a set; one result per actor, in manifest order."""
         return self._each("embed", uri, videos, thumbnails, progress=progress)
 
-    def score(self, embeddings: ObjectRef[Embeddings], *, progress: Progress | None = None) -> ScoringResult:
+    def score(self, embeddings: "ObjectRef[Embeddings]", *, progress: Progress | None = None) -> ScoringResult:
         """Rank all texts and videos of a set."""
         return merge(self._each("score", embeddings, progress=progress))
 
     def similarity(
-        self, texts: ObjectRef[Embeddings], videos: ObjectRef[Embeddings], *, progress: Progress | None = None
+        self, texts: "ObjectRef[Embeddings]", videos: "ObjectRef[Embeddings]", *, progress: Progress | None = None
     ) -> Tensor:
         """Similarities (A, N) of all texts of one set with all videos of the same or another set."""
         return torch.cat(self._each("similarity", texts, videos, progress=progress))
@@ -126,7 +123,7 @@ class Evaluators:
         return list(ray.get(calls))
 
 
-def _readable(error: RayTaskError) -> BaseException:
+def _readable(error: "RayTaskError") -> BaseException:
     """The error that an actor raised, where users are meant to read it; Ray's has a traceback in its text."""
     cause = error.cause
     return type(cause)(str(cause)) if isinstance(cause, UserError | BrokenRunError) else error

@@ -1,7 +1,5 @@
 """Scoring a trained model on several shard sets with Ray actors."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -100,7 +98,7 @@ def _score(
     name: str,
     domain: str,
     config: EvaluationConfig,
-    query_bank: QueryBank | None,
+    query_bank: "QueryBank | None",
 ) -> tuple[ScoringResult, list[NormalisedColumn]]:
     """Rank a test set; with normalisations from its whole similarity matrix, which is then held here."""
     import ray
@@ -139,13 +137,13 @@ def _score_without_leaked(
 class QueryBank:
     """Training videos and captions, embedded once for all test sets."""
 
-    embeddings: ObjectRef[Embeddings]
+    embeddings: "ObjectRef[Embeddings]"
     texts: int
     videos: int
     domains: tuple[str, ...]
 
     def similarities(
-        self, evaluators: Evaluators, test_set: ObjectRef[Embeddings], domain: str
+        self, evaluators: Evaluators, test_set: "ObjectRef[Embeddings]", domain: str
     ) -> dict[Direction, Bank]:
         """Score the bank's queries against the candidates of a test set of ``domain``, in both directions."""
         in_domain, domains = domain in self.domains, " and ".join(self.domains)

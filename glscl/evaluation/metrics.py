@@ -4,8 +4,6 @@ A level added to `RECALL_LEVELS` is measured, logged, printed and drawn everywhe
 configurations and pages may use the names.
 """
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,10 +21,8 @@ DIRECTIONS: dict[Direction, str] = {"text_to_video": "Text to video", "video_to_
 SHORT_DIRECTIONS: dict[Direction, str] = {"text_to_video": "T→V", "video_to_text": "V→T"}
 """The same where there is little room."""
 
-RECALL_LEVELS = (1, 5, 10)
-"""Every k of R@k that is measured and shown everywhere."""
-DEEP_LEVEL = 50
-"""One more k, measured for every test set and shown in its report only."""
+RECALL_LEVELS = (1, 5, 10)  # every k of R@k that is measured and shown everywhere
+DEEP_LEVEL = 50  # one more k, measured for every test set and shown in its report only
 
 
 def recall_name(k: int) -> str:
@@ -34,18 +30,15 @@ def recall_name(k: int) -> str:
     return f"R@{k}"
 
 
-RECALLS = tuple(map(recall_name, RECALL_LEVELS))
-"""Names of the recalls that are shown everywhere."""
+RECALLS = tuple(map(recall_name, RECALL_LEVELS))  # names of the recalls that are shown everywhere
 MAIN_METRIC = recall_name(1)
 """The metric that checkpoints are chosen by and that sentences, maps and differences are about."""
 MEDIAN_RANK, MEAN_RANK = "MdR", "MnR"
 RANK_TITLES = {MEDIAN_RANK: "median rank", MEAN_RANK: "mean rank"}
 OPTIMISTIC, PESSIMISTIC = f"{MAIN_METRIC}_optimistic", f"{MAIN_METRIC}_pessimistic"
 """R@1 with every tie broken in favour of, and against, the right answer."""
-SUMMARY = (*RECALLS, *RANK_TITLES)
-"""The metrics of a row in a table of results."""
-FULL_SUMMARY = (*RECALLS, recall_name(DEEP_LEVEL), *RANK_TITLES)
-"""The same with the deep level."""
+SUMMARY = (*RECALLS, *RANK_TITLES)  # the metrics of a row in a table of results
+FULL_SUMMARY = (*RECALLS, recall_name(DEEP_LEVEL), *RANK_TITLES)  # the same with the deep level
 HELD_OUT_METRICS = tuple(f"{direction}_{name}" for direction in DIRECTIONS for name in RECALLS)
 """What held-out sets are scored by during training; a sweep may search for any of them."""
 
@@ -55,10 +48,9 @@ class Metric:
     """A metric that is a mean over queries, so that a study can resample it."""
 
     title: str
-    per_cent: bool
-    """A difference is then in points."""
+    per_cent: bool  # a difference is then in points
     higher_is_better: bool
-    of_ranks: Callable[[Ranks], Tensor]
+    of_ranks: "Callable[[Ranks], Tensor]"
     """Ranks of Q queries -> values (Q,), expectations over breaking ties at random."""
 
     @property
@@ -84,7 +76,7 @@ METRICS: dict[str, Metric] = {
 """The metrics of a study, by name. The median rank is no mean over queries and is not among them."""
 
 
-def measure_ranks(ranks: Ranks) -> dict[str, int | float]:
+def measure_ranks(ranks: "Ranks") -> dict[str, int | float]:
     """Recalls in per cent (see `Ranks.within`), median and mean rank, and R@1 with all ties broken either way.
 
     Raises:

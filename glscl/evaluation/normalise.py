@@ -94,28 +94,21 @@ def _checked(similarity: Tensor, beta: float) -> Tensor:
 class Bank:
     """Queries other than the test's, against the test's candidates."""
 
-    similarity: Tensor
-    """(P, C) queries of the bank × candidates of the test."""
-    origin: str
-    """Which queries, as in ``"training captions of msrvtt"``."""
-    of_test_domain: bool
-    """They come from the domain that is tested, which a model trained elsewhere has not seen."""
+    similarity: Tensor  # (P, C) queries of the bank × candidates of the test
+    origin: str  # which queries, as in ``"training captions of msrvtt"``
+    of_test_domain: bool  # they come from the domain that is tested, which a model trained elsewhere has not seen
 
 
 @dataclass(frozen=True, slots=True)
 class Normalisation:
     """A registered normalisation."""
 
-    label: str
-    """How tables name it, parameters included."""
-    source: str
-    """Publication or code."""
-    needs_bank: bool
-    """Without a `Bank`, it takes all test queries."""
+    label: str  # how tables name it, parameters included
+    source: str  # publication or code
+    needs_bank: bool  # without a `Bank`, it takes all test queries
     function: Callable[[Tensor, Tensor | None, Direction], Tensor]
     """(similarity (Q, C), bank (P, C) or None, direction) -> (Q, C), comparable along rows."""
-    prior: str = ""
-    """What else it takes for granted, as the end of a sentence."""
+    prior: str = ""  # what else it takes for granted, as the end of a sentence
 
     def saw(self, direction: Direction, bank: Bank | None = None) -> str:
         """What it was allowed to see, as a sentence."""

@@ -14,8 +14,6 @@ with the mean ``1 + greater + (tied - 1) / 2``, and the median rank is the media
 ``compute_metrics`` instead yields one extra "query" per tie, which changes every number.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,10 +28,8 @@ from glscl.errors import UserError
 class Ranks:
     """Ranks of the right answers, one per query, counted from 1."""
 
-    optimistic: Tensor
-    """(Q,) int64, ties broken in the right answer's favour: ``1 + #greater``."""
-    pessimistic: Tensor
-    """(Q,) int64, ties broken against it: ``1 + #greater + #equal others``."""
+    optimistic: Tensor  # (Q,) int64, ties broken in the right answer's favour: ``1 + #greater``
+    pessimistic: Tensor  # (Q,) int64, ties broken against it: ``1 + #greater + #equal others``
 
     @property
     def mid(self) -> Tensor:
@@ -60,7 +56,7 @@ class Ranks:
         return len(self.optimistic)
 
     @staticmethod
-    def concatenate(blocks: Sequence[Ranks]) -> Ranks:
+    def concatenate(blocks: "Sequence[Ranks]") -> "Ranks":
         """Join the ranks of consecutive blocks of queries."""
         none = torch.zeros(0, dtype=torch.int64)
         return Ranks(

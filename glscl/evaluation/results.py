@@ -18,16 +18,14 @@ from glscl.evaluation.metrics import Direction
 from glscl.options.mistakes import first_mistake
 
 Model = TypeVar("Model", bound=BaseModel)
-Metrics = dict[str, int | float]
-"""`measure_ranks`: by customary name, the number of queries included."""
+Metrics = dict[str, int | float]  # `measure_ranks`: by customary name, the number of queries included
 IntArray = Annotated[
     NDArray[np.int32],
     PlainValidator(lambda numbers: np.asarray(numbers, np.int32)),
     PlainSerializer(lambda numbers: numbers.tolist(), return_type=list),
 ]
 """Whole numbers: lists in a file, an array in memory, because a study holds the ranks of very many queries."""
-Logged = int | float | str | None
-"""A value in a row of the training log."""
+Logged = int | float | str | None  # a value in a row of the training log
 HistoryRow = dict[str, Logged | dict[str, Logged]]
 """A logged step: ``step``, loss terms by name, and where measured ``validation``: metric name -> value."""
 
@@ -57,10 +55,8 @@ class Example(_Section):
 class Oracles(_Section):
     """R@1 of retrieval by known attribute values: what a shortcut through them would score."""
 
-    single: dict[str, float] = {}
-    """Attribute -> R@1."""
-    pair: dict[str, float] = {}
-    """``"a+b"`` -> R@1."""
+    single: dict[str, float] = {}  # attribute -> R@1
+    pair: dict[str, float] = {}  # ``"a+b"`` -> R@1
 
 
 class AttributeAccuracy(_Section):
@@ -77,13 +73,10 @@ class AttributeAccuracy(_Section):
 class NormalisedColumn(_Section):
     """One normalisation in one direction: secondary to the raw result, because it saw more than the query at hand."""
 
-    name: str = ""
-    """Key of the registry of normalisations."""
+    name: str = ""  # key of the registry of normalisations
     label: str
-    source: str
-    """Publication or code."""
-    saw: str
-    """What it was allowed to see, as a sentence."""
+    source: str  # publication or code
+    saw: str  # what it was allowed to see, as a sentence
     direction: Direction
     metrics: Metrics
 
@@ -91,10 +84,8 @@ class NormalisedColumn(_Section):
 class WithoutLeaked(_Section):
     """The same set scored without the videos of a list."""
 
-    list: str
-    """Address of the list."""
-    note: str
-    """What was left out, as a sentence."""
+    list: str  # address of the list
+    note: str  # what was left out, as a sentence
     videos: int
     texts: int
     text_to_video: Metrics
@@ -111,19 +102,13 @@ class RankBounds(_Section):
 class QueryRanks(_Section):
     """Every query's ranks in both directions, for paired statistics, and what the queries are."""
 
-    text_to_video: RankBounds
-    """One per caption."""
-    video_to_text: RankBounds
-    """One per captioned video."""
-    owners: list[int]
-    """Per caption: row of its video."""
-    query_videos: list[int]
-    """Per captioned video: its row."""
-    top: IntArray
-    """Per caption: rows of the five best videos."""
+    text_to_video: RankBounds  # one per caption
+    video_to_text: RankBounds  # one per captioned video
+    owners: list[int]  # per caption: row of its video
+    query_videos: list[int]  # per captioned video: its row
+    top: IntArray  # per caption: rows of the five best videos
     video_ids: list[str]
-    positions: list[int]
-    """Per video: its index in the shard set."""
+    positions: list[int]  # per video: its index in the shard set
     captions: list[str]
 
 
@@ -133,12 +118,9 @@ class Incomplete(_Section):
     part: Part
     domain: str
     split: str
-    shards: str = ""
-    """Address of the set."""
-    videos: int
-    """That were used."""
-    of: int
-    """Those left out when the shards were built included."""
+    shards: str = ""  # address of the set
+    videos: int  # that were used
+    of: int  # those left out when the shards were built included
     reasons: str
 
 
@@ -148,11 +130,9 @@ class BadVideo(_Section):
     part: str
     domain: str
     split: str
-    set: str = ""
-    """Address of the shard set."""
+    set: str = ""  # address of the shard set
     shard: str = ""
-    key: str = ""
-    """Of the sample in its shard."""
+    key: str = ""  # of the sample in its shard
     video_id: str
     reason: str
 
@@ -162,27 +142,21 @@ class Test(_Section):
 
     __test__ = False  # not a test case, whatever pytest makes of the name
 
-    name: str
-    """Tells it from the others: ``domain/split``, which it also is in files that have no name yet, or longer."""
+    name: str  # tells it from the others: ``domain/split``, which it also is in files that have no name yet, or longer
     domain: str
     split: str
     relation: Literal["in-domain", "cross-domain"]
-    shards: str = ""
-    """Address of the set."""
-    fingerprint: str = ""
-    """Of the set's manifest."""
+    shards: str = ""  # address of the set
+    fingerprint: str = ""  # of the set's manifest
     videos: int
     texts: int
     captions_per_video: float
     max_frames: int
     max_words: int
     truncated_texts: int
-    quarantined: int
-    """Videos that could not be used."""
-    quarantine: list[Entry] = []
-    """These videos."""
-    rejected: int = 0
-    """Videos left out when the shards were built."""
+    quarantined: int  # videos that could not be used
+    quarantine: list[Entry] = []  # these videos
+    rejected: int = 0  # videos left out when the shards were built
     repaired: list[Entry] = []
     """Videos in which the nearest picture stands for some that do not decode (`glscl.data.quarantine`)."""
     text_to_video: Metrics
@@ -193,8 +167,7 @@ class Test(_Section):
     normalised: list[NormalisedColumn] = []
     without_leaked: WithoutLeaked | None = None
     examples: list[Example] = []
-    per_query: QueryRanks | None = None
-    """Kept where paired statistics will be asked for."""
+    per_query: QueryRanks | None = None  # kept where paired statistics will be asked for
 
     def metrics(self, direction: Direction) -> Metrics:
         """Of one direction."""
@@ -225,8 +198,7 @@ class Results(_Section):
 
     run: str
     verdict: str
-    created: str
-    """ISO 8601."""
+    created: str  # ISO 8601
     head: str
     clip: str
     checkpoint_step: int
@@ -234,8 +206,7 @@ class Results(_Section):
     git_commit: str | None
     command: str
     train_domains: list[str]
-    validation: dict[str, float] = {}
-    """Held-out metrics of the checkpoint."""
+    validation: dict[str, float] = {}  # held-out metrics of the checkpoint
     tests: list[Test]
     incomplete: list[Incomplete] = []
     quarantine: list[BadVideo] = []

@@ -1,7 +1,5 @@
 """Temporal transformer over frame features (CLIP4Clip's ``seqTransf``)."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -45,7 +43,7 @@ class FrameContext(nn.Module):
                 nn.init.zeros_(parameter)
 
     @torch.no_grad()
-    def initialise_from(self, text: TextTransformer) -> None:
+    def initialise_from(self, text: "TextTransformer") -> None:
         """Copy the text tower's positions and first layers, as far as their shapes agree (as CLIP4Clip does)."""
         table = self.position_embeddings.weight
         rows = min(len(table), len(text.positional_embedding))

@@ -6,8 +6,6 @@ plausible nonsense. So whatever a file, or the configuration beside it, does tel
 never stretched to fit.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import pickle

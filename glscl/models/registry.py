@@ -1,7 +1,5 @@
 """Named plug-ins: every module of a package, and entry points of other distributions."""
 
-from __future__ import annotations
-
 import importlib
 import pkgutil
 from importlib.metadata import entry_points

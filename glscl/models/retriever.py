@@ -1,7 +1,5 @@
 """The retriever: clip towers, frame context and head behind one call."""
 
-from __future__ import annotations
-
 import math
 from typing import Any, Literal, cast
 

@@ -1,7 +1,5 @@
 """Captions to token ids: CLIP's byte-pair encoding, bounded in time and safe for any text."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING
@@ -18,7 +16,7 @@ _LONGEST_CHUNK = 128  # characters without a space; merging is quadratic in this
 
 
 @cache
-def _tokenizer() -> SimpleTokenizer:
+def _tokenizer() -> "SimpleTokenizer":
     from open_clip.tokenizer import SimpleTokenizer
 
     return SimpleTokenizer()

@@ -1,7 +1,5 @@
 """The clip towers: any open_clip architecture with a CLIP text transformer, giving tokens and frames."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any, cast

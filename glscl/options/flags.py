@@ -17,8 +17,7 @@ from glscl.errors import UserError
 from glscl.options import Options
 from glscl.options.mistakes import annotated_keys, describe_mistake, keys_of, nearest_key
 
-SURE_LIKENESS = 0.9
-"""From it on, a known key is meant whatever other keys there are."""
+SURE_LIKENESS = 0.9  # from it on, a known key is meant whatever other keys there are
 
 SectionType = TypeVar("SectionType", bound=Options)
 

@@ -7,10 +7,8 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ValidationError
 
-LONGEST_VALUE = 80
-"""Characters of a wrong value that a message repeats."""
-LEAST_LIKENESS = 0.6
-"""Below it, a known key is no suggestion for an unknown one (0: nothing in common, 1: the same)."""
+LONGEST_VALUE = 80  # characters of a wrong value that a message repeats
+LEAST_LIKENESS = 0.6  # below it, a known key is no suggestion for an unknown one (0: nothing in common, 1: the same)
 
 
 @dataclass(frozen=True, slots=True)

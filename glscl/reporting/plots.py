@@ -6,8 +6,6 @@ imported when the first chart is drawn. No display, configuration file or font o
 the same data gives the same bytes.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import itertools
@@ -28,10 +26,8 @@ if TYPE_CHECKING:
 PAPER, INK, MUTED, LINE, NEUTRAL = (PALETTE[name] for name in ("paper", "ink", "muted", "line", "neutral"))
 SERIES = tuple(PALETTE[name] for name in ("t2v", "v2t", "third", "fourth"))
 """Colours of series; distinct in light and dark, and to colour-blind readers."""
-DASHES = ("", "5 3", "1.5 3.5", "8 3 2 3")
-"""Of the series of a line chart, in the same order, as SVG writes them."""
-MAX_POINTS = 300
-"""Points of a line; of more, the means of equal runs are drawn."""
+DASHES = ("", "5 3", "1.5 3.5", "8 3 2 3")  # of the series of a line chart, in the same order, as SVG writes them
+MAX_POINTS = 300  # points of a line; of more, the means of equal runs are drawn
 
 _STYLE: dict[str, object] = {
     "svg.fonttype": "none",
@@ -81,8 +77,7 @@ class Chart:
 
     title: str
     svg: Markup
-    note: str = ""
-    """Stands opposite the title."""
+    note: str = ""  # stands opposite the title
     legend: Sequence[LegendEntry] = ()
 
 
@@ -146,7 +141,7 @@ class Plot:
         self.axes.set_xticks([at for at, _ in marks], [text for _, text in marks])
         self.axes.minorticks_off()
 
-    def name(self, artist: Artist, classes: str = "", title: str = "") -> None:
+    def name(self, artist: "Artist", classes: str = "", title: str = "") -> None:
         """Give something drawn CSS classes, and a text that is shown when it is pointed at."""
         key = f"n{len(self._names)}"
         artist.set_gid(key)

@@ -13,8 +13,7 @@ from glscl.system.storage import read_bytes
 COLUMNS = ("method", "backbone", "dataset", "direction", "recall_at_1", "recall_at_5", "recall_at_10")
 NAMES = ("method", "venue", "backbone", "note", "source", "dataset")
 
-PACKAGED = str(Path(__file__).parent / "published_results.csv")
-"""Figures of the papers; each row names its source."""
+PACKAGED = str(Path(__file__).parent / "published_results.csv")  # figures of the papers; each row names its source
 
 
 @dataclass(frozen=True)

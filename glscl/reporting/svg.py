@@ -25,8 +25,7 @@ _KEPT = ("text-anchor", "font-size", "font-weight", "stroke-width", "stroke-dash
          "fill-opacity", "stroke-opacity")  # fmt: skip
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _DECIMAL = re.compile(r"-?\d+\.\d+(?:e-?\d+)?")
-_CIRCLE_ARCS = 8
-"""Curves that matplotlib draws a circle with."""
+_CIRCLE_ARCS = 8  # curves that matplotlib draws a circle with
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,5 @@
 """Building the whole configuration of one run of a study or sweep, and of its pretraining."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from glscl.data.toy.sets import toy_set, toy_set_address

@@ -1,7 +1,5 @@
 """A cell: one run of a study or sweep, and its result in ``cell.json``. Finished cells are read, never done again."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -27,16 +25,11 @@ class Cell:
     """One training, tested on every test set; or the towers before any."""
 
     condition: str
-    variant: str
-    """`ZERO_SHOT` for the towers alone."""
-    training: str
-    """Name of the domain, `UNION` or `ZERO_SHOT`."""
-    domains: tuple[str, ...]
-    """Domains trained on."""
-    seed: int
-    """Of the training; of the towers where they are random."""
-    config: RunConfig
-    """The whole run. Its run directory is the cell's."""
+    variant: str  # `ZERO_SHOT` for the towers alone
+    training: str  # name of the domain, `UNION` or `ZERO_SHOT`
+    domains: tuple[str, ...]  # domains trained on
+    seed: int  # of the training; of the towers where they are random
+    config: RunConfig  # the whole run. Its run directory is the cell's.
 
     @property
     def directory(self) -> str:
@@ -62,18 +55,12 @@ class CellResult(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    config: dict[str, Any]
-    """The run's whole configuration."""
-    tests: list[CellTest]
-    """Without examples."""
-    step: int
-    """Of the checkpoint that was tested."""
-    validation: Metrics
-    """Held-out scores of that checkpoint."""
-    incomplete: list[Incomplete] = []
-    """Sets of which videos are missing; earlier versions did not write this down."""
-    seconds: float
-    """Wall-clock of the last attempt."""
+    config: dict[str, Any]  # the run's whole configuration
+    tests: list[CellTest]  # without examples
+    step: int  # of the checkpoint that was tested
+    validation: Metrics  # held-out scores of that checkpoint
+    incomplete: list[Incomplete] = []  # sets of which videos are missing; earlier versions did not write this down
+    seconds: float  # wall-clock of the last attempt
 
 
 def read_cell_file(directory: str) -> CellResult | None:

@@ -1,7 +1,5 @@
 """Doing a cell: train, test, leave the result; and the pretraining, which makes a file of towers for all cells."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 import time

@@ -1,7 +1,5 @@
 """Options that the configurations of studies and sweeps have in common, and how such a file is read."""
 
-from __future__ import annotations
-
 import re
 from abc import abstractmethod
 from collections.abc import Collection, Mapping
@@ -16,15 +14,12 @@ from glscl.options.mistakes import describe_mistake
 from glscl.options.packaged import is_file, yaml_names
 from glscl.system import storage
 
-ZERO_SHOT = "zero-shot"
-"""Name of the training that is none, and of its only variant."""
-UNION = "union"
-"""Name of the training on all domains at once."""
+ZERO_SHOT = "zero-shot"  # name of the training that is none, and of its only variant
+UNION = "union"  # name of the training on all domains at once
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\Z")
 
-Values = dict[str, Any]
-"""A piece of a run's configuration, nested as in its YAML."""
+Values = dict[str, Any]  # a piece of a run's configuration, nested as in its YAML
 
 
 class ToySets(Options):

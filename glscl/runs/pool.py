@@ -1,7 +1,5 @@
 """Doing many cells side by side as Ray tasks, no more at once than all their workers fit on the cluster."""
 
-from __future__ import annotations
-
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -21,8 +19,7 @@ from glscl.training.options import TrainingConfig
 
 _POLL_S = 5.0
 _PROGRESS_EVERY_S = 60.0
-_MOST_FAILURES = 5
-"""Cells that may fail before no other is started."""
+_MOST_FAILURES = 5  # cells that may fail before no other is started
 
 
 def concurrent_runs(training: TrainingConfig) -> int:

@@ -1,7 +1,5 @@
 """Shard sets of the domains of a study or sweep: where they are, making toy ones, and checks."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

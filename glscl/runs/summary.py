@@ -1,7 +1,5 @@
 """What the results of a study and a sweep begin with: the verdict, and the code and machine that made them."""
 
-from __future__ import annotations
-
 import os
 import platform
 import sys
@@ -28,18 +26,14 @@ class Summary(Section):
     """What the results of a study and of a sweep begin with."""
 
     name: str
-    label: str
-    """What the figures are figures of, shown first: "toy domains, not MSR-VTT"."""
+    label: str  # what the figures are figures of, shown first: "toy domains, not MSR-VTT"
     verdict: str
-    created: str
-    """ISO 8601."""
+    created: str  # ISO 8601
     git_commit: str | None
     command: str
     machine: str
-    claims: list[str]
-    """Sentences generated from the intervals, the answer to the main question first."""
-    incomplete: list[Incomplete] = []
-    """Sets of which videos are missing in some run, at its fewest."""
+    claims: list[str]  # sentences generated from the intervals, the answer to the main question first
+    incomplete: list[Incomplete] = []  # sets of which videos are missing in some run, at its fewest
 
 
 def summarise(

@@ -1,7 +1,5 @@
 """Compute the typed results of a study from its cells' ranks: figures, comparisons, claims, and what was held equal."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from glscl.data.shards import open_shard_set

@@ -1,7 +1,5 @@
 """Charts of the study's page; the template calls these functions."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

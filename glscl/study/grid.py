@@ -1,7 +1,5 @@
 """The cells of a study: one run each, with its whole configuration."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from glscl.data.apart import check_held_out, check_not_trained

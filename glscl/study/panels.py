@@ -1,7 +1,5 @@
 """Panels: the cells' ranks on one test set in one condition, resampled and paired, and the figures that they give."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -28,8 +26,7 @@ from glscl.study.options import StudyConfig
 from glscl.study.results import Column, Estimate, Relation, Result, WithoutLeaked
 from glscl.study.statistics import Array, Interval, QueryBootstrap, System, over_seeds, per_query
 
-Domains = Mapping[str, Sequence[str]]
-"""Training -> the domains that it learns from."""
+Domains = Mapping[str, Sequence[str]]  # training -> the domains that it learns from
 Finished = Sequence[tuple[Cell, CellResult]]
 _SHARED = ("owners", "query_videos", "video_ids", "positions", "captions")
 
@@ -46,8 +43,7 @@ class SeedResult:
 class Panel:
     """Everything measured on one test set in one condition."""
 
-    test: str
-    """Domain."""
+    test: str  # domain of the test set
     seeds: dict[tuple[str, str], list[SeedResult]] = field(default_factory=dict)
     """Variant and training -> results of its seeds, in the order of the seeds."""
     bootstraps: dict[Direction, QueryBootstrap] = field(default_factory=dict)

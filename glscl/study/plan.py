@@ -5,8 +5,6 @@ smaller. The more comparisons, the smaller the p-value that one of them needs, a
 it takes to have such a p-value at all.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from scipy import stats

@@ -4,8 +4,6 @@ As on the page of an evaluation, everything that comes from data is escaped, and
 whatever is not in the file.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from glscl import __version__

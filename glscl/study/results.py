@@ -5,8 +5,6 @@ is a row of the study: one training domain, the union of all of them, or none (z
 with its options and losses.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -27,15 +25,11 @@ class Estimate(Section):
     """A figure with its 95 % interval."""
 
     estimate: float
-    low: float | None
-    """None: without bound on this side."""
+    low: float | None  # none: without bound on this side
     high: float | None
-    deviation: float | None = None
-    """Sample standard deviation over seeds; None for one seed."""
-    seeds: int = 0
-    """Trainings behind it; 0 for a model that is not trained."""
-    note: str = ""
-    """What the interval covers."""
+    deviation: float | None = None  # sample standard deviation over seeds; None for one seed
+    seeds: int = 0  # trainings behind it; 0 for a model that is not trained
+    note: str = ""  # what the interval covers
 
 
 class Variant(Section):
@@ -59,18 +53,14 @@ class TestSet(Section):
 
     __test__ = False
 
-    name: str
-    """Of the domain."""
+    name: str  # of the domain
     split: str
     videos: int
     texts: int
-    chance: float
-    """Text-to-video R@1 of a random order."""
-    truncated: dict[str, int]
-    """Condition -> captions that were cut to its number of words."""
+    chance: float  # text-to-video R@1 of a random order
+    truncated: dict[str, int]  # condition -> captions that were cut to its number of words
     quarantined: int = 0
-    rejected: int = 0
-    """Videos left out when the shards were built."""
+    rejected: int = 0  # videos left out when the shards were built
 
     @property
     def videos_of(self) -> int:
@@ -111,8 +101,7 @@ class WithoutLeaked(Section):
 
     note: str
     videos: int
-    text_to_video: float
-    """R@1, mean over seeds."""
+    text_to_video: float  # R@1, mean over seeds
     video_to_text: float
 
 
@@ -124,23 +113,18 @@ class Result(Section):
     training: str
     test: str
     relation: Relation
-    text_to_video: dict[str, Estimate]
-    """`METRICS` by name, with intervals."""
+    text_to_video: dict[str, Estimate]  # `METRICS` by name, with intervals
     video_to_text: dict[str, Estimate]
-    median_rank: dict[Direction, float]
-    """Mean over seeds."""
+    median_rank: dict[Direction, float]  # mean over seeds
     ties: dict[Direction, tuple[float, float]]
     """R@1 with every tie broken against and in favour of the right answer, means over seeds."""
-    hubness: Estimate
-    """Skewness of the 10-occurrence over seeds; its interval is the range over seeds."""
+    hubness: Estimate  # skewness of the 10-occurrence over seeds; its interval is the range over seeds
     retention: Estimate | None = None
     """Text-to-video R@1 here over that of the same variant trained on this test's domain, in per cent."""
-    lift: Estimate | None = None
-    """Text-to-video R@1 here minus that of the zero-shot towers, in points."""
+    lift: Estimate | None = None  # text-to-video R@1 here minus that of the zero-shot towers, in points
     columns: list[Column] = Field(default_factory=list)
     without_leaked: WithoutLeaked | None = None
-    seconds: float | None = None
-    """Wall-clock of a training, its tests included; mean over seeds."""
+    seconds: float | None = None  # wall-clock of a training, its tests included; mean over seeds
 
 
 class Comparison(Section):
@@ -149,8 +133,7 @@ class Comparison(Section):
     condition: str
     first: str
     second: str
-    scope: str
-    """``in-domain mean``, ``cross-domain mean`` or ``TRAINING -> TEST``."""
+    scope: str  # ``in-domain mean``, ``cross-domain mean`` or ``TRAINING -> TEST``
     relation: Relation
     direction: Direction
     metric: str
@@ -160,8 +143,7 @@ class Comparison(Section):
     p_value: float
     adjusted_p: float
     """After Holm's correction over its family: the means, or the single cells, of one condition and direction."""
-    shown: bool
-    """The interval excludes 0 and the adjusted p-value is below 0.05."""
+    shown: bool  # the interval excludes 0 and the adjusted p-value is below 0.05
     sentence: str
 
 
@@ -212,11 +194,9 @@ class StudyResults(MeasuredCosts, Summary):
     cells: int
     seeds: list[int]
     conditions: list[str]
-    protocol: dict[str, str]
-    """What was held equal, in words."""
+    protocol: dict[str, str]  # what was held equal, in words
     variants: list[Variant]
-    trainings: list[Training]
-    """Zero-shot first, union last, where there are any."""
+    trainings: list[Training]  # zero-shot first, union last, where there are any
     tests: list[TestSet]
     results: list[Result]
     comparisons: list[Comparison]

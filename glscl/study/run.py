@@ -1,7 +1,5 @@
 """The driver of a study: data, towers, every cell as a Ray task, costs, report."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict
 

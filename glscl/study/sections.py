@@ -3,8 +3,6 @@
 Positions on an axis are in per cent of the row's own picture, so the rows fit any width with text at its natural size.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -63,8 +61,7 @@ class NormalisedTable:
     """The normalised scores of one condition and direction."""
 
     labels: list[str]
-    saw: list[str]
-    """What each looked at, beyond the query at hand; empty where that differs from cell to cell."""
+    saw: list[str]  # what each looked at, beyond the query at hand; empty where that differs from cell to cell
     cells: list[tuple[list[Normalised], list[tuple[list[int], str]]]]
     """Of one training and test set each: the results, and what the labels of these numbers looked at in that cell."""
 

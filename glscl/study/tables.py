@@ -4,8 +4,6 @@ A CSV field without a figure is empty. The LaTeX tables need ``\\usepackage{book
 in its caption, so that nobody takes its figures for another benchmark's.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import math

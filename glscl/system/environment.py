@@ -3,8 +3,6 @@
 Every check raises a `UserError` that names the variable and what to set it to. All of them take milliseconds.
 """
 
-from __future__ import annotations
-
 import configparser
 import os
 import re

@@ -1,7 +1,5 @@
 """The nodes of the cluster: numbers in place of options that say ``auto``, how many workers fit, a request for more."""
 
-from __future__ import annotations
-
 import math
 import time
 import uuid
@@ -13,8 +11,7 @@ from glscl.errors import UserError
 
 Auto = Literal["auto"]
 
-Node = Mapping[str, float]
-"""Resources of one node, by Ray's names: CPU, GPU."""
+Node = Mapping[str, float]  # resources of one node, by Ray's names: CPU, GPU
 
 MOST_LOADERS = 8  # most decoding processes per worker that ``auto`` chooses
 RENEW_S = 20.0  # seconds between two renewals of a request; after three times as long it is void

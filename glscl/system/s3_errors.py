@@ -1,7 +1,5 @@
 """Meaning of an S3 store's errors: whether a request may succeed later, and what a user can change."""
 
-from __future__ import annotations
-
 import os
 import re
 

@@ -4,8 +4,6 @@ A new reader is one new module here with a function under ``@register``: the com
 shards then know its name. Readers yield records and never open a video.
 """
 
-from __future__ import annotations
-
 import importlib
 import pkgutil
 

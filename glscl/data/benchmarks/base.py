@@ -1,7 +1,5 @@
 """The registry of readers, the annotation folder, and the checks that readers share."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -47,7 +45,7 @@ class Entry:
             raise UserError(f"{self.where}, '{key}': expected seconds (a number from 0 up), found {str(value)[:40]}")
         return float(value)
 
-    def entries(self, key: str) -> Iterator[Entry]:
+    def entries(self, key: str) -> "Iterator[Entry]":
         """The objects of the list under a key."""
         return _entries(self.get(key, list), f"{self.where}, {key}")
 
@@ -164,7 +162,7 @@ class Annotations:
 
 
 Reader = Callable[[Annotations, str], ReadResult]
-READERS: dict[str, Benchmark] = {}
+READERS: "dict[str, Benchmark]" = {}
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,6 @@ learned the order tells apart. Twins belong to one split by a draw that depends 
 number of videos asked for: a test combination is never in another split, whatever the counts.
 """
 
-from __future__ import annotations
-
 import itertools
 import random
 from collections import defaultdict

@@ -1,7 +1,5 @@
 """Shard sets of the toy domains, written where they are missing."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 from contextlib import ExitStack

@@ -1,7 +1,5 @@
 """The paired bootstrap over queries: one model's figure, a difference, retention, and means of differences."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -20,14 +18,10 @@ _CHUNK = 1 << 22  # resampled queries held at a time
 class System:
     """One model's values on a test set, with its resampled means; made by `QueryBootstrap.systems`."""
 
-    owner: QueryBootstrap
-    """Only systems of one bootstrap are paired."""
-    units: Array
-    """(S, G) values of the resampled units, whose mean over G is the seed's metric."""
-    draws: Array
-    """(resamples,) the mean over seeds, of resampled queries."""
-    trained: bool
-    """False for a model without training, which has no seed."""
+    owner: "QueryBootstrap"  # only systems of one bootstrap are paired
+    units: Array  # (S, G) values of the resampled units, whose mean over G is the seed's metric
+    draws: Array  # (resamples,) the mean over seeds, of resampled queries
+    trained: bool  # false for a model without training, which has no seed
 
     @property
     def mean(self) -> float:
@@ -154,8 +148,7 @@ class QueryBootstrap:
         return build_interval(linearised, estimate, deviations, null, scale, self.seed, self.queries, seeds)
 
 
-Cells = Sequence[tuple[Hashable, System, System]]
-"""Name of a training, and two models' values on a test set after it."""
+Cells = Sequence[tuple[Hashable, System, System]]  # name of a training, and two models' values on a test set after it
 
 
 def mean_difference(cells: Cells) -> Interval:

@@ -1,7 +1,5 @@
 """What intervals allow to be said: Holm's correction, what a family of comparisons needs, and the sentence of one."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Mapping
 from typing import TypeVar
 

@@ -1,7 +1,5 @@
 """Values of queries, their spread over seeds, and intervals and p-values with seeds as a random effect."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,19 +51,16 @@ class Interval:
     """An estimate, its confidence interval, and what went into it."""
 
     estimate: float
-    low: float
-    """``-inf`` is possible for retention."""
+    low: float  # ``-inf`` is possible for retention
     high: float
     p_value: float | None
     """Two-sided, of the null value (difference 0, retention 100 %), below 0.05 exactly where the interval excludes it;
     None for a mean, which has none."""
     null: float | None
-    standard_error: float
-    """Of the estimate (of its logarithm, for retention)."""
+    standard_error: float  # of the estimate (of its logarithm, for retention)
     degrees: float
     queries: int
-    seeds: tuple[int, ...]
-    """Trainings of each model; 0 for one that is not trained, and has no seed."""
+    seeds: tuple[int, ...]  # trainings of each model; 0 for one that is not trained, and has no seed
 
     @property
     def excludes_null(self) -> bool:
@@ -132,11 +127,9 @@ def build_interval(
 class Tail:
     """Tails of an interval: how it widens as its level rises, each share of the variance by its own Student's t."""
 
-    share: float
-    """Of the variance that is the seeds'."""
+    share: float  # of the variance that is the seeds'
     seed_degrees: float
-    groups: int
-    """Independent queries."""
+    groups: int  # independent queries
 
     def reach(self, alpha: float) -> float:
         """Half the width of the interval of level ``1 - alpha``, in standard errors."""
