@@ -83,8 +83,7 @@ def report_this_machine() -> NodeReport:
 def all_reduce(rank: int, world: int, address: str, backend: str) -> float:
     """Time one all-reduce of 1 MiB with the other ranks, who meet at ``host:port``; returns seconds.
 
-    Raises:
-        RuntimeError: the sum is wrong, or the others are not reached.
+    Raises `RuntimeError`: the sum is wrong, or the others are not reached.
     """
     import torch
     import torch.distributed as dist

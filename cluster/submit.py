@@ -100,9 +100,8 @@ def _check_words(words: Sequence[str]) -> None:
 def submit(words: Sequence[str], options: Submit) -> Ending:
     """Run ``glscl WORDS`` as a job.
 
-    Raises:
-        UserError: unreachable, token, a folder that cannot be sent, an id that was used before, or WORDS with a secret
-            or an address that cannot be resolved.
+    Raises `UserError`: unreachable, token, a folder that cannot be sent, an id that was used before, or WORDS with a
+    secret or an address that cannot be resolved.
     """
     _check_words(words)
     if options.working_dir and not os.path.isdir(options.working_dir):

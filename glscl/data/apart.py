@@ -49,9 +49,8 @@ class NamedSet:
 def check_held_out(held_out: Sequence[NamedSet], trained: Sequence[NamedSet], tested: Sequence[NamedSet]) -> list[str]:
     """Check that sets to choose on are neither tested nor trained on; returns a note per pair that cannot be compared.
 
-    Raises:
-        UserError: a set to choose on is a test split by its name, is one of the test or training sets, has the name of
-            a test set, or shares videos with one.
+    Raises `UserError`: a set to choose on is a test split by its name, is one of the test or training sets, has the
+    name of a test set, or shares videos with one.
     """
     for chosen in held_out:
         name = split_name(chosen.manifest)

@@ -100,11 +100,9 @@ def head_cost(
     """Measure a registered head of feature width D with random weights; torch's random state stays as it is.
 
     Scoring the measured matrix once takes no more than ``budget`` multiply-adds: it is the largest square of `SIZES`
-    within that, the smallest of them if none is. ``block`` texts, and videos, are scored at a time.
-
-    Raises:
-        UserError: no head has that name, its options do not fit the width, or its `implemented_multiply_adds` are not
-            those that torch counts.
+    within that, the smallest of them if none is. ``block`` texts, and videos, are scored at a time. Raises `UserError`:
+    no head has that name, its options do not fit the width, or its `implemented_multiply_adds` are not those that torch
+    counts.
     """
     device = torch.device(device)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):

@@ -79,8 +79,7 @@ METRICS: dict[str, Metric] = {
 def measure_ranks(ranks: "Ranks") -> dict[str, int | float]:
     """Recalls in per cent (see `Ranks.within`), median and mean rank, and R@1 with all ties broken either way.
 
-    Raises:
-        ValueError: there are no queries.
+    Raises `ValueError`: there are no queries.
     """
     queries = len(ranks)
     if queries == 0:

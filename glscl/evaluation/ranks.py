@@ -68,8 +68,7 @@ class Ranks:
 def check_similarity(similarity: Tensor) -> Tensor:
     """Return ``similarity`` in the precision that it is ranked in: as it is in fp32 and fp64, half precision in fp32.
 
-    Raises:
-        UserError: it contains NaN, which has no rank.
+    Raises `UserError`: it contains NaN, which has no rank.
     """
     if bad := int(similarity.isnan().sum()):
         raise UserError(
@@ -105,9 +104,7 @@ def rank_targets(similarity: Tensor, target: Tensor) -> Ranks:
 def text_to_video_ranks(similarity: Tensor, text_to_video: Tensor) -> Ranks:
     """Rank the video of each text, ``text_to_video`` (A,), among all videos of the (A, N) similarities.
 
-    Raises:
-        UserError: NaN.
-        ValueError: shapes that do not fit.
+    Raises `UserError`: NaN; `ValueError`: shapes that do not fit.
     """
     target = check_text_to_video(text_to_video, *similarity.shape).to(similarity.device)
     return rank_targets(similarity, target)

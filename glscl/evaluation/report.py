@@ -19,10 +19,8 @@ from glscl.system.storage import write_bytes
 def write_report(results: Mapping[str, object] | Results, output_uri: str, *, published: str | None = None) -> None:
     """Write the report of an evaluation to a file, local or ``s3://``.
 
-    ``published`` is a CSV of published figures (`read_published`), shown for those test domains that it knows.
-
-    Raises:
-        UserError: ``results`` or the CSV lack something.
+    ``published`` is a CSV of published figures (`read_published`), shown for those test domains that it knows. Raises
+    `UserError`: ``results`` or the CSV lack something.
     """
     rows = read_published(published) if published else []
     write_bytes(output_uri, render_report(results, rows).encode())

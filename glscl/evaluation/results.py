@@ -226,8 +226,7 @@ def parse_results(results: Mapping[str, object] | Results) -> Results:
 def parse(kind: type[Model], values: Mapping[str, object] | Model, what: str, command: str) -> Model:
     """Check the structure of ``values``, called ``what`` in an error, as ``command`` writes them.
 
-    Raises:
-        UserError: a key is missing or of another type; names the first one.
+    Raises `UserError`: a key is missing or of another type; names the first one.
     """
     try:
         return kind.model_validate(values)

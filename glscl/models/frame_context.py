@@ -57,8 +57,7 @@ class FrameContext(nn.Module):
     def forward(self, frames: Tensor, frame_mask: Tensor) -> Tensor:
         """Contextual frame features (B, F, D) of frame features (B, F, D) with their mask (B, F).
 
-        Raises:
-            UserError: more frames than the position table has rows.
+        Raises `UserError`: more frames than the position table has rows.
         """
         length = frames.shape[1]
         if length > self.position_embeddings.num_embeddings:

@@ -30,11 +30,7 @@ class Registry(Generic[T]):
         self._loaded = False
 
     def add(self, name: str, entry: T) -> None:
-        """Register an entry.
-
-        Raises:
-            UserError: the name is taken by something else.
-        """
+        """Register an entry. Raises `UserError`: the name is taken by something else."""
         if name in self._entries and self._entries[name] is not entry:
             raise UserError(f"two plug-ins register the {self.what} '{name}'; rename one of them")
         self._entries[name] = entry
@@ -42,8 +38,7 @@ class Registry(Generic[T]):
     def entries(self) -> dict[str, T]:
         """Every registered name with its entry, in alphabetical order.
 
-        Raises:
-            UserError: a third-party entry point cannot be imported.
+        Raises `UserError`: a third-party entry point cannot be imported.
         """
         if not self._loaded:
             self._loaded = True
@@ -60,11 +55,7 @@ class Registry(Generic[T]):
         return dict(sorted(self._entries.items()))
 
     def get(self, name: str) -> T:
-        """Look an entry up.
-
-        Raises:
-            UserError: nothing has that name.
-        """
+        """Look an entry up. Raises `UserError`: nothing has that name."""
         known = self.entries()
         if name not in known:
             raise UserError(f"unknown {self.what} '{name}'{did_you_mean(name, known)} (known: {', '.join(known)})")

@@ -137,8 +137,7 @@ class Towers(nn.Module):
 def frame_size_of(clip: str) -> int:
     """Height and width in pixels of the frames that an architecture takes, without building it.
 
-    Raises:
-        UserError: unknown or unsupported architecture.
+    Raises `UserError`: unknown or unsupported architecture.
     """
     size = _architecture(clip)[1]["vision_cfg"]["image_size"]
     return int(size[0] if isinstance(size, list | tuple) else size)

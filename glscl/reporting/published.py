@@ -34,10 +34,8 @@ def read_published(uri: str) -> list[PublishedRow]:
     """Read a CSV with the columns ``method, backbone, dataset, direction, recall_at_1, recall_at_5, recall_at_10``.
 
     Further recalls (``recall_at_20``), ``venue``, ``note`` (say, the post-processing) and ``source`` are optional;
-    ``direction`` is ``text_to_video`` or ``video_to_text``.
-
-    Raises:
-        UserError: the file is missing, a column is missing, or a value is no number.
+    ``direction`` is ``text_to_video`` or ``video_to_text``. Raises `UserError`: the file is missing, a column is
+    missing, or a value is no number.
     """
     try:
         text = read_bytes(uri).decode("utf-8-sig")

@@ -38,10 +38,8 @@ def build_run(
 def build_pretraining(config: RunsConfig, *, make: bool) -> RunConfig | None:
     """Build the run that makes the towers; None if there is none.
 
-    ``make`` writes its toy set if that is missing (Ray must be running).
-
-    Raises:
-        UserError: the configuration is wrong.
+    ``make`` writes its toy set if that is missing (Ray must be running). Raises `UserError`: the configuration is
+    wrong.
     """
     options = config.pretraining
     if options is None:

@@ -78,8 +78,7 @@ def write_cell_file(directory: str, result: CellResult) -> None:
 def read_result(cell: Cell) -> CellResult | None:
     """Read the result of a finished cell; None if it is not finished.
 
-    Raises:
-        UserError: it is the result of another configuration, or of other test sets.
+    Raises `UserError`: it is the result of another configuration, or of other test sets.
     """
     result = read_cell_file(cell.directory)
     if result is None:

@@ -30,8 +30,7 @@ PATIENCE_S = 90.0
 def run_cell(cell: Cell, keep_model: bool) -> CellResult:
     """Do a cell, or go on with it where it stopped; Ray must be running. Its result is in ``cell.json`` then.
 
-    Raises:
-        UserError: bad input, or another command does this cell.
+    Raises `UserError`: bad input, or another command does this cell.
     """
     began = time.monotonic()
     if finished := read_result(cell):
@@ -107,8 +106,7 @@ def _score_towers(config: RunConfig) -> Results:
 def pretrain(config: RunsConfig) -> None:
     """Train the towers that all runs start from, unless that was done before. Ray must be running.
 
-    Raises:
-        UserError: bad input, or another pretraining was done under this name.
+    Raises `UserError`: bad input, or another pretraining was done under this name.
     """
     run = build_pretraining(config, make=True)
     if run is None:
@@ -131,8 +129,7 @@ def pretrain(config: RunsConfig) -> None:
 def export_towers(model_uri: str, output: str) -> None:
     """Write the clip towers of a run or saved model as open_clip loads them: a file for ``model.pretrained``.
 
-    Raises:
-        UserError: there is no such model.
+    Raises `UserError`: there is no such model.
     """
     model, _ = load_model(model_uri)
     prefix = "towers."

@@ -135,11 +135,7 @@ class RunsConfig(Options):
 
     @classmethod
     def text(cls, name: str) -> str:
-        """A packaged one as commented YAML.
-
-        Raises:
-            UserError: there is none of this name.
-        """
+        """A packaged one as commented YAML. Raises `UserError`: there is none of this name."""
         if name not in (known := cls.names()):
             raise UserError(f"no {cls.kind} '{name}'{did_you_mean(name, known)}; packaged: {', '.join(known)}")
         return (cls.packaged / f"{name}.yaml").read_text(encoding="utf-8")
@@ -148,8 +144,7 @@ class RunsConfig(Options):
     def load(cls, source: str, **changes: str) -> Self:
         """Read a YAML file (local or ``s3://``), or a packaged one by name; ``changes`` replace top-level keys.
 
-        Raises:
-            UserError: missing file, bad YAML, unknown key or bad value, with the key's full name.
+        Raises `UserError`: missing file, bad YAML, unknown key or bad value, with the key's full name.
         """
         text = None if is_file(source) else cls.text(source)
         from glscl.training.config import read_yaml  # brings torch, which a misspelt name need not wait for
@@ -175,8 +170,7 @@ def merge(*layers: Mapping[str, Any]) -> Values:
 def check_names(what: str, names: Collection[str]) -> None:
     """Check that there are names, and that all of them can be names of folders.
 
-    Raises:
-        ValueError: there are none, or one cannot.
+    Raises `ValueError`: there are none, or one cannot.
     """
     if not names:
         raise ValueError(f"{what}: none given")

@@ -34,12 +34,9 @@ def run_cells(
 
     Each is a Ray task that starts its own worker group. No more of them run than all their workers fit, so that none
     waits with half of its workers for another's to end. Nodes that join later are used from then on. Nothing is started
-    once the directory that they lie in has another owner. Every line that is printed begins with ``kind``.
-
-    Raises:
-        UserError: cells failed of bad input; names the first and says how to go on.
-        RuntimeError: cells failed of something else.
-        TakenOverError: another command owns the directory now.
+    once the directory that they lie in has another owner. Every line that is printed begins with ``kind``. Raises
+    `UserError`: cells failed of bad input; names the first and says how to go on; `RuntimeError`: cells failed of
+    something else; `TakenOverError`: another command owns the directory now.
     """
     pending = deque(cell for cell in cells if read_result(cell) is None)
     finished = len(cells) - len(pending)

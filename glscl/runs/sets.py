@@ -49,8 +49,7 @@ def are_built(uris: Sequence[str]) -> bool:
 def check_given_sets(config: RunsConfig) -> None:
     """Open the given shard sets and lists, so that a missing one is an error before Ray is started.
 
-    Raises:
-        UserError: one is missing.
+    Raises `UserError`: one is missing.
     """
     given = [domain for domain in config.domains.values() if domain.toy is None]
     uris = [uri for domain in given for uri in (*domain.train, *domain.validation, domain.test) if uri]
@@ -72,11 +71,7 @@ class OpenSets:
 
 
 def open_sets(sets: Mapping[str, Sets]) -> OpenSets:
-    """Open all sets.
-
-    Raises:
-        UserError: one is missing.
-    """
+    """Open all sets. Raises `UserError`: one is missing."""
     opened = OpenSets([], [], [])
     for name, domain in sets.items():
         opened.trained.extend(NamedSet.open(f"domains.{name}.train", uri) for uri in domain.train)
@@ -88,8 +83,7 @@ def open_sets(sets: Mapping[str, Sets]) -> OpenSets:
 def check_domain_names(opened: Sequence[NamedSet], kind: str) -> None:
     """Check that sets of `open_sets` are of the domain that the configuration, of this ``kind``, names them by.
 
-    Raises:
-        UserError: one is of another domain.
+    Raises `UserError`: one is of another domain.
     """
     for named in opened:
         name = named.key.removeprefix("domains.").rpartition(".")[0]

@@ -18,10 +18,8 @@ from glscl.study.results import Comparison, Result, StudyResults, TestSet, Train
 def analyse(study: StudyConfig, cells: Sequence[Cell], finished: Finished) -> StudyResults:
     """Compute everything of `StudyResults` that follows from the cells' results; costs and examples are not in it.
 
-    While the study is unfinished, the seeds that are: see `select_comparable`.
-
-    Raises:
-        UserError: nothing is finished, or cells were tested on different queries.
+    While the study is unfinished, the seeds that are: see `select_comparable`. Raises `UserError`: nothing is finished,
+    or cells were tested on different queries.
     """
     comparable = select_comparable(cells, finished)
     if not comparable:

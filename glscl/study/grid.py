@@ -19,8 +19,7 @@ _UNTRAINED: Values = {"model": {"head": "mean_pool", "frame_context": "none", "p
 def build_cells(study: StudyConfig, sets: Mapping[str, Sets]) -> list[Cell]:
     """Build every cell: zero-shot towers first, then seed by seed, so that early results already compare everything.
 
-    Raises:
-        UserError: a variant, a condition or a domain makes a configuration that is wrong.
+    Raises `UserError`: a variant, a condition or a domain makes a configuration that is wrong.
     """
     cells = []
     if study.zero_shot:
@@ -77,10 +76,7 @@ def _leave_out(study: StudyConfig, domains: tuple[str, ...]) -> Values:
 def check_sets(study: StudyConfig, sets: Mapping[str, Sets]) -> list[str]:
     """Open every shard set and every list of leaked videos, and check that no test set is trained or selected on.
 
-    Returns notes on sets that could not be compared.
-
-    Raises:
-        UserError: naming what is missing or shared.
+    Returns notes on sets that could not be compared. Raises `UserError`: naming what is missing or shared.
     """
     opened = open_sets(sets)
     check_domain_names(opened.tested, study.kind)

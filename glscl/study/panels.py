@@ -95,11 +95,7 @@ def _select_seeds(cells: Sequence[Cell], finished: Sequence[Cell]) -> set[int]:
 
 
 def build_panels(study: StudyConfig, finished: Finished) -> dict[str, Panel]:
-    """Build the panels of one condition, by test set.
-
-    Raises:
-        UserError: cells were tested on different videos.
-    """
+    """Build the panels of one condition, by test set. Raises `UserError`: cells were tested on different videos."""
     panels = _collect(finished)
     order = [ZERO_SHOT, *study.variants]
     for number, panel in enumerate(panels.values()):

@@ -19,8 +19,7 @@ from glscl.study.results import StudyResults, TestSet, parse_study
 def render_study(results: Mapping[str, object] | StudyResults, published: Sequence[PublishedRow] = ()) -> str:
     """Return the page of a study, with published figures beside its own.
 
-    Raises:
-        UserError: ``results`` lack something, or a thumbnail is no picture.
+    Raises `UserError`: ``results`` lack something, or a thumbnail is no picture.
     """
     study = parse_study(results)
     conditions = [sections.build_condition(study, name) for name in study.conditions]

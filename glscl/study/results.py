@@ -206,7 +206,6 @@ class StudyResults(MeasuredCosts, Summary):
 def parse_study(results: Mapping[str, object] | StudyResults) -> StudyResults:
     """Check the structure of ``results``.
 
-    Raises:
-        UserError: a key is missing or of another type; names the first one.
+    Raises `UserError`: a key is missing or of another type; names the first one.
     """
     return parse(StudyResults, results, "study", "glscl study")

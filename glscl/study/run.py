@@ -41,10 +41,7 @@ COSTS = "costs.json"
 def run_study(study: StudyConfig, owner: Owner) -> str:
     """Do what is not finished, and write the report; returns the verdict. ``status.json`` follows what happens.
 
-    Ray must be running.
-
-    Raises:
-        UserError: bad input, or cells that failed.
+    Ray must be running. Raises `UserError`: bad input, or cells that failed.
     """
     write_status(study.directory, state="running", verdict="")
     with status_on_failure(owner.fence):
@@ -59,8 +56,7 @@ def run_study(study: StudyConfig, owner: Owner) -> str:
 def prepare(study: StudyConfig) -> list[Cell]:
     """Make what is to be made (toy sets, towers) and check what can be checked before the first cell.
 
-    Raises:
-        UserError: naming what is wrong, where, and the option to change.
+    Raises `UserError`: naming what is wrong, where, and the option to change.
     """
     begun = storage.exists(storage.join(study.directory, CONFIG))
     sets = locate_sets(study, make=True)
@@ -87,10 +83,8 @@ def prepare(study: StudyConfig) -> list[Cell]:
 def report(study: StudyConfig, *, costs: bool = False) -> str:
     """Write what the finished cells allow: ``study.json``, ``report.html`` and ``tables/``; returns the verdict.
 
-    With ``costs``, what the heads cost is measured, unless that was done before (Ray must be running).
-
-    Raises:
-        UserError: nothing is finished.
+    With ``costs``, what the heads cost is measured, unless that was done before (Ray must be running). Raises
+    `UserError`: nothing is finished.
     """
     cells = build_cells(study, locate_sets(study))
     known_texts: dict[str, list[int] | list[str]] = {}

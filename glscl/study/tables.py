@@ -35,8 +35,7 @@ LATEX = str.maketrans({character: rf"\{character}" for character in "{}_&%$#"} |
 def write_study_tables(results: Mapping[str, object] | StudyResults, folder_uri: str) -> None:
     """Write ``results.csv``, ``comparisons.csv``, ``costs.csv``, ``matrix.tex``, ``differences.tex``, ``costs.tex``.
 
-    Raises:
-        UserError: ``results`` lack something.
+    Raises `UserError`: ``results`` lack something.
     """
     study = parse_study(results)
     costs = (

@@ -15,8 +15,7 @@ Key = TypeVar("Key", bound=Hashable)
 def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:
     """Holm's step-down correction for a family of comparisons (Holm 1979): adjusted p-values, in the order given.
 
-    Raises:
-        ValueError: a p-value is not between 0 and 1.
+    Raises `ValueError`: a p-value is not between 0 and 1.
     """
     if any(not 0 <= p <= 1 for p in p_values.values()):
         raise ValueError(f"p-values must lie between 0 and 1, not {sorted(p_values.values())}")
