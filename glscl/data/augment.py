@@ -1,5 +1,7 @@
 """RandAugment of whole clips: one draw for all frames of a pair, the same on every rank and after a resume."""
 
+from __future__ import annotations
+
 import importlib.util
 import random
 import re
@@ -51,7 +53,7 @@ class ClipAugmentation:
     def __post_init__(self) -> None:
         _operations(check_augmentation(self.text))  # here, so that processes forked later have them
 
-    def of(self, epoch: int, pair: str) -> "Callable[[Tensor], Tensor]":
+    def of(self, epoch: int, pair: str) -> Callable[[Tensor], Tensor]:
         """Return the augmentation of a pair's pictures in an epoch: uint8 (3, H, W) to (3, H, W).
 
         It depends on seed, epoch and the pair's name alone. The process's random generators are neither read nor moved.
@@ -74,7 +76,7 @@ class ClipAugmentation:
 
 
 @cache
-def _operations(text: str) -> "tuple[list[Callable[[Picture], Picture]], int, random.Random]":
+def _operations(text: str) -> tuple[list[Callable[[Picture], Picture]], int, random.Random]:
     """Timm's operations, how many are applied, and the generator that they draw from.
 
     They are of a copy of timm's module with a generator of its own: timm's draws from the process's, as others do.

@@ -6,6 +6,8 @@ imported when the first chart is drawn. No display, configuration file or font o
 the same data gives the same bytes.
 """
 
+from __future__ import annotations
+
 import contextlib
 import io
 import itertools
@@ -141,7 +143,7 @@ class Plot:
         self.axes.set_xticks([at for at, _ in marks], [text for _, text in marks])
         self.axes.minorticks_off()
 
-    def name(self, artist: "Artist", classes: str = "", title: str = "") -> None:
+    def name(self, artist: Artist, classes: str = "", title: str = "") -> None:
         """Give something drawn CSS classes, and a text that is shown when it is pointed at."""
         key = f"n{len(self._names)}"
         artist.set_gid(key)

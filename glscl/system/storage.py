@@ -5,6 +5,8 @@ goes through `glscl.system.s3.S3`, which has the policy of retries. A listing of
 date, so nothing is decided by what a listing lacks.
 """
 
+from __future__ import annotations
+
 import contextlib
 import json
 import os
@@ -49,7 +51,7 @@ def resolve(uri: str) -> str:
     return uri.rstrip("/")
 
 
-def filesystem(uri: str) -> "tuple[AbstractFileSystem, str]":
+def filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
     """The file system of an address, and the path on it."""
     uri = resolve(uri)
     if is_remote(uri):
@@ -60,7 +62,7 @@ def filesystem(uri: str) -> "tuple[AbstractFileSystem, str]":
     return fsspec.filesystem("file"), uri
 
 
-def ray_storage(uri: str) -> "tuple[str, PyFileSystem | None]":
+def ray_storage(uri: str) -> tuple[str, PyFileSystem | None]:
     """``storage_path`` and ``storage_filesystem`` for Ray Train and Tune."""
     if not is_remote(uri):
         return resolve(uri), None
