@@ -168,10 +168,7 @@ def check_storage_of_nodes(uri: str, answers: Mapping[str, StorageProblem | Exce
 
 
 def check_shards(uris: Sequence[str], workers: int, loader_workers: int, most: int | None = None) -> Check:
-    """There is a tar for every process that will read.
-
-    Of a range of ``workers``, that is the fewest; a run does not grow to a number, up to ``most``, with too few tars.
-    """
+    """There is a tar for each reading process of the fewest ``workers``; above, a run up to ``most`` does not grow."""
     shards, loaders = sum(len(open_shard_set(uri).manifest.shards) for uri in uris), max(1, loader_workers)
     knob = "lower data.loader_workers or training.num_workers, or build with a smaller --samples-per-shard"
     needs: tuple[tuple[int, State], ...] = ((workers, "fail"), (most or workers, "warn"))

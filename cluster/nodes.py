@@ -1,5 +1,7 @@
 """The actor that ``glscl doctor`` starts on every node, and its reports. It reserves no CPU."""
 
+from __future__ import annotations
+
 import glob
 import os
 import platform
@@ -50,7 +52,7 @@ class ClusterNode(NamedTuple):
     """A node of the cluster: its resources by Ray's names, and the actor on it."""
 
     resources: Node
-    actor: "ActorHandle"
+    actor: ActorHandle
 
 
 def read_versions() -> dict[str, str]:
@@ -83,7 +85,8 @@ def report_this_machine() -> NodeReport:
 def all_reduce(rank: int, world: int, address: str, backend: str) -> float:
     """Time one all-reduce of 1 MiB with the other ranks, who meet at ``host:port``; returns seconds.
 
-    Raises `RuntimeError`: the sum is wrong, or the others are not reached.
+    Raises:
+        RuntimeError: the sum is wrong, or the others are not reached.
     """
     import torch
     import torch.distributed as dist
@@ -151,7 +154,7 @@ def start_actors(use_gpu: bool) -> dict[str, ClusterNode]:
     return nodes
 
 
-def gather(pending: "Mapping[str, ObjectRef[T]]", limit_s: float = ANSWER_S) -> dict[str, T | Exception]:
+def gather(pending: Mapping[str, ObjectRef[T]], limit_s: float = ANSWER_S) -> dict[str, T | Exception]:
     """The nodes' answers by name; an exception in place of one that failed or is late."""
     import ray
 

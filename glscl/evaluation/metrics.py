@@ -77,10 +77,7 @@ METRICS: dict[str, Metric] = {
 
 
 def measure_ranks(ranks: "Ranks") -> dict[str, int | float]:
-    """Recalls in per cent (see `Ranks.within`), median and mean rank, and R@1 with all ties broken either way.
-
-    Raises `ValueError`: there are no queries.
-    """
+    """Recalls in per cent, median and mean rank, R@1 with ties broken either way. Raises `ValueError`: no queries."""
     queries = len(ranks)
     if queries == 0:
         raise ValueError("no queries: there is nothing to measure")

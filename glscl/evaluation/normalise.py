@@ -29,13 +29,10 @@ def qb_norm(similarity: Tensor, bank: Tensor, *, beta: float = 20.0, top_k: int 
     """Query-bank normalisation with the dynamic inverted softmax (Bogolin et al., CVPR 2022; ioanacroi/qb-norm).
 
     A candidate is a hub if at least ``threshold`` queries of the bank (P, C) have it among their ``top_k``. The row of
-    a query whose best candidate is a hub becomes ``exp(beta * s) / Σ_bank exp(beta * s_bank)``, written here as
-    ``s - logsumexp(beta * s_bank) / beta``; every other row stays as it is. The original has threshold 1; GLSCL and
-    DiCoSA count occurrences (``theta``).
+    a query whose best candidate is a hub becomes ``exp(beta * s) / Σ_bank exp(beta * s_bank)``, here in logarithms;
+    every other row stays as it is. The original has threshold 1; GLSCL and DiCoSA count occurrences (``theta``).
 
-    Raises:
-        UserError: NaN.
-        ValueError: shapes or parameters that do not fit.
+    Raises `UserError`: NaN; `ValueError`: shapes or parameters that do not fit.
     """
     similarity, bank = check_similarity(similarity), check_similarity(bank)
     if similarity.ndim != 2 or bank.ndim != 2 or bank.shape[1] != similarity.shape[1]:
@@ -70,9 +67,7 @@ def dual_softmax(similarity: Tensor, *, beta: float = 100.0) -> Tensor:
     as here. A ``beta`` of 100 is the logit scale of CLIP, by which the published code multiplies first. Products are
     held as sign and logarithm, in the published form's order within each row.
 
-    Raises:
-        UserError: NaN.
-        ValueError: ``beta`` is not positive.
+    Raises `UserError`: NaN; `ValueError`: ``beta`` is not positive.
     """
     similarity = _checked(similarity, beta)
     if not similarity.numel():
@@ -162,12 +157,8 @@ def normalise(
 ) -> NormalisedColumn:
     """Apply a registered normalisation to (A, N) texts × videos, and measure it along rows of one direction.
 
-    Args:
-        text_to_video: (A,) the video of each text.
-        bank: for a normalisation that needs one: (P, N) texts × test videos, or (P, A) videos × test texts.
-
-    Raises:
-        UserError: unknown name, no bank where one is needed, or NaN.
+    ``text_to_video`` (A,) is the video of each text; ``bank``, where one is needed, (P, N) texts × test videos, or (P,
+    A) videos × test texts. Raises `UserError`: unknown name, no bank where one is needed, or NaN.
     """
     if name not in NORMALISATIONS:
         raise UserError(

@@ -15,10 +15,7 @@ Attributes = Sequence[Mapping[str, str]]
 
 
 def measure_oracles(videos: Attributes) -> Oracles:
-    """Expected R@1 of knowing one attribute, and two, in the videos' order of naming.
-
-    Raises `ValueError`: the videos do not all name the same attributes.
-    """
+    """Expected R@1 of knowing one attribute, and two. Raises `ValueError`: videos do not all name the same ones."""
     names = _names(videos)
     return Oracles(
         single={name: _expected_recall(videos, (name,)) for name in names},

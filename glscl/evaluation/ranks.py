@@ -66,10 +66,7 @@ class Ranks:
 
 
 def check_similarity(similarity: Tensor) -> Tensor:
-    """Return ``similarity`` in the precision that it is ranked in: as it is in fp32 and fp64, half precision in fp32.
-
-    Raises `UserError`: it contains NaN, which has no rank.
-    """
+    """The similarity in the precision it is ranked in, fp32 at least. Raises `UserError`: NaN, which has no rank."""
     if bad := int(similarity.isnan().sum()):
         raise UserError(
             f"{bad} of {similarity.numel()} similarities are NaN, so there are no ranks: the checkpoint has diverged "
@@ -102,26 +99,16 @@ def rank_targets(similarity: Tensor, target: Tensor) -> Ranks:
 
 
 def text_to_video_ranks(similarity: Tensor, text_to_video: Tensor) -> Ranks:
-    """Rank the video of each text, ``text_to_video`` (A,), among all videos of the (A, N) similarities.
-
-    Raises `UserError`: NaN; `ValueError`: shapes that do not fit.
-    """
+    """Rank each text's video, (A,), among all of (A, N) similarities. Raises `UserError`: NaN; `ValueError`: shapes."""
     target = check_text_to_video(text_to_video, *similarity.shape).to(similarity.device)
     return rank_targets(similarity, target)
 
 
 def video_to_text_ranks(similarity: Tensor, text_to_video: Tensor) -> Ranks:
-    """Rank each captioned video's best caption among the best captions of all captioned videos.
+    """Rank each captioned video's best caption among the best of all captioned videos, in increasing order of video.
 
     A video without captions has no right answer: it is no query here, and no candidate. Arguments are those of
-    `text_to_video_ranks`.
-
-    Returns:
-        One rank per captioned video, in increasing order of video.
-
-    Raises:
-        UserError: NaN.
-        ValueError: shapes that do not fit.
+    `text_to_video_ranks`, and so are errors.
     """
     target = check_text_to_video(text_to_video, *similarity.shape).to(similarity.device)
     captioned, group = target.unique(return_inverse=True)
@@ -141,10 +128,7 @@ def fold_captions(best: Tensor, similarity: Tensor, group: Tensor) -> None:
 
 
 def expected_occurrences(similarity: Tensor, k: int) -> Tensor:
-    """How often each candidate is expected among the queries' ``k`` best, ties for the last place broken at random.
-
-    Of similarities (Q, C) without NaN; returns (C,) float64, whose sum is ``Q * min(k, C)``.
-    """
+    """(C,) float64: how often each candidate of (Q, C) is among the ``k`` best, last places drawn by lot where tied."""
     k = min(k, similarity.shape[1])
     last = similarity.topk(k, 1).values[:, -1:]
     above, level = similarity > last, similarity == last

@@ -1,6 +1,6 @@
 """The results of an evaluation: typed here, made by `evaluate_model`, written as ``results.json``, shown in the report.
 
-All recalls, accuracies, chance levels and oracle scores are in per cent. Keys beyond these are ignored when results are
+All recalls, accuracies, chance levels and oracle scores are in per cent. Unknown keys are ignored when results are
 read.
 """
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator, ValidationError, model_validator
 
-from glscl.data.quarantine import Entry, Part
+from glscl.data.quarantine import Entry, Incomplete
 from glscl.data.records import describe_share
 from glscl.errors import UserError
 from glscl.evaluation.metrics import Direction
@@ -110,18 +110,6 @@ class QueryRanks(_Section):
     video_ids: list[str]
     positions: list[int]  # per video: its index in the shard set
     captions: list[str]
-
-
-class Incomplete(_Section):
-    """A set of which videos are missing."""
-
-    part: Part
-    domain: str
-    split: str
-    shards: str = ""  # address of the set
-    videos: int  # that were used
-    of: int  # those left out when the shards were built included
-    reasons: str
 
 
 class BadVideo(_Section):

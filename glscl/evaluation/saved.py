@@ -70,13 +70,9 @@ def read_card(uri: str) -> tuple[str, ModelCard]:
 
 
 def check_weights(uri: str) -> tuple[str, ModelCard]:
-    """Compare a weights file's header with the card's model, built without memory: a card may ask for any amount.
+    """Compare a weights file's header with the card's model, built without memory; returns what `read_card` does.
 
-    Returns:
-        as `read_card`.
-
-    Raises:
-        UserError: no model, a torn file, or weights of another architecture.
+    Raises `UserError`: no model, a torn file, or weights of another architecture.
     """
     folder, card = read_card(uri)
     where = storage.join(folder, WEIGHTS)

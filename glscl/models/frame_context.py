@@ -18,12 +18,7 @@ class FrameContext(nn.Module):
     """Lets every frame see the others: ``v = u + Transformer(u + p)`` (ArrowLuo/CLIP4Clip, ``sim_header seqTransf``).
 
     Pre-norm residual blocks with QuickGELU and LayerNorm of eps 1e-12; padded frames are hidden from attention.
-
-    Args:
-        width: feature width D.
-        layers: number of blocks.
-        heads: attention heads.
-        positions: rows of the frame position table, the most frames it can take.
+    ``positions`` are the rows of the frame position table, the most frames it can take.
     """
 
     def __init__(self, width: int, layers: int, heads: int, positions: int) -> None:
@@ -55,10 +50,7 @@ class FrameContext(nn.Module):
                 block.load_state_dict(state)
 
     def forward(self, frames: Tensor, frame_mask: Tensor) -> Tensor:
-        """Contextual frame features (B, F, D) of frame features (B, F, D) with their mask (B, F).
-
-        Raises `UserError`: more frames than the position table has rows.
-        """
+        """Contextual features (B, F, D) of features and mask (B, F). Raises `UserError`: more frames than positions."""
         length = frames.shape[1]
         if length > self.position_embeddings.num_embeddings:
             raise UserError(

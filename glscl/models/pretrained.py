@@ -36,16 +36,11 @@ _SAYS_NOTHING = ("timm_", "hf_model_pretrained", "output_tokens", "patch_dropout
 
 
 def create_model(name: str, pretrained: str | None, load_weights: bool, trust_pickle: bool) -> Any:
-    """Build an open_clip architecture, with weights of a tag or a file.
+    """Build an open_clip architecture, with weights of a tag, path or s3:// address; None gives random weights.
 
-    Args:
-        name: of the architecture.
-        pretrained: tag, path or s3:// address; None gives random weights.
-        load_weights: false gives random weights in the architecture that a tag asks for, and fetches nothing.
-        trust_pickle: load files that may run code.
-
-    Raises:
-        UserError: weights missing, unreadable, or of another architecture.
+    Without ``load_weights`` they are random in the architecture that a tag asks for, and nothing is fetched. With
+    ``trust_pickle``, files that may run code are loaded. Raises `UserError`: weights missing, unreadable, or of another
+    architecture.
     """
     tag = open_clip.get_pretrained_cfg(name, pretrained) if pretrained else None
     try:
@@ -219,7 +214,6 @@ def _flatten(config: Mapping[str, Any]) -> dict[str, object]:
 
 
 def _read_header(path: str) -> Known:
-    """Read the header of a safetensors file."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -232,7 +226,6 @@ def _read_header(path: str) -> Known:
 
 
 def _read_metadata(path: str) -> Known:
-    """Read what a file of weights says beside its tensors."""
     if path.endswith(".safetensors"):
         return _read_header(path)
     if not zipfile.is_zipfile(path):

@@ -11,15 +11,10 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Names to plug-ins of one kind.
+    """Names to plug-ins of one kind, ``what`` in words for messages ("head").
 
-    Modules of ``package`` and entry points of ``group`` register themselves when they are imported; that
+    Modules of ``package`` and third-party entry points of ``group`` register themselves when they are imported; that
     happens on the first look-up, so that adding a plug-in is writing one file.
-
-    Args:
-        what: the kind in words, for messages ("head").
-        package: package whose modules register plug-ins.
-        group: entry-point group of third-party plug-ins.
     """
 
     def __init__(self, what: str, package: str, group: str) -> None:
@@ -36,10 +31,7 @@ class Registry(Generic[T]):
         self._entries[name] = entry
 
     def entries(self) -> dict[str, T]:
-        """Every registered name with its entry, in alphabetical order.
-
-        Raises `UserError`: a third-party entry point cannot be imported.
-        """
+        """Every name with its entry, sorted. Raises `UserError`: an entry point cannot be imported."""
         if not self._loaded:
             self._loaded = True
             for module in pkgutil.iter_modules(importlib.import_module(self.package).__path__):

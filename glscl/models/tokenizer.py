@@ -23,17 +23,10 @@ def _tokenizer() -> "SimpleTokenizer":
 
 
 def tokenize(captions: Sequence[str], max_words: int) -> tuple[Tensor, Tensor]:
-    """Encode captions as ``<start> tokens <end> 0 0 …``.
+    """Encode A captions as ``<start> tokens <end> 0 0 …``, ``max_words`` long; control words in the text are dropped.
 
-    Very long captions and very long runs without a space are cut before they are encoded, so that the cost is bounded
-    by ``max_words``. Control words of the vocabulary that occur in a caption as text are dropped.
-
-    Args:
-        captions: A texts.
-        max_words: length of the result, start and end tokens included.
-
-    Returns:
-        ids (A, max_words) int64, and truncated (A,) bool: True where a caption did not fit.
+    What is very long is cut before it is encoded, so that ``max_words`` bounds the cost. Returns ids (A, max_words)
+    int64, and truncated (A,) bool: True where a caption did not fit.
     """
     ids = torch.zeros(len(captions), max_words, dtype=torch.int64)
     truncated = torch.zeros(len(captions), dtype=torch.bool)

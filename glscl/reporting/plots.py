@@ -150,10 +150,7 @@ class Plot:
         self._names[key] = Name(classes, title)
 
     def label_points(self, points: Sequence[tuple[float, float, str]], *, radius: float, size: float) -> None:
-        """Write a name beside each marker, where it covers no other name or marker; a thin line leads to one far off.
-
-        The limits of both axes must be set.
-        """
+        """Name markers where it covers no other; a thin line leads to one far off. Both axes' limits must be set."""
         self._fit()
         frame = self.axes.get_window_extent()
         to_units = self.axes.transData.transform

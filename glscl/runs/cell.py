@@ -1,16 +1,15 @@
 """A cell: one run of a study or sweep, and its result in ``cell.json``. Finished cells are read, never done again."""
 
 import functools
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from glscl.data.quarantine import merge_incomplete
+from glscl.data.quarantine import Incomplete
 from glscl.data.shards import open_shard_set
 from glscl.errors import UserError
-from glscl.evaluation.results import Incomplete, Metrics, QueryRanks, Test
+from glscl.evaluation.results import Metrics, QueryRanks, Test
 from glscl.options.differences import differing_keys
 from glscl.runs.options import ZERO_SHOT
 from glscl.system import storage
@@ -76,10 +75,7 @@ def write_cell_file(directory: str, result: CellResult) -> None:
 
 
 def read_result(cell: Cell) -> CellResult | None:
-    """Read the result of a finished cell; None if it is not finished.
-
-    Raises `UserError`: it is the result of another configuration, or of other test sets.
-    """
+    """A cell's result; None if unfinished. Raises `UserError`: of another configuration, or other test sets."""
     result = read_cell_file(cell.directory)
     if result is None:
         return None
@@ -100,9 +96,3 @@ def read_result(cell: Cell) -> CellResult | None:
 def _fingerprint(uri: str) -> str:
     """Fingerprint of a test set, which is the same for hundreds of cells and may lie behind a slow listing."""
     return open_shard_set(uri).manifest.fingerprint()
-
-
-def find_incomplete(results: Iterable[CellResult]) -> list[Incomplete]:
-    """Find the shard sets that lack videos in some cell, each at its fewest."""
-    merged = merge_incomplete([entry.model_dump() for entry in result.incomplete] for result in results)
-    return [Incomplete.model_validate(entry) for entry in merged]

@@ -168,10 +168,7 @@ def merge(*layers: Mapping[str, Any]) -> Values:
 
 
 def check_names(what: str, names: Collection[str]) -> None:
-    """Check that there are names, and that all of them can be names of folders.
-
-    Raises `ValueError`: there are none, or one cannot.
-    """
+    """Check that there are names, each good for a folder. Raises `ValueError`: there are none, or one is not."""
     if not names:
         raise ValueError(f"{what}: none given")
     for name in names:

@@ -34,9 +34,12 @@ def run_cells(
 
     Each is a Ray task that starts its own worker group. No more of them run than all their workers fit, so that none
     waits with half of its workers for another's to end. Nodes that join later are used from then on. Nothing is started
-    once the directory that they lie in has another owner. Every line that is printed begins with ``kind``. Raises
-    `UserError`: cells failed of bad input; names the first and says how to go on; `RuntimeError`: cells failed of
-    something else; `TakenOverError`: another command owns the directory now.
+    once the directory that they lie in has another owner. Every line that is printed begins with ``kind``.
+
+    Raises:
+        UserError: cells failed of bad input; names the first and says how to go on.
+        RuntimeError: cells failed of something else.
+        TakenOverError: another command owns the directory now.
     """
     pending = deque(cell for cell in cells if read_result(cell) is None)
     finished = len(cells) - len(pending)
@@ -94,7 +97,6 @@ class _Pool:
             self._running[self._task.remote(cell, self._keep_models)] = cell
 
     def _collect(self, reference: Any) -> None:
-        """Take in how a cell ended."""
         import ray
 
         cell = self._running.pop(reference)
@@ -140,5 +142,5 @@ def _run_task(cell: Cell, keep_model: bool) -> tuple[float, str]:
     result = run_cell(cell, keep_model)
     tests = ", ".join(f"{test.domain} {MAIN_METRIC}={test.text_to_video[MAIN_METRIC]:.1f}" for test in result.tests)
     scores = tests or f"held-out {MAIN_METRIC}={result.validation[SELECTION_METRIC]:.1f}"
-    missing = describe_incomplete(entry.model_dump() for entry in result.incomplete)
+    missing = describe_incomplete(result.incomplete)
     return result.seconds, f"{scores}; incomplete: {missing}" if missing else scores

@@ -9,8 +9,7 @@ from datetime import UTC, datetime
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from glscl.data.quarantine import describe_incomplete
-from glscl.evaluation.results import Incomplete
+from glscl.data.quarantine import Incomplete, describe_incomplete
 from glscl.runs.options import RunsConfig
 from glscl.system.redaction import redact
 from glscl.training.driver.outputs import git_commit
@@ -42,7 +41,7 @@ def summarise(
     """Summarise what this process reports now; ``progress`` follows the name in the verdict."""
     verdict = f"{config.kind}={config.name} {progress} {' '.join(claims[:1])} [{config.label}]"
     if incomplete:
-        verdict += f"; incomplete: {describe_incomplete(entry.model_dump() for entry in incomplete)}"
+        verdict += f"; incomplete: {describe_incomplete(incomplete)}"
     return Summary(
         name=config.name,
         label=config.label,

@@ -49,7 +49,6 @@ def _build_config(
     changes: Sequence[Values],
     domains: tuple[str, ...],
 ) -> RunConfig:
-    """Build the run of one cell, which is tested on every test set."""
     data = {
         "train": [uri for domain in domains for uri in sets[domain].train],
         "validation": [uri for domain in domains for uri in sets[domain].validation],

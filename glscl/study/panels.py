@@ -57,10 +57,7 @@ class Panel:
 
 
 def share_texts(result: CellResult, known: dict[str, list[int] | list[str]]) -> CellResult:
-    """Hold captions, names and owners that are the same in all cells only once; ``known`` are those of cells before.
-
-    A large study has hundreds of cells with tens of thousands of queries each.
-    """
+    """Hold once what is the same in hundreds of cells, captions and names; ``known`` are those of cells before."""
     tests = []
     for test in result.tests:
         queries = test.per_query
@@ -74,10 +71,7 @@ def share_texts(result: CellResult, known: dict[str, list[int] | list[str]]) -> 
 
 
 def select_comparable(cells: Sequence[Cell], finished: Finished) -> list[tuple[Cell, CellResult]]:
-    """Select the results to report: of the seeds that are finished in a whole condition, else of its first seed.
-
-    So every comparison is between equally many seeds, and a study that has weeks to go has a report.
-    """
+    """Select the results to report, equally many seeds of each: those finished in a whole condition, else the first."""
     chosen = []
     for condition in dict.fromkeys(cell.condition for cell in cells):
         done = [(cell, result) for cell, result in finished if cell.condition == condition]
@@ -121,7 +115,6 @@ def _collect(finished: Finished) -> dict[str, Panel]:
 
 
 def _resample(panel: Panel, direction: Direction, resamples: int, seed: int) -> None:
-    """Resample the queries of one direction for every system of a panel."""
     queries = panel.first.per_query
     # Captions of one video are not independent: they are resampled together.
     groups = np.asarray(queries.owners) if direction == "text_to_video" else len(queries.query_videos)

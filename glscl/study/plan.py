@@ -26,10 +26,9 @@ MOST_ERRORS = 100.0
 
 
 def plan_study(study: StudyConfig) -> tuple[list[Cell], int]:
-    """Build the cells and count the finished ones; makes and starts nothing.
+    """Build the cells and count the finished ones; makes and starts nothing. Sets are compared if all exist.
 
-    Shard sets are compared if all exist. Raises `UserError`: the configuration is wrong, its comparisons can show
-    nothing, or a set is tested and chosen on.
+    Raises `UserError`: the configuration is wrong, its comparisons can show nothing, or a set is tested and chosen on.
     """
     build_pretraining(study, make=False)
     sets = locate_sets(study)
@@ -90,10 +89,9 @@ def describe_family(study: StudyConfig) -> str:
 
 
 def check_families(study: StudyConfig, sets: Mapping[str, Sets]) -> None:
-    """Refuse a family of comparisons that cannot show a difference, however large.
+    """Refuse a family of comparisons that cannot show a difference, however large; sets not yet made are left out.
 
-    Test sets that do not exist yet are checked once they do. Raises `UserError`: naming the family, what it lacks, and
-    the knobs.
+    Raises `UserError`: naming the family, what it lacks, and the knobs.
     """
     size = family_size(study)
     if not size:

@@ -79,10 +79,7 @@ class TestSet(Section):
 
 
 class Column(Section):
-    """Recalls after a normalisation that looked beyond the query at hand; means over seeds.
-
-    They are the fields ``recall_at_K``, of every level that was measured.
-    """
+    """Recalls ``recall_at_K`` after a normalisation that looked beyond the query at hand; means over seeds."""
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, float]
@@ -204,8 +201,5 @@ class StudyResults(MeasuredCosts, Summary):
 
 
 def parse_study(results: Mapping[str, object] | StudyResults) -> StudyResults:
-    """Check the structure of ``results``.
-
-    Raises `UserError`: a key is missing or of another type; names the first one.
-    """
+    """Check the structure of ``results``. Raises `UserError`: the first key that is missing or of another type."""
     return parse(StudyResults, results, "study", "glscl study")

@@ -54,10 +54,7 @@ def run_study(study: StudyConfig, owner: Owner) -> str:
 
 
 def prepare(study: StudyConfig) -> list[Cell]:
-    """Make what is to be made (toy sets, towers) and check what can be checked before the first cell.
-
-    Raises `UserError`: naming what is wrong, where, and the option to change.
-    """
+    """Make toy sets and towers, and check what can be before the first cell. Raises `UserError`: what, where, knob."""
     begun = storage.exists(storage.join(study.directory, CONFIG))
     sets = locate_sets(study, make=True)
     if not begun:

@@ -230,10 +230,7 @@ def _index_by_cell(results: Sequence[Result]) -> dict[tuple[str, str, str], Resu
 
 
 def shades(stops: Sequence[str]) -> list[Shade]:
-    """`STEPS` colours from the first of ``stops`` to the last, each with black or white text, whichever contrasts more.
-
-    The better of the two has a contrast of 4.58 to 1 or more on any colour.
-    """
+    """`STEPS` colours along ``stops``, each with black or white text: a contrast of 4.58 to 1 or more on any colour."""
     from matplotlib.colors import LinearSegmentedColormap, to_hex
 
     colours = LinearSegmentedColormap.from_list("shades", stops, STEPS)(range(STEPS))

@@ -110,10 +110,7 @@ def check_resources(
 
 
 def _wait_for_nodes(bundles: list[dict[str, int]], fits: Callable[[], bool], wait_s: float) -> None:
-    """Ask the autoscaler for nodes that hold these bundles, until they are there or the time is over.
-
-    Ray's own ``request_resources`` has no end: one of a killed driver would keep nodes for ever.
-    """
+    """Ask the autoscaler for nodes that hold these, for ``wait_s`` at most; Ray's own request would never end."""
     from glscl.system.ray_internals.cluster import autoscaling_coordinator
 
     coordinator, name = autoscaling_coordinator(), f"glscl-{uuid.uuid4().hex}"

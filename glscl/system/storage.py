@@ -181,10 +181,7 @@ def download(uri: str, local_path: str) -> None:
 
 
 def wrong_sizes(folder: str, expected: Mapping[str, int]) -> dict[str, int | None]:
-    """The real bytes of the files of a folder that have not the ``expected`` ones, by name; None for a missing file.
-
-    It takes one listing, then a request for each file that differs.
-    """
+    """Real bytes, None if missing, of files that have not the ``expected`` ones: a listing, and a request for each."""
     fs, root = filesystem(folder)
     listed = {path: info["size"] for path, info in fs.find(root, detail=True).items()}
     wrong: dict[str, int | None] = {}

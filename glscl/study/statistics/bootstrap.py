@@ -70,14 +70,11 @@ class QueryBootstrap:
         return [slice(start, min(start + size, self.resamples)) for start in range(0, self.resamples, size)]
 
     def systems(self, tables: Mapping[Key, tuple[Any, bool]]) -> dict[Key, System]:
-        """Resample the values of several models in one pass.
+        """Resample the values of several models in one pass; ``tables`` are values and whether they are trained.
 
-        Args:
-            tables: values and whether they are trained. Values are (S, Q), per query of each seed, or (Q,) of one; of a
-                model without training (zero-shot towers) one row is all there is to know.
-
-        Raises:
-            ValueError: of another shape, not finite, or several rows of an untrained model.
+        Values are (S, Q), per query of each seed, or (Q,) of one; of a model without training (zero-shot towers) one
+        row is all there is to know. Raises `ValueError`: another shape, not finite, or several rows of an untrained
+        model.
         """
         checked = {key: self._table(values, trained) for key, (values, trained) in tables.items()}
         sums = {key: np.stack([np.bincount(self._group, row, self.groups) for row in t]) for key, t in checked.items()}
@@ -117,9 +114,7 @@ class QueryBootstrap:
         """What is left of ``in_domain`` after training elsewhere: ``100 * transferred / in_domain``, in per cent.
 
         Both are tested on the same queries; the interval is that of the logarithm, for values that are not negative.
-
-        Returns:
-            None if either figure is 0: then there is no ratio, or none with an interval.
+        None if either figure is 0: then there is no ratio, or none with an interval.
         """
         top, base = transferred.mean, in_domain.mean
         if top <= 0 or base <= 0:

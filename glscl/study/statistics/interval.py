@@ -94,11 +94,9 @@ def build_interval(
 ) -> Interval:
     """Build the interval of a sum of seed means.
 
-    Args:
-        linearised: (S, G) each training's share of the sum.
-        deviations: (resamples,) of the sum under resampled queries.
-        scale: increasing; takes estimate, null value and ends to the unit of the interval.
-        seed: of the noise.
+    ``linearised`` are (S, G) each training's share of the sum, ``deviations`` (resamples,) of the sum under resampled
+    queries. ``scale`` increases, and takes estimate, null value and ends to the interval's unit; ``seed`` is of the
+    noise.
     """
     resamples = len(deviations)
     variance, sampled, degrees, tail = split_variance(linearised)
@@ -138,11 +136,9 @@ class Tail:
         return float(self.share * seeds + (1 - self.share) * queries)
 
     def p_value(self, distance: float, half_width: float) -> float:
-        """The alpha of the interval that ends at the null value.
+        """The alpha of the interval that ends at the null value, which is ``distance`` from the estimate.
 
-        Args:
-            distance: from the estimate to the null value.
-            half_width: of the 95 % interval, on the null value's side; 0 where nothing varies.
+        ``half_width`` is of the 95 % interval, on the null value's side; 0 where nothing varies.
         """
         if distance == 0 or np.isinf(half_width):
             return 1.0
@@ -156,14 +152,10 @@ class Tail:
 
 
 def split_variance(linearised: Sequence[Array]) -> tuple[float, float, float, Tail]:
-    """Compute the variance of a sum of means over independent seeds and common queries.
+    """Compute the variance of a sum of means over independent seeds and common queries, (S, G) values per system.
 
-    Args:
-        linearised: (S, G) values per system; the number of seeds may differ.
-
-    Returns:
-        the variance, its share that resampling the queries shows (both with the residual), degrees of freedom, and what
-        p-values need.
+    Returns the variance, its share that resampling the queries shows (both with the residual), degrees of freedom, and
+    what p-values need.
     """
     groups = linearised[0].shape[1]
     queries = float(np.sum([table.mean(0) for table in linearised], axis=0).var(ddof=1)) / groups

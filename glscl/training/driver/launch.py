@@ -12,7 +12,7 @@ from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from glscl.data.quarantine import FILE, KNOB, IncompleteSet, Part, Quarantine, find_incomplete, read_quarantine
+from glscl.data.quarantine import FILE, KNOB, Incomplete, Part, Quarantine, find_incomplete, read_quarantine
 from glscl.data.shards import open_shard_set, read_manifest
 from glscl.errors import BrokenRunError, Stopped, UserError, full_disk
 from glscl.evaluation.evaluate import evaluate_model
@@ -85,7 +85,7 @@ def quarantine_of(config: RunConfig) -> Quarantine:
     return quarantine
 
 
-def incomplete_sets(config: RunConfig, quarantine: Quarantine) -> list[IncompleteSet]:
+def incomplete_sets(config: RunConfig, quarantine: Quarantine) -> list[Incomplete]:
     """The sets of a run of which videos are missing (see `find_incomplete`)."""
     parts: list[tuple[Part, tuple[str, ...]]] = [
         ("train", config.data.train),
