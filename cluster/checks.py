@@ -13,14 +13,11 @@ from glscl.errors import UserError
 
 State = Literal["ok", "warn", "fail"]
 GIB = 1 << 30
-FULL = 0.95
-"""Share of a disk in use from which Ray gives a node no more objects to hold (its ``local_fs_capacity_threshold``)."""
+FULL = 0.95  # share of a disk in use from which Ray gives a node no more objects (``local_fs_capacity_threshold``)
 LITTLE_DISK = 20 * GIB
-SMALLEST_SHM = 256 << 20
-"""Docker gives a container 64 MiB unless told otherwise; the first decoded batches end such a loader worker."""
+SMALLEST_SHM = 256 << 20  # Docker gives 64 MiB unless told otherwise: the first decoded batches end a loader worker
 LITTLE_SHM = 4 * GIB
-SKEW_WARN_S, SKEW_FAIL_S = 2.0, 300.0
-"""S3 refuses requests whose clock is a quarter of an hour off; two nodes may be off in opposite directions."""
+SKEW_WARN_S, SKEW_FAIL_S = 2.0, 300.0  # S3 refuses a quarter of an hour; two nodes may be off in opposite directions
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,7 @@ from glscl.errors import UserError
 from glscl.system import storage
 
 SHOWN = 3  # most shared ids that an error names
-MOST_READ = 20_000
-"""Most videos of a local set whose tars are read for ids that its manifest does not list: some seconds."""
+MOST_READ = 20_000  # most videos of a local set whose tars are read for ids that its manifest lacks: some seconds
 
 ADVICE = "choose on a held-out part of the training split (`glscl shards build --hold-out` makes one)"
 

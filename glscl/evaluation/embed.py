@@ -33,10 +33,8 @@ class Embeddings:
     attributes: list[dict[str, object]]  # ground truth of synthetic videos, one mapping per video
     truncated: int  # captions cut to ``max_words`` tokens
     quarantined: list[dict[str, str]]  # videos that could not be decoded and are left out
-    repaired: list[dict[str, str]] = field(default_factory=list)
-    """Videos some of whose frames stand for pictures that do not decode."""
-    thumbnails: list[list[bytes]] = field(default_factory=list)
-    """First, middle and last frame of each video as JPEG, if they were asked for."""
+    repaired: list[dict[str, str]] = field(default_factory=list)  # some frames stand for pictures that do not decode
+    thumbnails: list[list[bytes]] = field(default_factory=list)  # JPEGs, if asked for: first, middle and last frame
 
 
 @torch.no_grad()

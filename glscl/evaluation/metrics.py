@@ -18,8 +18,7 @@ Direction = Literal["text_to_video", "video_to_text"]
 
 DIRECTIONS: dict[Direction, str] = {"text_to_video": "Text to video", "video_to_text": "Video to text"}
 """Every direction, and its title."""
-SHORT_DIRECTIONS: dict[Direction, str] = {"text_to_video": "T→V", "video_to_text": "V→T"}
-"""The same where there is little room."""
+SHORT_DIRECTIONS: dict[Direction, str] = {"text_to_video": "T→V", "video_to_text": "V→T"}  # where there is little room
 
 RECALL_LEVELS = (1, 5, 10)  # every k of R@k that is measured and shown everywhere
 DEEP_LEVEL = 50  # one more k, measured for every test set and shown in its report only
@@ -31,8 +30,7 @@ def recall_name(k: int) -> str:
 
 
 RECALLS = tuple(map(recall_name, RECALL_LEVELS))  # names of the recalls that are shown everywhere
-MAIN_METRIC = recall_name(1)
-"""The metric that checkpoints are chosen by and that sentences, maps and differences are about."""
+MAIN_METRIC = recall_name(1)  # checkpoints are chosen by it; sentences, maps and differences are about it
 MEDIAN_RANK, MEAN_RANK = "MdR", "MnR"
 RANK_TITLES = {MEDIAN_RANK: "median rank", MEAN_RANK: "mean rank"}
 OPTIMISTIC, PESSIMISTIC = f"{MAIN_METRIC}_optimistic", f"{MAIN_METRIC}_pessimistic"
@@ -50,8 +48,7 @@ class Metric:
     title: str
     per_cent: bool  # a difference is then in points
     higher_is_better: bool
-    of_ranks: "Callable[[Ranks], Tensor]"
-    """Ranks of Q queries -> values (Q,), expectations over breaking ties at random."""
+    of_ranks: "Callable[[Ranks], Tensor]"  # ranks of Q queries -> values (Q,), expected over breaking ties at random
 
     @property
     def unit(self) -> str:

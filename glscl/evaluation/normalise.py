@@ -101,8 +101,7 @@ class Normalisation:
     label: str  # how tables name it, parameters included
     source: str  # publication or code
     needs_bank: bool  # without a `Bank`, it takes all test queries
-    function: Callable[[Tensor, Tensor | None, Direction], Tensor]
-    """(similarity (Q, C), bank (P, C) or None, direction) -> (Q, C), comparable along rows."""
+    function: Callable[[Tensor, Tensor | None, Direction], Tensor]  # (Q, C), bank (P, C) -> (Q, C), by rows
     prior: str = ""  # what else it takes for granted, as the end of a sentence
 
     def saw(self, direction: Direction, bank: Bank | None = None) -> str:

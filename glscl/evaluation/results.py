@@ -26,8 +26,7 @@ IntArray = Annotated[
 ]
 """Whole numbers: lists in a file, an array in memory, because a study holds the ranks of very many queries."""
 Logged = int | float | str | None  # a value in a row of the training log
-HistoryRow = dict[str, Logged | dict[str, Logged]]
-"""A logged step: ``step``, loss terms by name, and where measured ``validation``: metric name -> value."""
+HistoryRow = dict[str, Logged | dict[str, Logged]]  # ``step``, loss terms by name, ``validation``: metric -> value
 
 
 class _Section(BaseModel):
@@ -145,8 +144,7 @@ class Test(_Section):
     quarantined: int  # videos that could not be used
     quarantine: list[Entry] = []  # these videos
     rejected: int = 0  # videos left out when the shards were built
-    repaired: list[Entry] = []
-    """Videos in which the nearest picture stands for some that do not decode (`glscl.data.quarantine`)."""
+    repaired: list[Entry] = []  # the nearest picture stands for some that do not decode
     text_to_video: Metrics
     video_to_text: Metrics
     hubness_skewness: float

@@ -28,8 +28,7 @@ from torch import Tensor, nn
 from glscl.errors import UserError
 from glscl.system import storage
 
-SIDECAR = "open_clip_config.json"
-"""What Hugging Face repositories of open_clip keep beside their weights: the architecture and the colours."""
+SIDECAR = "open_clip_config.json"  # architecture and colours, beside open_clip's weights on Hugging Face
 _OPENAI_KEYS = {"input_resolution", "context_length", "vocab_size"}  # in its archives beside the parameters
 _SUFFIX = "-quickgelu"
 _SAYS_NOTHING = ("timm_", "hf_model_pretrained", "output_tokens", "patch_dropout")
@@ -149,8 +148,7 @@ def _load_local(model: Any, name: str, path: str, pretrained: str, trust_pickle:
     model.load_state_dict(state)  # as it is: open_clip itself would stretch position tables of other lengths
 
 
-Known = dict[str, tuple[bool | str, str]]
-"""What is known of weights, and the source of it: keys "quick_gelu", "mean" and "std"."""
+Known = dict[str, tuple[bool | str, str]]  # of weights, each with its source: "quick_gelu", "mean", "std"
 
 
 def _check(model: Any, name: str, pretrained: str, known: Known) -> None:

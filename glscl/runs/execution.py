@@ -23,8 +23,7 @@ from glscl.training.driver.machines import with_machines
 from glscl.training.driver.outputs import build_results, status_on_failure, write_results, write_status
 from glscl.training.driver.preflight import CONFIG, preflight
 
-PATIENCE_S = 90.0
-"""Seconds that a run's living owner is waited for: the processes of a study that was killed end a little later."""
+PATIENCE_S = 90.0  # seconds that a living owner is waited for: a killed study's processes end a little later
 
 
 def run_cell(cell: Cell, keep_model: bool) -> CellResult:

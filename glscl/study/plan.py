@@ -21,8 +21,7 @@ from glscl.system import storage
 from glscl.training.driver.preflight import note_on_loss
 
 CONFIG = "study.yaml"
-MOST_ERRORS = 100.0
-"""A difference of all 100 points is this many standard errors where two seeds' trainings are a point apart."""
+MOST_ERRORS = 100.0  # standard errors in 100 points, where the trainings of two seeds are a point apart
 
 
 def plan_study(study: StudyConfig) -> tuple[list[Cell], int]:

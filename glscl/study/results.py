@@ -113,11 +113,9 @@ class Result(Section):
     text_to_video: dict[str, Estimate]  # `METRICS` by name, with intervals
     video_to_text: dict[str, Estimate]
     median_rank: dict[Direction, float]  # mean over seeds
-    ties: dict[Direction, tuple[float, float]]
-    """R@1 with every tie broken against and in favour of the right answer, means over seeds."""
+    ties: dict[Direction, tuple[float, float]]  # R@1, ties broken against and in favour; mean over seeds
     hubness: Estimate  # skewness of the 10-occurrence over seeds; its interval is the range over seeds
-    retention: Estimate | None = None
-    """Text-to-video R@1 here over that of the same variant trained on this test's domain, in per cent."""
+    retention: Estimate | None = None  # text-to-video R@1 over the same variant's trained at home, in per cent
     lift: Estimate | None = None  # text-to-video R@1 here minus that of the zero-shot towers, in points
     columns: list[Column] = Field(default_factory=list)
     without_leaked: WithoutLeaked | None = None
@@ -138,8 +136,7 @@ class Comparison(Section):
     low: float
     high: float
     p_value: float
-    adjusted_p: float
-    """After Holm's correction over its family: the means, or the single cells, of one condition and direction."""
+    adjusted_p: float  # after Holm's correction over its family of one condition and direction
     shown: bool  # the interval excludes 0 and the adjusted p-value is below 0.05
     sentence: str
 

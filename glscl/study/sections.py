@@ -16,13 +16,10 @@ from glscl.study.results import Column, Comparison, Cost, Relation, Result, Stud
 STEPS = 16
 LIGHT_STOPS = ("#eff5fa", "#9fc9e4", "#2f86bd", "#06305f")
 DARK_STOPS = ("#1c242c", "#1d4d75", "#3d8dc6", "#c4e5fb")
-HeatRow = tuple[Training, list[Result | None]]
-"""A training, and its result on every test set; None where it has not finished."""
+HeatRow = tuple[Training, list[Result | None]]  # a training and its results by test set; None: unfinished
 Scopes = list[tuple[str, list[Comparison]]]
-HubRow = tuple[Variant, dict[Relation, list[float]]]
-"""A variant's skewness by relation to the training, one value per cell."""
-Normalised = tuple[Result, list[float | None]]
-"""R@1 of one result beside its normalised forms, in the order of the labels (None: not had here)."""
+HubRow = tuple[Variant, dict[Relation, list[float]]]  # a variant's skewness by relation, a value per cell
+Normalised = tuple[Result, list[float | None]]  # R@1 beside its normalised forms by label; None: not had
 
 
 @dataclass(frozen=True)
