@@ -68,13 +68,13 @@ def _write(path: Path, data: bytes | str) -> Path:
 
 
 def _video_targets() -> dict[str, Target]:
-    from glscl.data.video import FrameSampling, load_frames, reencode
+    from glscl.data.video import FrameSampling, load_frames, make_copy
 
     clips = [make_video(*kind) for kind in VIDEOS]
     sampling = FrameSampling(4, 10.0, 32, max_seconds=20)
     return {
         "decoder": Target(clips, lambda data: load_frames(data, sampling, 0.1, 0.5)),
-        "re-encoder": Target(clips, lambda data: reencode(data, 32, 10.0, 20)),
+        "re-encoder": Target(clips, lambda data: make_copy(data, 32, 10.0, 20)),
     }
 
 
@@ -86,7 +86,7 @@ def _shard_targets(folder: Path) -> dict[str, Target]:
         _write(folder / "set/manifest.json", json.dumps(make_manifest(len(data))))
         with contextlib.closing(Shard(open_shard_set(str(path.parent)), 0)) as opened:
             for position in range(len(opened.samples)):
-                opened.video(position)
+                opened.read(position)
 
     def read_manifest(data: bytes) -> None:
         Shard(open_shard_set(str(_write(folder / "other/manifest.json", data).parent)), 0).close()

@@ -124,11 +124,18 @@ TABLE: dict[str, tuple[Any, ...]] = {
 # Ours: no published training depends on them, or the authors have no such thing.
 OURS = {
     *("name", "storage", "data.train", "data.validation", "data.test", "data.weights", "data.virtual_streams"),
-    *("data.loader_workers", "data.prefetch", "data.decoder", "data.max_decode_s", "data.max_bad_fraction"),
+    *(
+        "data.loader_workers",
+        "data.prefetch",
+        "data.cache_mb",
+        "data.decoder",
+        "data.max_decode_s",
+        "data.max_bad_fraction",
+    ),
     *("data.stall_timeout_s", "data.cache_dir", "model.trust_pickle", "model.position_std", "model.logit_scale"),
     *("model.grad_checkpointing", "training.precision", "training.zero_stage", "training.use_gpu"),
     *("training.cpus_per_worker", "training.wait_for_nodes_s", "training.restart_cost_s", "training.log_every"),
-    *("training.max_failures", "training.hang_timeout_s"),
+    *("training.max_failures", "training.hang_timeout_s", "training.tf32", "training.compile"),
 }
 
 

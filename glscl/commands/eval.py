@@ -1,5 +1,7 @@
 """`glscl eval`: score a finished run on any shard sets."""
 
+from contextlib import nullcontext
+
 from pydantic import Field
 
 from glscl.errors import UserError
@@ -25,7 +27,8 @@ class Eval(Options):
     output: str = ""
     """Folder for results.json and report.html; empty is eval/ in the run directory."""
     workers: int | Auto = "auto"
-    """Ray actors that embed and score. auto: one per GPU of the cluster, without GPUs one per four CPUs."""
+    """Ray actors that embed and score; one on this machine is the command itself. auto: one per GPU of the cluster,
+    without GPUs one per four CPUs."""
     use_gpu: bool | Auto = "auto"
     """One GPU per actor. auto: where the cluster has any."""
     cpus_per_worker: float | Auto = "auto"
@@ -85,9 +88,9 @@ def _check(options: Eval) -> None:
 def _evaluate(options: Eval, config: EvaluationConfig, run_directory: str, output: str) -> str:
     from glscl.data.quarantine import Quarantine
     from glscl.evaluation.console import print_results
-    from glscl.system.nodes import alive_nodes
+    from glscl.system.nodes import capacity_of_nodes, missing_resources
     from glscl.system.ownership import owned
-    from glscl.system.session import ray_session
+    from glscl.system.session import cluster_nodes, on_this_machine, ray_session
     from glscl.training.driver.launch import evaluate
     from glscl.training.driver.outputs import REPORT, write_results
 
@@ -95,16 +98,20 @@ def _evaluate(options: Eval, config: EvaluationConfig, run_directory: str, outpu
     with owned(output, "choose another --output") as owner:
         quarantine = Quarantine(output, options.max_bad_fraction, "--max-bad-fraction", fence=owner.fence)
         quarantine.write()  # nothing yet: what an earlier evaluation found there is forgotten
-        with ray_session():
-            share = choose(
-                alive_nodes(),
-                workers=options.workers,
-                use_gpu=options.use_gpu,
-                cpus=options.cpus_per_worker,
-                loaders=options.loader_workers,
-                cpus_each=4,
-            )
-            print(f"actors: {share}", flush=True)
+        nodes = cluster_nodes()
+        share = choose(
+            nodes,
+            workers=options.workers,
+            use_gpu=options.use_gpu,
+            cpus=options.cpus_per_worker,
+            loaders=options.loader_workers,
+            cpus_each=4,
+        )
+        print(f"actors: {share}", flush=True)
+        if capacity_of_nodes(nodes, share.cpus, share.use_gpu) < share.workers:
+            raise UserError(missing_resources(share.workers, share.cpus, share.use_gpu, nodes))
+        alone = share.workers == 1 and on_this_machine()
+        with nullcontext() if alone else ray_session():
             results = evaluate(run_directory, tests, config, share, bank=options.bank, quarantine=quarantine)
         owner.fence.check()
         write_results(results, output)

@@ -4,8 +4,10 @@ from pydantic import Field
 
 from glscl.data.benchmarks import benchmark_names, find_benchmark
 from glscl.data.build import BuildOptions, Encoding
+from glscl.data.limits import GOP
 from glscl.data.prepare import Source, prepare
 from glscl.data.shards import describe_manifest
+from glscl.errors import UserError
 from glscl.options import Options
 from glscl.options.flags import parse_options
 from glscl.reporting.console import start_panel
@@ -38,6 +40,13 @@ class Build(Options):
     """Re-encode once to this many pixels on the short side (224 suits ViT-B); 0 copies the files."""
     fps: float = Field(default=3.0, gt=0)
     """Frames a second of the re-encoded copy."""
+    gop: int = Field(default=GOP, ge=1)
+    """Frames of the copy from one keyframe to the next; 1 decodes fastest and takes the most bytes."""
+    frames: float = Field(default=0.0, ge=0)
+    """Store this many pictures a second as JPEG instead of a video, with --short-side: they decode several times
+    faster. At least data.sample_fps."""
+    quality: int = Field(default=90, ge=1, le=100)
+    """JPEG quality of --frames."""
     max_encode_s: float = Field(default=3600.0, gt=0)
     """CPU seconds that re-encoding one video may take before it counts as undecodable."""
     allow_missing: bool = False
@@ -59,6 +68,8 @@ def run(words: list[str], program: str) -> str:
     options = parse_options(Build, words, program)
     check_environment()
     find_benchmark(options.benchmark)
+    if options.frames and not options.short_side:
+        raise UserError("--frames stores pictures of a stated size; pass --short-side, too (224 suits ViT-B)")
     source = Source(
         benchmark=options.benchmark,
         annotations=options.annotations,
@@ -70,7 +81,9 @@ def run(words: list[str], program: str) -> str:
     )
     how = BuildOptions(
         samples_per_shard=options.samples_per_shard,
-        encoding=Encoding(options.short_side, options.fps, options.max_encode_s),
+        encoding=Encoding(
+            options.short_side, options.fps, options.max_encode_s, options.gop, options.frames, options.quality
+        ),
         seed=options.seed,
         shuffle=options.shuffle,
         max_bad_fraction=options.max_bad_fraction,

@@ -26,11 +26,12 @@ SECTIONS: dict[str, type[Options]] = {
     "evaluation": EvaluationConfig,
 }
 """The sections of a run's configuration that are known without torch."""
+OTHER_SECTIONS = ("model", "loss")
 
 
 def run(words: list[str], program: str) -> str:
     """Check everything that can be checked, then train; a dry run stops before that."""
-    check_spelling(split_config(words)[1], SECTIONS)
+    check_spelling(split_config(words)[1], SECTIONS, OTHER_SECTIONS)
     dry = "--dry-run" in words
     if not (dry or {"-h", "--help"} & set(words)):
         check_environment()

@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 
 from glscl.data.quarantine import FILE, LISTED
-from glscl.data.records import Record
+from glscl.data.records import Record, list_some
 from glscl.data.shard_writer import Encoding as Encoding
 from glscl.data.shard_writer import ShardJob, WrittenShard, write_shard
 from glscl.data.shards import MANIFEST, Manifest, count_reasons
@@ -33,26 +33,18 @@ class Origin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildOptions:
-    """How a shard set is written.
+    """How a shard set is written."""
 
-    Attributes:
-        samples_per_shard: videos in one tar.
-        encoding: copy or re-encode; the default copies.
-        seed: of the shuffle and of every other draw.
-        shuffle: false keeps the records' order, so that neighbours share shards and batches (hard negatives).
-        max_bad_fraction: share of the records whose video may be empty, unreadable or undecodable (those known to have
-            no file do not count); with more the build ends at once, and ``quarantine.jsonl`` lists those known by then.
-        overwrite: replace an existing set.
-        workers: tars written at once; None uses every CPU of the cluster, 0 writes in this process without Ray.
-    """
-
-    samples_per_shard: int
-    encoding: Encoding = field(default_factory=Encoding)
-    seed: int = 0
-    shuffle: bool = True
+    samples_per_shard: int  # videos in one tar
+    encoding: Encoding = field(default_factory=Encoding)  # copy or re-encode; the default copies
+    seed: int = 0  # of the shuffle and of every other draw
+    shuffle: bool = True  # false keeps the records' order, so that neighbours share shards and batches (hard negatives)
     max_bad_fraction: float = 0.01
-    overwrite: bool = False
+    """Share of the records whose video may be empty, unreadable or undecodable (those known to have no file do not
+    count); with more the build ends at once, and ``quarantine.jsonl`` lists those known by then."""
+    overwrite: bool = False  # replace an existing set
     workers: int | None = None
+    """Tars written at once; None uses every CPU of the cluster, 0 writes in this process without Ray."""
 
 
 def build_shards(
@@ -68,19 +60,9 @@ def build_shards(
     """Write a shard set with one Ray task per tar; the manifest comes last, so a half-written set is never readable.
 
     Records are shuffled first: annotation files are often sorted by source, and a shard is the unit in which the stream
-    shuffles.
-
-    Args:
-        records: videos and captions.
-        videos: path or URI of each record's video file.
-        output: folder or ``s3://`` prefix.
-        origin: provenance.
-        options: how it is written.
-        missing: videos known to have no file; listed in the manifest as rejected.
-        fence: of the command that owns the folder, checked before each file of it is written.
-
-    Raises:
-        UserError: nothing to write, too many videos that cannot be used, or the folder already holds a set.
+    shuffles. ``videos`` has the path or URI of each record's file; ``missing`` are known to have none and are listed as
+    rejected. The fence is checked before each file is written. A `UserError` says that there is nothing to write, too
+    many videos cannot be used, or the folder already holds a set.
     """
     output = storage.resolve(output)
     check_output(records, output, origin, options.overwrite)
@@ -135,11 +117,7 @@ def _describe_set(
     encoding: Encoding,
     missing: Sequence[str],
 ) -> Manifest:
-    """Build the manifest of the tars that were written.
-
-    Raises:
-        UserError: there are none.
-    """
+    """Build the manifest of the tars that were written, or say in a `UserError` that there are none."""
     rejected = dict.fromkeys(missing, "no file") | _rejected(written)
     shards = tuple(shard.entry for shard in written if shard.entry is not None)
     if not shards:
@@ -160,11 +138,7 @@ def _describe_set(
 
 
 def check_output(records: Sequence[Record], output: str, origin: Origin, overwrite: bool) -> None:
-    """Refuse what `build_shards` cannot write.
-
-    Raises:
-        UserError: nothing to write, or the folder already holds a set or cannot be written.
-    """
+    """Refuse what `build_shards` cannot write: nothing, or into a folder that holds a set or cannot be written."""
     if not records:
         raise UserError(f"domain '{origin.domain}' split '{origin.split}' is empty: nothing to write to {output}")
     if storage.exists(storage.join(output, MANIFEST)) and not overwrite:
@@ -179,11 +153,7 @@ def _rejected(written: Iterable[WrittenShard]) -> dict[str, str]:
 def _check_rejected(
     written: Iterable[WrittenShard], records: int, options: BuildOptions, output: str, origin: Origin
 ) -> None:
-    """End a build of which too many records cannot be used, and list those that are known.
-
-    Raises:
-        UserError: more than ``options.max_bad_fraction`` cannot.
-    """
+    """End a build of which more than ``options.max_bad_fraction`` cannot be used, and list those that are known."""
     rejected, limit = _rejected(written), options.max_bad_fraction
     if len(rejected) <= limit * records:
         return
@@ -191,11 +161,10 @@ def _check_rejected(
     names = {"part": "build", "domain": origin.domain, "split": origin.split, "set": output}
     lines = [names | {"video_id": video, "reason": reason} for video, reason in rejected.items()]
     storage.write_bytes(where, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
-    shown = "; ".join(f"{video} ({reason})" for video, reason in list(rejected.items())[:LISTED])
-    more = f" and {len(rejected) - LISTED} more" if len(rejected) > LISTED else ""
+    shown = list_some([f"{video} ({reason})" for video, reason in rejected.items()], LISTED, between="; ")
     raise UserError(
         f"{origin.domain}/{origin.split}: {len(rejected)} of {records} videos so far cannot be used, more than "
-        f"--max-bad-fraction ({limit:g}): {shown}{more} (all in {where}); mend or remove them, or raise "
+        f"--max-bad-fraction ({limit:g}): {shown} (all in {where}); mend or remove them, or raise "
         f"--max-bad-fraction"
     )
 

@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
+from glscl.data.foreign_tars import index_foreign
 from glscl.data.quarantine import LISTED
 from glscl.data.records import compose_accents, list_some
 from glscl.data.shards import FOREIGN, MANIFEST, Manifest, ShardEntry, count_reasons, local_file
-from glscl.data.tars import index_foreign
 from glscl.errors import UserError
 from glscl.options.mistakes import first_mistake
 from glscl.system import storage

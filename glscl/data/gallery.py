@@ -12,13 +12,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from glscl.data.activity import ActivityTable, activity_writer
+from glscl.data.clips import read_clip
 from glscl.data.limits import VideoError
 from glscl.data.loader import errors_as_items, explain_dead_loaders, raise_items, start_loader_worker
 from glscl.data.quarantine import Entry, quarantine_entry, repair_entry
 from glscl.data.shards import Sample, Shard, ShardSet
 from glscl.data.shared_memory import GALLERY_PREFETCH, check_room, gallery_bytes
 from glscl.data.stream import Tokenize
-from glscl.data.video import Clip, FrameSampling, load_clip
+from glscl.data.video import Clip, FrameSampling
 from glscl.errors import UserError
 
 
@@ -93,7 +94,7 @@ class Gallery(IterableDataset["GalleryBatch | UserError"]):
                         note(f"decoding {manifest.domain}/{sample.video_id} (sample {sample.key} of {shard.uri})")
                         result: Clip | Entry
                         try:
-                            result = load_clip(shard.video(row), self.sampling, sample.start, sample.end)
+                            result = read_clip(shard, row, self.sampling)
                         except VideoError as error:
                             result = quarantine_entry(self.shard_set, index, sample, str(error))
                         yield before + row, entry.name, sample, result

@@ -3,6 +3,8 @@
 MAX_BYTES = 4 << 30  # largest video file
 MAX_DECODE_S = 60.0  # CPU seconds that decoding one video may take, unless an option says otherwise
 MAX_ENCODE_S = 3600.0  # CPU seconds that re-encoding one video may take, unless an option says otherwise
+MAX_PICTURES = 1_000_000  # that stand for a video: their names have six digits
+GOP = 12  # frames of a copy from one keyframe to the next, unless an option says otherwise
 
 
 class VideoError(Exception):

@@ -24,6 +24,9 @@ from glscl.errors import UserError
 Captions = Literal["all", "one"]
 Integers = npt.NDArray[np.int64]
 
+_EPOCHS_KNOWN = 3
+"""Of a domain: loader workers, and those who look ahead, are never further apart."""
+
 
 @dataclass(frozen=True, slots=True)
 class Slot:
@@ -69,6 +72,7 @@ class StreamPlan:
             np.array([entry.pairs if captions == "all" else entry.samples for entry in manifest.shards])
             for manifest in manifests
         ]
+        self._lines: list[dict[int, tuple[Integers, Integers]]] = [{} for _ in manifests]
         totals = [int(sizes.sum()) for sizes in self._sizes]
         self.streams_of_domain = _apportion(weights or totals, virtual_streams, [m.domain for m in manifests])
         self.owner = _interleave(self.streams_of_domain)
@@ -147,13 +151,14 @@ class StreamPlan:
             )
 
     def _line(self, domain: int, epoch: int) -> tuple[Integers, Integers]:
-        return _line_of_shards(self.seed, domain, epoch, tuple(self._sizes[domain].tolist()))
-
-
-@lru_cache(maxsize=32)
-def _line_of_shards(seed: int, domain: int, epoch: int, sizes: tuple[int, ...]) -> tuple[Integers, Integers]:
-    order = _permutation(len(sizes), seed, 1, domain, epoch)
-    return order, np.cumsum(np.array(sizes)[order])
+        """The domain's shards in the order of the epoch, and where each ends; a million of them take 16 MB."""
+        known = self._lines[domain]
+        if epoch not in known:
+            if len(known) == _EPOCHS_KNOWN:
+                del known[next(iter(known))]
+            order = _permutation(len(self._sizes[domain]), self.seed, 1, domain, epoch)
+            known[epoch] = order, np.cumsum(self._sizes[domain][order])
+        return known[epoch]
 
 
 Words = TypeVar("Words", np.uint64, npt.NDArray[np.uint64])

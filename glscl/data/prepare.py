@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 from glscl.data.benchmarks import find_benchmark, read
 from glscl.data.build import BuildOptions, Origin, build_shards, check_output
@@ -21,27 +20,18 @@ HELD_OUT = "-held-out"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """The videos and annotations that a shard set is built from.
+    """The videos and annotations that a shard set is built from."""
 
-    Attributes:
-        benchmark: name of the reader (`glscl.data.benchmarks`).
-        annotations: folder of the official files.
-        split: split as the reader names it.
-        videos: folder of video files.
-        domain: name of the domain.
-        allow_missing: leave out videos without a file and list them in the manifest; false refuses them.
-        hold_out: videos kept apart in a second set, ``<output>-held-out``, to choose checkpoints on: most benchmarks
-            have no official split for that which is neither trained nor tested on. Which videos these are depends on
-            their ids and the seed alone.
-    """
-
-    benchmark: str
-    annotations: str
-    split: str
-    videos: str
-    domain: str
-    allow_missing: bool = False
+    benchmark: str  # name of the reader (`glscl.data.benchmarks`)
+    annotations: str  # folder of the official files
+    split: str  # split as the reader names it
+    videos: str  # folder of video files
+    domain: str  # name of the domain
+    allow_missing: bool = False  # leave out videos without a file and list them in the manifest; false refuses them
     hold_out: int = 0
+    """Videos kept apart in a second set, ``<output>-held-out``, to choose checkpoints on: most benchmarks have no
+    official split for that which is neither trained nor tested on. Which videos these are depends on their ids and
+    the seed alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,32 +43,6 @@ class _Target:
     records: list[Record]
 
 
-def build_from_annotations(
-    benchmark: str,
-    annotations: str,
-    split: str,
-    videos: str,
-    output: str,
-    *,
-    domain: str,
-    allow_missing: bool = False,
-    hold_out: int = 0,
-    session: Callable[[], AbstractContextManager[None]] = nullcontext,
-    **options: Any,
-) -> tuple[list[Manifest], list[str]]:
-    """Call `prepare` with the attributes of `Source` and of `BuildOptions` as arguments."""
-    source = Source(
-        benchmark=benchmark,
-        annotations=annotations,
-        split=split,
-        videos=videos,
-        domain=domain,
-        allow_missing=allow_missing,
-        hold_out=hold_out,
-    )
-    return prepare(source, output, BuildOptions(**options), session)
-
-
 def prepare(
     source: Source,
     output: str,
@@ -87,18 +51,9 @@ def prepare(
 ) -> tuple[list[Manifest], list[str]]:
     """Read annotations, find the video files, write the shards.
 
-    Args:
-        source: what is read.
-        output: folder or prefix of the shard set.
-        options: how the shards are written.
-        session: context of the writing, entered once annotations and files are known to be sound; starts Ray, say.
-
-    Returns:
-        The manifests (two with ``hold_out``), and notes for the user (ids without annotation, missing files).
-
-    Raises:
-        UserError: missing files or folders, an empty split, missing videos without ``allow_missing``, or an id that
-            fits several different files.
+    ``session`` is entered once annotations and files are known to be sound; it starts Ray, say. Returned are manifests
+    (two with ``hold_out``) and notes for the user (ids without annotation, missing files). A `UserError` names missing
+    files or folders, an empty split, missing videos that are not allowed, or an id that fits several files.
     """
     reader = find_benchmark(source.benchmark)
     annotated = read(source.benchmark, source.annotations, source.split)
@@ -122,11 +77,7 @@ def prepare(
 
 
 def _hold_out(records: list[Record], source: Source, seed: int) -> dict[str, list[Record]]:
-    """Cut the records in two, by the suffix of their set's name; one set where none are held out.
-
-    Raises:
-        UserError: as many are to be held out as there are.
-    """
+    """Cut the records in two, by the suffix of their set's name; one set where none are held out."""
     count = source.hold_out
     if not 0 <= count < len(records):
         raise UserError(

@@ -7,23 +7,30 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
-from glscl.data.limits import MAX_BYTES, MAX_ENCODE_S, VideoError
+from glscl.data.limits import GOP, MAX_BYTES, MAX_ENCODE_S, MAX_PICTURES, VideoError
 from glscl.data.records import Record
 from glscl.data.shards import ShardEntry
+from glscl.data.tars import picture_name
 from glscl.system import storage
 from glscl.system.ownership import Fence
 
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """Whether videos are copied as they are or re-encoded once."""
+    """Whether videos are copied as they are, re-encoded once, or stored as pictures."""
 
     short_side: int = 0  # pixels of the re-encoded short side; 0 copies the files untouched
     rate: float = 3.0  # frames a second of the copy
     max_seconds: float = MAX_ENCODE_S  # CPU seconds that re-encoding one video may take
+    gop: int = GOP  # frames from one keyframe of the copy to the next
+    frames: float = 0.0  # pictures a second that are stored instead of a video; 0 stores a video
+    quality: int = 90  # of these, 1 to 100
 
     def __str__(self) -> str:
-        return f"short side {self.short_side}, {self.rate:g} fps" if self.short_side else "as is"
+        if self.frames:
+            return f"short side {self.short_side}, {self.frames:g} pictures a second, quality {self.quality}"
+        gop = f", keyframe every {self.gop}" if self.gop != GOP else ""
+        return f"short side {self.short_side}, {self.rate:g} fps{gop}" if self.short_side else "as is"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +69,26 @@ def _read_video(path: str) -> bytes:
     return data
 
 
+def _encode(data: bytes, record: Record, encoding: Encoding) -> tuple[dict[str, bytes], dict[str, object], str]:
+    """The members that show a video, what its annotation says of them, and ``3 of 250 pictures`` of it if repaired."""
+    if not encoding.short_side:
+        return {"mp4": data}, {}, ""
+    from glscl.data.video import FrameSampling, make_copy, make_pictures  # seconds to import
+
+    if not encoding.frames:
+        copy = make_copy(data, encoding.short_side, encoding.rate, encoding.max_seconds, encoding.gop)
+        return {"mp4": copy.data}, {}, f"{copy.replaced} of {copy.pictures} pictures" if copy.replaced else ""
+    sampling = FrameSampling(MAX_PICTURES, encoding.frames, encoding.short_side, max_seconds=encoding.max_seconds)
+    pictures = make_pictures(data, sampling, encoding.quality, record.start, record.end)
+    members = {picture_name(number): jpeg for number, jpeg in enumerate(pictures.jpegs)}
+    problem = f"{pictures.replaced} of {len(members)} pictures" if pictures.replaced else ""
+    return members, {"frames": pictures.times.model_dump()}, problem
+
+
 def write_shard(job: ShardJob) -> WrittenShard:
     """Write one tar and upload it, if any of its videos is usable."""
-    import webdataset  # with torch and what decodes, seconds to import
+    import webdataset  # with torch, seconds to import
 
-    from glscl.data.video import make_copy
-
-    encoding = job.encoding
     rejected: dict[str, str] = {}
     repaired: dict[str, str] = {}
     pairs: list[int] = []
@@ -76,24 +96,16 @@ def write_shard(job: ShardJob) -> WrittenShard:
         with webdataset.TarWriter(file, encoder=False, mtime=0, user="glscl", group="glscl") as tar:
             for number, record, path in job.items:
                 try:
-                    data = _read_video(path)
-                    if encoding.short_side:
-                        copy = make_copy(data, encoding.short_side, encoding.rate, encoding.max_seconds)
-                        data = copy.data
-                        if copy.replaced:
-                            repaired[record.video_id] = f"{copy.replaced} of {copy.pictures} pictures"
+                    members, facts, problem = _encode(_read_video(path), record, job.encoding)
                 except VideoError as error:
                     rejected[record.video_id] = str(error)
                     continue
-                annotation = asdict(record) | {"domain": job.domain}
-                tar.write(
-                    {
-                        "__key__": f"{number:08d}",
-                        "json": json.dumps(annotation, ensure_ascii=False, sort_keys=True).encode("utf-8", "replace"),
-                        "mp4": data,
-                        "txt": record.captions[0].encode("utf-8", "replace"),  # for stock WebDataset readers
-                    }
-                )
+                if problem:
+                    repaired[record.video_id] = problem
+                annotation = asdict(record) | {"domain": job.domain} | facts
+                members["json"] = json.dumps(annotation, ensure_ascii=False, sort_keys=True).encode("utf-8", "replace")
+                members["txt"] = record.captions[0].encode("utf-8", "replace")  # for stock WebDataset readers
+                tar.write({"__key__": f"{number:08d}", **members})
                 pairs.append(len(record.captions))
         file.flush()
         if not pairs:

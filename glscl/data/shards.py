@@ -1,8 +1,8 @@
 """Shard sets: WebDataset tars with a manifest, opened, verified, and read at random inside one tar.
 
 A shard set is a folder (local or ``s3://``) of ``shard-000000.tar ...`` and ``manifest.json``. A sample is
-``<key>.json``, ``<key>.mp4`` and ``<key>.txt`` (`glscl.data.tars`); keys are running numbers, so names from annotation
-files never become paths. `glscl.data.foreign` writes manifests for tars of other programs.
+``<key>.json``, ``<key>.mp4`` (or numbered pictures) and ``<key>.txt`` (`glscl.data.tars`); keys are running numbers, so
+names from annotation files never become paths. `glscl.data.foreign` writes manifests for tars of other programs.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from typing import IO, Annotated
 
 from pydantic import AfterValidator, Field, ValidationError
 
+from glscl.data.foreign_tars import index_foreign
 from glscl.data.limits import MAX_BYTES, VideoError
 from glscl.data.records import describe_share
 from glscl.data.tars import MANIFEST as MANIFEST
 from glscl.data.tars import Sample as Sample
-from glscl.data.tars import index_foreign, index_native
+from glscl.data.tars import index_native
 from glscl.errors import UserError, printable
 from glscl.options import Options
 from glscl.options.mistakes import first_mistake
@@ -109,13 +110,9 @@ class ShardSet:
 
 
 class BrokenShardError(UserError):
-    """A tar that is not what its manifest says.
+    """A tar that is not what its manifest says."""
 
-    Attributes:
-        problem: the message without what to do about it.
-    """
-
-    problem: str = ""
+    problem: str = ""  # the message without what to do about it
 
 
 def open_shard_set(uri: str) -> ShardSet:
@@ -228,7 +225,7 @@ class Shard:
         except BaseException:
             self.close()
             raise
-        self.samples, self._videos = contents.samples, contents.videos
+        self.samples, self.media = contents.samples, contents.media
         pairs = [(position, caption) for position, s in enumerate(self.samples) for caption in range(len(s.captions))]
         if len(self.samples) != entry.samples or len(pairs) != entry.pairs:
             raise self._broken(
@@ -241,14 +238,14 @@ class Shard:
         self.close()
         return broken_shard_error(self._set, f"{self.uri}: {what}")
 
-    def video(self, position: int) -> bytes:
-        """Video bytes of one sample.
+    def read(self, position: int, number: int = 0) -> bytes:
+        """Bytes of one sample's video, or of one of the pictures that stand for it.
 
         Raises:
             VideoError: it is larger than any video that is decoded.
             UserError: the tar has become shorter since it was opened.
         """
-        offset, size = self._videos[position]
+        offset, size = self.media[position].parts[number]
         if size > MAX_BYTES:
             raise VideoError(f"more than {MAX_BYTES >> 30} GiB")
         self._file.seek(offset)

@@ -8,20 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, count, cycle
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from glscl.data.activity import ActivityTable, activity_writer
 from glscl.data.augment import ClipAugmentation
+from glscl.data.clips import read_clip
 from glscl.data.limits import VideoError
 from glscl.data.loader import errors_as_items, explain_dead_loaders, raise_items, start_loader_worker
-from glscl.data.plan import Slot, StreamPlan
+from glscl.data.plan import Integers, Slot, StreamPlan
 from glscl.data.quarantine import Entry, UnusableSetError, quarantine_entry, repair_entry
-from glscl.data.shards import Sample, Shard, ShardSet
-from glscl.data.video import Clip, FrameSampling, load_clip
+from glscl.data.shards import Shard, ShardSet
+from glscl.data.shared_memory import handover_error
+from glscl.data.video import Clip, FrameSampling
 from glscl.errors import UserError
 
 Tokenize = Callable[[Sequence[str]], tuple[Tensor, Tensor]]
@@ -33,39 +36,28 @@ _Place = tuple[int, int, int]
 
 @dataclass(slots=True)
 class Batch:
-    """One rank's pairs of a global batch, or one loader worker's share of them.
+    """One rank's pairs of a global batch."""
 
-    Attributes:
-        token_ids: (A, W) int64.
-        frames: (A, F, 3, S, S) uint8, zero where masked.
-        frame_mask: (A, F) bool, True = real.
-        video_ids: (A,) int64; equal numbers are the same video, whose captions are all positives.
-        names: ``domain/video_id#caption`` of every pair, for logs and tests.
-        truncated: captions cut to ``max_words`` tokens.
-        quarantined: videos met for the first time by this loader that could not be used (`quarantine_entry`).
-        repaired: videos met for the first time by this loader some of whose frames stand for pictures that do not
-            decode (`repair_entry`).
-    """
-
-    token_ids: Tensor
-    frames: Tensor
-    frame_mask: Tensor
-    video_ids: Tensor
-    names: list[str]
-    truncated: int = 0
-    quarantined: list[dict[str, str]] = field(default_factory=list)
-    repaired: list[dict[str, str]] = field(default_factory=list)
+    token_ids: Tensor  # (A, W) int64
+    frames: Tensor  # (A, F, 3, S, S) uint8, zero where masked
+    frame_mask: Tensor  # (A, F) bool, True = real
+    video_ids: Tensor  # (A,) int64; equal numbers are the same video, whose captions are all positives
+    names: list[str]  # ``domain/video_id#caption`` of every pair, for logs and tests
+    truncated: int = 0  # captions cut to ``max_words`` tokens
+    quarantined: list[Entry] = field(default_factory=list)
+    """Videos met for the first time by this loader that could not be used (`quarantine_entry`)."""
+    repaired: list[Entry] = field(default_factory=list)
+    """Videos met for the first time by this loader some of whose frames stand for others (`repair_entry`)."""
 
     @staticmethod
-    def concatenate(shares: Sequence[Batch]) -> Batch:
-        """Join the loader workers' shares in stream order."""
-        if len(shares) == 1:
-            return shares[0]
+    def of(shares: Sequence[Share], frames: Tensor) -> Batch:
+        """Build the batch of all loader workers' shares, in stream order, and of the frames that they have written."""
+        counts = np.concatenate([share.counts for share in shares])
         return Batch(
-            torch.cat([share.token_ids for share in shares]),
-            torch.cat([share.frames for share in shares]),
-            torch.cat([share.frame_mask for share in shares]),
-            torch.cat([share.video_ids for share in shares]),
+            torch.from_numpy(np.concatenate([share.token_ids for share in shares])),
+            frames,
+            torch.from_numpy(np.arange(frames.shape[1]) < counts[:, None]),
+            torch.from_numpy(np.concatenate([share.video_ids for share in shares])),
             list(chain.from_iterable(share.names for share in shares)),
             sum(share.truncated for share in shares),
             list(chain.from_iterable(share.quarantined for share in shares)),
@@ -73,8 +65,26 @@ class Batch:
         )
 
 
-class PairStream(IterableDataset["Batch | UserError"]):
+@dataclass(slots=True)
+class Share:
+    """One loader worker's part of a batch without its frames, which lie in the pages.
+
+    Arrays, not tensors: torch would open a file in shared memory for each.
+    """
+
+    token_ids: Integers  # (A, W)
+    counts: Integers  # (A,) real frames of each row
+    video_ids: Integers  # (A,)
+    names: list[str]
+    truncated: int
+    quarantined: list[Entry]
+    repaired: list[Entry]
+
+
+class PairStream(IterableDataset["Share | UserError"]):
     """Endless batches of one rank, from ``start_step`` on; in a loader process, that worker's share of each.
+
+    Frames are decoded into ``pages``, the place in memory of each batch on its way, in turn.
 
     Args:
         shard_sets: the training domains, in the order of the plan's manifests.
@@ -87,6 +97,7 @@ class PairStream(IterableDataset["Batch | UserError"]):
         cache_dir: folder of the copies of remote shards while they are read.
         activity: where the reading processes note what they do; it has a row for each loader worker.
         augmentation: None leaves pictures as they are.
+        cache_mb: megabytes of decoded clips that each reading process keeps; none where they are augmented.
     """
 
     def __init__(
@@ -101,8 +112,10 @@ class PairStream(IterableDataset["Batch | UserError"]):
         cache_dir: str | None = None,
         activity: ActivityTable | None = None,
         augmentation: ClipAugmentation | None = None,
+        cache_mb: int = 0,
     ) -> None:
         super().__init__()
+        self.cache = _ClipCache(0 if augmentation else cache_mb << 20)
         self.activity = activity
         self.augmentation = augmentation
         self.shard_sets = tuple(shard_sets)
@@ -114,6 +127,26 @@ class PairStream(IterableDataset["Batch | UserError"]):
         self.cache_dir = cache_dir
         self.opened: list[tuple[int, int]] = []
         """(stream, shard) in the order opened, for tests and diagnosis (of this process)."""
+        self.pages = torch.empty(0)
+        """Room for the frames of the batches on their way: (P, A, F, 3, S, S) uint8."""
+
+    @property
+    def _streams_of_rank(self) -> range:
+        return self.plan.owned(self.rank, self.world_size, 0, 1)
+
+    def make_pages(self, count: int, shared: bool) -> None:
+        """Make the pages, which are used in turn; ``shared`` ones are written to by loader processes.
+
+        Raises:
+            UserError: there is not enough shared memory.
+        """
+        pairs = self.plan.pairs_per_stream_step * len(self._streams_of_rank)
+        size = self.sampling.size
+        pages = torch.empty(count, pairs, self.sampling.max_frames, 3, size, size, dtype=torch.uint8)
+        try:
+            self.pages = pages.share_memory_() if shared else pages
+        except (RuntimeError, OSError) as error:
+            raise handover_error(error) from error
 
     def sampling_of(self, slot: Slot, name: str) -> FrameSampling:
         """Return the frame sampling of the pair at a slot, with its augmentation."""
@@ -121,37 +154,36 @@ class PairStream(IterableDataset["Batch | UserError"]):
             return self.sampling
         return replace(self.sampling, augment=self.augmentation.of(slot.epoch, name))
 
-    def __iter__(self) -> Iterator[Batch | UserError]:
-        return errors_as_items(self._read_batches())
+    def __iter__(self) -> Iterator[Share | UserError]:
+        return errors_as_items(self._read_shares())
 
-    def _read_batches(self) -> Iterator[Batch]:
+    def _read_shares(self) -> Iterator[Share]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         streams = self.plan.owned(self.rank, self.world_size, worker, workers)
         note = activity_writer(self.activity, worker)
         readers = {stream: _StreamReader(self, stream, note) for stream in streams}
         reported: set[_Place] = set()
-        step = self.start_step
+        first = (streams.start - self._streams_of_rank.start) * self.plan.pairs_per_stream_step
         try:
-            while True:
-                items = [item for stream in streams for item in readers[stream].read(step)]
-                batch = self._collate(items, reported)
+            for number in count():
+                rows = iter(self.pages[number % len(self.pages), first:])
+                items = [
+                    readers[stream].read(slot, next(rows))
+                    for stream in streams
+                    for slot in self.plan.slots(self.start_step + number, stream)
+                ]
+                share = self._collate(items, reported)
                 note("")
-                yield batch
-                step += 1
+                yield share
         finally:
             for reader in readers.values():
                 reader.close()
 
-    def _collate(self, items: list[_Item], reported: set[_Place]) -> Batch:
+    def _collate(self, items: list[_Item], reported: set[_Place]) -> Share:
         token_ids, truncated = self.tokenize([item.caption for item in items])
-        size, count = self.sampling.size, self.sampling.max_frames
-        frames = torch.zeros(len(items), count, 3, size, size, dtype=torch.uint8)
-        mask = torch.zeros(len(items), count, dtype=torch.bool)
         quarantined, repaired = [], []
-        for row, item in enumerate(items):
-            frames[row, : len(item.frames)] = item.frames
-            mask[row, : len(item.frames)] = True
+        for item in items:
             for place, entry in item.quarantined:
                 if place not in reported:
                     reported.add(place)
@@ -159,19 +191,46 @@ class PairStream(IterableDataset["Batch | UserError"]):
             if item.repaired is not None and item.repaired[0] not in reported:
                 reported.add(item.repaired[0])
                 repaired.append(item.repaired[1])
-        video_ids = torch.tensor([item.video_number for item in items], dtype=torch.int64)
-        names = [item.name for item in items]
-        return Batch(token_ids, frames, mask, video_ids, names, int(truncated.sum()), quarantined, repaired)
+        return Share(
+            token_ids.numpy(),
+            np.array([item.frames for item in items]),
+            np.array([item.video_number for item in items]),
+            [item.name for item in items],
+            int(truncated.sum()),
+            quarantined,
+            repaired,
+        )
 
 
 @dataclass(slots=True)
 class _Item:
-    frames: Tensor
+    frames: int
     caption: str
     video_number: int
     name: str
     quarantined: list[tuple[_Place, Entry]]
     repaired: tuple[_Place, Entry] | None
+
+
+class _ClipCache:
+    """Decoded clips, kept until so many bytes are full: those of a set that does not fit are in part decoded again."""
+
+    def __init__(self, size: int) -> None:
+        self._free = size
+        self._clips: dict[_Place, Clip] = {}
+
+    def get(self, place: _Place, into: Tensor) -> Clip | None:
+        """Copy a clip's frames to the first of ``into``; None if it is not here."""
+        clip = self._clips.get(place)
+        if clip is None:
+            return None
+        return replace(clip, frames=into[: len(clip.frames)].copy_(clip.frames))
+
+    def put(self, place: _Place, clip: Clip) -> None:
+        """Keep a copy of a clip if there is room."""
+        if clip.frames.nbytes <= self._free:
+            self._free -= clip.frames.nbytes
+            self._clips[place] = replace(clip, frames=clip.frames.clone())
 
 
 class _StreamReader:
@@ -184,10 +243,6 @@ class _StreamReader:
         self._opened: tuple[int, int] | None = None
         self._shard: Shard | None = None
         self._bad: dict[_Place, Entry] = {}
-
-    def read(self, step: int) -> Iterator[_Item]:
-        for slot in self._stream.plan.slots(step, self._number):
-            yield self._read_slot(slot)
 
     def close(self) -> None:
         if self._shard is not None:
@@ -203,11 +258,14 @@ class _StreamReader:
             self._stream.opened.append((self._number, slot.shard))
         return self._shard
 
-    def _read_slot(self, slot: Slot) -> _Item:
-        """Read the pair at a slot, or the first usable one after it; a bad video is tried once."""
+    def read(self, slot: Slot, into: Tensor) -> _Item:
+        """Read the pair at a slot, or the first usable one after it; a bad video is tried once.
+
+        Its frames are written to ``into``, (F, 3, S, S).
+        """
         bad: list[tuple[_Place, Entry]] = []
         for candidate in chain([slot], self._stream.plan.substitutes(slot)):
-            item = self._try(candidate, bad)
+            item = self._try(candidate, bad, into)
             if item is not None:
                 item.quarantined = bad
                 return item
@@ -216,7 +274,7 @@ class _StreamReader:
         error.quarantined = list(dict(bad).values())
         raise error
 
-    def _try(self, slot: Slot, bad: list[tuple[_Place, Entry]]) -> _Item | None:
+    def _try(self, slot: Slot, bad: list[tuple[_Place, Entry]], into: Tensor) -> _Item | None:
         """Read the pair at a slot; None if its video is bad, which is added to ``bad``."""
         shard = self._open(slot)
         position, caption = self._find_pair(slot, shard)
@@ -224,19 +282,23 @@ class _StreamReader:
         shard_set = self._stream.shard_sets[slot.domain]
         name = f"{shard_set.manifest.domain}/{sample.video_id}#{caption}"
         place = (slot.domain, slot.shard, position)
-        if place not in self._bad:
+        clip = self._stream.cache.get(place, into)
+        if clip is None and place not in self._bad:
             try:
-                clip = self._decode(slot, shard, position, sample, name)
+                self._note(f"decoding {name.rpartition('#')[0]} (sample {sample.key} of {shard.uri})")
+                clip = read_clip(shard, position, self._stream.sampling_of(slot, name), into)
+                self._stream.cache.put(place, clip)
             except VideoError as error:
                 self._bad[place] = quarantine_entry(shard_set, slot.shard, sample, str(error))
-        if place in self._bad:
+        if clip is None:
             bad.append((place, self._bad[place]))
             return None
         repaired = None
         if clip.replaced:
             shard_name = shard_set.manifest.shards[slot.shard].name
             repaired = place, repair_entry(shard_set.manifest.domain, shard_name, sample, clip)
-        return _Item(clip.frames, sample.captions[caption], video_number(*place), name, [], repaired)
+        into[len(clip.frames) :] = 0
+        return _Item(len(clip.frames), sample.captions[caption], video_number(*place), name, [], repaired)
 
     def _find_pair(self, slot: Slot, shard: Shard) -> tuple[int, int]:
         """Position of the video in its shard, and number of its caption."""
@@ -246,11 +308,6 @@ class _StreamReader:
             return shard.pairs[index]
         return index, plan.caption_of(slot, index, len(shard.samples[index].captions))
 
-    def _decode(self, slot: Slot, shard: Shard, position: int, sample: Sample, name: str) -> Clip:
-        domain = self._stream.shard_sets[slot.domain].manifest.domain
-        self._note(f"decoding {domain}/{sample.video_id} (sample {sample.key} of {shard.uri})")
-        return load_clip(shard.video(position), self._stream.sampling_of(slot, name), sample.start, sample.end)
-
 
 def video_number(domain: int, shard: int, position: int) -> int:
     """Number a video: two pairs have the same number exactly when they show the same video."""
@@ -258,13 +315,15 @@ def video_number(domain: int, shard: int, position: int) -> int:
 
 
 def make_loader(stream: PairStream, loader_workers: int, prefetch: int) -> Iterator[Batch]:
-    """Iterate over a rank's batches, joining the shares of its loader workers in stream order.
+    """Iterate over a rank's batches; **the frames of one are valid until the next is asked for**.
 
     Torch hands out the items of iterable data sets in strict rotation over the workers, so the next ``loader_workers``
-    items are the shares of one batch. Videos are decoded ``prefetch`` batches ahead.
+    items are the shares of one batch. A worker begins a share when that of ``prefetch`` batches before is taken. So of
+    ``prefetch`` + 1 pages none is written to while it is read.
     """
     stream.plan.check_world(stream.world_size, loader_workers)
-    loader: DataLoader[Batch | UserError] = DataLoader(
+    stream.make_pages(prefetch + 1 if loader_workers else 1, shared=loader_workers > 0)
+    loader: DataLoader[Share | UserError] = DataLoader(
         stream,
         batch_size=None,
         num_workers=loader_workers,
@@ -272,12 +331,13 @@ def make_loader(stream: PairStream, loader_workers: int, prefetch: int) -> Itera
         worker_init_fn=start_loader_worker,
         generator=torch.Generator(),  # or starting to read would move the run's, and a resumed run starts again
     )
-    shares: list[Batch] = []
+    shares: list[Share] = []
+    pages = cycle(stream.pages)
     for share in raise_items(explain_dead_loaders(loader, stream.activity)):
         shares.append(share)
         complete = len(shares) == max(1, loader_workers)
         if stream.activity:
             stream.activity.awaited = 0 if complete else len(shares)
         if complete:
-            yield Batch.concatenate(shares)
+            yield Batch.of(shares, next(pages))
             shares = []

@@ -1,7 +1,7 @@
 """The Ray actors of an evaluation: each holds the model, and embeds and scores its row shard."""
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ from glscl.system.progress import Progress
 if TYPE_CHECKING:
     from ray import ObjectRef
     from ray.exceptions import RayTaskError
+
+    Shared: TypeAlias = ObjectRef[Embeddings] | Embeddings  # or where they lie
 
 POLL_S = 1.0  # seconds between two looks at how far the actors have come
 
@@ -92,19 +94,23 @@ class Evaluators:
         if isinstance(error, ray.exceptions.RayTaskError):
             raise _readable(error) from None
 
+    def share(self, embeddings: Embeddings) -> "Shared":
+        """Lay embeddings down where every actor can read them."""
+        import ray
+
+        return ray.put(embeddings)  # type: ignore[no-any-return]
+
     def embed(
         self, uri: str, videos: range, *, thumbnails: bool = False, progress: Progress | None = None
     ) -> list[Embeddings]:
         """Embed ``videos`` of a set; one result per actor, in manifest order."""
         return self._each("embed", uri, videos, thumbnails, progress=progress)
 
-    def score(self, embeddings: "ObjectRef[Embeddings]", *, progress: Progress | None = None) -> ScoringResult:
+    def score(self, embeddings: "Shared", *, progress: Progress | None = None) -> ScoringResult:
         """Rank all texts and videos of a set."""
         return merge(self._each("score", embeddings, progress=progress))
 
-    def similarity(
-        self, texts: "ObjectRef[Embeddings]", videos: "ObjectRef[Embeddings]", *, progress: Progress | None = None
-    ) -> Tensor:
+    def similarity(self, texts: "Shared", videos: "Shared", *, progress: Progress | None = None) -> Tensor:
         """Similarities (A, N) of all texts of one set with all videos of the same or another set."""
         return torch.cat(self._each("similarity", texts, videos, progress=progress))
 

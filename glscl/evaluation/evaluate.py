@@ -9,6 +9,7 @@ from glscl.data.quarantine import Quarantine
 from glscl.data.shards import ShardSet, open_shard_set
 from glscl.errors import UserError
 from glscl.evaluation.actors import Evaluators
+from glscl.evaluation.alone import start_evaluators
 from glscl.evaluation.describe import describe_test
 from glscl.evaluation.embed import Embeddings, concatenate, measure
 from glscl.evaluation.leakage import LeakageList, leakage_lists, leave_out
@@ -22,7 +23,7 @@ from glscl.system.nodes import Share
 from glscl.system.progress import Progress
 
 if TYPE_CHECKING:
-    from ray import ObjectRef
+    from glscl.evaluation.actors import Shared
 
 
 def evaluate_model(
@@ -38,7 +39,7 @@ def evaluate_model(
     keep_ranks: bool = False,
     quarantine: Quarantine | None = None,
 ) -> list[Test]:
-    """Score a model on every test set with ``workers`` Ray actors, on whose number no figure depends.
+    """Score a model on every test set with ``workers`` evaluators (`start_evaluators`); no figure depends on how many.
 
     ``model_uri`` is the folder of a saved model, or a run directory; ``config.bank_videos`` are drawn from the training
     sets of ``bank``. ``keep_ranks`` adds every query's ranks, for paired statistics. The ``quarantine`` lists the
@@ -58,7 +59,7 @@ def evaluate_model(
     results: list[Test] = []
     problems: list[str] = []
     share = Share(workers, use_gpu, cpus_per_worker, loader_workers)
-    with Evaluators(folder, config, share) as evaluators:
+    with start_evaluators(folder, config, share) as evaluators:
         query_bank = embed_bank(evaluators, bank_sets, per_set, quarantine) if per_set else None
         for shard_set, name in zip(test_sets, distinct_names(test_sets), strict=True):
             videos = range(shard_set.manifest.videos)
@@ -98,9 +99,7 @@ def _score(
     query_bank: "QueryBank | None",
 ) -> tuple[ScoringResult, list[NormalisedColumn]]:
     """Rank a test set; with normalisations from its whole similarity matrix, which is then held here."""
-    import ray
-
-    shared = ray.put(embeddings)
+    shared = evaluators.share(embeddings)
     pairs = len(embeddings.captions) * len(embeddings.video_ids)
     if not config.normalisations:  # every pair is scored twice, once in each direction
         with Progress(f"scoring {name}", 2 * pairs, "pairs") as progress:
@@ -115,8 +114,6 @@ def _score(
 def _score_without_leaked(
     evaluators: Evaluators, embeddings: Embeddings, leaked: LeakageList | None
 ) -> WithoutLeaked | None:
-    import ray
-
     if leaked is None:
         return None
     smaller, note = leave_out(embeddings, leaked.names)
@@ -125,7 +122,7 @@ def _score_without_leaked(
         note=note,
         videos=len(smaller.video_ids),
         texts=len(smaller.captions),
-        **measure(evaluators.score(ray.put(smaller))),
+        **measure(evaluators.score(evaluators.share(smaller))),
     )
 
 
@@ -133,14 +130,12 @@ def _score_without_leaked(
 class QueryBank:
     """Training videos and captions, embedded once for all test sets."""
 
-    embeddings: "ObjectRef[Embeddings]"
+    embeddings: "Shared"
     texts: int
     videos: int
     domains: tuple[str, ...]
 
-    def similarities(
-        self, evaluators: Evaluators, test_set: "ObjectRef[Embeddings]", domain: str
-    ) -> dict[Direction, Bank]:
+    def similarities(self, evaluators: Evaluators, test_set: "Shared", domain: str) -> dict[Direction, Bank]:
         """Score the bank's queries against the candidates of a test set of ``domain``, in both directions."""
         in_domain, domains = domain in self.domains, " and ".join(self.domains)
         captions = f"{self.texts:,} training captions of {domains}"
@@ -165,8 +160,6 @@ def videos_per_set(config: EvaluationConfig, bank: Sequence[ShardSet]) -> int:
 
 def embed_bank(evaluators: Evaluators, bank: Sequence[ShardSet], per_set: int, quarantine: Quarantine) -> QueryBank:
     """Embed the first ``per_set`` usable videos of each set. Raises `UserError`: too many are unusable."""
-    import ray
-
     sets = []
     for shard_set in bank:
         pieces: list[Embeddings] = []
@@ -182,7 +175,7 @@ def embed_bank(evaluators: Evaluators, bank: Sequence[ShardSet], per_set: int, q
         sets.append(concatenate(pieces))
     whole = concatenate(sets)  # the order of a bank's queries matters to nobody
     domains = dict.fromkeys(shard_set.manifest.domain for shard_set in bank)
-    return QueryBank(ray.put(whole), len(whole.captions), len(whole.video_ids), tuple(domains))
+    return QueryBank(evaluators.share(whole), len(whole.captions), len(whole.video_ids), tuple(domains))
 
 
 def check_options(config: EvaluationConfig, tests: Sequence[ShardSet], bank: Sequence[ShardSet]) -> None:

@@ -123,13 +123,19 @@ class Towers(nn.Module):
         feature, which heads that do not hide padding read.
         """
         videos, length = frames.shape[:2]
-        mean, std = (torch.tensor(v, device=frames.device).view(3, 1, 1) for v in (self._mean, self._std))
-        dtype = next(self.visual.parameters()).dtype
-        pixels = (frames.flatten(0, 1).float() - mean) / std
+        pixels = self._normalise(frames.flatten(0, 1))
         pixels.masked_fill_(~frame_mask.flatten().bool()[:, None, None, None], 0.0)
-        features = self.visual(pixels.to(dtype))
+        features = self.visual(pixels)
         features = features[0] if isinstance(features, tuple) else features
         return cast(Tensor, features.unflatten(0, (videos, length)))
+
+    def _normalise(self, pictures: Tensor) -> Tensor:
+        """Normalise uint8 (N, 3, S, S) in the tower's type, of which alone there is a copy of all pictures."""
+        mean, std = (torch.tensor(v, device=pictures.device).view(3, 1, 1) for v in (self._mean, self._std))
+        dtype = next(self.visual.parameters()).dtype
+        if dtype == torch.float32:
+            return (pictures - mean).div_(std)
+        return torch.addcmul(-mean / std, pictures, 1 / std, out=torch.empty_like(pictures, dtype=dtype))
 
 
 def frame_size_of(clip: str) -> int:

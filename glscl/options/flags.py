@@ -6,7 +6,7 @@
 import contextlib
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TypeVar, cast, get_args
 
@@ -95,16 +95,18 @@ def shard_set_argument(words: Sequence[str], program: str, what: str) -> str:
     return words[0]
 
 
-def check_spelling(arguments: Iterable[str], sections: Mapping[str, type[Options]]) -> None:
+def check_spelling(
+    arguments: Iterable[str], sections: Mapping[str, type[Options]], others: Collection[str] = ()
+) -> None:
     """Refuse an option that is nearly a key of these sections, before the whole configuration is imported.
 
-    Less clear mistakes are left to `parse_options`, which knows all keys. Raises `UserError`: an option is misspelt;
-    the message names the right key.
+    Less clear mistakes are left to `parse_options`, which knows all keys; ``sections`` are those whose keys are known
+    by now, ``others`` the names of the other ones. Raises `UserError`: an option is misspelt; it names the right key.
     """
     known = {flag for name, kind in sections.items() for flag in _flags_of(kind, f"{name}.")}
     for argument in arguments:
         match = re.match(r"^--([A-Za-z][\w-]*)\.[\w.-]*", argument)
-        if not match or match[1] not in sections or _is_flag(name := match[0].replace("_", "-"), known):
+        if not match or match[1] in others or _is_flag(name := match[0].replace("_", "-"), known):
             continue
         if meant := nearest_key(name, known, least=SURE_LIKENESS):
             raise UserError(f"unknown option '{match[0]}'{meant}")

@@ -24,6 +24,7 @@ _OWNER = "owner.json"
 _END_S = 15.0
 _KEEP_DAYS = 7
 _STARTS = 2
+_own: list[str] = []
 PATIENCE = {
     "RAY_agent_register_timeout_ms": "300000",
     "RAY_gcs_server_port_wait_time_s": "300",
@@ -67,6 +68,11 @@ def ray_session(quiet: bool = False) -> Iterator[None]:
         yield
 
 
+def is_own() -> bool:
+    """Whether this process has started the cluster it is connected to: nothing else runs there, and no node joins."""
+    return bool(_own)
+
+
 def on_this_machine() -> bool:
     """Whether `ray_session` is sure to start a local cluster, so that everything runs on this machine."""
     import ray
@@ -90,6 +96,7 @@ def _local_cluster(quiet: bool) -> Iterator[None]:
         with _temporary_files_in(os.path.join(folder, "tmp")):
             _start_ray(folder, quiet)
             stopping.reinstall_handlers()
+            _own.append(folder)
             yield
     except (UserError, KeyboardInterrupt):
         raise
@@ -97,6 +104,7 @@ def _local_cluster(quiet: bool) -> Iterator[None]:
         failed = True
         raise
     finally:
+        _own.clear()
         _end(before)
         if failed:
             _remove(os.path.join(folder, "tmp"))
@@ -114,7 +122,7 @@ def _start_ray(folder: str, quiet: bool) -> None:
     """
     import ray
 
-    from glscl.system.ray_internals.cluster import patient_start
+    from glscl.system.ray_internals.cluster import bare_start
 
     for variable, value in PATIENCE.items():
         os.environ.setdefault(variable, value)
@@ -124,10 +132,9 @@ def _start_ray(folder: str, quiet: bool) -> None:
     before = _children()
     for left in range(_STARTS - 1, -1, -1):
         try:
-            with patient_start():
+            with bare_start():
                 ray.init(
                     address="local",
-                    include_dashboard=True,
                     logging_level="error",
                     log_to_driver=not quiet,
                     _temp_dir=folder,

@@ -10,7 +10,7 @@ from typing import Any
 import av
 import numpy as np
 
-from glscl.data.video import FrameSampling, load_clip, make_copy
+from glscl.data.video import Clip, FrameSampling, load_clip, load_pictures, make_copy, make_pictures
 
 Array = np.ndarray[Any, Any]
 RATE = 10
@@ -78,15 +78,22 @@ def ramp(first: float, count: int, start: float = 0.0, step: float = 3.0, **how:
 
 def levels(data: bytes, frames: int, **window: float) -> list[int]:
     """The grey of each frame."""
-    pictures = load_clip(data, FrameSampling(frames, 1000.0, 48), **window).frames
-    return [round(float(picture.float().mean())) for picture in pictures]
+    return _greys(load_clip(data, FrameSampling(frames, 1000.0, 48), **window))
+
+
+def _greys(clip: Clip) -> list[int]:
+    return [round(float(picture.float().mean())) for picture in clip.frames]
 
 
 def both(data: bytes, frames: int, **window: float) -> list[int]:
-    """The grey of each frame of a file, whose copy must have the same."""
-    as_is, copy = levels(data, frames, **window), levels(make_copy(data, 48, 100.0).data, frames, **window)
-    assert len(as_is) == len(copy)
-    assert max(abs(a - b) for a, b in zip(as_is, copy, strict=True)) <= 2, (as_is, copy)
+    """The grey of each frame of a file, whose copy and whose pictures must have the same."""
+    sampling = FrameSampling(frames, 1000.0, 48)
+    as_is = levels(data, frames, **window)
+    pictures = make_pictures(data, sampling, 90, **window)
+    stored = _greys(load_pictures(pictures.jpegs.__getitem__, pictures.times, sampling))
+    for others in (levels(make_copy(data, 48, 100.0).data, frames, **window), stored):
+        assert len(as_is) == len(others)
+        assert max(abs(a - b) for a, b in zip(as_is, others, strict=True)) <= 2, (as_is, others)
     return as_is
 
 

@@ -24,7 +24,7 @@ from glscl.data.stream import Batch, PairStream, make_loader
 from glscl.data.video import FrameSampling, load_frames
 from glscl.errors import UserError
 from glscl.training.config import RunConfig, validate
-from tests.data.test_stream import SAMPLING, plan_of, same, tokenize
+from tests.data.test_stream import SAMPLING, joined, kept, plan_of, same, tokenize
 
 MakeShards = Callable[..., ShardSet]
 MakeVideo = Callable[..., bytes]
@@ -46,8 +46,8 @@ def run(
         stream = PairStream(
             [shard_set], plan, SAMPLING, tokenize, rank, world_size, start, augmentation=ClipAugmentation(THEIRS, seed)
         )
-        ranks.append(list(islice(make_loader(stream, workers, prefetch=2), steps)))
-    return [Batch.concatenate(parts) for parts in zip(*ranks, strict=True)]
+        ranks.append([kept(batch) for batch in islice(make_loader(stream, workers, prefetch=2), steps)])
+    return [joined(parts) for parts in zip(*ranks, strict=True)]
 
 
 def _picture(seed: int = 0, size: tuple[int, int] = (24, 40)) -> Tensor:

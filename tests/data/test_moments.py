@@ -200,11 +200,11 @@ def test_the_nearer_of_two_pictures() -> None:
 def test_select() -> None:
     slots = index(0, 10, 20, 30, 40, 55)
     sampling = FrameSampling(3, 1000.0, 48)
-    assert slots.select(sampling, None, None) == [1, 4, 5]  # of 9 s, at 1.5, 4.5 and 7.5
-    assert slots.select(sampling, 2.0, 3.5) == [2, 2, 3]
-    assert slots.select(sampling, 8.9995, 9.0) == [1, 4, 5]
-    assert slots.select(sampling, 8.9, 9.0) == [5, 5, 5]
-    assert index(20, 30).select(sampling, 0.0, 3.0) == [0, 0, 0]
+    assert slots.select(sampling.times(*slots.window(None, None))) == [1, 4, 5]  # of 9 s, at 1.5, 4.5 and 7.5
+    assert slots.select(sampling.times(*slots.window(2.0, 3.5))) == [2, 2, 3]
+    assert slots.select(sampling.times(*slots.window(8.9995, 9.0))) == [1, 4, 5]
+    assert slots.select(sampling.times(*slots.window(8.9, 9.0))) == [5, 5, 5]
+    assert index(20, 30).select(sampling.times(0.0, 3.0)) == [0, 0, 0]
 
 
 def test_a_file_with_several_clocks_is_read_without_seeking() -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from glscl.data.build import Encoding
-from glscl.data.prepare import build_from_annotations
+from glscl.data.build import BuildOptions
+from glscl.data.prepare import Source, prepare
 from glscl.data.shards import Manifest, Shard, open_shard_set
 from glscl.errors import UserError
 
@@ -26,20 +26,15 @@ def build(tmp_path: Path, make_video: Callable[..., bytes]) -> Callable[..., lis
     def call(output: str, hold_out: int, order: int = 1, seed: int = 0) -> list[Manifest]:
         annotations = tmp_path / "annotations.jsonl"
         annotations.write_text("\n".join(json.dumps(row) for row in rows[::order]))
-        manifests, _ = build_from_annotations(
-            "jsonl",
-            str(annotations),
-            "train",
-            str(folder),
-            str(tmp_path / output),
+        source = Source(
+            benchmark="jsonl",
+            annotations=str(annotations),
+            split="train",
+            videos=str(folder),
             domain="mine",
-            samples_per_shard=4,
-            encoding=Encoding(),
             hold_out=hold_out,
-            seed=seed,
-            workers=0,
         )
-        return manifests
+        return prepare(source, str(tmp_path / output), BuildOptions(samples_per_shard=4, seed=seed, workers=0))[0]
 
     return call
 

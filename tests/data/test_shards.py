@@ -42,7 +42,7 @@ def contents(shard_set: ShardSet) -> list[tuple[str, tuple[str, ...], bytes]]:
         shard = Shard(shard_set, index)
         for position in reversed(range(len(shard.samples))):  # random access
             sample = shard.samples[position]
-            found.append((sample.video_id, sample.captions, shard.video(position)))
+            found.append((sample.video_id, sample.captions, shard.read(position)))
         shard.close()
     return sorted(found)
 
@@ -228,7 +228,7 @@ def test_on_a_storage_server(make_shards: MakeShards, bucket: str, tmp_path: Pat
     assert verify_shards(remote.uri) == []
     shard = Shard(remote, 0, cache_dir=str(tmp_path / "cache" / "new"))
     assert list((tmp_path / "cache" / "new").iterdir()) == []  # the copy has no name to leave behind
-    assert shard.video(3)
+    assert shard.read(3)
     client = boto3.client("s3")
     whole = client.get_object(Bucket="data", Key="deep/down/toy/shard-000001.tar")["Body"].read()
     flipped = bytearray(whole)
@@ -453,7 +453,7 @@ def link(kind: bytes) -> tarfile.TarInfo:
         ([("0.json", annotation()), (link(tarfile.SYMTYPE), b"")], "'0.mp4' is not a plain file"),
         ([("0.json", annotation()), (link(tarfile.LNKTYPE), b"")], "'0.mp4' is not a plain file"),
         ([("0.json", annotation()), (link(tarfile.CHRTYPE), b"")], "'0.mp4' is not a plain file"),
-        ([("0.json", annotation()), ("0.exe", b"v")], r"'0\.exe' is neither \.json, \.mp4 nor \.txt"),
+        ([("0.json", annotation()), ("0.exe", b"v")], r"'0\.exe' is neither \.json, \.mp4, \.txt nor a numbered"),
         ([("0.json", annotation())], "sample '0' lacks its video or its annotation"),
         ([("0.json", annotation()), ("0.mp4", b"v"), ("0.mp4", b"w")], "'0.mp4' is there twice"),
         ([("0.json", annotation(x="x" * (9 << 20))), ("0.mp4", b"v")], r"'0\.json' has \d+ bytes"),
@@ -494,7 +494,7 @@ def test_damaged_tars_never_crash(
     path.write_bytes(bytes(data))
     try:
         shard = Shard(shard_set, 0)
-        assert len(shard.video(0)) <= len(data)
+        assert len(shard.read(0)) <= len(data)
         shard.close()
     except UserError:
         pass
@@ -600,7 +600,7 @@ def test_a_video_too_large_is_quarantined(make_shards: MakeShards, monkeypatch: 
     shard = Shard(make_shards(captions=[1]), 0)
     monkeypatch.setattr("glscl.data.shards.MAX_BYTES", 10)
     with pytest.raises(VideoError, match="more than 0 GiB"):
-        shard.video(0)
+        shard.read(0)
 
 
 def test_a_manifest_too_large_is_not_read(make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,27 +6,33 @@ import ctypes
 import errno
 import io
 import os
+import pickle
 import signal
 import sys
 import tarfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 import glscl.data.stream as module
+from glscl.data import clips
 from glscl.data import loader as loaders
 from glscl.data.activity import ActivityTable
+from glscl.data.augment import ClipAugmentation
 from glscl.data.plan import StreamPlan
 from glscl.data.quarantine import UnusableSetError
 from glscl.data.shards import Shard, ShardSet
-from glscl.data.stream import Batch, PairStream, make_loader
+from glscl.data.stream import Batch, PairStream, Share, make_loader
 from glscl.data.video import Clip, FrameSampling, load_clip, load_frames
 from glscl.errors import BrokenRunError, UserError
 from glscl.models.tokenizer import tokenize as clip_tokenize
@@ -67,9 +73,26 @@ def run(
 ) -> list[Batch]:
     """The global batches of some steps: the ranks' parts joined in rank order."""
     ranks = [
-        list(islice(loader(shard_sets, plan, rank, world_size, workers, start), steps)) for rank in range(world_size)
+        [kept(batch) for batch in islice(loader(shard_sets, plan, rank, world_size, workers, start), steps)]
+        for rank in range(world_size)
     ]
-    return [Batch.concatenate(parts) for parts in zip(*ranks, strict=True)]
+    return [joined(parts) for parts in zip(*ranks, strict=True)]
+
+
+def kept(batch: Batch) -> Batch:
+    """A batch whose frames outlive the next one."""
+    return replace(batch, frames=batch.frames.clone())
+
+
+def joined(parts: Sequence[Batch]) -> Batch:
+    """The ranks' parts of a global batch in one."""
+    tensors = ("token_ids", "frames", "frame_mask", "video_ids")
+    lists = ("names", "quarantined", "repaired")
+    return Batch(
+        **{name: torch.cat([getattr(part, name) for part in parts]) for name in tensors},
+        **{name: [entry for part in parts for entry in getattr(part, name)] for name in lists},
+        truncated=sum(part.truncated for part in parts),
+    )
 
 
 def same(one: Batch, other: Batch) -> bool:
@@ -169,11 +192,10 @@ def test_resuming_opens_one_shard_per_virtual_stream(make_shards: MakeShards) ->
     assert plan.steps_per_epoch == 40
     for start in (0, 1, 39, 40, 2 * 40 + 17, 2 * 40 + 39, 10**9 + 3):
         stream = PairStream(shard_sets, plan, SAMPLING, tokenize, 0, 1, start)
-        batches = iter(stream)
-        next(batches)
+        next(make_loader(stream, 0, 1))
         assert [number for number, _ in stream.opened] == list(range(8)), start
         half = PairStream(shard_sets, plan, SAMPLING, tokenize, 1, 2, start)
-        next(iter(half))
+        next(make_loader(half, 0, 1))
         assert half.opened == stream.opened[4:]
 
 
@@ -200,7 +222,8 @@ def test_open_shards_do_not_grow_with_the_set(make_shards: MakeShards, monkeypat
         Counting.now = Counting.most = Counting.ever = 0
         shard_sets = [make_shards(name, captions=(2,) * shards * 2, per_shard=2)]
         plan = plan_of(shard_sets, global_batch=8, virtual_streams=4)
-        batches = iter(PairStream(shard_sets, plan, SAMPLING, tokenize, 1, 2))  # two of the four virtual streams
+        half = PairStream(shard_sets, plan, SAMPLING, tokenize, 1, 2)  # two of the four virtual streams
+        batches = make_loader(half, 0, 1)
         for _ in islice(batches, plan.steps_per_epoch):
             pass
         assert Counting.ever >= shards / 2
@@ -383,7 +406,7 @@ def test_a_loader_process_that_dies_is_named_with_its_video(
             os.kill(os.getpid(), signal.SIGSEGV)
         return load_clip(data, *rest)
 
-    monkeypatch.setattr(module, "load_clip", fault)
+    monkeypatch.setattr(clips, "load_clip", fault)
     table = ActivityTable(2)
     stream = PairStream([shards], plan, SAMPLING, tokenize, 0, 1, activity=table)
     with pytest.raises(BrokenRunError, match=r"a loader process \(pid \d+\)") as error:
@@ -402,9 +425,10 @@ def test_a_loader_process_that_hangs_can_be_read(make_shards: MakeShards, monkey
         signal.pause()
         raise AssertionError
 
-    monkeypatch.setattr(module, "load_clip", hang)
+    monkeypatch.setattr(clips, "load_clip", hang)
     table = ActivityTable(1)
     stream = PairStream([shards], plan_of([shards]), SAMPLING, tokenize, 0, 1, activity=table)
+    stream.make_pages(3, shared=True)
     parts = iter(
         torch.utils.data.DataLoader(
             stream, batch_size=None, num_workers=1, worker_init_fn=loaders.start_loader_worker, timeout=0
@@ -461,7 +485,7 @@ def test_a_bad_video_is_decoded_once(make_shards: MakeShards, monkeypatch: pytes
         bad += data == b"torn"
         return load_clip(data, *rest)
 
-    monkeypatch.setattr(module, "load_clip", counting)
+    monkeypatch.setattr(clips, "load_clip", counting)
     list(islice(loader([shards], plan_of([shards], global_batch=8, virtual_streams=1), 0, 1, 0, 0), 3))
     assert bad == 1
 
@@ -471,15 +495,12 @@ def test_parts_of_loader_workers_are_joined_in_order(make_shards: MakeShards, mo
     shards = make_shards(captions=[1] * 16, per_shard=4)
     table, seen, given = ActivityTable(2), [], {}
 
-    def part(number: int) -> Batch:
-        row = torch.full((1, 1), number)
-        return Batch(row, row, row, row[0], [str(number)], number, [{"video_id": str(number)}])
-
-    def fake(stream: PairStream, **options: Any) -> Iterator[Batch]:
+    def fake(stream: PairStream, **options: Any) -> Iterator[Share]:
         given.update(options)
         for number in range(4):
             seen.append(table.awaited)
-            yield part(number)
+            row = np.full((1, 1), number)
+            yield Share(row, row[0], row[0], [str(number)], number, [{"video_id": str(number)}], [])
 
     monkeypatch.setattr(module, "DataLoader", fake)
     stream = PairStream([shards], plan_of([shards]), SAMPLING, tokenize, 0, 1, activity=table)
@@ -488,11 +509,73 @@ def test_parts_of_loader_workers_are_joined_in_order(make_shards: MakeShards, mo
     assert [batch.truncated for batch in batches] == [1, 5]
     assert [[entry["video_id"] for entry in batch.quarantined] for batch in batches] == [["0", "1"], ["2", "3"]]
     assert [batch.video_ids.tolist() for batch in batches] == [[0, 1], [2, 3]]
+    assert [batch.frame_mask.sum(1).tolist() for batch in batches] == [[0, 1], [2, 3]]
     assert seen == [0, 1, 0, 1]
     assert (given["batch_size"], given["num_workers"], given["prefetch_factor"]) == (None, 2, 3)
     assert given["worker_init_fn"] is loaders.start_loader_worker
     list(make_loader(stream, 0, prefetch=3))
     assert given["prefetch_factor"] is None  # torch refuses it without processes
+
+
+@pytest.mark.parametrize(("workers", "prefetch"), [(1, 1), (2, 1), (2, 3)])
+def test_frames_are_decoded_where_the_batch_is_read(make_shards: MakeShards, workers: int, prefetch: int) -> None:
+    """No byte of a frame is sent or joined: the batch is the page that the processes wrote, and pages are reused."""
+    shards = make_shards(captions=[1] * 32, per_shard=4)
+    plan = plan_of([shards])
+    reference = run([shards], plan, 9)
+    stream = PairStream([shards], plan, SAMPLING, tokenize, 0, 1)
+    places = []
+    for number, batch in enumerate(islice(make_loader(stream, workers, prefetch), 9)):
+        places.append(batch.frames.data_ptr())
+        time.sleep(0.05)  # the processes are as far ahead as they may be
+        assert same(batch, reference[number]), number
+    assert batch.frames.untyped_storage().data_ptr() == stream.pages.untyped_storage().data_ptr()
+    assert stream.pages.is_shared()
+    assert places == [places[number % (prefetch + 1)] for number in range(9)]
+    assert len(set(places)) == prefetch + 1
+
+
+@pytest.mark.parametrize(("room", "decodes"), [(0, 32), (1, 8 + 3 * 2), (1000, 8)])
+def test_what_fits_into_the_cache_is_decoded_once(
+    make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch, room: int, decodes: int
+) -> None:
+    """Eight videos, four epochs. A megabyte is cut down to six clips here."""
+    shards = make_shards(captions=[1] * 8, per_shard=4)
+    plan = plan_of([shards], global_batch=8, virtual_streams=1)
+    reference = run([shards], plan, 4)
+    count = 0
+
+    def counting(*arguments: Any) -> Clip:
+        nonlocal count
+        count += 1
+        return load_clip(*arguments)
+
+    monkeypatch.setattr(clips, "load_clip", counting)
+    stream = PairStream([shards], plan, SAMPLING, tokenize, 0, 1, cache_mb=room)
+    if room == 1:
+        stream.cache = module._ClipCache(7 * 2 * 3 * 48 * 48 - 1)  # clips have two frames of 48 x 48
+    assert all(map(same, map(kept, islice(make_loader(stream, 0, 1), 4)), reference))
+    assert count == decodes
+
+
+def test_augmented_clips_are_not_kept(make_shards: MakeShards) -> None:
+    shards = make_shards(captions=[1] * 8, per_shard=4)
+    augmentation = ClipAugmentation("rand-m7-n4-mstd0.5-inc1", 3)
+    plan = plan_of([shards], global_batch=8, virtual_streams=1)
+    stream, plain = (
+        PairStream([shards], plan, SAMPLING, tokenize, 0, 1, augmentation=augmentation, cache_mb=room)
+        for room in (9, 0)
+    )
+    cached, others = (map(kept, islice(make_loader(one, 0, 1), 3)) for one in (stream, plain))
+    assert all(map(same, cached, others))
+
+
+def test_what_a_loader_process_sends_holds_no_frames(make_shards: MakeShards) -> None:
+    shards = make_shards(captions=[1] * 16, per_shard=4)
+    stream = PairStream([shards], plan_of([shards]), SAMPLING, tokenize, 0, 1)
+    stream.make_pages(1, shared=False)
+    sent = len(pickle.dumps(next(iter(stream))))
+    assert sent < 16 * 400 < stream.pages.nbytes / 16, "token ids, numbers and names"
 
 
 def test_reading_does_not_move_the_runs_generator(make_shards: MakeShards) -> None:

@@ -20,8 +20,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from glscl.data.build import Encoding
-from glscl.data.prepare import build_from_annotations
+from glscl.data.build import BuildOptions, Encoding
+from glscl.data.prepare import Source, prepare
 from glscl.training.checkpoint.retention import Retention
 
 LOCAL = {"RAY_ADDRESS": "local"}
@@ -175,7 +175,7 @@ def glscl(tmp_path: Path, leaves_nothing: Path) -> Iterator[Callable[..., Comman
 
 @pytest.fixture(scope="session")
 def clips(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shard sets of the real clips, re-encoded small: ``msrvtt/train``, ``msrvtt/test``, ``activitynet/test``."""
+    """Shard sets of real clips, stored as small pictures: ``msrvtt/train``, ``msrvtt/test``, ``activitynet/test``."""
     root = tmp_path_factory.mktemp("clips")
     for benchmark, split, name in (
         ("msrvtt", "train_9k", "train"),
@@ -183,17 +183,15 @@ def clips(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("activitynet", "val_1", "test"),
     ):
         folder = shared / "clips" / benchmark
-        build_from_annotations(
-            benchmark,
-            str(folder),
-            split,
-            str(folder / "videos"),
-            str(root / benchmark / name),
+        source = Source(
+            benchmark=benchmark,
+            annotations=str(folder),
+            split=split,
+            videos=str(folder / "videos"),
             domain=benchmark,
-            samples_per_shard=8,
-            encoding=Encoding(short_side=64, rate=4.0),
-            workers=0,
         )
+        how = BuildOptions(samples_per_shard=8, encoding=Encoding(short_side=64, frames=4.0), workers=0)
+        prepare(source, str(root / benchmark / name), how)
     return root
 
 

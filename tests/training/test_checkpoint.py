@@ -35,8 +35,10 @@ from glscl.options.differences import differing_keys
 from glscl.system import storage
 from glscl.training.checkpoint import format as checkpoint
 from glscl.training.checkpoint import transfer
+from glscl.training.checkpoint.callback import RetentionCallback
 from glscl.training.checkpoint.format import IncompleteCheckpointError, TrainState
-from glscl.training.checkpoint.retention import ANOTHER, INDEX, RAY_REGISTER, Retention, RetentionCallback
+from glscl.training.checkpoint.retention import ANOTHER, INDEX, RAY_REGISTER, Retention
+from glscl.training.checkpoint.snapshot import take_snapshot
 from glscl.training.config import RunConfig
 from glscl.training.driver.launch import whole_weights
 from glscl.training.engine import backward, build_engine, set_learning_rates
@@ -130,7 +132,7 @@ def uninterrupted(rank: int, clip: str, folder: str) -> None:
             train(engine, config, range(BEFORE), rank)
             own = Path(folder, name_of(stage, precision), f"rank-{rank}")
             own.mkdir(parents=True)
-            checkpoint.save(engine, str(own), TrainState(BEFORE, WORLD, stage, {"seed": 1}, ["f"]), rank)
+            take_snapshot(engine, str(own), TrainState(BEFORE, WORLD, stage, {"seed": 1}, ["f"]), rank).write()
             live = whole(engine)
             if rank == 0:
                 torch.save(live, f"{folder}/{name_of(stage, precision)}/live.pt")
@@ -386,6 +388,7 @@ def test_logging_evaluation_retention_and_machines_are_free(saved: Saved) -> Non
             "data.test": ["/t"],
             "data.loader_workers": 0,
             "data.prefetch": 9,
+            "data.cache_mb": 9,
             "data.cache_dir": "/c",
             "data.max_bad_fraction": 0.5,
             "model.grad_checkpointing": True,

@@ -9,7 +9,8 @@ import pytest
 
 from glscl.errors import BrokenRunError, RunStoppedError, UserError
 from glscl.system import storage
-from glscl.training.checkpoint.retention import INDEX, RAY_REGISTER, Retention, RetentionCallback, cause_in
+from glscl.training.checkpoint.callback import RetentionCallback
+from glscl.training.checkpoint.retention import INDEX, RAY_REGISTER, Retention, cause_in
 from tests.fault_proxy import FaultProxy
 from tests.training.test_checkpoint import put, steps
 

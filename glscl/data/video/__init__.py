@@ -11,8 +11,9 @@ which name other files and hosts.
 
 from glscl.data.video.budget import VideoError
 from glscl.data.video.decode import Clip, load_clip, load_frames
-from glscl.data.video.encode import Copy, make_copy, reencode
+from glscl.data.video.encode import Copy, make_copy
 from glscl.data.video.limits import MAX_BYTES, MAX_DECODE_S, MAX_ENCODE_S
+from glscl.data.video.pictures import Pictures, load_pictures, make_pictures
 from glscl.data.video.sampling import Decoder, FrameSampling
 
 __all__ = [
@@ -23,9 +24,11 @@ __all__ = [
     "Copy",
     "Decoder",
     "FrameSampling",
+    "Pictures",
     "VideoError",
     "load_clip",
     "load_frames",
+    "load_pictures",
     "make_copy",
-    "reencode",
+    "make_pictures",
 ]

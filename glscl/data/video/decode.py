@@ -9,12 +9,14 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import av
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,21 +30,26 @@ from glscl.data.video.torchcodec import decode_plain
 if TYPE_CHECKING:
     from av.container import InputContainer
 
+T = TypeVar("T")
+Render = Callable[[Display, av.VideoFrame], T]
+"""What is made of a decoded picture."""
+
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """Frames of a video.
+    """Frames of a video."""
 
-    Attributes:
-        frames: uint8 (F', 3, S, S), 1 <= F' <= ``max_frames``.
-        replaced: how many of them stand for a picture that does not decode.
-    """
-
-    frames: Tensor
-    replaced: int
+    frames: Tensor  # uint8 (F', 3, S, S), 1 <= F' <= ``max_frames``
+    replaced: int  # how many of them stand for a picture that does not decode
 
 
-def load_clip(data: bytes, sampling: FrameSampling, start: float | None = None, end: float | None = None) -> Clip:
+def load_clip(
+    data: bytes,
+    sampling: FrameSampling,
+    start: float | None = None,
+    end: float | None = None,
+    into: Tensor | None = None,
+) -> Clip:
     """Decode the frames of a video that ``sampling`` asks for, in display form.
 
     Args:
@@ -50,6 +57,7 @@ def load_clip(data: bytes, sampling: FrameSampling, start: float | None = None, 
         sampling: number, rate and size of frames.
         start: first second that is sampled; None is the beginning. Second 0 is that of the container.
         end: last second that is sampled; None is the end of the video.
+        into: where the frames are written, uint8 (``max_frames`` or more, 3, S, S); None takes new memory.
 
     Raises:
         VideoError: the bytes are not a video, no picture of it decodes, or it costs too much.
@@ -57,17 +65,26 @@ def load_clip(data: bytes, sampling: FrameSampling, start: float | None = None, 
     if not all(math.isfinite(edge) for edge in (start, end) if edge is not None):
         raise VideoError("start or end is not a number of seconds")
     budget = Budget(sampling.max_seconds)
-    with decoding(data), open_video(data, budget) as container:
+    with decoding(), open_video(data, budget) as container:
         index = read_index(container, budget)
-        slots = index.select(sampling, start, end)
+        slots = index.select(sampling.times(*index.window(start, end)))
         with PictureReader(data, container, index, budget, sampling.augment) as reader:
             if sampling.decoder == "torchcodec":
                 pictures = decode_plain(data, index, slots, sampling.size, reader.first(), budget)
                 if pictures is not None:
-                    return Clip(torch.stack([pictures[slot] for slot in slots]), 0)
-            pictures_of = reader.read(slots, sampling.size)
-        frames = torch.stack([pictures_of[slot][1] for slot in slots])
+                    return Clip(lay_down([pictures[slot] for slot in slots], into), 0)
+            pictures_of = reader.read(slots, lambda display, frame: display.square(frame, sampling.size))
+        frames = lay_down([pictures_of[slot][1] for slot in slots], into)
         return Clip(frames, sum(pictures_of[slot][0] != slot for slot in slots))
+
+
+def lay_down(pictures: Sequence[Tensor], into: Tensor | None) -> Tensor:
+    """Copy pictures (3, S, S), however they lie in memory, one after the other: (F', 3, S, S)."""
+    if into is None:
+        into = torch.empty(len(pictures), *pictures[0].shape, dtype=torch.uint8)
+    for picture, place in zip(pictures, into, strict=False):
+        np.copyto(place.numpy(), picture.numpy())  # a third faster than torch where colours lie side by side
+    return into[: len(pictures)]
 
 
 def load_frames(data: bytes, sampling: FrameSampling, start: float | None = None, end: float | None = None) -> Tensor:
@@ -110,20 +127,20 @@ class PictureReader:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def read(self, slots: Iterable[int], size: int) -> dict[int, tuple[int, Tensor]]:
-        """Return, for each slot, the slot whose picture stands for it and that picture, (3, S, S).
+    def read(self, slots: Iterable[int], render: Render[T]) -> dict[int, tuple[int, T]]:
+        """Return, for each slot, the slot whose picture stands for it, and that picture as rendered.
 
         Raises:
             VideoError: no picture decodes.
         """
-        pictures: dict[int, tuple[int, Tensor]] = {}
+        pictures: dict[int, tuple[int, T]] = {}
         for first, wanted in self._groups(slots):
             if first is not None:
-                pictures |= self._read_exactly(first, wanted, size)
+                pictures |= self._read_exactly(first, wanted, render)
         for first, wanted in self._groups(set(slots) - set(pictures)):
-            nearest = self._read_nearest(first, wanted, size)
+            nearest = self._read_nearest(first, wanted, render)
             if nearest is None and self._settle_for_damaged():
-                return self.read(slots, size)
+                return self.read(slots, render)
             if nearest is None:
                 raise VideoError(self.refusal())
             pictures |= nearest
@@ -203,48 +220,48 @@ class PictureReader:
             return []
         return pictures
 
-    def _read_exactly(self, first: int, wanted: list[int], size: int) -> dict[int, tuple[int, Tensor]]:
+    def _read_exactly(self, first: int, wanted: list[int], render: Render[T]) -> dict[int, tuple[int, T]]:
         """Decode the slots of a group of pictures that do give one."""
-        pictures: dict[int, tuple[int, Tensor]] = {}
+        pictures: dict[int, tuple[int, T]] = {}
         skippable = None if self._index.in_output_order else set(wanted)
         for slot, frame, display in self.pictures(first, skippable):
             if slot in wanted and slot not in pictures:
-                pictures[slot] = slot, display.square(frame, size)
+                pictures[slot] = slot, render(display, frame)
             if slot >= wanted[-1]:  # pictures come out in the order of time
                 break
         return pictures
 
-    def _read_nearest(self, first: int | None, wanted: list[int], size: int) -> dict[int, tuple[int, Tensor]] | None:
+    def _read_nearest(self, first: int | None, wanted: list[int], render: Render[T]) -> dict[int, tuple[int, T]] | None:
         """Decode the nearest picture to each slot, from ever further back until one is before it; None if none is."""
         back = 1
-        while (pictures := self._scan(first, wanted, size)) is None and first is not None:
+        while (pictures := self._scan(first, wanted, render)) is None and first is not None:
             position = bisect.bisect_left(self._index.keyframes, first) - back
             first = self._index.keyframes[position] if position >= 0 else None
             back *= 2
         return pictures
 
-    def _scan(self, first: int | None, wanted: list[int], size: int) -> dict[int, tuple[int, Tensor]] | None:
+    def _scan(self, first: int | None, wanted: list[int], render: Render[T]) -> dict[int, tuple[int, T]] | None:
         """Decode on from a keyframe until each slot has its nearest picture; None if it may be further back."""
-        pictures: dict[int, tuple[int, Tensor]] = {}
+        pictures: dict[int, tuple[int, T]] = {}
         pending = list(wanted)
-        before: _Picture | None = None
+        before: _Picture[T] | None = None
         for decoded in self.pictures(first):
-            after = _Picture(*decoded)
+            after = _Picture(*decoded, render)
             if before is not None and after.slot <= before.slot:
                 continue  # out of order: no player shows it
             if before is None and first is not None and pending[0] < after.slot:
                 return None
             while pending and pending[0] <= after.slot:
                 slot = pending.pop(0)
-                pictures[slot] = self._nearer(slot, before, after).stand_in(size)
+                pictures[slot] = self._nearer(slot, before, after).rendered
             if not pending:
                 return pictures
             before = after
         if before is None:
             return None
-        return pictures | dict.fromkeys(pending, before.stand_in(size))
+        return pictures | dict.fromkeys(pending, before.rendered)
 
-    def _nearer(self, slot: int, before: _Picture | None, after: _Picture) -> _Picture:
+    def _nearer(self, slot: int, before: _Picture[T] | None, after: _Picture[T]) -> _Picture[T]:
         if before is None or self._index.is_nearer(slot, after.slot, before.slot):
             return after
         return before
@@ -303,15 +320,14 @@ class _Opened:
         self.display = Display(self.stream, augment)
 
 
-class _Picture:
-    """A decoded picture, brought to display form once it is asked for."""
+class _Picture(Generic[T]):
+    """A decoded picture, rendered once it is asked for."""
 
-    def __init__(self, slot: int, frame: av.VideoFrame, display: Display) -> None:
-        self.slot, self._frame, self._display = slot, frame, display
-        self._square: Tensor | None = None
+    def __init__(self, slot: int, frame: av.VideoFrame, display: Display, render: Render[T]) -> None:
+        self.slot = slot
+        self._render = partial(render, display, frame)
 
-    def stand_in(self, size: int) -> tuple[int, Tensor]:
-        """Its slot, and the picture (3, S, S)."""
-        if self._square is None:
-            self._square = self._display.square(self._frame, size)
-        return self.slot, self._square
+    @cached_property
+    def rendered(self) -> tuple[int, T]:
+        """Its slot, and the picture."""
+        return self.slot, self._render()

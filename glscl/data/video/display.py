@@ -17,10 +17,10 @@ import av
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from av.sidedata.sidedata import Type
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from torch import Tensor
-from torchvision.transforms.v2 import functional as transforms
 
 from glscl.data.video.budget import check_size
 
@@ -144,16 +144,19 @@ def resize(picture: Tensor, short_side: int, form: Form) -> Tensor:
     """Resize an upright picture to its shape on display (bicubic, antialiased): (3, H, W) to (3, H', W')."""
     width, height = form.displayed(short_side)
     if picture.shape[-2:] != (height, width):
-        picture = transforms.resize(
-            picture, [height, width], interpolation=transforms.InterpolationMode.BICUBIC, antialias=True
-        )
+        pictures = picture.permute(1, 2, 0)[None].permute(0, 3, 1, 2)  # what lies by channels or by rows stays so
+        picture = F.interpolate(pictures, (height, width), mode="bicubic", align_corners=False, antialias=True)[0]
     return picture
 
 
 def crop_centre(picture: Tensor, height: int, width: int | None = None) -> Tensor:
     """Crop the centre, or fill up with black around it: (3, H, W) to (3, ``height``, ``width`` or ``height``)."""
-    cropped: Tensor = transforms.center_crop(picture, [height, width or height])
-    return cropped.contiguous()
+    width = width or height
+    down, across = height - picture.shape[-2], width - picture.shape[-1]
+    if down > 0 or across > 0:
+        picture = F.pad(picture, [max(0, n) for n in (across // 2, (across + 1) // 2, down // 2, (down + 1) // 2)])
+    top, left = round((picture.shape[-2] - height) / 2), round((picture.shape[-1] - width) / 2)
+    return picture[:, top : top + height, left : left + width]
 
 
 BT601 = {"dst_colorspace": Colorspace.ITU601, "dst_color_range": ColorRange.MPEG}

@@ -12,6 +12,7 @@ import av
 from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
+from glscl.data.limits import GOP
 from glscl.data.video import limits
 from glscl.data.video.budget import Budget, VideoError, decoding
 from glscl.data.video.decode import PictureReader
@@ -27,23 +28,19 @@ _TICKS = 90000  # of a copy's clock, per second: whole numbers for the usual rat
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """A re-encoded video.
+    """A re-encoded video."""
 
-    Attributes:
-        data: mp4 file.
-        pictures: pictures that the original has.
-        replaced: how many of them do not decode, so that the nearest stands for each.
-    """
-
-    data: bytes
-    pictures: int
-    replaced: int
+    data: bytes  # mp4 file
+    pictures: int  # pictures that the original has
+    replaced: int  # how many of them do not decode, so that the nearest stands for each
 
 
-def make_copy(data: bytes, short_side: int, rate: float, max_seconds: float = limits.MAX_ENCODE_S) -> Copy:
+def make_copy(
+    data: bytes, short_side: int, rate: float, max_seconds: float = limits.MAX_ENCODE_S, gop: int = GOP
+) -> Copy:
     """Re-encode a video once so that training decodes it quickly.
 
-    The copy has ``short_side`` pixels on its short side, at most ``rate`` frames a second, a keyframe every twelve
+    The copy has ``short_side`` pixels on its short side, at most ``rate`` frames a second, a keyframe every ``gop``
     frames and no sound. It is in display form (BT.601, limited range, upright, square pixels, the shape of the first
     picture), and shows each picture at the second at which the original shows it.
 
@@ -52,16 +49,17 @@ def make_copy(data: bytes, short_side: int, rate: float, max_seconds: float = li
         short_side: pixels.
         rate: frames a second.
         max_seconds: CPU seconds that it may take.
+        gop: frames from one keyframe to the next; 1 makes every frame one.
 
     Raises:
         VideoError: no picture of the video decodes, or it costs too much.
     """
     target = io.BytesIO()
     budget = Budget(max_seconds)
-    with decoding(data), open_video(data, budget) as source:
+    with decoding(), open_video(data, budget) as source:
         index = read_index(source, budget)
         with PictureReader(data, source, index, budget) as reader, av.open(target, "w", format="mp4") as out:
-            writer = _Writer(out, rate, index.duration)
+            writer = _Writer(out, rate, index.duration, gop)
             before = -1
             replaced = 0
             for slot, frame, display in reader.in_order():
@@ -76,16 +74,11 @@ def make_copy(data: bytes, short_side: int, rate: float, max_seconds: float = li
     return Copy(target.getvalue(), len(index.times), replaced + len(index.times) - 1 - before)
 
 
-def reencode(data: bytes, short_side: int, rate: float, max_seconds: float = limits.MAX_ENCODE_S) -> bytes:
-    """Return the file of `make_copy`."""
-    return make_copy(data, short_side, rate, max_seconds).data
-
-
 class _Writer:
     """Encodes pictures in RGB as an mp4 of at most ``rate`` frames a second that ends after ``duration`` seconds."""
 
-    def __init__(self, out: OutputContainer, rate: float, duration: float) -> None:
-        self._out, self._rate, self._duration = out, rate, duration
+    def __init__(self, out: OutputContainer, rate: float, duration: float, gop: int) -> None:
+        self._out, self._rate, self._duration, self._gop = out, rate, duration, gop
         self._encoder: av.VideoStream | None = None
         self._converter = VideoReformatter()
         self._last, self._due = -math.inf, 0.0
@@ -99,7 +92,7 @@ class _Writer:
         self._last, self._due = seconds, max(self._due + 1 / self._rate, seconds)
         if self._encoder is None:
             height, width = (max(2, side // 2 * 2) for side in picture.shape[1:])
-            self._encoder = _encoder(self._out, width, height, self._rate)
+            self._encoder = _encoder(self._out, width, height, self._rate, self._gop)
         placed = crop_centre(picture, self._encoder.height, self._encoder.width)
         rgb = av.VideoFrame.from_ndarray(placed.permute(1, 2, 0).contiguous().numpy(), format="rgb24")
         frame = self._converter.reformat(rgb, format="yuv420p", interpolation="BICUBIC", threads=1, **BT601)
@@ -117,13 +110,13 @@ class _Writer:
             self._out.mux(packet)
 
 
-def _encoder(out: OutputContainer, width: int, height: int, rate: float) -> av.VideoStream:
+def _encoder(out: OutputContainer, width: int, height: int, rate: float, gop: int) -> av.VideoStream:
     encoder = out.add_stream("libx264", rate=Fraction(rate).limit_denominator(1000))
     encoder.width, encoder.height, encoder.pix_fmt = width, height, "yuv420p"
     # Without the macroblock tree, whose result for widths like 84 depends on what the process encoded before.
     encoder.options = {"crf": "20", "preset": "veryfast", "threads": "1", "mbtree": "0"}
     context = encoder.codec_context
-    context.gop_size = 12
+    context.gop_size = gop
     context.max_b_frames = 0  # packets in order of time, so that the last one says when the copy ends
     context.time_base = Fraction(1, _TICKS)
     context.colorspace = context.color_primaries = context.color_trc = 6  # SMPTE 170M, in each of FFmpeg's lists

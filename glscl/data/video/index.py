@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -18,7 +18,6 @@ import av
 
 from glscl.data.video import limits
 from glscl.data.video.budget import Budget, VideoError, check_area
-from glscl.data.video.sampling import FrameSampling
 from glscl.data.video.source import numbered_packets, video_stream
 
 if TYPE_CHECKING:
@@ -33,29 +32,17 @@ _MAX_BACK_S = Fraction(1, 10)
 
 @dataclass(frozen=True)
 class Index:
-    """The slots of a video: each is the time from which one packet's picture is shown.
+    """The slots of a video: each is the time from which one packet's picture is shown."""
 
-    Attributes:
-        times: start of each slot in ticks after second 0, ascending.
-        packets: number of the packet of each slot, in the order of the file.
-        keyframes: slots that decoding can begin at, ascending.
-        pts: timestamp that the file gives the packet of each slot.
-        time_base: seconds of a tick.
-        duration: seconds from second 0 to the end of the last picture.
-        seekable: timestamps are unique, so that the container can find a packet by its timestamp.
-        restarts: packets at which a segment of a joined stream begins between two keyframes.
-        in_output_order: the file does not say when pictures are shown; the decoder's order of output does.
-    """
-
-    times: list[int]
-    packets: list[int]
-    keyframes: list[int]
-    pts: list[int]
-    time_base: Fraction
-    duration: float
-    seekable: bool
-    in_output_order: bool
-    restarts: frozenset[int] = frozenset()
+    times: list[int]  # start of each slot in ticks after second 0, ascending
+    packets: list[int]  # number of the packet of each slot, in the order of the file
+    keyframes: list[int]  # slots that decoding can begin at, ascending
+    pts: list[int]  # timestamp that the file gives the packet of each slot
+    time_base: Fraction  # seconds of a tick
+    duration: float  # seconds from second 0 to the end of the last picture
+    seekable: bool  # timestamps are unique, so that the container can find a packet by its timestamp
+    in_output_order: bool  # the file does not say when pictures are shown; the decoder's order of output does
+    restarts: frozenset[int] = frozenset()  # packets at which a segment of a joined stream begins between two keyframes
 
     @cached_property
     def slot_of(self) -> dict[int, int]:
@@ -71,13 +58,14 @@ class Index:
         """Start of a slot."""
         return self.times[slot] * self.time_base.numerator / self.time_base.denominator
 
-    def select(self, sampling: FrameSampling, start: float | None, end: float | None) -> list[int]:
-        """Return the slots that are shown at the sampled times."""
+    def window(self, start: float | None, end: float | None) -> tuple[float, float]:
+        """Return the first and the last second that are sampled."""
         first = min(max(start or 0.0, 0.0), self.duration)
         last = min(end if end is not None else self.duration, self.duration)
-        if last - first < 1e-3:  # annotations beyond the file's end: take the whole file
-            first, last = 0.0, self.duration
-        times = [first + time for time in sampling.times(last - first)]
+        return (first, last) if last - first >= 1e-3 else (0.0, self.duration)  # beyond the file's end: the whole file
+
+    def select(self, times: Iterable[float]) -> list[int]:
+        """Return the slots that are shown at these seconds."""
         slots = range(len(self.times))
         return [max(0, bisect.bisect_right(slots, time + 1e-9, key=self.seconds) - 1) for time in times]
 

@@ -14,6 +14,8 @@ MAX_PHANTOMS = 100_000
 """Most frames that an index may list beyond twice those in the file (cut short): each seek walks the index."""
 MAX_PIXELS_PER_SECOND = 2_000_000_000
 """Times the seconds allowed: most pixels decoded of a video, more than one core of any machine gets through."""
+MAX_SCANS = 100
+"""Most passes over a JPEG picture: each costs the whole picture's time in a few bytes."""
 MAX_STREAMS = 64
 """Most pictures, sounds and subtitles side by side in a file."""
 MAX_MEMORY = 4 << 30

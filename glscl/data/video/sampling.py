@@ -16,25 +16,18 @@ Decoder = Literal["pyav", "torchcodec"]
 
 @dataclass(frozen=True, slots=True)
 class FrameSampling:
-    """How many frames of which size are taken from a video.
+    """How many frames of which size are taken from a video."""
 
-    Attributes:
-        max_frames: frames at most (F).
-        rate: frames a second at most; a shorter video gives fewer than ``max_frames``.
-        size: side of the square picture in pixels, after resizing the short side and cropping the centre.
-        decoder: which library decodes.
-        max_seconds: CPU seconds that one video may take.
-        augment: applied to every upright picture, uint8 (3, H, W), before it is resized; training only.
-    """
-
-    max_frames: int
-    rate: float
-    size: int
-    decoder: Decoder = "pyav"
-    max_seconds: float = limits.MAX_DECODE_S
+    max_frames: int  # frames at most (F)
+    rate: float  # frames a second at most; a shorter video gives fewer than ``max_frames``
+    size: int  # side of the square picture in pixels, after resizing the short side and cropping the centre
+    decoder: Decoder = "pyav"  # which library decodes
+    max_seconds: float = limits.MAX_DECODE_S  # CPU seconds that one video may take
     augment: Callable[[Tensor], Tensor] | None = None
+    """Applied to every upright picture, uint8 (3, H, W), before it is resized; training only."""
 
-    def times(self, duration: float) -> list[float]:
-        """Centres of equal segments of ``duration`` seconds: one to ``max_frames`` of them."""
+    def times(self, first: float, last: float) -> list[float]:
+        """Centres of equal segments from one second to another: one to ``max_frames`` of them."""
+        duration = last - first
         count = max(1, min(self.max_frames, math.ceil(duration * self.rate - 1e-6)))
-        return [(index + 0.5) * duration / count for index in range(count)]
+        return [first + (index + 0.5) * duration / count for index in range(count)]

@@ -31,6 +31,10 @@ class _Bytes(io.BytesIO):
 
 def open_video(data: bytes, budget: Budget) -> InputContainer:
     """Open a PyAV container on the bytes: one thread, known containers, no other files, bounded pictures."""
+    if not data:
+        raise VideoError("empty file")
+    if len(data) > limits.MAX_BYTES:
+        raise VideoError(f"more than {limits.MAX_BYTES >> 30} GiB")
     file = _Bytes(data)
     file.budget = budget
     container: InputContainer = av.open(

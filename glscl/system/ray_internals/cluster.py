@@ -4,13 +4,15 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import psutil
 from ray._private import services, state
+from ray._private.node import Node
 from ray._private.utils import read_ray_address
 from ray.experimental import internal_kv
 from ray.util import get_node_ip_address
@@ -40,10 +42,37 @@ def written_address() -> str | None:
 
 
 @contextmanager
-def patient_start() -> Iterator[None]:
-    """Let ``ray.init`` wait in this block for a node that starts slowly."""
-    with replaced(services, "get_node", partial(wait_for_node, services.get_node)):
+def bare_start() -> Iterator[None]:
+    """Let ``ray.init`` start in this block only what a cluster of one command needs, and wait for it if it is slow.
+
+    Nobody looks at its dashboard, nothing grows it, and nobody reads its metrics: the dashboard with its modules, the
+    autoscaler and the agent that measures are left out (the raylet wants an agent: `idle_agent`).
+    """
+    with ExitStack() as stack:
+        for module, name, value in (
+            (services, "get_node", partial(wait_for_node, services.get_node)),
+            (services, "start_api_server", lambda *_, **__: (None, None)),
+            (services, "start_ray_process", partial(start_process, services.start_ray_process)),
+            (Node, "start_monitor", lambda _: None),
+        ):
+            stack.enter_context(replaced(module, name, value))
         yield
+
+
+def start_process(start: Callable[..., Any], command: Sequence[str], *arguments: Any, **options: Any) -> Any:
+    """Start a process of Ray's, the raylet with an agent that does nothing and without processes kept ready."""
+    words = dict(word.partition("=")[::2] for word in command)
+    agent = services.subprocess.list2cmdline(
+        [
+            *(sys.executable, "-IS", str(Path(__file__).with_name("idle_agent.py"))),
+            *(words.get("--session_dir", ""), words.get("--node_id", "")),
+        ]
+    )
+    changed = {"--dashboard_agent_command": agent, "--num_prestart_python_workers": "0"}
+    with_value = [(word, word.partition("=")[0]) for word in command]
+    return start(
+        [f"{name}={changed[name]}" if name in changed else word for word, name in with_value], *arguments, **options
+    )
 
 
 def wait_for_node(get_node: Callable[[str, str], Any], address: str, node: str) -> Any:

@@ -12,8 +12,10 @@ What is different here from what Ray Train does by itself:
    by which the nodes of the cluster know each other.
 6. The detached actor that gives a run's resources back when its driver is killed asks a dashboard at an address that it
    guesses whether the controller lives: where the machine has another cluster, that one's. It then stays for ever, or
-   dies with a traceback beside a sound run. Here it asks the head of its own cluster.
-7. Its controller prints a traceback of every error that a callback raises. Here what a user has to mend has none.
+   dies with a traceback beside a sound run. Here it asks the head of its own cluster, and is not started where the
+   cluster ends with the driver.
+7. Ray starts an actor that hands out its own data sets, of which there are none here.
+8. Its controller prints a traceback of every error that a callback raises. Here what a user has to mend has none.
 """
 
 import asyncio
@@ -21,11 +23,13 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import ray
 from ray._private import state
-from ray.train import ControllerError, FailureConfig, Result
+from ray.train import ControllerError, FailureConfig, Result, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch.config import _TorchBackend
 from ray.train.v2._internal.callbacks import placement_group_callback
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution import failure_handling, scaling_policy
@@ -61,7 +65,28 @@ def lacked_free_resources(error: BaseException) -> bool:
 
 
 class ScalingPolicy(scaling_policy.ElasticScalingPolicy):  # type: ignore[misc]  # Ray's packages are not typed
-    """Ray's elastic scaling policy, whose steps have public names here; a subclass makes the decisions."""
+    """Ray's elastic scaling policy, whose steps have public names here; a subclass makes the decisions.
+
+    Args:
+        scaling_config: Ray's.
+        own_cluster: nothing else runs on the cluster, and no node joins it: nobody is asked for nodes.
+    """
+
+    def __init__(self, scaling_config: ScalingConfig, *, own_cluster: bool = False) -> None:
+        super().__init__(scaling_config)
+        self.own_cluster = own_cluster
+
+    def _send_resource_request(self) -> None:
+        if not self.own_cluster:
+            super()._send_resource_request()
+
+    def _maybe_send_resource_request(self) -> None:
+        if not self.own_cluster:
+            super()._maybe_send_resource_request()
+
+    def _cancel_resource_request(self) -> None:
+        if not self.own_cluster:
+            super()._cancel_resource_request()
 
     def request_nodes(self) -> None:
         """Ask the autoscaler for nodes for the most workers, where that is due."""
@@ -69,6 +94,8 @@ class ScalingPolicy(scaling_policy.ElasticScalingPolicy):  # type: ignore[misc] 
 
     def reserved_nodes(self) -> Mapping[str, Mapping[str, float]]:
         """Resources by node that the coordinator has reserved for this run."""
+        if self.own_cluster:
+            return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
         return self._get_reserved_resources() or {}
 
     def resize(self, workers: int) -> ScalingDecision:
@@ -182,5 +209,8 @@ class PolicyTrainer(TorchTrainer):  # type: ignore[misc]
             return super()._initialize_and_run_controller(**arguments)
 
     def _create_default_callbacks(self) -> list[Any]:
+        needless: tuple[type, ...] = (DatasetsCallback,)
+        if self._scaling_policy.own_cluster:  # its resources end with the driver, whatever ends it
+            needless += (PlacementGroupCleanerCallback,)
         with replaced(data_parallel_trainer, "PlacementGroupCleanerCallback", CleanerCallback):
-            return list(super()._create_default_callbacks())
+            return [one for one in super()._create_default_callbacks() if not isinstance(one, needless)]

@@ -38,15 +38,13 @@ from glscl.system.ray_internals.train import (
     ScalingPolicy,
     lacked_free_resources,
 )
+from glscl.system.session import is_own
 from glscl.training.options import TrainingConfig
 from glscl.training.saving import SECONDS_LEFT
 
-ANSWER_S = 3.0
-"""Seconds in which a node that is there takes a connection."""
-REPEAT_S = 30.0
-"""Seconds between two lines that say what a run waits for."""
-SHARED_WAIT_S = 240.0
-"""Least seconds that a run waits for room which is there and in use."""
+ANSWER_S = 3.0  # in which a node that is there takes a connection
+REPEAT_S = 30.0  # between two lines that say what a run waits for
+SHARED_WAIT_S = 240.0  # least time that a run waits for room which is there and in use
 IN_USE = "the cluster has the room, but something else uses it"
 
 
@@ -73,16 +71,17 @@ def _answers(node: Mapping[str, Any]) -> bool:
 
 
 class ElasticPolicy(ScalingPolicy):
-    """Decides how many workers there are.
+    """Decides how many workers there are; ``world_sizes`` are the numbers that the run can have, rising."""
 
-    Args:
-        scaling_config: Ray's.
-        training: of the run.
-        world_sizes: numbers of workers that the run can have, rising.
-    """
-
-    def __init__(self, scaling_config: ScalingConfig, training: TrainingConfig, world_sizes: tuple[int, ...]) -> None:
-        super().__init__(scaling_config)
+    def __init__(
+        self,
+        scaling_config: ScalingConfig,
+        training: TrainingConfig,
+        world_sizes: tuple[int, ...],
+        *,
+        own_cluster: bool = False,
+    ) -> None:
+        super().__init__(scaling_config, own_cluster=own_cluster)
         self._training = training
         self._world_sizes = world_sizes
         self._waits_since: float | None = None
@@ -206,19 +205,14 @@ def build_trainer(
     timeout_s: int,
     **options: Any,
 ) -> PolicyTrainer:
-    """A trainer with these policies.
+    """A trainer with these policies, in which torch gives a collective up after ``timeout_s``.
 
-    Args:
-        loop: what every worker runs.
-        training: of the run.
-        world_sizes: numbers of workers that the run can have, rising.
-        timeout_s: after which torch gives a collective up.
-        options: of `ray.train.torch.TorchTrainer`.
+    The options are those of `ray.train.torch.TorchTrainer`.
     """
     resources = {"CPU": training.cpus} | ({"GPU": 1.0} if training.on_gpu else {})
     scaling = ScalingConfig(
         num_workers=(world_sizes[0], world_sizes[-1]), use_gpu=training.on_gpu, resources_per_worker=resources
     )
-    scaling_policy = ElasticPolicy(scaling, training, world_sizes)
+    scaling_policy = ElasticPolicy(scaling, training, world_sizes, own_cluster=is_own())
     failure_policy = partial(NodeFailurePolicy, wait_s=training.wait_for_nodes_s)
     return PolicyTrainer(loop, scaling_policy, failure_policy, timeout_s, **options)

@@ -29,15 +29,7 @@ def build_results(
     incomplete: Sequence[Incomplete] = (),
     quarantine: Sequence[Entry] = (),
 ) -> Results:
-    """Put tests, provenance, training history and what is missing together.
-
-    Args:
-        card: of the model.
-        tests: of `evaluate_model`.
-        log: rows of ``metrics.jsonl``.
-        incomplete: sets of which videos are missing.
-        quarantine: the videos of all sets that could not be used.
-    """
+    """Put tests, provenance, training history (from rows of the log) and what is missing together."""
     return Results(
         run=card.run,
         verdict=_verdict(card, tests, incomplete),
