@@ -29,11 +29,13 @@ Logged = int | float | str | None  # a value in a row of the training log
 HistoryRow = dict[str, Logged | dict[str, Logged]]  # ``step``, loss terms by name, ``validation``: metric -> value
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """A part of results; keys that are not known are ignored when they are read."""
+
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
-class Match(_Section):
+class Match(Section):
     """One retrieved video of an example."""
 
     video_id: str
@@ -43,7 +45,7 @@ class Match(_Section):
     """JPEG bytes or a ``data:image/...;base64,`` URI, or several of them: frames in the order of time."""
 
 
-class Example(_Section):
+class Example(Section):
     """A text, the rank of its video, and the best videos for it."""
 
     query: str
@@ -51,14 +53,14 @@ class Example(_Section):
     results: list[Match]
 
 
-class Oracles(_Section):
+class Oracles(Section):
     """R@1 of retrieval by known attribute values: what a shortcut through them would score."""
 
     single: dict[str, float] = {}  # attribute -> R@1
     pair: dict[str, float] = {}  # ``"a+b"`` -> R@1
 
 
-class AttributeAccuracy(_Section):
+class AttributeAccuracy(Section):
     """How often the first video retrieved agrees with the right one in an attribute, and would by chance.
 
     ``ignoring`` is what an oracle scores that knows every attribute but this one (the others narrow the choice).
@@ -69,7 +71,7 @@ class AttributeAccuracy(_Section):
     ignoring: float | None = None
 
 
-class NormalisedColumn(_Section):
+class NormalisedColumn(Section):
     """One normalisation in one direction: secondary to the raw result, because it saw more than the query at hand."""
 
     name: str = ""  # key of the registry of normalisations
@@ -80,7 +82,7 @@ class NormalisedColumn(_Section):
     metrics: Metrics
 
 
-class WithoutLeaked(_Section):
+class WithoutLeaked(Section):
     """The same set scored without the videos of a list."""
 
     list: str  # address of the list
@@ -91,14 +93,14 @@ class WithoutLeaked(_Section):
     video_to_text: Metrics
 
 
-class RankBounds(_Section):
+class RankBounds(Section):
     """Every query's rank with ties broken in its favour, and against it."""
 
     optimistic: IntArray
     pessimistic: IntArray
 
 
-class QueryRanks(_Section):
+class QueryRanks(Section):
     """Every query's ranks in both directions, for paired statistics, and what the queries are."""
 
     text_to_video: RankBounds  # one per caption
@@ -111,7 +113,7 @@ class QueryRanks(_Section):
     captions: list[str]
 
 
-class BadVideo(_Section):
+class BadVideo(Section):
     """A video that could not be used."""
 
     part: str
@@ -124,7 +126,7 @@ class BadVideo(_Section):
     reason: str
 
 
-class Test(_Section):
+class Test(Section):
     """One test set."""
 
     __test__ = False  # not a test case, whatever pytest makes of the name
@@ -179,7 +181,7 @@ class Test(_Section):
         return values
 
 
-class Results(_Section):
+class Results(Section):
     """One run's evaluation in all its test domains."""
 
     run: str

@@ -4,12 +4,10 @@ import functools
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from glscl.data.quarantine import Incomplete
 from glscl.data.shards import open_shard_set
 from glscl.errors import UserError
-from glscl.evaluation.results import Metrics, QueryRanks, Test
+from glscl.evaluation.results import Metrics, QueryRanks, Section, Test
 from glscl.options.differences import differing_keys
 from glscl.runs.options import ZERO_SHOT
 from glscl.system import storage
@@ -49,10 +47,8 @@ class CellTest(Test):
     per_query: QueryRanks
 
 
-class CellResult(BaseModel):
+class CellResult(Section):
     """What a finished cell leaves."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
 
     config: dict[str, Any]  # the run's whole configuration
     tests: list[CellTest]  # without examples

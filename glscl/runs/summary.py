@@ -7,18 +7,12 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import torch
-from pydantic import BaseModel, ConfigDict
 
 from glscl.data.quarantine import Incomplete, describe_incomplete
+from glscl.evaluation.results import Section
 from glscl.runs.options import RunsConfig
 from glscl.system.redaction import redact
 from glscl.training.driver.outputs import git_commit
-
-
-class Section(BaseModel):
-    """A part of results; keys that are not known are ignored when they are read."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
 
 
 class Summary(Section):

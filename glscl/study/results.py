@@ -14,8 +14,8 @@ from pydantic import ConfigDict, Field
 from glscl.data.records import describe_share
 from glscl.evaluation.cost import HeadCost, PaperCount
 from glscl.evaluation.metrics import Direction
-from glscl.evaluation.results import parse
-from glscl.runs.summary import Section, Summary
+from glscl.evaluation.results import Section, parse
+from glscl.runs.summary import Summary
 from glscl.study.options import Group
 
 Relation = Literal["in-domain", "cross-domain", "union", "zero-shot"]
