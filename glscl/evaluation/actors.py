@@ -1,5 +1,7 @@
 """The Ray actors of an evaluation: each holds the model, and embeds and scores its row shard."""
 
+from __future__ import annotations
+
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
@@ -94,7 +96,7 @@ class Evaluators:
         if isinstance(error, ray.exceptions.RayTaskError):
             raise _readable(error) from None
 
-    def share(self, embeddings: Embeddings) -> "Shared":
+    def share(self, embeddings: Embeddings) -> Shared:
         """Lay embeddings down where every actor can read them."""
         import ray
 
@@ -106,11 +108,11 @@ class Evaluators:
         """Embed ``videos`` of a set; one result per actor, in manifest order."""
         return self._each("embed", uri, videos, thumbnails, progress=progress)
 
-    def score(self, embeddings: "Shared", *, progress: Progress | None = None) -> ScoringResult:
+    def score(self, embeddings: Shared, *, progress: Progress | None = None) -> ScoringResult:
         """Rank all texts and videos of a set."""
         return merge(self._each("score", embeddings, progress=progress))
 
-    def similarity(self, texts: "Shared", videos: "Shared", *, progress: Progress | None = None) -> Tensor:
+    def similarity(self, texts: Shared, videos: Shared, *, progress: Progress | None = None) -> Tensor:
         """Similarities (A, N) of all texts of one set with all videos of the same or another set."""
         return torch.cat(self._each("similarity", texts, videos, progress=progress))
 
@@ -129,7 +131,7 @@ class Evaluators:
         return list(ray.get(calls))
 
 
-def _readable(error: "RayTaskError") -> BaseException:
+def _readable(error: RayTaskError) -> BaseException:
     """The error that an actor raised, where users are meant to read it; Ray's has a traceback in its text."""
     cause = error.cause
     return type(cause)(str(cause)) if isinstance(cause, UserError | BrokenRunError) else error

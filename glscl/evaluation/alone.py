@@ -1,5 +1,7 @@
 """An evaluation by one worker on this machine: by the process that asks for it, which has imported all it needs."""
 
+from __future__ import annotations
+
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +43,7 @@ class Alone(Evaluators):
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         torch.set_num_threads(self._threads)
 
-    def share(self, embeddings: Embeddings) -> "Shared":
+    def share(self, embeddings: Embeddings) -> Shared:
         """They are here already."""
         return embeddings
 

@@ -1,5 +1,7 @@
 """Scoring a trained model on several shard sets with Ray actors."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -96,7 +98,7 @@ def _score(
     name: str,
     domain: str,
     config: EvaluationConfig,
-    query_bank: "QueryBank | None",
+    query_bank: QueryBank | None,
 ) -> tuple[ScoringResult, list[NormalisedColumn]]:
     """Rank a test set; with normalisations from its whole similarity matrix, which is then held here."""
     shared = evaluators.share(embeddings)
@@ -130,12 +132,12 @@ def _score_without_leaked(
 class QueryBank:
     """Training videos and captions, embedded once for all test sets."""
 
-    embeddings: "Shared"
+    embeddings: Shared
     texts: int
     videos: int
     domains: tuple[str, ...]
 
-    def similarities(self, evaluators: Evaluators, test_set: "Shared", domain: str) -> dict[Direction, Bank]:
+    def similarities(self, evaluators: Evaluators, test_set: Shared, domain: str) -> dict[Direction, Bank]:
         """Score the bank's queries against the candidates of a test set of ``domain``, in both directions."""
         in_domain, domains = domain in self.domains, " and ".join(self.domains)
         captions = f"{self.texts:,} training captions of {domains}"

@@ -4,6 +4,8 @@ import functools
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import Field
+
 from glscl.data.quarantine import Incomplete
 from glscl.data.shards import open_shard_set
 from glscl.errors import UserError
@@ -54,7 +56,7 @@ class CellResult(Section):
     tests: list[CellTest]  # without examples
     step: int  # of the checkpoint that was tested
     validation: Metrics  # held-out scores of that checkpoint
-    incomplete: list[Incomplete] = []  # sets of which videos are missing; earlier versions did not write this down
+    incomplete: list[Incomplete] = Field(default_factory=list)  # of its sets; earlier versions did not write them down
     seconds: float  # wall-clock of the last attempt
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import torch
+from pydantic import Field
 
 from glscl.data.quarantine import Incomplete, describe_incomplete
 from glscl.evaluation.results import Section
@@ -26,7 +27,7 @@ class Summary(Section):
     command: str
     machine: str
     claims: list[str]  # sentences generated from the intervals, the answer to the main question first
-    incomplete: list[Incomplete] = []  # sets of which videos are missing in some run, at its fewest
+    incomplete: list[Incomplete] = Field(default_factory=list)  # of some run, at its fewest videos
 
 
 def summarise(
