@@ -102,10 +102,7 @@ def _build(name: str, **options: object) -> Any:
 
 
 def _usual_colours(name: str) -> dict[str, object] | None:
-    """Mean and deviation that all published weights of an architecture share; None where they differ or there are none.
-
-    A function of the name alone, so that a saved model is rebuilt with the same.
-    """
+    """Mean and deviation of all published weights of a name (a saved model has the same); None if they differ."""
     tags = open_clip.list_pretrained_tags_by_model(name)
     configs = [open_clip.get_pretrained_cfg(name, tag) for tag in tags]
     known = [{key: config[key] for key in ("mean", "std") if key in config} for config in configs]

@@ -100,7 +100,6 @@ def build_panels(study: StudyConfig, finished: Finished) -> dict[str, Panel]:
 
 
 def _collect(finished: Finished) -> dict[str, Panel]:
-    """Sort the cells' results by test set."""
     panels: dict[str, Panel] = {}
     for cell, result in sorted(finished, key=lambda item: item[0].seed):
         for test in result.tests:

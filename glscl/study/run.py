@@ -39,10 +39,7 @@ COSTS = "costs.json"
 
 
 def run_study(study: StudyConfig, owner: Owner) -> str:
-    """Do what is not finished, and write the report; returns the verdict. ``status.json`` follows what happens.
-
-    Ray must be running. Raises `UserError`: bad input, or cells that failed.
-    """
+    """Do what is not finished, and report; Ray is running. Returns the verdict. Raises `UserError`: bad input."""
     write_status(study.directory, state="running", verdict="")
     with status_on_failure(owner.fence):
         cells = prepare(study)
@@ -54,7 +51,7 @@ def run_study(study: StudyConfig, owner: Owner) -> str:
 
 
 def prepare(study: StudyConfig) -> list[Cell]:
-    """Make toy sets and towers, and check what can be before the first cell. Raises `UserError`: what, where, knob."""
+    """Make toy sets and towers; check what can be before the first cell. Raises `UserError`: what is wrong, where."""
     begun = storage.exists(storage.join(study.directory, CONFIG))
     sets = locate_sets(study, make=True)
     if not begun:

@@ -99,7 +99,7 @@ def build_condition(study: StudyResults, name: str) -> Condition:
         transfers=_list_transfers(study, results),
         costs=[cost for cost in study.costs if cost.condition == name],
         hubness=hubness,
-        hub_axis=row_axis(value for _, relations in hubness for values in relations.values() for value in values),
+        hub_axis=_build_hub_axis(hubness),
         normalised={direction: table for direction, table in tables.items() if table is not None},
         ties=_list_ties(results),
         results=results,
@@ -169,6 +169,10 @@ def _build_hub_rows(study: StudyResults, results: Sequence[Result]) -> list[HubR
         if by_relation:
             rows.append((variant, by_relation))
     return rows
+
+
+def _build_hub_axis(rows: Sequence[HubRow]) -> Axis:
+    return row_axis(value for _, by_relation in rows for values in by_relation.values() for value in values)
 
 
 def _list_ties(results: Sequence[Result]) -> list[tuple[Result, Direction]]:

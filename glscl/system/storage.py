@@ -146,10 +146,7 @@ def write_json(uri: str, value: object) -> None:
 
 
 def check_writable(folder: str, knob: str) -> None:
-    """Write a small file into a folder, made if it does not exist, and remove it; ``knob`` is the folder's option.
-
-    Where nothing may be deleted, the file stays and a line says so.
-    """
+    """Write and remove a file in a folder, made if missing; a line says so where nothing may be deleted."""
     probe = join(folder, f".glscl-{uuid.uuid4().hex}")
     try:
         write_bytes(probe, b"")

@@ -148,10 +148,7 @@ class Annotations:
         return ReadResult(list(records), list(self.sources), list(notes))
 
     def listed(self, records: Mapping[str, Record], name: str, ids: Iterable[str], *, whole: bool) -> ReadResult:
-        """The records in the order of a protocol's list of ids, which the file ``name`` holds.
-
-        Ids without a record and, if the list is meant to name the ``whole``, records without an id make a note.
-        """
+        """The records in the order of ``ids``, of the file ``name``; notes say what one, or a ``whole`` list, lacks."""
         wanted = dict.fromkeys(ids)
         notes = []
         if bare := [video_id for video_id in wanted if video_id not in records]:

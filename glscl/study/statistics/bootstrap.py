@@ -150,14 +150,11 @@ def mean_difference(cells: Cells) -> Interval:
     """Mean over several cells of ``first - second``: what a comparison says over all transfers, not over one.
 
     Queries of one test set are resampled together in all its cells; those of different sets independently, stratum by
-    stratum. The cells of one training share its seeds, those of different trainings do not.
+    stratum. The cells of one training share its seeds, those of different trainings do not. Each of ``cells`` has the
+    name of the training and two models' values on a test set after it, of one bootstrap.
 
-    Args:
-        cells: name of the training, and the two models' values on a test set after it. Each pair belongs to one
-            bootstrap; different bootstraps must have different seeds and equally many resamples.
-
-    Raises:
-        ValueError: no cells, a pair of different bootstraps, or bootstraps that are not independent.
+    Raises `ValueError`: no cells, a pair of different bootstraps, or bootstraps that are not independent: different
+    ones must have different seeds and equally many resamples.
     """
     owners = _check_cells(cells)
     weight = 1 / len(cells)
