@@ -13,14 +13,11 @@ from glscl.errors import UserError
 
 State = Literal["ok", "warn", "fail"]
 GIB = 1 << 30
-FULL = 0.95
-"""Share of a disk in use from which Ray gives a node no more objects to hold (its ``local_fs_capacity_threshold``)."""
+FULL = 0.95  # share of a disk in use from which Ray gives a node no more objects (``local_fs_capacity_threshold``)
 LITTLE_DISK = 20 * GIB
-SMALLEST_SHM = 256 << 20
-"""Docker gives a container 64 MiB unless told otherwise; the first decoded batches end such a loader worker."""
+SMALLEST_SHM = 256 << 20  # Docker gives 64 MiB unless told otherwise: the first decoded batches end a loader worker
 LITTLE_SHM = 4 * GIB
-SKEW_WARN_S, SKEW_FAIL_S = 2.0, 300.0
-"""S3 refuses requests whose clock is a quarter of an hour off; two nodes may be off in opposite directions."""
+SKEW_WARN_S, SKEW_FAIL_S = 2.0, 300.0  # S3 refuses a quarter of an hour; two nodes may be off in opposite directions
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,10 +165,7 @@ def check_storage_of_nodes(uri: str, answers: Mapping[str, StorageProblem | Exce
 
 
 def check_shards(uris: Sequence[str], workers: int, loader_workers: int, most: int | None = None) -> Check:
-    """There is a tar for every process that will read.
-
-    Of a range of ``workers``, that is the fewest; a run does not grow to a number, up to ``most``, with too few tars.
-    """
+    """There is a tar for each reading process of the fewest ``workers``; above, a run up to ``most`` does not grow."""
     shards, loaders = sum(len(open_shard_set(uri).manifest.shards) for uri in uris), max(1, loader_workers)
     knob = "lower data.loader_workers or training.num_workers, or build with a smaller --samples-per-shard"
     needs: tuple[tuple[int, State], ...] = ((workers, "fail"), (most or workers, "warn"))

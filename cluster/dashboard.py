@@ -1,7 +1,5 @@
 """A cluster's dashboard: its address, its token, and the client that submits jobs through it."""
 
-from __future__ import annotations
-
 import os
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -47,7 +45,7 @@ def demands_token(url: str) -> bool:
     return status in (401, 403)
 
 
-def connect(url: str) -> JobSubmissionClient:
+def connect(url: str) -> "JobSubmissionClient":
     """A client that the dashboard has accepted. Raises `UserError`: unreachable, token, or no Ray dashboard."""
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient

@@ -21,8 +21,7 @@ from glscl.system.nodes import check_resources
 from glscl.system.session import ray_session
 from glscl.training.options import Workers, fewest_and_most
 
-STORAGE_S = 30.0
-"""Seconds after which storage counts as unreachable."""
+STORAGE_S = 30.0  # seconds after which storage counts as unreachable
 
 
 class Doctor(Options):

@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PACKAGES = ("ray", "torch", "deepspeed")
-ANSWER_S = 90.0
-"""Seconds that a node is given to start a process and answer."""
+ANSWER_S = 90.0  # seconds that a node is given to start a process and answer
 RING_S = 60.0
 
 

@@ -32,10 +32,7 @@ class StorageProblem:
 
 
 def storage_problem(uri: str, others: str | None = None) -> StorageProblem | None:
-    """List, write, read and delete a small file in a folder or prefix; returns what is wrong, or None.
-
-    ``others`` is a file that somebody else wrote there, which must be visible.
-    """
+    """What keeps a file from being listed, written, read or deleted, or ``others``, somebody's, from being seen."""
     probe, content = f".glscl-{uuid.uuid4().hex}", uuid.uuid4().bytes
     where, step = storage.join(uri, probe), "list"
     try:

@@ -28,10 +28,8 @@ if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
 VERDICT = re.compile(r"glscl: (?P<word>OK|FAILED) (?P<text>.*)")
-LOST_S = 60.0
-"""Seconds without the dashboard after which following ends (the job does not)."""
-STOP_S = 180.0
-"""Seconds after which a job that is stopped should have ended; it has ``--grace-s`` of `submit` to save."""
+LOST_S = 60.0  # seconds without the dashboard after which following ends (the job does not)
+STOP_S = 180.0  # seconds after which a job that is stopped should have ended; it has ``--grace-s`` of `submit` to save
 MESSAGE_LENGTH = 300
 
 
@@ -102,9 +100,8 @@ def _check_words(words: Sequence[str]) -> None:
 def submit(words: Sequence[str], options: Submit) -> Ending:
     """Run ``glscl WORDS`` as a job.
 
-    Raises:
-        UserError: unreachable, token, a folder that cannot be sent, an id that was used before, or WORDS with a secret
-            or an address that cannot be resolved.
+    Raises `UserError`: unreachable, token, a folder that cannot be sent, an id that was used before, or WORDS with a
+    secret or an address that cannot be resolved.
     """
     _check_words(words)
     if options.working_dir and not os.path.isdir(options.working_dir):

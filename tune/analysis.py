@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
-from glscl.runs.cell import find_incomplete, read_cell_file
+from glscl.data.quarantine import merge_incomplete
+from glscl.runs.cell import read_cell_file
 from glscl.runs.summary import summarise
 from glscl.training.config import RunConfig
 from tune.objective import Setup, build_run_on_all, run_directories, training_folds, trials_folder
@@ -48,7 +49,7 @@ def analyse(setup: Setup, trials: Sequence[Trial], confirmation: SeedScores | No
     claims = _write_claims(best, compared, budget, trade_offs)
     score = f" best={best.score():.2f}" if best else ""
     finished = [run for trial in trials if trial.state == "finished" for run in run_directories(sweep, trial.name)]
-    missing = find_incomplete(cell for run in finished if (cell := read_cell_file(run)))
+    missing = merge_incomplete(cell.incomplete for run in finished if (cell := read_cell_file(run)))
     progress = f"trials={len(ended)}/{sweep.trials}{score}"
     summary = summarise(sweep, progress, claims, missing, use_gpu=default.training.use_gpu is not False)
     return SweepResults(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from glscl.evaluation.results import parse
-from glscl.runs.summary import Section, Summary
+from glscl.evaluation.results import Section, parse
+from glscl.runs.summary import Summary
 from tune.space import Value
 from tune.trials import Trial
 

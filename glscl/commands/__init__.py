@@ -58,9 +58,7 @@ def format_usage() -> str:
 def find_command(words: Sequence[str]) -> tuple[Command, Sequence[str]]:
     """The command that a command line begins with, and the words after it.
 
-    Raises:
-        UserError: there is none of that name.
-        SystemExit: the usage was asked for, and has been printed.
+    Raises `UserError`: there is none of that name; `SystemExit`: the usage was asked for, and has been printed.
     """
     known = list_commands()
     for length in (2, 1):

@@ -1,7 +1,5 @@
 """What commands that train share: a run from its first worker to its report, and the options of many runs."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, ClassVar
@@ -18,7 +16,7 @@ if TYPE_CHECKING:
     from glscl.training.driver.preflight import Preflight
 
 
-def train_and_report(config: RunConfig, ready: Preflight) -> str:
+def train_and_report(config: "RunConfig", ready: "Preflight") -> str:
     """Train, test, report; ``status.json`` follows what happens. Returns the verdict."""
     from glscl.evaluation.console import print_results
     from glscl.training.driver.launch import train
@@ -64,7 +62,7 @@ class ManyRuns(Options):
 
 
 @contextmanager
-def open_session(runs: RunsConfig) -> Iterator[Owner]:
+def open_session(runs: "RunsConfig") -> "Iterator[Owner]":
     """Check the shard sets and the storage, own the directory, and have Ray running in this block."""
     from glscl.runs.sets import check_given_sets
 

@@ -3,8 +3,6 @@
 A process that hangs in a decoder or a storage client cannot say where. The training process reads what it wrote before.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import time

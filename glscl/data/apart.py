@@ -6,8 +6,6 @@ read. Sets built before manifests listed ids are read through if they are local 
 otherwise. Every error names both sets, the videos and the remedy.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -21,8 +19,7 @@ from glscl.errors import UserError
 from glscl.system import storage
 
 SHOWN = 3  # most shared ids that an error names
-MOST_READ = 20_000
-"""Most videos of a local set whose tars are read for ids that its manifest does not list: some seconds."""
+MOST_READ = 20_000  # most videos of a local set whose tars are read for ids that its manifest lacks: some seconds
 
 ADVICE = "choose on a held-out part of the training split (`glscl shards build --hold-out` makes one)"
 
@@ -35,7 +32,7 @@ class NamedSet:
     shard_set: ShardSet
 
     @classmethod
-    def open(cls, key: str, uri: str) -> NamedSet:
+    def open(cls, key: str, uri: str) -> "NamedSet":
         """Open the shard set that ``key`` names; errors are those of `open_shard_set`."""
         return cls(key, open_shard_set(uri))
 
@@ -49,11 +46,9 @@ class NamedSet:
 
 
 def check_held_out(held_out: Sequence[NamedSet], trained: Sequence[NamedSet], tested: Sequence[NamedSet]) -> list[str]:
-    """Check that sets to choose on are neither tested nor trained on; returns a note per pair that cannot be compared.
+    """Check that sets to choose on are neither tested nor trained on; returns notes on those that cannot be compared.
 
-    Raises:
-        UserError: a set to choose on is a test split by its name, is one of the test or training sets, has the name of
-            a test set, or shares videos with one.
+    Raises `UserError`: a set is a test split by its name, one of the others, has a test set's name, or shares videos.
     """
     for chosen in held_out:
         name = split_name(chosen.manifest)
@@ -109,11 +104,7 @@ def split_name(manifest: Manifest) -> str:
 
 
 def distinct_names(shard_sets: Sequence[ShardSet]) -> list[str]:
-    """Name each set, in their order, all differently.
-
-    A name is the shortest of these that tells all sets apart: ``msrvtt/test``; with the set's folder, ``msrvtt/test
-    (test_1k_a)``; with its whole address; with its number in the list.
-    """
+    """Name each set differently, by the shortest that does: domain/split; with its folder; its address; a number."""
     names = [split_name(item.manifest) for item in shard_sets]
     addresses = [item.uri for item in shard_sets]
     folders = [uri.rstrip("/").rpartition("/")[2] for uri in addresses]

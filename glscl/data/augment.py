@@ -54,10 +54,7 @@ class ClipAugmentation:
         _operations(check_augmentation(self.text))  # here, so that processes forked later have them
 
     def of(self, epoch: int, pair: str) -> Callable[[Tensor], Tensor]:
-        """Return the augmentation of a pair's pictures in an epoch: uint8 (3, H, W) to (3, H, W).
-
-        It depends on seed, epoch and the pair's name alone. The process's random generators are neither read nor moved.
-        """
+        """The augmentation of a pair's pictures, uint8 (3, H, W), in an epoch; it leaves global generators alone."""
         import numpy as np
         import torch
         from PIL import Image

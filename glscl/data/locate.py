@@ -1,7 +1,5 @@
 """Find the video file of each id, though names in annotations and on disk differ in extension, folder and accents."""
 
-from __future__ import annotations
-
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator

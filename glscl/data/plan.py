@@ -10,8 +10,6 @@ same number of batches; the fewer-than-B pairs at the end of the line wait for t
 shard that a cut goes through is read by two streams.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -41,16 +39,12 @@ class Slot:
 
 
 class StreamPlan:
-    """Which pair stands where, for every step, stream and place.
+    """Which pair stands where, for every step, stream and place; one of ``manifests`` per training domain.
 
-    Args:
-        manifests: one per training domain.
-        weights: share of every global batch per domain; empty means in proportion to the domains' pairs.
-        global_batch: pairs per step over all ranks (B), a multiple of ``virtual_streams`` (V).
-        captions: ``all`` makes every caption a pair of the epoch; ``one`` draws one caption per video and epoch.
-
-    Raises:
-        UserError: B is no multiple of V, a domain is too small for one step, or its weight is below 1/V.
+    ``weights`` are the shares of every global batch per domain, empty in proportion to the domains' pairs;
+    ``global_batch`` is pairs per step over all ranks (B), a multiple of ``virtual_streams`` (V). With ``captions``
+    ``all`` every caption is a pair of the epoch; ``one`` draws one per video and epoch. Raises `UserError`: B is no
+    multiple of V, a domain is too small for one step, or its weight is below 1/V.
     """
 
     def __init__(

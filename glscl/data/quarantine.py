@@ -1,11 +1,11 @@
 """Lists of videos with faults: those that cannot be used, bounded set by set, and those of which some pictures fail."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ConfigDict
 
 from glscl.data.records import describe_share, list_some
 from glscl.data.shards import Sample, ShardSet
@@ -33,15 +33,17 @@ Entry = dict[str, str]
 ``key``, ``video_id`` and ``frames`` (``3 of 12``)."""
 
 
-class IncompleteSet(TypedDict):
-    """A set of which videos are missing, as results list it (`glscl.evaluation.results.Incomplete`)."""
+class Incomplete(BaseModel):
+    """A set of which videos are missing, as results list it."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
     part: Part
     domain: str
     split: str
-    shards: str
-    videos: int
-    of: int
+    shards: str = ""  # address of the set
+    videos: int  # that were used
+    of: int  # those left out when the shards were built included
     reasons: str
 
 
@@ -68,11 +70,9 @@ def quarantine_entry(shard_set: ShardSet, shard: int, sample: Sample, reason: st
 class Quarantine:
     """The videos of a run's sets that cannot be used, each once per use of a set (to train, validate, test ...).
 
-    Args:
-        folder: where `FILE` is written as soon as the list grows, which is also printed; None only holds the list.
-        limit: share of a set's videos that may be unusable, which the option ``knob`` holds.
-        entries: known from an earlier start of the run.
-        fence: of the command that owns the folder, checked before the file is written.
+    `FILE` in ``folder`` is written as soon as the list grows, which is also printed; without, the list is only held.
+    The option ``knob`` holds ``limit``, the share of a set that may be unusable. ``entries`` are known from an earlier
+    start; the ``fence`` of the command that owns the folder is checked before the file is written.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ def add_missing_sets(entries: Iterable[Entry], shard_sets: Sequence[ShardSet]) -
     return [entry if "set" in entry else missing[entry["domain"]] | entry for entry in entries]
 
 
-def find_incomplete(part: Part, shard_set: ShardSet, bad: Iterable[Entry]) -> IncompleteSet | None:
+def find_incomplete(part: Part, shard_set: ShardSet, bad: Iterable[Entry]) -> Incomplete | None:
     """Describe a set of which videos are missing: ``bad`` ones, or left out when it was built; None if none is."""
     manifest = shard_set.manifest
     reasons = Counter(entry["reason"] for entry in bad)
@@ -161,32 +161,31 @@ def find_incomplete(part: Part, shard_set: ShardSet, bad: Iterable[Entry]) -> In
     reasons.update(manifest.rejected.values())
     if not reasons:
         return None
-    return {
-        "part": part,
-        "domain": manifest.domain,
-        "split": manifest.split,
-        "shards": shard_set.uri,
-        "videos": used,
-        "of": manifest.videos + len(manifest.rejected),
-        "reasons": ", ".join(f"{count} x {reason}" for reason, count in reasons.most_common(5)),
-    }
+    return Incomplete(
+        part=part,
+        domain=manifest.domain,
+        split=manifest.split,
+        shards=shard_set.uri,
+        videos=used,
+        of=manifest.videos + len(manifest.rejected),
+        reasons=", ".join(f"{count} x {reason}" for reason, count in reasons.most_common(5)),
+    )
 
 
-def merge_incomplete(runs: Iterable[Iterable[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+def merge_incomplete(runs: Iterable[Iterable[Incomplete]]) -> list[Incomplete]:
     """List the incomplete sets of several runs, each once, where it has the fewest videos; test sets come first."""
-    fewest: dict[tuple[str, str], dict[str, Any]] = {}
+    fewest: dict[tuple[str, str], Incomplete] = {}
     for entry in (entry for sets in runs for entry in sets):
-        place = (entry["part"], entry["shards"])
-        if place not in fewest or entry["videos"] < fewest[place]["videos"]:
-            fewest[place] = dict(entry)
-    return sorted(fewest.values(), key=lambda entry: (entry["part"] != "test", entry["part"] != "validation"))
+        place = (entry.part, entry.shards)
+        if place not in fewest or entry.videos < fewest[place].videos:
+            fewest[place] = entry
+    return sorted(fewest.values(), key=lambda entry: (entry.part != "test", entry.part != "validation"))
 
 
-def describe_incomplete(sets: Iterable[Mapping[str, Any]]) -> str:
+def describe_incomplete(sets: Iterable[Incomplete]) -> str:
     """Write ``held-out set toy/dev 16 of 19 videos, ...``."""
     return ", ".join(
-        f"{WORDS[one['part']]} {one['domain']}/{one['split']} {describe_share(one['videos'], one['of'])} videos"
-        for one in sets
+        f"{WORDS[one.part]} {one.domain}/{one.split} {describe_share(one.videos, one.of)} videos" for one in sets
     )
 
 
@@ -199,7 +198,7 @@ def _list(entries: Sequence[Entry], most: int) -> str:
     return list_some(names, most, between="; ")
 
 
-def repair_entry(domain: str, shard: str, sample: Sample, clip: Clip) -> Entry:
+def repair_entry(domain: str, shard: str, sample: Sample, clip: "Clip") -> Entry:
     """Build one line of the list of videos in which the nearest picture stands for some that do not decode."""
     frames = f"{clip.replaced} of {len(clip.frames)}"
     return {"domain": domain, "shard": shard, "key": sample.key, "video_id": sample.video_id, "frames": frames}

@@ -1,7 +1,5 @@
 """Write one tar of a shard set from videos and captions."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

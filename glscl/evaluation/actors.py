@@ -24,11 +24,9 @@ if TYPE_CHECKING:
     from ray import ObjectRef
     from ray.exceptions import RayTaskError
 
-    Shared: TypeAlias = ObjectRef[Embeddings] | Embeddings
-    """Embeddings, or where they lie."""
+    Shared: TypeAlias = ObjectRef[Embeddings] | Embeddings  # or where they lie
 
-POLL_S = 1.0
-"""Seconds between two looks at how far the actors have come."""
+POLL_S = 1.0  # seconds between two looks at how far the actors have come
 
 
 class Evaluator:

@@ -25,7 +25,6 @@ def training_charts(history: Sequence[Mapping[str, object]]) -> list[Chart]:
 
 
 def _held_out_scores(validation: object) -> Iterator[tuple[str, float]]:
-    """Label and R@1 of every held-out set that a row of the log has."""
     for name, value in validation.items() if isinstance(validation, Mapping) else ():
         if name.endswith(MAIN_METRIC) and (score := _number(value)) is not None:
             yield name.removesuffix(MAIN_METRIC).strip().replace("_", " ") or MAIN_METRIC, score

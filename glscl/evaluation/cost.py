@@ -19,12 +19,9 @@ from glscl.errors import UserError
 from glscl.models.heads.base import Features, Head, build_head, head_class
 from glscl.options import Options
 
-SIZES = (1000, 500, 200, 100, 50, 20, 10)
-"""Numbers of texts, and of videos, that latency and memory may be measured on."""
-BUDGET = 30_000_000_000
-"""Multiply-adds of scoring the measured matrix once: a second or a few on one core."""
-RUNS = 3
-"""Timed runs, after one that warms up and measures memory."""
+SIZES = (1000, 500, 200, 100, 50, 20, 10)  # numbers of texts, and of videos, that latency and memory may be measured on
+BUDGET = 30_000_000_000  # multiply-adds of scoring the measured matrix once: a second or a few on one core
+RUNS = 3  # timed runs, after one that warms up and measures memory
 
 _COUNTED = (3, 5)  # texts and videos of the counted block: unequal, so that work per item shows
 _ENCODED = 10  # items encoded; their caches are repeated, since only the number of rows matters for time and memory
@@ -35,24 +32,16 @@ class HeadCost:
     """What a head costs at some number of words and frames."""
 
     parameters: int
-    length_tied: tuple[str, ...]
-    """Which lengths its parameters are tied to, "words" or "frames"."""
-    text_bytes: int
-    """Cached per text, by a head in float32."""
+    length_tied: tuple[str, ...]  # which lengths its parameters are tied to, "words" or "frames"
+    text_bytes: int  # cached per text, by a head in float32
     video_bytes: int
-    declared: int
-    """MAC of the head's equations as its authors' code evaluates them."""
-    implemented: int
-    """MAC of this implementation, by its declared formula."""
-    counted: float
-    """The same, by torch's counter."""
-    measured_texts: int
-    """Of the matrix that latency and memory were measured on."""
+    declared: int  # MAC of the head's equations as its authors' code evaluates them
+    implemented: int  # MAC of this implementation, by its declared formula
+    counted: float  # the same, by torch's counter
+    measured_texts: int  # of the matrix that latency and memory were measured on
     measured_videos: int
-    seconds: float
-    """To score that matrix in blocks, features cached; median of `RUNS`."""
-    peak_bytes: int
-    """Most bytes of tensors alive while scoring it, beyond the caches."""
+    seconds: float  # to score that matrix in blocks, features cached; median of `RUNS`
+    peak_bytes: int  # most bytes of tensors alive while scoring it, beyond the caches
 
 
 class PeakMemory(TorchDispatchMode):
@@ -111,11 +100,9 @@ def head_cost(
     """Measure a registered head of feature width D with random weights; torch's random state stays as it is.
 
     Scoring the measured matrix once takes no more than ``budget`` multiply-adds: it is the largest square of `SIZES`
-    within that, the smallest of them if none is. ``block`` texts, and videos, are scored at a time.
-
-    Raises:
-        UserError: no head has that name, its options do not fit the width, or its `implemented_multiply_adds` are not
-            those that torch counts.
+    within that, the smallest of them if none is. ``block`` texts, and videos, are scored at a time. Raises `UserError`:
+    no head has that name, its options do not fit the width, or its `implemented_multiply_adds` are not those that torch
+    counts.
     """
     device = torch.device(device)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -194,13 +181,10 @@ class PaperCount:
     """A head's multiply-adds for a 1000 × 1000 matrix (D = 512, W = 32 words, F = 12 frames), in 10⁹."""
 
     method: str
-    formula: str
-    """Per pair, as the paper's table counts; by it, ``paper``."""
+    formula: str  # per pair, as the paper's table counts; by it, ``paper``
     paper: float
-    printed: float
-    """In the paper's table."""
-    fair: float
-    """`Head.multiply_adds`: everything per pair, pooling for the text at hand and learned matrices included."""
+    printed: float  # in the paper's table
+    fair: float  # `Head.multiply_adds`: everything per pair, pooling for the text at hand and learned matrices included
 
 
 def paper_counts() -> list[PaperCount]:

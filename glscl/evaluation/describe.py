@@ -10,8 +10,7 @@ from glscl.evaluation.results import Example, Match, NormalisedColumn, QueryRank
 from glscl.evaluation.saved import ModelCard
 from glscl.evaluation.scoring import ScoringResult
 
-SHOWN = 5
-"""Best videos kept per query, in examples and beside the ranks."""
+SHOWN = 5  # best videos kept per query, in examples and beside the ranks
 
 
 def describe_test(

@@ -26,22 +26,15 @@ class Embeddings:
 
     text: Features
     video: Features
-    text_to_video: Tensor
-    """(A,) int64, row of each caption's video."""
-    positions: list[int]
-    """Index of each video in the shard set."""
+    text_to_video: Tensor  # (A,) int64, row of each caption's video
+    positions: list[int]  # index of each video in the shard set
     video_ids: list[str]
     captions: list[str]
-    attributes: list[dict[str, object]]
-    """Ground truth of synthetic videos, one mapping per video."""
-    truncated: int
-    """Captions cut to ``max_words`` tokens."""
-    quarantined: list[dict[str, str]]
-    """Videos that could not be decoded and are left out."""
-    repaired: list[dict[str, str]] = field(default_factory=list)
-    """Videos some of whose frames stand for pictures that do not decode."""
-    thumbnails: list[list[bytes]] = field(default_factory=list)
-    """First, middle and last frame of each video as JPEG, if they were asked for."""
+    attributes: list[dict[str, object]]  # ground truth of synthetic videos, one mapping per video
+    truncated: int  # captions cut to ``max_words`` tokens
+    quarantined: list[dict[str, str]]  # videos that could not be decoded and are left out
+    repaired: list[dict[str, str]] = field(default_factory=list)  # some frames stand for pictures that do not decode
+    thumbnails: list[list[bytes]] = field(default_factory=list)  # JPEGs, if asked for: first, middle and last frame
 
 
 @torch.no_grad()

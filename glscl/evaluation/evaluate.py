@@ -43,15 +43,12 @@ def evaluate_model(
 ) -> list[Test]:
     """Score a model on every test set with ``workers`` evaluators (`start_evaluators`); no figure depends on how many.
 
-    Args:
-        model_uri: folder of a saved model, or a run directory.
-        bank: training shard sets that ``config.bank_videos`` are drawn from.
-        keep_ranks: add every query's ranks, for paired statistics.
-        quarantine: lists the videos that cannot be used and bounds them set by set; without, any number is left out.
+    ``model_uri`` is the folder of a saved model, or a run directory; ``config.bank_videos`` are drawn from the training
+    sets of ``bank``. ``keep_ranks`` adds every query's ranks, for paired statistics. The ``quarantine`` lists the
+    videos that cannot be used and bounds them set by set; without, any number is left out.
 
-    Raises:
-        UserError: model, test set or list of videos missing, nothing decodable, or too many videos of a set that cannot
-            be used; those of all sets are listed by then.
+    Raises `UserError`: model, test set or list of videos missing, nothing decodable, or too many videos of a set that
+    cannot be used; those of all sets are listed by then.
     """
     if not tests:
         return []
@@ -119,7 +116,6 @@ def _score(
 def _score_without_leaked(
     evaluators: Evaluators, embeddings: Embeddings, leaked: LeakageList | None
 ) -> WithoutLeaked | None:
-    """Score a test set without the videos of its leakage list."""
     if leaked is None:
         return None
     smaller, note = leave_out(embeddings, leaked.names)

@@ -63,8 +63,7 @@ def read_leakage_list(uri: str) -> list[str]:
 def leakage_lists(entries: Sequence[str], domains: Collection[str]) -> dict[str, LeakageList]:
     """Read the lists that ``evaluation.leave_out`` names as ``DOMAIN=FILE``, by domain; ``domains`` has the test sets'.
 
-    Raises:
-        UserError: not of that form, no test set of that domain, two lists of one domain, or no readable list.
+    Raises `UserError`: not of that form, no test set of that domain, two lists of one domain, or no readable list.
     """
     lists: dict[str, LeakageList] = {}
     for entry in entries:
@@ -92,12 +91,8 @@ def leakage_lists(entries: Sequence[str], domains: Collection[str]) -> dict[str,
 def leave_out(embeddings: Embeddings, names: Iterable[str]) -> tuple[Embeddings, str]:
     """Drop videos and their captions from a whole set; also says what was left out, in a sentence or two.
 
-    A name counts for a video of the same name, with or without the ending of a video file and the ``v_`` that
-    ActivityNet puts before names, its accents composed or apart. ``truncated`` stays that of the whole set: it is not
-    known per caption.
-
-    Raises:
-        UserError: no video with a caption would remain.
+    A name counts with or without the ending of a video file and ActivityNet's ``v_``, its accents composed or apart.
+    ``truncated`` stays that of the whole set. Raises `UserError`: no video with a caption would remain.
     """
     listed = list(dict.fromkeys(names))
     video_ids = list(map(compose_accents, embeddings.video_ids))

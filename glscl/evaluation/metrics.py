@@ -4,8 +4,6 @@ A level added to `RECALL_LEVELS` is measured, logged, printed and drawn everywhe
 configurations and pages may use the names.
 """
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,13 +18,10 @@ Direction = Literal["text_to_video", "video_to_text"]
 
 DIRECTIONS: dict[Direction, str] = {"text_to_video": "Text to video", "video_to_text": "Video to text"}
 """Every direction, and its title."""
-SHORT_DIRECTIONS: dict[Direction, str] = {"text_to_video": "T→V", "video_to_text": "V→T"}
-"""The same where there is little room."""
+SHORT_DIRECTIONS: dict[Direction, str] = {"text_to_video": "T→V", "video_to_text": "V→T"}  # where there is little room
 
-RECALL_LEVELS = (1, 5, 10)
-"""Every k of R@k that is measured and shown everywhere."""
-DEEP_LEVEL = 50
-"""One more k, measured for every test set and shown in its report only."""
+RECALL_LEVELS = (1, 5, 10)  # every k of R@k that is measured and shown everywhere
+DEEP_LEVEL = 50  # one more k, measured for every test set and shown in its report only
 
 
 def recall_name(k: int) -> str:
@@ -34,18 +29,14 @@ def recall_name(k: int) -> str:
     return f"R@{k}"
 
 
-RECALLS = tuple(map(recall_name, RECALL_LEVELS))
-"""Names of the recalls that are shown everywhere."""
-MAIN_METRIC = recall_name(1)
-"""The metric that checkpoints are chosen by and that sentences, maps and differences are about."""
+RECALLS = tuple(map(recall_name, RECALL_LEVELS))  # names of the recalls that are shown everywhere
+MAIN_METRIC = recall_name(1)  # checkpoints are chosen by it; sentences, maps and differences are about it
 MEDIAN_RANK, MEAN_RANK = "MdR", "MnR"
 RANK_TITLES = {MEDIAN_RANK: "median rank", MEAN_RANK: "mean rank"}
 OPTIMISTIC, PESSIMISTIC = f"{MAIN_METRIC}_optimistic", f"{MAIN_METRIC}_pessimistic"
 """R@1 with every tie broken in favour of, and against, the right answer."""
-SUMMARY = (*RECALLS, *RANK_TITLES)
-"""The metrics of a row in a table of results."""
-FULL_SUMMARY = (*RECALLS, recall_name(DEEP_LEVEL), *RANK_TITLES)
-"""The same with the deep level."""
+SUMMARY = (*RECALLS, *RANK_TITLES)  # the metrics of a row in a table of results
+FULL_SUMMARY = (*RECALLS, recall_name(DEEP_LEVEL), *RANK_TITLES)  # the same with the deep level
 HELD_OUT_METRICS = tuple(f"{direction}_{name}" for direction in DIRECTIONS for name in RECALLS)
 """What held-out sets are scored by during training; a sweep may search for any of them."""
 
@@ -55,11 +46,9 @@ class Metric:
     """A metric that is a mean over queries, so that a study can resample it."""
 
     title: str
-    per_cent: bool
-    """A difference is then in points."""
+    per_cent: bool  # a difference is then in points
     higher_is_better: bool
-    of_ranks: Callable[[Ranks], Tensor]
-    """Ranks of Q queries -> values (Q,), expectations over breaking ties at random."""
+    of_ranks: "Callable[[Ranks], Tensor]"  # ranks of Q queries -> values (Q,), expected over breaking ties at random
 
     @property
     def unit(self) -> str:
@@ -84,12 +73,8 @@ METRICS: dict[str, Metric] = {
 """The metrics of a study, by name. The median rank is no mean over queries and is not among them."""
 
 
-def measure_ranks(ranks: Ranks) -> dict[str, int | float]:
-    """Recalls in per cent (see `Ranks.within`), median and mean rank, and R@1 with all ties broken either way.
-
-    Raises:
-        ValueError: there are no queries.
-    """
+def measure_ranks(ranks: "Ranks") -> dict[str, int | float]:
+    """Recalls in per cent, median and mean rank, R@1 with ties broken either way. Raises `ValueError`: no queries."""
     queries = len(ranks)
     if queries == 0:
         raise ValueError("no queries: there is nothing to measure")

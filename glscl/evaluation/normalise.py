@@ -29,13 +29,10 @@ def qb_norm(similarity: Tensor, bank: Tensor, *, beta: float = 20.0, top_k: int 
     """Query-bank normalisation with the dynamic inverted softmax (Bogolin et al., CVPR 2022; ioanacroi/qb-norm).
 
     A candidate is a hub if at least ``threshold`` queries of the bank (P, C) have it among their ``top_k``. The row of
-    a query whose best candidate is a hub becomes ``exp(beta * s) / Σ_bank exp(beta * s_bank)``, written here as
-    ``s - logsumexp(beta * s_bank) / beta``; every other row stays as it is. The original has threshold 1; GLSCL and
-    DiCoSA count occurrences (``theta``).
+    a query whose best candidate is a hub becomes ``exp(beta * s) / Σ_bank exp(beta * s_bank)``, here in logarithms;
+    every other row stays as it is. The original has threshold 1; GLSCL and DiCoSA count occurrences (``theta``).
 
-    Raises:
-        UserError: NaN.
-        ValueError: shapes or parameters that do not fit.
+    Raises `UserError`: NaN; `ValueError`: shapes or parameters that do not fit.
     """
     similarity, bank = check_similarity(similarity), check_similarity(bank)
     if similarity.ndim != 2 or bank.ndim != 2 or bank.shape[1] != similarity.shape[1]:
@@ -70,9 +67,7 @@ def dual_softmax(similarity: Tensor, *, beta: float = 100.0) -> Tensor:
     as here. A ``beta`` of 100 is the logit scale of CLIP, by which the published code multiplies first. Products are
     held as sign and logarithm, in the published form's order within each row.
 
-    Raises:
-        UserError: NaN.
-        ValueError: ``beta`` is not positive.
+    Raises `UserError`: NaN; `ValueError`: ``beta`` is not positive.
     """
     similarity = _checked(similarity, beta)
     if not similarity.numel():
@@ -94,28 +89,20 @@ def _checked(similarity: Tensor, beta: float) -> Tensor:
 class Bank:
     """Queries other than the test's, against the test's candidates."""
 
-    similarity: Tensor
-    """(P, C) queries of the bank × candidates of the test."""
-    origin: str
-    """Which queries, as in ``"training captions of msrvtt"``."""
-    of_test_domain: bool
-    """They come from the domain that is tested, which a model trained elsewhere has not seen."""
+    similarity: Tensor  # (P, C) queries of the bank × candidates of the test
+    origin: str  # which queries, as in ``"training captions of msrvtt"``
+    of_test_domain: bool  # they come from the domain that is tested, which a model trained elsewhere has not seen
 
 
 @dataclass(frozen=True, slots=True)
 class Normalisation:
     """A registered normalisation."""
 
-    label: str
-    """How tables name it, parameters included."""
-    source: str
-    """Publication or code."""
-    needs_bank: bool
-    """Without a `Bank`, it takes all test queries."""
-    function: Callable[[Tensor, Tensor | None, Direction], Tensor]
-    """(similarity (Q, C), bank (P, C) or None, direction) -> (Q, C), comparable along rows."""
-    prior: str = ""
-    """What else it takes for granted, as the end of a sentence."""
+    label: str  # how tables name it, parameters included
+    source: str  # publication or code
+    needs_bank: bool  # without a `Bank`, it takes all test queries
+    function: Callable[[Tensor, Tensor | None, Direction], Tensor]  # (Q, C), bank (P, C) -> (Q, C), by rows
+    prior: str = ""  # what else it takes for granted, as the end of a sentence
 
     def saw(self, direction: Direction, bank: Bank | None = None) -> str:
         """What it was allowed to see, as a sentence."""
@@ -169,12 +156,8 @@ def normalise(
 ) -> NormalisedColumn:
     """Apply a registered normalisation to (A, N) texts × videos, and measure it along rows of one direction.
 
-    Args:
-        text_to_video: (A,) the video of each text.
-        bank: for a normalisation that needs one: (P, N) texts × test videos, or (P, A) videos × test texts.
-
-    Raises:
-        UserError: unknown name, no bank where one is needed, or NaN.
+    ``text_to_video`` (A,) is the video of each text; ``bank``, where one is needed, (P, N) texts × test videos, or (P,
+    A) videos × test texts. Raises `UserError`: unknown name, no bank where one is needed, or NaN.
     """
     if name not in NORMALISATIONS:
         raise UserError(

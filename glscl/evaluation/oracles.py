@@ -15,11 +15,7 @@ Attributes = Sequence[Mapping[str, str]]
 
 
 def measure_oracles(videos: Attributes) -> Oracles:
-    """Expected R@1 of knowing one attribute, and two, in the videos' order of naming.
-
-    Raises:
-        ValueError: the videos do not all name the same attributes.
-    """
+    """Expected R@1 of knowing one attribute, and two. Raises `ValueError`: videos do not all name the same ones."""
     names = _names(videos)
     return Oracles(
         single={name: _expected_recall(videos, (name,)) for name in names},
@@ -33,9 +29,7 @@ def attribute_accuracy(
     """How often the first video retrieved has the text's value, for each attribute.
 
     ``text_to_video`` has per text the index of the video it describes, ``first_matches`` of the video ranked first.
-
-    Raises:
-        ValueError: no texts, lists of different lengths, or videos that do not all name the same attributes.
+    Raises `ValueError`: no texts, lists of different lengths, or videos that do not all name the same attributes.
     """
     if len(text_to_video) != len(first_matches) or not text_to_video:
         raise ValueError(f"{len(text_to_video)} texts with {len(first_matches)} first matches")

@@ -14,8 +14,6 @@ with the mean ``1 + greater + (tied - 1) / 2``, and the median rank is the media
 ``compute_metrics`` instead yields one extra "query" per tie, which changes every number.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,10 +28,8 @@ from glscl.errors import UserError
 class Ranks:
     """Ranks of the right answers, one per query, counted from 1."""
 
-    optimistic: Tensor
-    """(Q,) int64, ties broken in the right answer's favour: ``1 + #greater``."""
-    pessimistic: Tensor
-    """(Q,) int64, ties broken against it: ``1 + #greater + #equal others``."""
+    optimistic: Tensor  # (Q,) int64, ties broken in the right answer's favour: ``1 + #greater``
+    pessimistic: Tensor  # (Q,) int64, ties broken against it: ``1 + #greater + #equal others``
 
     @property
     def mid(self) -> Tensor:
@@ -60,7 +56,7 @@ class Ranks:
         return len(self.optimistic)
 
     @staticmethod
-    def concatenate(blocks: Sequence[Ranks]) -> Ranks:
+    def concatenate(blocks: "Sequence[Ranks]") -> "Ranks":
         """Join the ranks of consecutive blocks of queries."""
         none = torch.zeros(0, dtype=torch.int64)
         return Ranks(
@@ -70,11 +66,7 @@ class Ranks:
 
 
 def check_similarity(similarity: Tensor) -> Tensor:
-    """Return ``similarity`` in the precision that it is ranked in: as it is in fp32 and fp64, half precision in fp32.
-
-    Raises:
-        UserError: it contains NaN, which has no rank.
-    """
+    """The similarity in the precision it is ranked in, fp32 at least. Raises `UserError`: NaN, which has no rank."""
     if bad := int(similarity.isnan().sum()):
         raise UserError(
             f"{bad} of {similarity.numel()} similarities are NaN, so there are no ranks: the checkpoint has diverged "
@@ -107,28 +99,16 @@ def rank_targets(similarity: Tensor, target: Tensor) -> Ranks:
 
 
 def text_to_video_ranks(similarity: Tensor, text_to_video: Tensor) -> Ranks:
-    """Rank the video of each text, ``text_to_video`` (A,), among all videos of the (A, N) similarities.
-
-    Raises:
-        UserError: NaN.
-        ValueError: shapes that do not fit.
-    """
+    """Rank each text's video, (A,), among all of (A, N) similarities. Raises `UserError`: NaN; `ValueError`: shapes."""
     target = check_text_to_video(text_to_video, *similarity.shape).to(similarity.device)
     return rank_targets(similarity, target)
 
 
 def video_to_text_ranks(similarity: Tensor, text_to_video: Tensor) -> Ranks:
-    """Rank each captioned video's best caption among the best captions of all captioned videos.
+    """Rank each captioned video's best caption among the best of all captioned videos, in increasing order of video.
 
     A video without captions has no right answer: it is no query here, and no candidate. Arguments are those of
-    `text_to_video_ranks`.
-
-    Returns:
-        One rank per captioned video, in increasing order of video.
-
-    Raises:
-        UserError: NaN.
-        ValueError: shapes that do not fit.
+    `text_to_video_ranks`, and so are errors.
     """
     target = check_text_to_video(text_to_video, *similarity.shape).to(similarity.device)
     captioned, group = target.unique(return_inverse=True)
@@ -148,10 +128,7 @@ def fold_captions(best: Tensor, similarity: Tensor, group: Tensor) -> None:
 
 
 def expected_occurrences(similarity: Tensor, k: int) -> Tensor:
-    """How often each candidate is expected among the queries' ``k`` best, ties for the last place broken at random.
-
-    Of similarities (Q, C) without NaN; returns (C,) float64, whose sum is ``Q * min(k, C)``.
-    """
+    """(C,) float64: how often each candidate of (Q, C) is among the ``k`` best, last places drawn by lot where tied."""
     k = min(k, similarity.shape[1])
     last = similarity.topk(k, 1).values[:, -1:]
     above, level = similarity > last, similarity == last

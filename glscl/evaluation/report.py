@@ -17,12 +17,9 @@ from glscl.system.storage import write_bytes
 
 
 def write_report(results: Mapping[str, object] | Results, output_uri: str, *, published: str | None = None) -> None:
-    """Write the report of an evaluation to a file, local or ``s3://``.
+    """Write the report of an evaluation, with published figures (a CSV, see `read_published`) of the domains it knows.
 
-    ``published`` is a CSV of published figures (`read_published`), shown for those test domains that it knows.
-
-    Raises:
-        UserError: ``results`` or the CSV lack something.
+    Raises `UserError`: ``results`` or the CSV lack something.
     """
     rows = read_published(published) if published else []
     write_bytes(output_uri, render_report(results, rows).encode())
@@ -49,10 +46,7 @@ def render_report(results: Mapping[str, object] | Results, published: Sequence[P
 
 
 def chance(test: Test | WithoutLeaked, direction: str, k: int) -> float:
-    """R@k in per cent of a random order: k out of the candidates of that direction.
-
-    The candidates are all videos for a text, and all captioned videos (as many as there are queries) for a video.
-    """
+    """R@k in per cent of a random order of the candidates: all videos for a text, all captioned ones for a video."""
     candidates = test.videos if direction == "text_to_video" else int(test.video_to_text["queries"])
     return min(100.0, 100.0 * k / max(candidates, 1))
 

@@ -1,6 +1,6 @@
 """The results of an evaluation: typed here, made by `evaluate_model`, written as ``results.json``, shown in the report.
 
-All recalls, accuracies, chance levels and oracle scores are in per cent. Keys beyond these are ignored when results are
+All recalls, accuracies, chance levels and oracle scores are in per cent. Unknown keys are ignored when results are
 read.
 """
 
@@ -11,32 +11,31 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator, ValidationError, model_validator
 
-from glscl.data.quarantine import Entry, Part
+from glscl.data.quarantine import Entry, Incomplete
 from glscl.data.records import describe_share
 from glscl.errors import UserError
 from glscl.evaluation.metrics import Direction
 from glscl.options.mistakes import first_mistake
 
 Model = TypeVar("Model", bound=BaseModel)
-Metrics = dict[str, int | float]
-"""`measure_ranks`: by customary name, the number of queries included."""
+Metrics = dict[str, int | float]  # `measure_ranks`: by customary name, the number of queries included
 IntArray = Annotated[
     NDArray[np.int32],
     PlainValidator(lambda numbers: np.asarray(numbers, np.int32)),
     PlainSerializer(lambda numbers: numbers.tolist(), return_type=list),
 ]
 """Whole numbers: lists in a file, an array in memory, because a study holds the ranks of very many queries."""
-Logged = int | float | str | None
-"""A value in a row of the training log."""
-HistoryRow = dict[str, Logged | dict[str, Logged]]
-"""A logged step: ``step``, loss terms by name, and where measured ``validation``: metric name -> value."""
+Logged = int | float | str | None  # a value in a row of the training log
+HistoryRow = dict[str, Logged | dict[str, Logged]]  # ``step``, loss terms by name, ``validation``: metric -> value
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """A part of results; keys that are not known are ignored when they are read."""
+
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
-class Match(_Section):
+class Match(Section):
     """One retrieved video of an example."""
 
     video_id: str
@@ -46,7 +45,7 @@ class Match(_Section):
     """JPEG bytes or a ``data:image/...;base64,`` URI, or several of them: frames in the order of time."""
 
 
-class Example(_Section):
+class Example(Section):
     """A text, the rank of its video, and the best videos for it."""
 
     query: str
@@ -54,16 +53,14 @@ class Example(_Section):
     results: list[Match]
 
 
-class Oracles(_Section):
+class Oracles(Section):
     """R@1 of retrieval by known attribute values: what a shortcut through them would score."""
 
-    single: dict[str, float] = {}
-    """Attribute -> R@1."""
-    pair: dict[str, float] = {}
-    """``"a+b"`` -> R@1."""
+    single: dict[str, float] = {}  # attribute -> R@1
+    pair: dict[str, float] = {}  # ``"a+b"`` -> R@1
 
 
-class AttributeAccuracy(_Section):
+class AttributeAccuracy(Section):
     """How often the first video retrieved agrees with the right one in an attribute, and would by chance.
 
     ``ignoring`` is what an oracle scores that knows every attribute but this one (the others narrow the choice).
@@ -74,117 +71,82 @@ class AttributeAccuracy(_Section):
     ignoring: float | None = None
 
 
-class NormalisedColumn(_Section):
+class NormalisedColumn(Section):
     """One normalisation in one direction: secondary to the raw result, because it saw more than the query at hand."""
 
-    name: str = ""
-    """Key of the registry of normalisations."""
+    name: str = ""  # key of the registry of normalisations
     label: str
-    source: str
-    """Publication or code."""
-    saw: str
-    """What it was allowed to see, as a sentence."""
+    source: str  # publication or code
+    saw: str  # what it was allowed to see, as a sentence
     direction: Direction
     metrics: Metrics
 
 
-class WithoutLeaked(_Section):
+class WithoutLeaked(Section):
     """The same set scored without the videos of a list."""
 
-    list: str
-    """Address of the list."""
-    note: str
-    """What was left out, as a sentence."""
+    list: str  # address of the list
+    note: str  # what was left out, as a sentence
     videos: int
     texts: int
     text_to_video: Metrics
     video_to_text: Metrics
 
 
-class RankBounds(_Section):
+class RankBounds(Section):
     """Every query's rank with ties broken in its favour, and against it."""
 
     optimistic: IntArray
     pessimistic: IntArray
 
 
-class QueryRanks(_Section):
+class QueryRanks(Section):
     """Every query's ranks in both directions, for paired statistics, and what the queries are."""
 
-    text_to_video: RankBounds
-    """One per caption."""
-    video_to_text: RankBounds
-    """One per captioned video."""
-    owners: list[int]
-    """Per caption: row of its video."""
-    query_videos: list[int]
-    """Per captioned video: its row."""
-    top: IntArray
-    """Per caption: rows of the five best videos."""
+    text_to_video: RankBounds  # one per caption
+    video_to_text: RankBounds  # one per captioned video
+    owners: list[int]  # per caption: row of its video
+    query_videos: list[int]  # per captioned video: its row
+    top: IntArray  # per caption: rows of the five best videos
     video_ids: list[str]
-    positions: list[int]
-    """Per video: its index in the shard set."""
+    positions: list[int]  # per video: its index in the shard set
     captions: list[str]
 
 
-class Incomplete(_Section):
-    """A set of which videos are missing."""
-
-    part: Part
-    domain: str
-    split: str
-    shards: str = ""
-    """Address of the set."""
-    videos: int
-    """That were used."""
-    of: int
-    """Those left out when the shards were built included."""
-    reasons: str
-
-
-class BadVideo(_Section):
+class BadVideo(Section):
     """A video that could not be used."""
 
     part: str
     domain: str
     split: str
-    set: str = ""
-    """Address of the shard set."""
+    set: str = ""  # address of the shard set
     shard: str = ""
-    key: str = ""
-    """Of the sample in its shard."""
+    key: str = ""  # of the sample in its shard
     video_id: str
     reason: str
 
 
-class Test(_Section):
+class Test(Section):
     """One test set."""
 
     __test__ = False  # not a test case, whatever pytest makes of the name
 
-    name: str
-    """Tells it from the others: ``domain/split``, which it also is in files that have no name yet, or longer."""
+    name: str  # tells it from the others: ``domain/split``, which it also is in files that have no name yet, or longer
     domain: str
     split: str
     relation: Literal["in-domain", "cross-domain"]
-    shards: str = ""
-    """Address of the set."""
-    fingerprint: str = ""
-    """Of the set's manifest."""
+    shards: str = ""  # address of the set
+    fingerprint: str = ""  # of the set's manifest
     videos: int
     texts: int
     captions_per_video: float
     max_frames: int
     max_words: int
     truncated_texts: int
-    quarantined: int
-    """Videos that could not be used."""
-    quarantine: list[Entry] = []
-    """These videos."""
-    rejected: int = 0
-    """Videos left out when the shards were built."""
-    repaired: list[Entry] = []
-    """Videos in which the nearest picture stands for some that do not decode (`glscl.data.quarantine`)."""
+    quarantined: int  # videos that could not be used
+    quarantine: list[Entry] = []  # these videos
+    rejected: int = 0  # videos left out when the shards were built
+    repaired: list[Entry] = []  # the nearest picture stands for some that do not decode
     text_to_video: Metrics
     video_to_text: Metrics
     hubness_skewness: float
@@ -193,8 +155,7 @@ class Test(_Section):
     normalised: list[NormalisedColumn] = []
     without_leaked: WithoutLeaked | None = None
     examples: list[Example] = []
-    per_query: QueryRanks | None = None
-    """Kept where paired statistics will be asked for."""
+    per_query: QueryRanks | None = None  # kept where paired statistics will be asked for
 
     def metrics(self, direction: Direction) -> Metrics:
         """Of one direction."""
@@ -220,13 +181,12 @@ class Test(_Section):
         return values
 
 
-class Results(_Section):
+class Results(Section):
     """One run's evaluation in all its test domains."""
 
     run: str
     verdict: str
-    created: str
-    """ISO 8601."""
+    created: str  # ISO 8601
     head: str
     clip: str
     checkpoint_step: int
@@ -234,8 +194,7 @@ class Results(_Section):
     git_commit: str | None
     command: str
     train_domains: list[str]
-    validation: dict[str, float] = {}
-    """Held-out metrics of the checkpoint."""
+    validation: dict[str, float] = {}  # held-out metrics of the checkpoint
     tests: list[Test]
     incomplete: list[Incomplete] = []
     quarantine: list[BadVideo] = []
@@ -255,8 +214,7 @@ def parse_results(results: Mapping[str, object] | Results) -> Results:
 def parse(kind: type[Model], values: Mapping[str, object] | Model, what: str, command: str) -> Model:
     """Check the structure of ``values``, called ``what`` in an error, as ``command`` writes them.
 
-    Raises:
-        UserError: a key is missing or of another type; names the first one.
+    Raises `UserError`: a key is missing or of another type; names the first one.
     """
     try:
         return kind.model_validate(values)

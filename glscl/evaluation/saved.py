@@ -1,7 +1,5 @@
 """Trained models on disk: weights as safetensors, and a card with the configuration they need; no pickles."""
 
-from __future__ import annotations
-
 import json
 import os
 import tempfile
@@ -27,8 +25,7 @@ if TYPE_CHECKING:
     from glscl.models.retriever import Retriever
 
 WEIGHTS = "weights.safetensors"
-MAX_HEADER_BYTES = 4 << 20
-"""Longest header of a weights file that is read: 20 times that of CLIP's largest towers."""
+MAX_HEADER_BYTES = 4 << 20  # longest header of a weights file that is read: 20 times that of CLIP's largest towers
 
 
 class ModelCard(Options):
@@ -73,13 +70,9 @@ def read_card(uri: str) -> tuple[str, ModelCard]:
 
 
 def check_weights(uri: str) -> tuple[str, ModelCard]:
-    """Compare a weights file's header with the card's model, built without memory: a card may ask for any amount.
+    """Compare a weights file's header with the card's model, built without memory; returns what `read_card` does.
 
-    Returns:
-        as `read_card`.
-
-    Raises:
-        UserError: no model, a torn file, or weights of another architecture.
+    Raises `UserError`: no model, a torn file, or weights of another architecture.
     """
     folder, card = read_card(uri)
     where = storage.join(folder, WEIGHTS)
@@ -96,7 +89,7 @@ def check_weights(uri: str) -> tuple[str, ModelCard]:
     return folder, card
 
 
-def load_model(uri: str) -> tuple[Retriever, ModelCard]:
+def load_model(uri: str) -> "tuple[Retriever, ModelCard]":
     """Load a trained model in evaluation mode, on the CPU, in fp32. Raises `UserError`: as `check_weights`."""
     folder, card = check_weights(uri)
     where = storage.join(folder, WEIGHTS)
@@ -110,7 +103,7 @@ def load_model(uri: str) -> tuple[Retriever, ModelCard]:
     return model.eval(), card
 
 
-def _empty_model(folder: str, card: ModelCard) -> Retriever:
+def _empty_model(folder: str, card: ModelCard) -> "Retriever":
     from glscl.models.retriever import Retriever  # with open_clip, seconds to import
 
     with torch.random.fork_rng():  # the random numbers of the run stay as they are

@@ -1,7 +1,5 @@
 """The model: clip towers, frame context, heads, and the retriever that joins them."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from glscl.models.heads import Features, Head, head_class, head_names, register_head

@@ -1,7 +1,5 @@
 """Temporal transformer over frame features (CLIP4Clip's ``seqTransf``)."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -20,12 +18,7 @@ class FrameContext(nn.Module):
     """Lets every frame see the others: ``v = u + Transformer(u + p)`` (ArrowLuo/CLIP4Clip, ``sim_header seqTransf``).
 
     Pre-norm residual blocks with QuickGELU and LayerNorm of eps 1e-12; padded frames are hidden from attention.
-
-    Args:
-        width: feature width D.
-        layers: number of blocks.
-        heads: attention heads.
-        positions: rows of the frame position table, the most frames it can take.
+    ``positions`` are the rows of the frame position table, the most frames it can take.
     """
 
     def __init__(self, width: int, layers: int, heads: int, positions: int) -> None:
@@ -45,7 +38,7 @@ class FrameContext(nn.Module):
                 nn.init.zeros_(parameter)
 
     @torch.no_grad()
-    def initialise_from(self, text: TextTransformer) -> None:
+    def initialise_from(self, text: "TextTransformer") -> None:
         """Copy the text tower's positions and first layers, as far as their shapes agree (as CLIP4Clip does)."""
         table = self.position_embeddings.weight
         rows = min(len(table), len(text.positional_embedding))
@@ -57,11 +50,7 @@ class FrameContext(nn.Module):
                 block.load_state_dict(state)
 
     def forward(self, frames: Tensor, frame_mask: Tensor) -> Tensor:
-        """Contextual frame features (B, F, D) of frame features (B, F, D) with their mask (B, F).
-
-        Raises:
-            UserError: more frames than the position table has rows.
-        """
+        """Contextual features (B, F, D) of features and mask (B, F). Raises `UserError`: more frames than positions."""
         length = frames.shape[1]
         if length > self.position_embeddings.num_embeddings:
             raise UserError(

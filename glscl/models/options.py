@@ -1,7 +1,5 @@
 """Configuration of the model, without the model itself, whose towers take seconds to import."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, create_model, field_validator
@@ -10,8 +8,7 @@ from glscl.models.heads.base import head_class, head_names
 from glscl.options import MAX_LAYERS, MAX_SIZE, Options
 
 MAX_SCALE = 100.0
-MAX_FRAMES = 1024
-"""Most frames of a video: a batch of them is allocated whole, before any video is opened."""
+MAX_FRAMES = 1024  # most frames of a video: a batch of them is allocated whole, before any video is opened
 
 if TYPE_CHECKING:
 

@@ -6,8 +6,6 @@ plausible nonsense. So whatever a file, or the configuration beside it, does tel
 never stretched to fit.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import pickle
@@ -30,24 +28,18 @@ from torch import Tensor, nn
 from glscl.errors import UserError
 from glscl.system import storage
 
-SIDECAR = "open_clip_config.json"
-"""What Hugging Face repositories of open_clip keep beside their weights: the architecture and the colours."""
+SIDECAR = "open_clip_config.json"  # architecture and colours, beside open_clip's weights on Hugging Face
 _OPENAI_KEYS = {"input_resolution", "context_length", "vocab_size"}  # in its archives beside the parameters
 _SUFFIX = "-quickgelu"
 _SAYS_NOTHING = ("timm_", "hf_model_pretrained", "output_tokens", "patch_dropout")
 
 
 def create_model(name: str, pretrained: str | None, load_weights: bool, trust_pickle: bool) -> Any:
-    """Build an open_clip architecture, with weights of a tag or a file.
+    """Build an open_clip architecture, with weights of a tag, path or s3:// address; None gives random weights.
 
-    Args:
-        name: of the architecture.
-        pretrained: tag, path or s3:// address; None gives random weights.
-        load_weights: false gives random weights in the architecture that a tag asks for, and fetches nothing.
-        trust_pickle: load files that may run code.
-
-    Raises:
-        UserError: weights missing, unreadable, or of another architecture.
+    Without ``load_weights`` they are random in the architecture that a tag asks for, and nothing is fetched. With
+    ``trust_pickle``, files that may run code are loaded. Raises `UserError`: weights missing, unreadable, or of another
+    architecture.
     """
     tag = open_clip.get_pretrained_cfg(name, pretrained) if pretrained else None
     try:
@@ -110,10 +102,7 @@ def _build(name: str, **options: object) -> Any:
 
 
 def _usual_colours(name: str) -> dict[str, object] | None:
-    """Mean and deviation that all published weights of an architecture share; None where they differ or there are none.
-
-    A function of the name alone, so that a saved model is rebuilt with the same.
-    """
+    """Mean and deviation of all published weights of a name (a saved model has the same); None if they differ."""
     tags = open_clip.list_pretrained_tags_by_model(name)
     configs = [open_clip.get_pretrained_cfg(name, tag) for tag in tags]
     known = [{key: config[key] for key in ("mean", "std") if key in config} for config in configs]
@@ -156,8 +145,7 @@ def _load_local(model: Any, name: str, path: str, pretrained: str, trust_pickle:
     model.load_state_dict(state)  # as it is: open_clip itself would stretch position tables of other lengths
 
 
-Known = dict[str, tuple[bool | str, str]]
-"""What is known of weights, and the source of it: keys "quick_gelu", "mean" and "std"."""
+Known = dict[str, tuple[bool | str, str]]  # of weights, each with its source: "quick_gelu", "mean", "std"
 
 
 def _check(model: Any, name: str, pretrained: str, known: Known) -> None:
@@ -221,7 +209,6 @@ def _flatten(config: Mapping[str, Any]) -> dict[str, object]:
 
 
 def _read_header(path: str) -> Known:
-    """Read the header of a safetensors file."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -234,7 +221,6 @@ def _read_header(path: str) -> Known:
 
 
 def _read_metadata(path: str) -> Known:
-    """Read what a file of weights says beside its tensors."""
     if path.endswith(".safetensors"):
         return _read_header(path)
     if not zipfile.is_zipfile(path):

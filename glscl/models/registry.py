@@ -1,7 +1,5 @@
 """Named plug-ins: every module of a package, and entry points of other distributions."""
 
-from __future__ import annotations
-
 import importlib
 import pkgutil
 from importlib.metadata import entry_points
@@ -13,15 +11,10 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Names to plug-ins of one kind.
+    """Names to plug-ins of one kind, ``what`` in words for messages ("head").
 
-    Modules of ``package`` and entry points of ``group`` register themselves when they are imported; that
+    Modules of ``package`` and third-party entry points of ``group`` register themselves when they are imported; that
     happens on the first look-up, so that adding a plug-in is writing one file.
-
-    Args:
-        what: the kind in words, for messages ("head").
-        package: package whose modules register plug-ins.
-        group: entry-point group of third-party plug-ins.
     """
 
     def __init__(self, what: str, package: str, group: str) -> None:
@@ -32,21 +25,13 @@ class Registry(Generic[T]):
         self._loaded = False
 
     def add(self, name: str, entry: T) -> None:
-        """Register an entry.
-
-        Raises:
-            UserError: the name is taken by something else.
-        """
+        """Register an entry. Raises `UserError`: the name is taken by something else."""
         if name in self._entries and self._entries[name] is not entry:
             raise UserError(f"two plug-ins register the {self.what} '{name}'; rename one of them")
         self._entries[name] = entry
 
     def entries(self) -> dict[str, T]:
-        """Every registered name with its entry, in alphabetical order.
-
-        Raises:
-            UserError: a third-party entry point cannot be imported.
-        """
+        """Every name with its entry, sorted. Raises `UserError`: an entry point cannot be imported."""
         if not self._loaded:
             self._loaded = True
             for module in pkgutil.iter_modules(importlib.import_module(self.package).__path__):
@@ -62,11 +47,7 @@ class Registry(Generic[T]):
         return dict(sorted(self._entries.items()))
 
     def get(self, name: str) -> T:
-        """Look an entry up.
-
-        Raises:
-            UserError: nothing has that name.
-        """
+        """Look an entry up. Raises `UserError`: nothing has that name."""
         known = self.entries()
         if name not in known:
             raise UserError(f"unknown {self.what} '{name}'{did_you_mean(name, known)} (known: {', '.join(known)})")

@@ -1,7 +1,5 @@
 """The retriever: clip towers, frame context and head behind one call."""
 
-from __future__ import annotations
-
 import math
 from typing import Any, Literal, cast
 
@@ -31,17 +29,13 @@ class _ClampLog(torch.autograd.Function):
 
 
 class Retriever(nn.Module):
-    """Text-video retrieval model.
+    """Text-video retrieval model; random weights come from torch's global generator: seed it first.
 
     Training goes through ``model(mode, ...)`` (so that an engine's hooks run); `encode_text`, `encode_video`, `score`,
-    `score_parts` and `scale` are the same things as plain methods.
+    `score_parts` and `scale` are the same things as plain methods. Without ``load_weights``, ``config.pretrained`` is
+    not loaded, for a model whose weights are set afterwards.
 
-    Args:
-        config: what to build. Random weights come from torch's global generator: seed it first.
-        load_weights: false leaves out loading ``config.pretrained``, for a model whose weights are set afterwards.
-
-    Raises:
-        UserError: unknown architecture, head or weights, or lengths that the towers cannot take.
+    Raises `UserError`: unknown architecture, head or weights, or lengths that the towers cannot take.
     """
 
     def __init__(self, config: ModelConfig, *, load_weights: bool = True) -> None:

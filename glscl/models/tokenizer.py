@@ -1,7 +1,5 @@
 """Captions to token ids: CLIP's byte-pair encoding, bounded in time and safe for any text."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING
@@ -18,24 +16,17 @@ _LONGEST_CHUNK = 128  # characters without a space; merging is quadratic in this
 
 
 @cache
-def _tokenizer() -> SimpleTokenizer:
+def _tokenizer() -> "SimpleTokenizer":
     from open_clip.tokenizer import SimpleTokenizer
 
     return SimpleTokenizer()
 
 
 def tokenize(captions: Sequence[str], max_words: int) -> tuple[Tensor, Tensor]:
-    """Encode captions as ``<start> tokens <end> 0 0 …``.
+    """Encode A captions as ``<start> tokens <end> 0 0 …``, ``max_words`` long; control words in the text are dropped.
 
-    Very long captions and very long runs without a space are cut before they are encoded, so that the cost is bounded
-    by ``max_words``. Control words of the vocabulary that occur in a caption as text are dropped.
-
-    Args:
-        captions: A texts.
-        max_words: length of the result, start and end tokens included.
-
-    Returns:
-        ids (A, max_words) int64, and truncated (A,) bool: True where a caption did not fit.
+    What is very long is cut before it is encoded, so that ``max_words`` bounds the cost. Returns ids (A, max_words)
+    int64, and truncated (A,) bool: True where a caption did not fit.
     """
     ids = torch.zeros(len(captions), max_words, dtype=torch.int64)
     truncated = torch.zeros(len(captions), dtype=torch.bool)

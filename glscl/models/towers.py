@@ -1,7 +1,5 @@
 """The clip towers: any open_clip architecture with a CLIP text transformer, giving tokens and frames."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any, cast
@@ -34,9 +32,7 @@ class TokenTextTransformer(TextTransformer):
     def forward(self, token_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Encode token ids (A, W), W at most the context length.
 
-        Returns:
-            sentence features (A, D), the end token's; token features (A, W, D); token mask (A, W), True up to and
-            including the end token.
+        Returns sentence features (A, D), the end token's; token features (A, W, D); token mask (A, W), True up to it.
         """
         words = token_ids.shape[1]
         ids, mask = token_ids, self.attn_mask
@@ -143,11 +139,7 @@ class Towers(nn.Module):
 
 
 def frame_size_of(clip: str) -> int:
-    """Height and width in pixels of the frames that an architecture takes, without building it.
-
-    Raises:
-        UserError: unknown or unsupported architecture.
-    """
+    """Height and width in pixels of an architecture's frames, without building it. Raises `UserError`: unsupported."""
     size = _architecture(clip)[1]["vision_cfg"]["image_size"]
     return int(size[0] if isinstance(size, list | tuple) else size)
 

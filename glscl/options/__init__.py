@@ -6,8 +6,7 @@ from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 MAX_LAYERS = 256
 """Most layers of any module. Each is an object, so that a mistyped number would cost memory before it is noticed."""
-MAX_SIZE = 1_000_000
-"""Largest width, length or number in a model; a mistyped one is refused before memory is allocated."""
+MAX_SIZE = 1_000_000  # largest width, length or number in a model; a mistyped one is refused before memory is allocated
 
 
 class Options(BaseModel):

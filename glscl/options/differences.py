@@ -2,8 +2,7 @@
 
 from collections.abc import Collection, Mapping
 
-Values = Mapping[str, object]
-"""Nested plain values, as a configuration's JSON holds them."""
+Values = Mapping[str, object]  # nested plain values, as a configuration's JSON holds them
 
 
 def differing_keys(saved: Values, current: Values, free: Collection[str], prefix: str = "") -> list[str]:

@@ -17,8 +17,7 @@ from glscl.errors import UserError
 from glscl.options import Options
 from glscl.options.mistakes import annotated_keys, describe_mistake, keys_of, nearest_key
 
-SURE_LIKENESS = 0.9
-"""From it on, a known key is meant whatever other keys there are."""
+SURE_LIKENESS = 0.9  # from it on, a known key is meant whatever other keys there are
 
 SectionType = TypeVar("SectionType", bound=Options)
 
@@ -33,10 +32,7 @@ def parse_options(
     """Parse ``--a.b value`` options with tyro; ``--help`` prints every key and leaves.
 
     ``about`` begins the help of ``program``, by default the class's docstring; ``default`` has the values of options
-    that are not given.
-
-    Raises:
-        UserError: unknown option, or a value of the wrong type.
+    that are not given. Raises `UserError`: unknown option, or a value of the wrong type.
     """
     cli = partial(tyro.cli, kind, prog=program, description=about, **({} if default is None else {"default": default}))
     if "--help" in arguments or "-h" in arguments:
@@ -88,9 +84,8 @@ def _spelt_out(arguments: Sequence[str], kind: type[BaseModel]) -> list[str]:
 def shard_set_argument(words: Sequence[str], program: str, what: str) -> str:
     """The one argument of a command, the address of a shard set; ``what`` the command does, for its help.
 
-    Raises:
-        UserError: there is not exactly one word, or it is an option.
-        SystemExit: the help was asked for, and has been printed.
+    Raises `UserError`: there is not exactly one word, or it is an option; `SystemExit`: the help was asked for, and has
+    been printed.
     """
     if words and words[0] in ("-h", "--help"):
         print(f"usage: {program} SHARD_SET\n\n{what}; a local folder or an s3:// prefix")
@@ -105,15 +100,8 @@ def check_spelling(
 ) -> None:
     """Refuse an option that is nearly a key of these sections, before the whole configuration is imported.
 
-    Less clear mistakes are left to `parse_options`, which knows all keys.
-
-    Args:
-        arguments: command-line words.
-        sections: those whose keys are known by now.
-        others: names of the other sections.
-
-    Raises:
-        UserError: an option is misspelt; the message names the right key.
+    Less clear mistakes are left to `parse_options`, which knows all keys; ``sections`` are those whose keys are known
+    by now, ``others`` the names of the other ones. Raises `UserError`: an option is misspelt; it names the right key.
     """
     known = {flag for name, kind in sections.items() for flag in _flags_of(kind, f"{name}.")}
     for argument in arguments:

@@ -7,10 +7,8 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ValidationError
 
-LONGEST_VALUE = 80
-"""Characters of a wrong value that a message repeats."""
-LEAST_LIKENESS = 0.6
-"""Below it, a known key is no suggestion for an unknown one (0: nothing in common, 1: the same)."""
+LONGEST_VALUE = 80  # characters of a wrong value that a message repeats
+LEAST_LIKENESS = 0.6  # below it, a known key is no suggestion for an unknown one (0: nothing in common, 1: the same)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +29,7 @@ def first_mistake(error: ValidationError, outermost: str = "") -> Mistake:
 
 
 def describe_mistake(error: ValidationError, kind: type[BaseModel], prefix: str = "") -> str:
-    """The first wrong option of a class in one line: its full key, value, message, and the number of further mistakes.
-
-    ``prefix`` is the key of the section that was validated, if it was not the whole.
-    """
+    """The first mistake in one line: key under ``prefix``, value, message, and how many follow."""
     several = {name for name, annotation in annotated_keys(kind) if Literal["auto"] in get_args(annotation)}
 
     def key_of(location: tuple[int | str, ...]) -> str:

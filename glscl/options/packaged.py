@@ -33,11 +33,7 @@ def preset_text(name: str) -> str:
 
 
 def split_config(arguments: Iterable[str]) -> tuple[str | None, list[str]]:
-    """The value of ``--config``, or None, and the other words.
-
-    Raises:
-        UserError: ``--config`` is given twice or without a value, or there is no such preset.
-    """
+    """The value of ``--config``, or None, and the other words. Raises `UserError`: twice, no value, no such preset."""
     rest: list[str] = []
     sources: list[str] = []
     words = iter(arguments)

@@ -24,10 +24,8 @@ _SCHEMA = (  # tag, what it looks like, the characters that it may begin with; t
 def load_yaml(text: str) -> Any:
     """Read one document.
 
-    Raises:
-        yaml.YAMLError: not YAML, a key given twice, or aliases that stand for more than `MAX_VALUES` values.
-        ValueError: an integer of thousands of digits.
-        RecursionError: nested thousands deep.
+    Raises `yaml.YAMLError`: not YAML, a key given twice, or aliases that stand for more than `MAX_VALUES` values;
+    `ValueError`: an integer of thousands of digits; `RecursionError`: nested thousands deep.
     """
     return yaml.load(text, _Loader)
 

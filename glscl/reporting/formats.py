@@ -4,8 +4,7 @@ import math
 from datetime import datetime
 from typing import Protocol, TypeGuard
 
-MISSING = "–"
-"""Shown where a figure is missing."""
+MISSING = "–"  # shown where a figure is missing
 PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 

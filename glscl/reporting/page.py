@@ -16,10 +16,7 @@ _DATA_URI = re.compile(r"data:image/(jpeg|png|webp);base64,[A-Za-z0-9+/]+=*\Z")
 
 
 def environment(package: str) -> Environment:
-    """Return the environment of the ``templates`` of a package and of this one, which holds what all pages include.
-
-    The formats and functions of this kit are its filters.
-    """
+    """The environment of the ``templates`` of a package and of this one; this kit's formats are its filters."""
     templates = Environment(
         loader=ChoiceLoader([PackageLoader(package), PackageLoader("glscl.reporting")]),
         autoescape=True,
@@ -40,11 +37,7 @@ def breakable(name: str) -> Markup:
 
 
 def thumbnails(value: str | bytes | Sequence[str | bytes] | None) -> list[str]:
-    """Return pictures as ``data:`` URIs.
-
-    Raises:
-        UserError: one is neither bytes nor a ``data:`` URI of a picture (an address would be loaded from the network).
-    """
+    """Pictures as ``data:`` URIs. Raises `UserError`: one is neither (an address would be loaded from the network)."""
     if not value:
         return []
     uris = []

@@ -28,10 +28,8 @@ if TYPE_CHECKING:
 PAPER, INK, MUTED, LINE, NEUTRAL = (PALETTE[name] for name in ("paper", "ink", "muted", "line", "neutral"))
 SERIES = tuple(PALETTE[name] for name in ("t2v", "v2t", "third", "fourth"))
 """Colours of series; distinct in light and dark, and to colour-blind readers."""
-DASHES = ("", "5 3", "1.5 3.5", "8 3 2 3")
-"""Of the series of a line chart, in the same order, as SVG writes them."""
-MAX_POINTS = 300
-"""Points of a line; of more, the means of equal runs are drawn."""
+DASHES = ("", "5 3", "1.5 3.5", "8 3 2 3")  # of the series of a line chart, in the same order, as SVG writes them
+MAX_POINTS = 300  # points of a line; of more, the means of equal runs are drawn
 
 _STYLE: dict[str, object] = {
     "svg.fonttype": "none",
@@ -81,8 +79,7 @@ class Chart:
 
     title: str
     svg: Markup
-    note: str = ""
-    """Stands opposite the title."""
+    note: str = ""  # stands opposite the title
     legend: Sequence[LegendEntry] = ()
 
 
@@ -153,10 +150,7 @@ class Plot:
         self._names[key] = Name(classes, title)
 
     def label_points(self, points: Sequence[tuple[float, float, str]], *, radius: float, size: float) -> None:
-        """Write a name beside each marker, where it covers no other name or marker; a thin line leads to one far off.
-
-        The limits of both axes must be set.
-        """
+        """Name markers where it covers no other; a thin line leads to one far off. Both axes' limits must be set."""
         self._fit()
         frame = self.axes.get_window_extent()
         to_units = self.axes.transData.transform

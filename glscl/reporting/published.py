@@ -13,8 +13,7 @@ from glscl.system.storage import read_bytes
 COLUMNS = ("method", "backbone", "dataset", "direction", "recall_at_1", "recall_at_5", "recall_at_10")
 NAMES = ("method", "venue", "backbone", "note", "source", "dataset")
 
-PACKAGED = str(Path(__file__).parent / "published_results.csv")
-"""Figures of the papers; each row names its source."""
+PACKAGED = str(Path(__file__).parent / "published_results.csv")  # figures of the papers; each row names its source
 
 
 @dataclass(frozen=True)
@@ -35,10 +34,8 @@ def read_published(uri: str) -> list[PublishedRow]:
     """Read a CSV with the columns ``method, backbone, dataset, direction, recall_at_1, recall_at_5, recall_at_10``.
 
     Further recalls (``recall_at_20``), ``venue``, ``note`` (say, the post-processing) and ``source`` are optional;
-    ``direction`` is ``text_to_video`` or ``video_to_text``.
-
-    Raises:
-        UserError: the file is missing, a column is missing, or a value is no number.
+    ``direction`` is ``text_to_video`` or ``video_to_text``. Raises `UserError`: the file is missing, a column is
+    missing, or a value is no number.
     """
     try:
         text = read_bytes(uri).decode("utf-8-sig")

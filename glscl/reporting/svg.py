@@ -25,8 +25,7 @@ _KEPT = ("text-anchor", "font-size", "font-weight", "stroke-width", "stroke-dash
          "fill-opacity", "stroke-opacity")  # fmt: skip
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _DECIMAL = re.compile(r"-?\d+\.\d+(?:e-?\d+)?")
-_CIRCLE_ARCS = 8
-"""Curves that matplotlib draws a circle with."""
+_CIRCLE_ARCS = 8  # curves that matplotlib draws a circle with
 
 
 @dataclass(frozen=True)
@@ -41,11 +40,9 @@ def inline_svg(document: str, names: Mapping[str, Name], label: str, description
     """Rewrite a document of matplotlib's SVG backend (``svg.fonttype`` is ``none``) as an ``<svg>`` element.
 
     The element has the width of its container. Colours become the page's CSS variables, so the chart follows light,
-    dark and print. Marker definitions and clip paths are written out or dropped, so no id can clash. ``names``
-    are those of artists by group id; ``label`` and ``description`` are for screen readers.
-
-    Raises:
-        ValueError: a colour is not one of `PALETTE`, or an element is no line, marker or text.
+    dark and print. Marker definitions and clip paths are written out or dropped, so no id can clash. ``names`` are
+    those of artists by group id; ``label`` and ``description`` are for screen readers. Raises `ValueError`: a colour is
+    not one of `PALETTE`, or an element is no line, marker or text.
     """
     source = ElementTree.fromstring(_NOT_XML.sub("\ufffd", document))
     definitions = {element.get("id", ""): element for element in source.iter() if _tag(element) == "path"}

@@ -1,7 +1,5 @@
 """Building the whole configuration of one run of a study or sweep, and of its pretraining."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from glscl.data.toy.sets import toy_set, toy_set_address
@@ -17,14 +15,9 @@ TOWERS = "towers.safetensors"
 def build_run(
     config: RunsConfig, folder: str, name: str, seed: int, changes: Sequence[Values], data: Mapping[str, Sequence[str]]
 ) -> RunConfig:
-    """Build one run: the shared one, then ``changes``, the later winning, then what is this run's alone.
+    """Build one run in ``folder``: the shared one, then ``changes``, the later winning, then what is this run's alone.
 
-    Args:
-        folder: where the run directory is made.
-        data: ``train``, ``validation`` and ``test``.
-
-    Raises:
-        UserError: the configuration is wrong.
+    ``data`` has ``train``, ``validation`` and ``test``. Raises `UserError`: the configuration is wrong.
     """
     fixed: Values = {"name": name, "storage": folder, "seed": seed, "data": dict(data)}
     where = f"{config.kind} {config.name}, {name}"
@@ -38,12 +31,9 @@ def build_run(
 
 
 def build_pretraining(config: RunsConfig, *, make: bool) -> RunConfig | None:
-    """Build the run that makes the towers; None if there is none.
+    """Build the run that makes the towers; None if there is none. Raises `UserError`: it is wrong.
 
     ``make`` writes its toy set if that is missing (Ray must be running).
-
-    Raises:
-        UserError: the configuration is wrong.
     """
     options = config.pretraining
     if options is None:

@@ -1,18 +1,15 @@
 """A cell: one run of a study or sweep, and its result in ``cell.json``. Finished cells are read, never done again."""
 
-from __future__ import annotations
-
 import functools
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
-from glscl.data.quarantine import merge_incomplete
+from glscl.data.quarantine import Incomplete
 from glscl.data.shards import open_shard_set
 from glscl.errors import UserError
-from glscl.evaluation.results import Incomplete, Metrics, QueryRanks, Test
+from glscl.evaluation.results import Metrics, QueryRanks, Section, Test
 from glscl.options.differences import differing_keys
 from glscl.runs.options import ZERO_SHOT
 from glscl.system import storage
@@ -27,16 +24,11 @@ class Cell:
     """One training, tested on every test set; or the towers before any."""
 
     condition: str
-    variant: str
-    """`ZERO_SHOT` for the towers alone."""
-    training: str
-    """Name of the domain, `UNION` or `ZERO_SHOT`."""
-    domains: tuple[str, ...]
-    """Domains trained on."""
-    seed: int
-    """Of the training; of the towers where they are random."""
-    config: RunConfig
-    """The whole run. Its run directory is the cell's."""
+    variant: str  # `ZERO_SHOT` for the towers alone
+    training: str  # name of the domain, `UNION` or `ZERO_SHOT`
+    domains: tuple[str, ...]  # domains trained on
+    seed: int  # of the training; of the towers where they are random
+    config: RunConfig  # the whole run. Its run directory is the cell's.
 
     @property
     def directory(self) -> str:
@@ -57,23 +49,15 @@ class CellTest(Test):
     per_query: QueryRanks
 
 
-class CellResult(BaseModel):
+class CellResult(Section):
     """What a finished cell leaves."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-    config: dict[str, Any]
-    """The run's whole configuration."""
-    tests: list[CellTest]
-    """Without examples."""
-    step: int
-    """Of the checkpoint that was tested."""
-    validation: Metrics
-    """Held-out scores of that checkpoint."""
-    incomplete: list[Incomplete] = []
-    """Sets of which videos are missing; earlier versions did not write this down."""
-    seconds: float
-    """Wall-clock of the last attempt."""
+    config: dict[str, Any]  # the run's whole configuration
+    tests: list[CellTest]  # without examples
+    step: int  # of the checkpoint that was tested
+    validation: Metrics  # held-out scores of that checkpoint
+    incomplete: list[Incomplete] = Field(default_factory=list)  # of its sets; earlier versions did not write them down
+    seconds: float  # wall-clock of the last attempt
 
 
 def read_cell_file(directory: str) -> CellResult | None:
@@ -89,11 +73,7 @@ def write_cell_file(directory: str, result: CellResult) -> None:
 
 
 def read_result(cell: Cell) -> CellResult | None:
-    """Read the result of a finished cell; None if it is not finished.
-
-    Raises:
-        UserError: it is the result of another configuration, or of other test sets.
-    """
+    """A cell's result; None if unfinished. Raises `UserError`: of another configuration, or other test sets."""
     result = read_cell_file(cell.directory)
     if result is None:
         return None
@@ -114,9 +94,3 @@ def read_result(cell: Cell) -> CellResult | None:
 def _fingerprint(uri: str) -> str:
     """Fingerprint of a test set, which is the same for hundreds of cells and may lie behind a slow listing."""
     return open_shard_set(uri).manifest.fingerprint()
-
-
-def find_incomplete(results: Iterable[CellResult]) -> list[Incomplete]:
-    """Find the shard sets that lack videos in some cell, each at its fewest."""
-    merged = merge_incomplete([entry.model_dump() for entry in result.incomplete] for result in results)
-    return [Incomplete.model_validate(entry) for entry in merged]

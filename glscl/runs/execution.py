@@ -1,7 +1,5 @@
 """Doing a cell: train, test, leave the result; and the pretraining, which makes a file of towers for all cells."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 import time
@@ -25,16 +23,11 @@ from glscl.training.driver.machines import with_machines
 from glscl.training.driver.outputs import build_results, status_on_failure, write_results, write_status
 from glscl.training.driver.preflight import CONFIG, preflight
 
-PATIENCE_S = 90.0
-"""Seconds that a run's living owner is waited for: the processes of a study that was killed end a little later."""
+PATIENCE_S = 90.0  # seconds that a living owner is waited for: a killed study's processes end a little later
 
 
 def run_cell(cell: Cell, keep_model: bool) -> CellResult:
-    """Do a cell, or go on with it where it stopped; Ray must be running. Its result is in ``cell.json`` then.
-
-    Raises:
-        UserError: bad input, or another command does this cell.
-    """
+    """Do a cell, or go on with it; Ray is running. Raises `UserError`: bad input, or another command does this cell."""
     began = time.monotonic()
     if finished := read_result(cell):
         return finished
@@ -69,7 +62,6 @@ def remove_checkpoints(run_directory: str) -> None:
 
 
 def _train(config: RunConfig, owner: Owner) -> Results:
-    """Do an ordinary run in the cell's folder."""
     config = with_machines(config, alive_nodes, alone=False)
     write_status(config.run_directory, state="running", verdict="")
     with status_on_failure(owner.fence):
@@ -107,11 +99,7 @@ def _score_towers(config: RunConfig) -> Results:
 
 
 def pretrain(config: RunsConfig) -> None:
-    """Train the towers that all runs start from, unless that was done before. Ray must be running.
-
-    Raises:
-        UserError: bad input, or another pretraining was done under this name.
-    """
+    """Train the towers of all runs, unless done; Ray is running. Raises `UserError`: bad input, or another was done."""
     run = build_pretraining(config, make=True)
     if run is None:
         return
@@ -131,11 +119,7 @@ def pretrain(config: RunsConfig) -> None:
 
 
 def export_towers(model_uri: str, output: str) -> None:
-    """Write the clip towers of a run or saved model as open_clip loads them: a file for ``model.pretrained``.
-
-    Raises:
-        UserError: there is no such model.
-    """
+    """Write a model's clip towers as open_clip loads them, for ``model.pretrained``. Raises `UserError`: no model."""
     model, _ = load_model(model_uri)
     prefix = "towers."
     weights = {name.removeprefix(prefix): t for name, t in model.state_dict().items() if name.startswith(prefix)}

@@ -1,7 +1,5 @@
 """Options that the configurations of studies and sweeps have in common, and how such a file is read."""
 
-from __future__ import annotations
-
 import re
 from abc import abstractmethod
 from collections.abc import Collection, Mapping
@@ -16,15 +14,12 @@ from glscl.options.mistakes import describe_mistake
 from glscl.options.packaged import is_file, yaml_names
 from glscl.system import storage
 
-ZERO_SHOT = "zero-shot"
-"""Name of the training that is none, and of its only variant."""
-UNION = "union"
-"""Name of the training on all domains at once."""
+ZERO_SHOT = "zero-shot"  # name of the training that is none, and of its only variant
+UNION = "union"  # name of the training on all domains at once
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\Z")
 
-Values = dict[str, Any]
-"""A piece of a run's configuration, nested as in its YAML."""
+Values = dict[str, Any]  # a piece of a run's configuration, nested as in its YAML
 
 
 class ToySets(Options):
@@ -140,11 +135,7 @@ class RunsConfig(Options):
 
     @classmethod
     def text(cls, name: str) -> str:
-        """A packaged one as commented YAML.
-
-        Raises:
-            UserError: there is none of this name.
-        """
+        """A packaged one as commented YAML. Raises `UserError`: there is none of this name."""
         if name not in (known := cls.names()):
             raise UserError(f"no {cls.kind} '{name}'{did_you_mean(name, known)}; packaged: {', '.join(known)}")
         return (cls.packaged / f"{name}.yaml").read_text(encoding="utf-8")
@@ -153,8 +144,7 @@ class RunsConfig(Options):
     def load(cls, source: str, **changes: str) -> Self:
         """Read a YAML file (local or ``s3://``), or a packaged one by name; ``changes`` replace top-level keys.
 
-        Raises:
-            UserError: missing file, bad YAML, unknown key or bad value, with the key's full name.
+        Raises `UserError`: missing file, bad YAML, unknown key or bad value, with the key's full name.
         """
         text = None if is_file(source) else cls.text(source)
         from glscl.training.config import read_yaml  # brings torch, which a misspelt name need not wait for
@@ -178,11 +168,7 @@ def merge(*layers: Mapping[str, Any]) -> Values:
 
 
 def check_names(what: str, names: Collection[str]) -> None:
-    """Check that there are names, and that all of them can be names of folders.
-
-    Raises:
-        ValueError: there are none, or one cannot.
-    """
+    """Check that there are names, each good for a folder. Raises `ValueError`: there are none, or one is not."""
     if not names:
         raise ValueError(f"{what}: none given")
     for name in names:

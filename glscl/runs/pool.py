@@ -1,7 +1,5 @@
 """Doing many cells side by side as Ray tasks, no more at once than all their workers fit on the cluster."""
 
-from __future__ import annotations
-
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -21,8 +19,7 @@ from glscl.training.options import TrainingConfig
 
 _POLL_S = 5.0
 _PROGRESS_EVERY_S = 60.0
-_MOST_FAILURES = 5
-"""Cells that may fail before no other is started."""
+_MOST_FAILURES = 5  # cells that may fail before no other is started
 
 
 def concurrent_runs(training: TrainingConfig) -> int:
@@ -100,7 +97,6 @@ class _Pool:
             self._running[self._task.remote(cell, self._keep_models)] = cell
 
     def _collect(self, reference: Any) -> None:
-        """Take in how a cell ended."""
         import ray
 
         cell = self._running.pop(reference)
@@ -146,5 +142,5 @@ def _run_task(cell: Cell, keep_model: bool) -> tuple[float, str]:
     result = run_cell(cell, keep_model)
     tests = ", ".join(f"{test.domain} {MAIN_METRIC}={test.text_to_video[MAIN_METRIC]:.1f}" for test in result.tests)
     scores = tests or f"held-out {MAIN_METRIC}={result.validation[SELECTION_METRIC]:.1f}"
-    missing = describe_incomplete(entry.model_dump() for entry in result.incomplete)
+    missing = describe_incomplete(result.incomplete)
     return result.seconds, f"{scores}; incomplete: {missing}" if missing else scores

@@ -1,7 +1,5 @@
 """Shard sets of the domains of a study or sweep: where they are, making toy ones, and checks."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -49,11 +47,7 @@ def are_built(uris: Sequence[str]) -> bool:
 
 
 def check_given_sets(config: RunsConfig) -> None:
-    """Open the given shard sets and lists, so that a missing one is an error before Ray is started.
-
-    Raises:
-        UserError: one is missing.
-    """
+    """Open the given sets and lists before Ray is started. Raises `UserError`: one is missing."""
     given = [domain for domain in config.domains.values() if domain.toy is None]
     uris = [uri for domain in given for uri in (*domain.train, *domain.validation, domain.test) if uri]
     if config.pretraining is not None:
@@ -74,11 +68,7 @@ class OpenSets:
 
 
 def open_sets(sets: Mapping[str, Sets]) -> OpenSets:
-    """Open all sets.
-
-    Raises:
-        UserError: one is missing.
-    """
+    """Open all sets. Raises `UserError`: one is missing."""
     opened = OpenSets([], [], [])
     for name, domain in sets.items():
         opened.trained.extend(NamedSet.open(f"domains.{name}.train", uri) for uri in domain.train)
@@ -88,11 +78,7 @@ def open_sets(sets: Mapping[str, Sets]) -> OpenSets:
 
 
 def check_domain_names(opened: Sequence[NamedSet], kind: str) -> None:
-    """Check that sets of `open_sets` are of the domain that the configuration, of this ``kind``, names them by.
-
-    Raises:
-        UserError: one is of another domain.
-    """
+    """Check that opened sets are of the domain that names them in this ``kind``. Raises `UserError`: one is not."""
     for named in opened:
         name = named.key.removeprefix("domains.").rpartition(".")[0]
         if named.manifest.domain != name:

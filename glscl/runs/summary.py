@@ -1,7 +1,5 @@
 """What the results of a study and a sweep begin with: the verdict, and the code and machine that made them."""
 
-from __future__ import annotations
-
 import os
 import platform
 import sys
@@ -9,37 +7,27 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
-from glscl.data.quarantine import describe_incomplete
-from glscl.evaluation.results import Incomplete
+from glscl.data.quarantine import Incomplete, describe_incomplete
+from glscl.evaluation.results import Section
 from glscl.runs.options import RunsConfig
 from glscl.system.redaction import redact
 from glscl.training.driver.outputs import git_commit
-
-
-class Section(BaseModel):
-    """A part of results; keys that are not known are ignored when they are read."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
 
 
 class Summary(Section):
     """What the results of a study and of a sweep begin with."""
 
     name: str
-    label: str
-    """What the figures are figures of, shown first: "toy domains, not MSR-VTT"."""
+    label: str  # what the figures are figures of, shown first: "toy domains, not MSR-VTT"
     verdict: str
-    created: str
-    """ISO 8601."""
+    created: str  # ISO 8601
     git_commit: str | None
     command: str
     machine: str
-    claims: list[str]
-    """Sentences generated from the intervals, the answer to the main question first."""
-    incomplete: list[Incomplete] = []
-    """Sets of which videos are missing in some run, at its fewest."""
+    claims: list[str]  # sentences generated from the intervals, the answer to the main question first
+    incomplete: list[Incomplete] = Field(default_factory=list)  # of some run, at its fewest videos
 
 
 def summarise(
@@ -48,7 +36,7 @@ def summarise(
     """Summarise what this process reports now; ``progress`` follows the name in the verdict."""
     verdict = f"{config.kind}={config.name} {progress} {' '.join(claims[:1])} [{config.label}]"
     if incomplete:
-        verdict += f"; incomplete: {describe_incomplete(entry.model_dump() for entry in incomplete)}"
+        verdict += f"; incomplete: {describe_incomplete(incomplete)}"
     return Summary(
         name=config.name,
         label=config.label,

@@ -1,14 +1,13 @@
 """Compute the typed results of a study from its cells' ranks: figures, comparisons, claims, and what was held equal."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
+from glscl.data.quarantine import merge_incomplete
 from glscl.data.shards import open_shard_set
 from glscl.errors import UserError
 from glscl.evaluation.metrics import MAIN_METRIC
 from glscl.evaluation.results import Test
-from glscl.runs.cell import Cell, find_incomplete
+from glscl.runs.cell import Cell
 from glscl.runs.options import UNION, ZERO_SHOT
 from glscl.runs.summary import summarise
 from glscl.study.comparisons import compare_variants, write_claims
@@ -20,10 +19,8 @@ from glscl.study.results import Comparison, Result, StudyResults, TestSet, Train
 def analyse(study: StudyConfig, cells: Sequence[Cell], finished: Finished) -> StudyResults:
     """Compute everything of `StudyResults` that follows from the cells' results; costs and examples are not in it.
 
-    While the study is unfinished, the seeds that are: see `select_comparable`.
-
-    Raises:
-        UserError: nothing is finished, or cells were tested on different queries.
+    While the study is unfinished, the seeds that are: see `select_comparable`. Raises `UserError`: nothing is finished,
+    or cells were tested on different queries.
     """
     comparable = select_comparable(cells, finished)
     if not comparable:
@@ -46,7 +43,7 @@ def analyse(study: StudyConfig, cells: Sequence[Cell], finished: Finished) -> St
         study,
         f"cells={len(finished)}/{len(cells)}",
         write_claims(study, comparisons),
-        find_incomplete(result for _, result in comparable),
+        merge_incomplete(result.incomplete for _, result in comparable),
         use_gpu=comparable[0][0].config.training.use_gpu is not False,
     )
     # The trainings: zero-shot first and the union last.
@@ -98,14 +95,12 @@ def describe_protocol(study: StudyConfig, cells: Sequence[Cell]) -> dict[str, st
 
 
 def _count_training_videos(study: StudyConfig, cells: Sequence[Cell]) -> str:
-    """Count the videos of every domain's training sets."""
     sets = {cell.training: cell.config.data.train for cell in cells if cell.training in study.domains}
     videos = {name: sum(open_shard_set(uri).manifest.videos for uri in uris) for name, uris in sets.items()}
     return ", ".join(f"{name} {count:,}" for name, count in videos.items())
 
 
 def _list_variants(study: StudyConfig) -> list[Variant]:
-    """List the variants, the zero-shot towers first."""
     variants = [
         Variant(name=name, head=v.run.get("model", {}).get("head", "glscl"), group=v.group, what=v.what)
         for name, v in study.variants.items()
@@ -117,7 +112,6 @@ def _list_variants(study: StudyConfig) -> list[Variant]:
 
 
 def _describe_test_set(name: str, by_condition: Mapping[str, Test]) -> TestSet:
-    """Describe a test set from one result per condition."""
     test = next(iter(by_condition.values()))
     truncated = {condition: one.truncated_texts for condition, one in by_condition.items()}
     own = {"name": name, "chance": 100.0 / test.videos, "truncated": truncated}

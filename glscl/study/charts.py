@@ -1,7 +1,5 @@
 """Charts of the study's page; the template calls these functions."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,10 +32,7 @@ class Mark:
 
 
 def cost_charts(study: StudyResults, results: Sequence[Result], costs: Sequence[Cost]) -> tuple[list[Chart], list[str]]:
-    """Draw mean text-to-video R@1 of one condition against multiply-adds per pair, cross-domain and in-domain.
-
-    Returns the charts, and the variants left out for an unfinished cell: a mean over other cells is no comparison.
-    """
+    """Draw mean R@1 of one condition against multiply-adds; returns charts, and variants left out as unfinished."""
     charts: list[Chart] = []
     left_out: set[str] = set()
     relations: tuple[Relation, ...] = ("cross-domain", "in-domain")
@@ -117,7 +112,6 @@ def _cost_on_axis(mark: Mark) -> float:
 
 
 def _powers_of_ten(low: float, high: float) -> list[tuple[float, str]]:
-    """List the powers of ten from low to high, with their labels."""
     powers = range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)
     return [(10.0**power, tick(10.0**power)) for power in powers]
 

@@ -1,7 +1,5 @@
 """The comparisons of a study: differences between variants, corrected for their number, and the claims they allow."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -11,8 +9,7 @@ from glscl.study.panels import Domains, Panel, relation_of
 from glscl.study.results import Comparison, Relation
 from glscl.study.statistics import LEVEL, Interval, System, claim, holm, mean_difference
 
-AVERAGED: tuple[Relation, ...] = ("in-domain", "cross-domain")
-"""Relations over whose cells a difference is averaged."""
+AVERAGED: tuple[Relation, ...] = ("in-domain", "cross-domain")  # relations over whose cells a difference is averaged
 
 
 class _Key(NamedTuple):

@@ -1,7 +1,5 @@
 """Example queries that one variant finds and another loses, with pictures of what each put first."""
 
-from __future__ import annotations
-
 import base64
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -20,25 +18,19 @@ from glscl.study.panels import Finished
 from glscl.study.results import Example, Shot
 from glscl.training.schedule import make_sampling
 
-LOST = 5
-"""A query is lost where its video comes after this rank."""
-SHOWN = 3
-"""Videos shown per variant."""
+LOST = 5  # a query is lost where its video comes after this rank
+SHOWN = 3  # videos shown per variant
 
-PicturesOf = Callable[[str, int], list[str]]
-"""Domain and position in its test set -> frames as ``data:`` URIs."""
+PicturesOf = Callable[[str, int], list[str]]  # domain and position in its test set -> frames as ``data:`` URIs
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A query that could be shown."""
 
-    cell: Cell
-    """Of the variant that finds it."""
-    test: str
-    """Domain of the test set."""
-    query: int
-    """Number of the caption."""
+    cell: Cell  # of the variant that finds it
+    test: str  # domain of the test set
+    query: int  # number of the caption
     finder: str
     loser: str
     of_finder: QueryRanks

@@ -1,7 +1,5 @@
 """The cells of a study: one run each, with its whole configuration."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from glscl.data.apart import check_held_out, check_not_trained
@@ -21,8 +19,7 @@ _UNTRAINED: Values = {"model": {"head": "mean_pool", "frame_context": "none", "p
 def build_cells(study: StudyConfig, sets: Mapping[str, Sets]) -> list[Cell]:
     """Build every cell: zero-shot towers first, then seed by seed, so that early results already compare everything.
 
-    Raises:
-        UserError: a variant, a condition or a domain makes a configuration that is wrong.
+    Raises `UserError`: a variant, a condition or a domain makes a configuration that is wrong.
     """
     cells = []
     if study.zero_shot:
@@ -52,7 +49,6 @@ def _build_config(
     changes: Sequence[Values],
     domains: tuple[str, ...],
 ) -> RunConfig:
-    """Build the run of one cell, which is tested on every test set."""
     data = {
         "train": [uri for domain in domains for uri in sets[domain].train],
         "validation": [uri for domain in domains for uri in sets[domain].validation],
@@ -79,10 +75,7 @@ def _leave_out(study: StudyConfig, domains: tuple[str, ...]) -> Values:
 def check_sets(study: StudyConfig, sets: Mapping[str, Sets]) -> list[str]:
     """Open every shard set and every list of leaked videos, and check that no test set is trained or selected on.
 
-    Returns notes on sets that could not be compared.
-
-    Raises:
-        UserError: naming what is missing or shared.
+    Returns notes on sets that could not be compared. Raises `UserError`: naming what is missing or shared.
     """
     opened = open_sets(sets)
     check_domain_names(opened.tested, study.kind)

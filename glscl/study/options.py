@@ -1,7 +1,5 @@
 """Options of a study: one YAML file, or a packaged one by name."""
 
-from __future__ import annotations
-
 from importlib import resources
 from typing import Literal
 
@@ -77,7 +75,7 @@ class StudyConfig(RunsConfig):
         return seeds
 
     @model_validator(mode="after")
-    def _consistent(self) -> StudyConfig:
+    def _consistent(self) -> "StudyConfig":
         check_names("variants", self.variants)
         check_names("conditions", self.conditions)
         for kind, known, used in (

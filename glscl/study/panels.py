@@ -1,7 +1,5 @@
 """Panels: the cells' ranks on one test set in one condition, resampled and paired, and the figures that they give."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -28,8 +26,7 @@ from glscl.study.options import StudyConfig
 from glscl.study.results import Column, Estimate, Relation, Result, WithoutLeaked
 from glscl.study.statistics import Array, Interval, QueryBootstrap, System, over_seeds, per_query
 
-Domains = Mapping[str, Sequence[str]]
-"""Training -> the domains that it learns from."""
+Domains = Mapping[str, Sequence[str]]  # training -> the domains that it learns from
 Finished = Sequence[tuple[Cell, CellResult]]
 _SHARED = ("owners", "query_videos", "video_ids", "positions", "captions")
 
@@ -46,8 +43,7 @@ class SeedResult:
 class Panel:
     """Everything measured on one test set in one condition."""
 
-    test: str
-    """Domain."""
+    test: str  # domain of the test set
     seeds: dict[tuple[str, str], list[SeedResult]] = field(default_factory=dict)
     """Variant and training -> results of its seeds, in the order of the seeds."""
     bootstraps: dict[Direction, QueryBootstrap] = field(default_factory=dict)
@@ -61,10 +57,7 @@ class Panel:
 
 
 def share_texts(result: CellResult, known: dict[str, list[int] | list[str]]) -> CellResult:
-    """Hold captions, names and owners that are the same in all cells only once; ``known`` are those of cells before.
-
-    A large study has hundreds of cells with tens of thousands of queries each.
-    """
+    """Hold once what is the same in hundreds of cells, captions and names; ``known`` are those of cells before."""
     tests = []
     for test in result.tests:
         queries = test.per_query
@@ -78,10 +71,7 @@ def share_texts(result: CellResult, known: dict[str, list[int] | list[str]]) -> 
 
 
 def select_comparable(cells: Sequence[Cell], finished: Finished) -> list[tuple[Cell, CellResult]]:
-    """Select the results to report: of the seeds that are finished in a whole condition, else of its first seed.
-
-    So every comparison is between equally many seeds, and a study that has weeks to go has a report.
-    """
+    """Select the results to report, equally many seeds of each: those finished in a whole condition, else the first."""
     chosen = []
     for condition in dict.fromkeys(cell.condition for cell in cells):
         done = [(cell, result) for cell, result in finished if cell.condition == condition]
@@ -99,11 +89,7 @@ def _select_seeds(cells: Sequence[Cell], finished: Sequence[Cell]) -> set[int]:
 
 
 def build_panels(study: StudyConfig, finished: Finished) -> dict[str, Panel]:
-    """Build the panels of one condition, by test set.
-
-    Raises:
-        UserError: cells were tested on different videos.
-    """
+    """Build the panels of one condition, by test set. Raises `UserError`: cells were tested on different videos."""
     panels = _collect(finished)
     order = [ZERO_SHOT, *study.variants]
     for number, panel in enumerate(panels.values()):
@@ -114,7 +100,6 @@ def build_panels(study: StudyConfig, finished: Finished) -> dict[str, Panel]:
 
 
 def _collect(finished: Finished) -> dict[str, Panel]:
-    """Sort the cells' results by test set."""
     panels: dict[str, Panel] = {}
     for cell, result in sorted(finished, key=lambda item: item[0].seed):
         for test in result.tests:
@@ -129,7 +114,6 @@ def _collect(finished: Finished) -> dict[str, Panel]:
 
 
 def _resample(panel: Panel, direction: Direction, resamples: int, seed: int) -> None:
-    """Resample the queries of one direction for every system of a panel."""
     queries = panel.first.per_query
     # Captions of one video are not independent: they are resampled together.
     groups = np.asarray(queries.owners) if direction == "text_to_video" else len(queries.query_videos)

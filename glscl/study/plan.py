@@ -5,8 +5,6 @@ smaller. The more comparisons, the smaller the p-value that one of them needs, a
 it takes to have such a p-value at all.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from scipy import stats
@@ -23,17 +21,13 @@ from glscl.system import storage
 from glscl.training.driver.preflight import note_on_loss
 
 CONFIG = "study.yaml"
-MOST_ERRORS = 100.0
-"""A difference of all 100 points is this many standard errors where two seeds' trainings are a point apart."""
+MOST_ERRORS = 100.0  # standard errors in 100 points, where the trainings of two seeds are a point apart
 
 
 def plan_study(study: StudyConfig) -> tuple[list[Cell], int]:
-    """Build the cells and count the finished ones; makes and starts nothing.
+    """Build the cells and count the finished ones; makes and starts nothing. Sets are compared if all exist.
 
-    Shard sets are compared if all exist.
-
-    Raises:
-        UserError: the configuration is wrong, its comparisons can show nothing, or a set is tested and chosen on.
+    Raises `UserError`: the configuration is wrong, its comparisons can show nothing, or a set is tested and chosen on.
     """
     build_pretraining(study, make=False)
     sets = locate_sets(study)
@@ -94,12 +88,9 @@ def describe_family(study: StudyConfig) -> str:
 
 
 def check_families(study: StudyConfig, sets: Mapping[str, Sets]) -> None:
-    """Refuse a family of comparisons that cannot show a difference, however large.
+    """Refuse a family of comparisons that cannot show a difference, however large; sets not yet made are left out.
 
-    Test sets that do not exist yet are checked once they do.
-
-    Raises:
-        UserError: naming the family, what it lacks, and the knobs.
+    Raises `UserError`: naming the family, what it lacks, and the knobs.
     """
     size = family_size(study)
     if not size:

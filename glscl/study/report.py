@@ -4,8 +4,6 @@ As on the page of an evaluation, everything that comes from data is escaped, and
 whatever is not in the file.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from glscl import __version__
@@ -19,11 +17,7 @@ from glscl.study.results import StudyResults, TestSet, parse_study
 
 
 def render_study(results: Mapping[str, object] | StudyResults, published: Sequence[PublishedRow] = ()) -> str:
-    """Return the page of a study, with published figures beside its own.
-
-    Raises:
-        UserError: ``results`` lack something, or a thumbnail is no picture.
-    """
+    """The page, published figures beside its own. Raises `UserError`: ``results`` lack something, a bad thumbnail."""
     study = parse_study(results)
     conditions = [sections.build_condition(study, name) for name in study.conditions]
     recalls = [result.text_to_video[MAIN_METRIC].estimate for result in study.results]

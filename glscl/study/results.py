@@ -5,8 +5,6 @@ is a row of the study: one training domain, the union of all of them, or none (z
 with its options and losses.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -16,8 +14,8 @@ from pydantic import ConfigDict, Field
 from glscl.data.records import describe_share
 from glscl.evaluation.cost import HeadCost, PaperCount
 from glscl.evaluation.metrics import Direction
-from glscl.evaluation.results import parse
-from glscl.runs.summary import Section, Summary
+from glscl.evaluation.results import Section, parse
+from glscl.runs.summary import Summary
 from glscl.study.options import Group
 
 Relation = Literal["in-domain", "cross-domain", "union", "zero-shot"]
@@ -27,15 +25,11 @@ class Estimate(Section):
     """A figure with its 95 % interval."""
 
     estimate: float
-    low: float | None
-    """None: without bound on this side."""
+    low: float | None  # none: without bound on this side
     high: float | None
-    deviation: float | None = None
-    """Sample standard deviation over seeds; None for one seed."""
-    seeds: int = 0
-    """Trainings behind it; 0 for a model that is not trained."""
-    note: str = ""
-    """What the interval covers."""
+    deviation: float | None = None  # sample standard deviation over seeds; None for one seed
+    seeds: int = 0  # trainings behind it; 0 for a model that is not trained
+    note: str = ""  # what the interval covers
 
 
 class Variant(Section):
@@ -59,18 +53,14 @@ class TestSet(Section):
 
     __test__ = False
 
-    name: str
-    """Of the domain."""
+    name: str  # of the domain
     split: str
     videos: int
     texts: int
-    chance: float
-    """Text-to-video R@1 of a random order."""
-    truncated: dict[str, int]
-    """Condition -> captions that were cut to its number of words."""
+    chance: float  # text-to-video R@1 of a random order
+    truncated: dict[str, int]  # condition -> captions that were cut to its number of words
     quarantined: int = 0
-    rejected: int = 0
-    """Videos left out when the shards were built."""
+    rejected: int = 0  # videos left out when the shards were built
 
     @property
     def videos_of(self) -> int:
@@ -89,10 +79,7 @@ class TestSet(Section):
 
 
 class Column(Section):
-    """Recalls after a normalisation that looked beyond the query at hand; means over seeds.
-
-    They are the fields ``recall_at_K``, of every level that was measured.
-    """
+    """Recalls ``recall_at_K`` after a normalisation that looked beyond the query at hand; means over seeds."""
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, float]
@@ -111,8 +98,7 @@ class WithoutLeaked(Section):
 
     note: str
     videos: int
-    text_to_video: float
-    """R@1, mean over seeds."""
+    text_to_video: float  # R@1, mean over seeds
     video_to_text: float
 
 
@@ -124,23 +110,16 @@ class Result(Section):
     training: str
     test: str
     relation: Relation
-    text_to_video: dict[str, Estimate]
-    """`METRICS` by name, with intervals."""
+    text_to_video: dict[str, Estimate]  # `METRICS` by name, with intervals
     video_to_text: dict[str, Estimate]
-    median_rank: dict[Direction, float]
-    """Mean over seeds."""
-    ties: dict[Direction, tuple[float, float]]
-    """R@1 with every tie broken against and in favour of the right answer, means over seeds."""
-    hubness: Estimate
-    """Skewness of the 10-occurrence over seeds; its interval is the range over seeds."""
-    retention: Estimate | None = None
-    """Text-to-video R@1 here over that of the same variant trained on this test's domain, in per cent."""
-    lift: Estimate | None = None
-    """Text-to-video R@1 here minus that of the zero-shot towers, in points."""
+    median_rank: dict[Direction, float]  # mean over seeds
+    ties: dict[Direction, tuple[float, float]]  # R@1, ties broken against and in favour; mean over seeds
+    hubness: Estimate  # skewness of the 10-occurrence over seeds; its interval is the range over seeds
+    retention: Estimate | None = None  # text-to-video R@1 over the same variant's trained at home, in per cent
+    lift: Estimate | None = None  # text-to-video R@1 here minus that of the zero-shot towers, in points
     columns: list[Column] = Field(default_factory=list)
     without_leaked: WithoutLeaked | None = None
-    seconds: float | None = None
-    """Wall-clock of a training, its tests included; mean over seeds."""
+    seconds: float | None = None  # wall-clock of a training, its tests included; mean over seeds
 
 
 class Comparison(Section):
@@ -149,8 +128,7 @@ class Comparison(Section):
     condition: str
     first: str
     second: str
-    scope: str
-    """``in-domain mean``, ``cross-domain mean`` or ``TRAINING -> TEST``."""
+    scope: str  # ``in-domain mean``, ``cross-domain mean`` or ``TRAINING -> TEST``
     relation: Relation
     direction: Direction
     metric: str
@@ -158,10 +136,8 @@ class Comparison(Section):
     low: float
     high: float
     p_value: float
-    adjusted_p: float
-    """After Holm's correction over its family: the means, or the single cells, of one condition and direction."""
-    shown: bool
-    """The interval excludes 0 and the adjusted p-value is below 0.05."""
+    adjusted_p: float  # after Holm's correction over its family of one condition and direction
+    shown: bool  # the interval excludes 0 and the adjusted p-value is below 0.05
     sentence: str
 
 
@@ -212,11 +188,9 @@ class StudyResults(MeasuredCosts, Summary):
     cells: int
     seeds: list[int]
     conditions: list[str]
-    protocol: dict[str, str]
-    """What was held equal, in words."""
+    protocol: dict[str, str]  # what was held equal, in words
     variants: list[Variant]
-    trainings: list[Training]
-    """Zero-shot first, union last, where there are any."""
+    trainings: list[Training]  # zero-shot first, union last, where there are any
     tests: list[TestSet]
     results: list[Result]
     comparisons: list[Comparison]
@@ -224,9 +198,5 @@ class StudyResults(MeasuredCosts, Summary):
 
 
 def parse_study(results: Mapping[str, object] | StudyResults) -> StudyResults:
-    """Check the structure of ``results``.
-
-    Raises:
-        UserError: a key is missing or of another type; names the first one.
-    """
+    """Check the structure of ``results``. Raises `UserError`: the first key that is missing or of another type."""
     return parse(StudyResults, results, "study", "glscl study")

@@ -1,7 +1,5 @@
 """The driver of a study: data, towers, every cell as a Ray task, costs, report."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -41,13 +39,7 @@ COSTS = "costs.json"
 
 
 def run_study(study: StudyConfig, owner: Owner) -> str:
-    """Do what is not finished, and write the report; returns the verdict. ``status.json`` follows what happens.
-
-    Ray must be running.
-
-    Raises:
-        UserError: bad input, or cells that failed.
-    """
+    """Do what is not finished, and report; Ray is running. Returns the verdict. Raises `UserError`: bad input."""
     write_status(study.directory, state="running", verdict="")
     with status_on_failure(owner.fence):
         cells = prepare(study)
@@ -59,11 +51,7 @@ def run_study(study: StudyConfig, owner: Owner) -> str:
 
 
 def prepare(study: StudyConfig) -> list[Cell]:
-    """Make what is to be made (toy sets, towers) and check what can be checked before the first cell.
-
-    Raises:
-        UserError: naming what is wrong, where, and the option to change.
-    """
+    """Make toy sets and towers; check what can be before the first cell. Raises `UserError`: what is wrong, where."""
     begun = storage.exists(storage.join(study.directory, CONFIG))
     sets = locate_sets(study, make=True)
     if not begun:
@@ -89,10 +77,8 @@ def prepare(study: StudyConfig) -> list[Cell]:
 def report(study: StudyConfig, *, costs: bool = False) -> str:
     """Write what the finished cells allow: ``study.json``, ``report.html`` and ``tables/``; returns the verdict.
 
-    With ``costs``, what the heads cost is measured, unless that was done before (Ray must be running).
-
-    Raises:
-        UserError: nothing is finished.
+    With ``costs``, what the heads cost is measured, unless that was done before (Ray must be running). Raises
+    `UserError`: nothing is finished.
     """
     cells = build_cells(study, locate_sets(study))
     known_texts: dict[str, list[int] | list[str]] = {}

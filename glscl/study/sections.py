@@ -3,8 +3,6 @@
 Positions on an axis are in per cent of the row's own picture, so the rows fit any width with text at its natural size.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,13 +16,10 @@ from glscl.study.results import Column, Comparison, Cost, Relation, Result, Stud
 STEPS = 16
 LIGHT_STOPS = ("#eff5fa", "#9fc9e4", "#2f86bd", "#06305f")
 DARK_STOPS = ("#1c242c", "#1d4d75", "#3d8dc6", "#c4e5fb")
-HeatRow = tuple[Training, list[Result | None]]
-"""A training, and its result on every test set; None where it has not finished."""
+HeatRow = tuple[Training, list[Result | None]]  # a training and its results by test set; None: unfinished
 Scopes = list[tuple[str, list[Comparison]]]
-HubRow = tuple[Variant, dict[Relation, list[float]]]
-"""A variant's skewness by relation to the training, one value per cell."""
-Normalised = tuple[Result, list[float | None]]
-"""R@1 of one result beside its normalised forms, in the order of the labels (None: not had here)."""
+HubRow = tuple[Variant, dict[Relation, list[float]]]  # a variant's skewness by relation, a value per cell
+Normalised = tuple[Result, list[float | None]]  # R@1 beside its normalised forms by label; None: not had
 
 
 @dataclass(frozen=True)
@@ -63,8 +58,7 @@ class NormalisedTable:
     """The normalised scores of one condition and direction."""
 
     labels: list[str]
-    saw: list[str]
-    """What each looked at, beyond the query at hand; empty where that differs from cell to cell."""
+    saw: list[str]  # what each looked at, beyond the query at hand; empty where that differs from cell to cell
     cells: list[tuple[list[Normalised], list[tuple[list[int], str]]]]
     """Of one training and test set each: the results, and what the labels of these numbers looked at in that cell."""
 
@@ -233,10 +227,7 @@ def _index_by_cell(results: Sequence[Result]) -> dict[tuple[str, str, str], Resu
 
 
 def shades(stops: Sequence[str]) -> list[Shade]:
-    """`STEPS` colours from the first of ``stops`` to the last, each with black or white text, whichever contrasts more.
-
-    The better of the two has a contrast of 4.58 to 1 or more on any colour.
-    """
+    """`STEPS` colours along ``stops``, each with black or white text: a contrast of 4.58 to 1 or more on any colour."""
     from matplotlib.colors import LinearSegmentedColormap, to_hex
 
     colours = LinearSegmentedColormap.from_list("shades", stops, STEPS)(range(STEPS))

@@ -4,8 +4,6 @@ A CSV field without a figure is empty. The LaTeX tables need ``\\usepackage{book
 in its caption, so that nobody takes its figures for another benchmark's.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import math
@@ -35,11 +33,7 @@ LATEX = str.maketrans({character: rf"\{character}" for character in "{}_&%$#"} |
 
 
 def write_study_tables(results: Mapping[str, object] | StudyResults, folder_uri: str) -> None:
-    """Write ``results.csv``, ``comparisons.csv``, ``costs.csv``, ``matrix.tex``, ``differences.tex``, ``costs.tex``.
-
-    Raises:
-        UserError: ``results`` lack something.
-    """
+    """Write the three CSV and three LaTeX tables into a folder. Raises `UserError`: ``results`` lack something."""
     study = parse_study(results)
     costs = (
         asdict(cost) | {"length_tied": "; ".join(cost.length_tied), "machine": study.cost_machine}
@@ -125,7 +119,6 @@ def _bounded(direction: Direction, metric: str, value: Estimate) -> dict[str, ob
 
 
 def _latex_tables(study: StudyResults) -> dict[str, str]:
-    """Write the LaTeX tables, by file."""
     trainings = [training.name for training in study.trainings if training.name != ZERO_SHOT]
     cells = [(training, test.name) for training in trainings for test in study.tests]
     templates = Environment(
@@ -155,10 +148,7 @@ def _latex_tables(study: StudyResults) -> dict[str, str]:
 
 
 def _matrix_rows(study: StudyResults, condition: str, cells: Sequence[tuple[str, str]]) -> list[tuple[str, list[str]]]:
-    """R@1 of every variant after every training on every test set, with the best of each column marked.
-
-    The zero-shot towers are a row if they were tested: they have no training, so their figures stand under each.
-    """
+    """R@1 of every variant, training and test set; the best of a column is marked, zero-shot is the same under each."""
     by_cell = {(r.variant, r.training, r.test): r for r in study.results if r.condition == condition}
     untrained = {result.test: result for result in by_cell.values() if result.training == ZERO_SHOT}
     rows = {

@@ -3,8 +3,6 @@
 Every check raises a `UserError` that names the variable and what to set it to. All of them take milliseconds.
 """
 
-from __future__ import annotations
-
 import configparser
 import os
 import re
@@ -23,8 +21,7 @@ TOKEN_KNOB = (
     "or in ~/.ray/auth_token"
 )
 ANSWER_S = 5.0  # seconds that a cluster is given for its first answer
-SESSION = "session_2000-01-01_00-00-00_000000_{pid}/sockets/plasma_store"
-"""The longest path that Ray makes for a socket under its temporary folder."""
+SESSION = "session_2000-01-01_00-00-00_000000_{pid}/sockets/plasma_store"  # Ray's longest path of a socket
 LONGEST_SOCKET = 107  # bytes of the path of a Unix socket (Linux)
 LEAST_FREE = 64 << 20  # bytes that have to be free for Ray's logs and for temporary files
 _MODES = ("disabled", "token")

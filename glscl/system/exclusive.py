@@ -4,8 +4,6 @@ On a disk this is ``O_EXCL``. On S3 it is a conditional write (``If-None-Match: 
 the condition, the file is written, left for `SETTLE_S` seconds, and belongs to the process that it names then.
 """
 
-from __future__ import annotations
-
 import os
 import tempfile
 import time

@@ -1,7 +1,5 @@
 """The nodes of the cluster: numbers in place of options that say ``auto``, how many workers fit, a request for more."""
 
-from __future__ import annotations
-
 import math
 import time
 import uuid
@@ -13,8 +11,7 @@ from glscl.errors import UserError
 
 Auto = Literal["auto"]
 
-Node = Mapping[str, float]
-"""Resources of one node, by Ray's names: CPU, GPU."""
+Node = Mapping[str, float]  # resources of one node, by Ray's names: CPU, GPU
 
 MOST_LOADERS = 8  # most decoding processes per worker that ``auto`` chooses
 RENEW_S = 20.0  # seconds between two renewals of a request; after three times as long it is void
@@ -113,10 +110,7 @@ def check_resources(
 
 
 def _wait_for_nodes(bundles: list[dict[str, int]], fits: Callable[[], bool], wait_s: float) -> None:
-    """Ask the autoscaler for nodes that hold these bundles, until they are there or the time is over.
-
-    Ray's own ``request_resources`` has no end: one of a killed driver would keep nodes for ever.
-    """
+    """Ask the autoscaler for nodes that hold these, for ``wait_s`` at most; Ray's own request would never end."""
     from glscl.system.ray_internals.cluster import autoscaling_coordinator
 
     coordinator, name = autoscaling_coordinator(), f"glscl-{uuid.uuid4().hex}"

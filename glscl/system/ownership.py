@@ -14,8 +14,6 @@ Rules:
    process that is frozen between that look and the write after it is not stopped.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import json
@@ -91,7 +89,7 @@ class Claim:
     released: bool = False  # whether the owner has ended in order
 
     @classmethod
-    def parse(cls, data: bytes) -> Claim | None:
+    def parse(cls, data: bytes) -> "Claim | None":
         """Read a claim's file; None if it is incomplete, because it is being written."""
         try:
             return cls(**json.loads(data))

@@ -5,8 +5,6 @@ and of Ray's token file, and text that has the form of a credential. A command p
 others goes through `redact` before it is written to a file.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import re

@@ -6,8 +6,6 @@ signature, a request that the store does not know) is raised at once, with the k
 end in a `StorageError`. A missing object is a FileNotFoundError, as on a disk.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import io

@@ -1,7 +1,5 @@
 """Meaning of an S3 store's errors: whether a request may succeed later, and what a user can change."""
 
-from __future__ import annotations
-
 import os
 import re
 
@@ -37,8 +35,7 @@ DAMAGED_CODES = {"BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch"}
 """The body is not what its checksum says: it changed on its way, or the store does not read the client's form."""
 DAMAGED_TRIES = 5  # after so many the way is not to blame
 
-WRITES = {"put_object", "upload_part", "create_multipart_upload", "complete_multipart_upload"}
-"""Requests that carry the client's checksums."""
+WRITES = {"put_object", "upload_part", "create_multipart_upload", "complete_multipart_upload"}  # have checksums
 _VAGUE = {"400", "InvalidArgument", "InvalidRequest", "NotImplemented", "SignatureDoesNotMatch"}
 _ABOUT_CHECKSUMS = re.compile("checksum|crc32|sha256|md5|digest|trailer|chunked", re.IGNORECASE)
 _WRONG_TLS = re.compile("certificate|wrong.version|unknown.protocol", re.IGNORECASE)

@@ -1,7 +1,5 @@
 """The Ray cluster that a command uses: an existing one, or a local one that ends with the command."""
 
-from __future__ import annotations
-
 import json
 import os
 import secrets

@@ -4,8 +4,6 @@ Within `ends_by_signal`, SIGTERM (of `ray job stop`, Kubernetes, a reclaimed mac
 as Ctrl-C does. Within `deferred` the first signal is only noted, so that what runs can end in order.
 """
 
-from __future__ import annotations
-
 import signal
 import threading
 from collections.abc import Callable, Iterator

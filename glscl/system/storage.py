@@ -146,10 +146,7 @@ def write_json(uri: str, value: object) -> None:
 
 
 def check_writable(folder: str, knob: str) -> None:
-    """Write a small file into a folder, made if it does not exist, and remove it; ``knob`` is the folder's option.
-
-    Where nothing may be deleted, the file stays and a line says so.
-    """
+    """Write and remove a file in a folder, made if missing; a line says so where nothing may be deleted."""
     probe = join(folder, f".glscl-{uuid.uuid4().hex}")
     try:
         write_bytes(probe, b"")
@@ -181,10 +178,7 @@ def download(uri: str, local_path: str) -> None:
 
 
 def wrong_sizes(folder: str, expected: Mapping[str, int]) -> dict[str, int | None]:
-    """The real bytes of the files of a folder that have not the ``expected`` ones, by name; None for a missing file.
-
-    It takes one listing, then a request for each file that differs.
-    """
+    """Real bytes, None if missing, of files that have not the ``expected`` ones: a listing, and a request for each."""
     fs, root = filesystem(folder)
     listed = {path: info["size"] for path, info in fs.find(root, detail=True).items()}
     wrong: dict[str, int | None] = {}

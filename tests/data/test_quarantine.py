@@ -106,18 +106,19 @@ def test_what_results_say_of_a_set(make_shards: MakeShards) -> None:
     assert find_incomplete("test", shards, []) is None
     bad = [*entries(shards, 0, 1), *entries(shards, 2, reason="empty file")]
     found = find_incomplete("test", shards, bad)
-    assert found == {
+    assert found is not None
+    assert found.model_dump() == {
         "part": "test", "domain": "toy", "split": "train", "shards": shards.uri, "videos": 7, "of": 10,
         "reasons": "2 x torn, 1 x empty file",
     }  # fmt: skip
     rejected = shards.manifest.model_copy(update={"rejected": {"x": "no file", "y": "torn"}})
     built = find_incomplete("validation", ShardSet(shards.uri, rejected), bad)
     assert built is not None
-    assert (built["videos"], built["of"], built["reasons"]) == (7, 12, "3 x torn, 1 x empty file, 1 x no file")
+    assert (built.videos, built.of, built.reasons) == (7, 12, "3 x torn, 1 x empty file, 1 x no file")
     assert describe_incomplete([found, built]) == (
         "test set toy/train 7 of 10 videos, held-out set toy/train 7 of 12 videos"
     )
-    better = found | {"videos": 9}
+    better = found.model_copy(update={"videos": 9})
     assert merge_incomplete([[built], [better], [found], []]) == [found, built]
 
 

@@ -14,7 +14,7 @@ import torch
 
 from glscl.cli import main
 from glscl.data import shared_memory
-from glscl.data.quarantine import read_quarantine
+from glscl.data.quarantine import Incomplete, read_quarantine
 from glscl.data.shards import ShardSet
 from glscl.errors import UserError, full_disk
 from glscl.evaluation.metrics import measure_ranks
@@ -211,7 +211,7 @@ def test_results_and_history(tmp_path: Path) -> None:
         "part": "validation", "domain": "toy", "split": "dev", "set": "/dev", "shard": "shard-000000.tar", "key": "0",
         "video_id": "a", "reason": "torn",
     }  # fmt: skip
-    incomplete = build_results(card, [_entry("toy", 12.34)], rows, [short], [bad])
+    incomplete = build_results(card, [_entry("toy", 12.34)], rows, [Incomplete.model_validate(short)], [bad])
     assert incomplete.verdict.endswith("R@1=12.3; incomplete: held-out set toy/dev 16 of 19 videos")
     written = json.loads(json.dumps(incomplete.to_json()))
     assert (written["incomplete"], written["quarantine"]) == ([short], [bad])

@@ -4,8 +4,6 @@ A new reader is one new module here with a function under ``@register``: the com
 shards then know its name. Readers yield records and never open a video.
 """
 
-from __future__ import annotations
-
 import importlib
 import pkgutil
 
@@ -36,8 +34,7 @@ def find_benchmark(name: str) -> Benchmark:
 def read(name: str, annotations: str, split: str) -> ReadResult:
     """Read one split of a data set by the reader of that name, from a folder (``jsonl`` and ``csv``: or a file).
 
-    Raises:
-        UserError: unknown name or split, folder or file missing, malformed file, no record in the split.
+    Raises `UserError`: unknown name or split, folder or file missing, malformed file, no record in the split.
     """
     reader = find_benchmark(name)
     if reader.splits and split not in reader.splits:

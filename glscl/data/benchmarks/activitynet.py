@@ -3,8 +3,6 @@
 Retrieval is reported on ``val_1``; ``val_2`` holds other annotators' sentences for the same videos.
 """
 
-from __future__ import annotations
-
 from glscl.data.benchmarks.base import Annotations, Entry, ReadResult, expect, join_sentences, register
 from glscl.data.records import Record
 

@@ -1,7 +1,5 @@
 """The registry of readers, the annotation folder, and the checks that readers share."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -47,7 +45,7 @@ class Entry:
             raise UserError(f"{self.where}, '{key}': expected seconds (a number from 0 up), found {str(value)[:40]}")
         return float(value)
 
-    def entries(self, key: str) -> Iterator[Entry]:
+    def entries(self, key: str) -> "Iterator[Entry]":
         """The objects of the list under a key."""
         return _entries(self.get(key, list), f"{self.where}, {key}")
 
@@ -150,10 +148,7 @@ class Annotations:
         return ReadResult(list(records), list(self.sources), list(notes))
 
     def listed(self, records: Mapping[str, Record], name: str, ids: Iterable[str], *, whole: bool) -> ReadResult:
-        """The records in the order of a protocol's list of ids, which the file ``name`` holds.
-
-        Ids without a record and, if the list is meant to name the ``whole``, records without an id make a note.
-        """
+        """The records in the order of ``ids``, of the file ``name``; notes say what one, or a ``whole`` list, lacks."""
         wanted = dict.fromkeys(ids)
         notes = []
         if bare := [video_id for video_id in wanted if video_id not in records]:
@@ -164,7 +159,7 @@ class Annotations:
 
 
 Reader = Callable[[Annotations, str], ReadResult]
-READERS: dict[str, Benchmark] = {}
+READERS: "dict[str, Benchmark]" = {}
 
 
 @dataclass(frozen=True, slots=True)

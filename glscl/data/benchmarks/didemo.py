@@ -3,8 +3,6 @@
 Ids are the names of the published files, extension included; some end in a bare dot.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 
 from glscl.data.benchmarks.base import Annotations, ReadResult, join_sentences, register

@@ -5,8 +5,6 @@ A row has ``video_id`` (the file's name without extension) or ``video`` (its pat
 ``captions`` and ``attributes`` hold JSON. Rows of the same video add captions to it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial

@@ -4,8 +4,6 @@ Tab-separated without header: clip id, start and end aligned, start and end extr
 the film; the clips are files of their own.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 
 from glscl.data.benchmarks.base import Annotations, ReadResult, check_caption, register

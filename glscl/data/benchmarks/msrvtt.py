@@ -4,8 +4,6 @@
 1,000 videos with one caption each); the ``*_full`` splits are the data set's own.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 
 from glscl.data.benchmarks.base import Annotations, Entry, ReadResult, check_caption, register

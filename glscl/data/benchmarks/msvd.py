@@ -4,8 +4,6 @@ Captions come from ``captions_msvd.json`` or from ``raw-captions.pkl``. A pickle
 reader takes one that holds only containers, texts and numbers, and refuses every other.
 """
 
-from __future__ import annotations
-
 import io
 import pickle
 

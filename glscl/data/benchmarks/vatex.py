@@ -4,8 +4,6 @@ Retrieval work cuts the official validation set in two: ``val`` and ``test`` by 
 second test set ``test1k5`` by Liu et al. (TS2-Net, ECCV 2022). The lists of ids define the splits.
 """
 
-from __future__ import annotations
-
 from glscl.data.benchmarks.base import Annotations, ReadResult, check_caption, register
 from glscl.data.records import Record
 from glscl.errors import UserError

@@ -6,8 +6,6 @@ learned the order tells apart. Twins belong to one split by a draw that depends 
 number of videos asked for: a test combination is never in another split, whatever the counts.
 """
 
-from __future__ import annotations
-
 import itertools
 import random
 from collections import defaultdict
@@ -230,11 +228,10 @@ def domain_spec(domain: str) -> DomainSpec:
 
 
 def toy_records(domain: str, split: str, count: int, seed: int) -> list[Record]:
-    """Draw the records of one split.
+    """Draw the records of one split. Development and test videos all differ in their combination of attributes.
 
-    Development and test videos all differ in their combination of attributes; training goes round its combinations
-    again when it has more videos than those, with other positions, sizes, speeds and words. Unknown names, and more
-    development or test videos than there are combinations, are a `UserError`.
+    Training goes round its combinations again when it has more videos than those, with other positions, sizes, speeds
+    and words. Raises `UserError`: unknown names, or more development or test videos than combinations.
     """
     spec = domain_spec(domain)
     combinations = _combinations(domain, split, seed)

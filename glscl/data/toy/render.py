@@ -5,8 +5,6 @@ duration are drawn independently of them. Opposite events (left and right, growi
 pictures in reverse, so a bag of frames cannot tell them apart: only their order in time can.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import os

@@ -1,7 +1,5 @@
 """Shard sets of the toy domains, written where they are missing."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 from contextlib import ExitStack
@@ -23,10 +21,7 @@ def toy_set_address(root: str, domain: str, split: str, count: int) -> str:
 
 
 def toy_set(root: str, domain: str, split: str, count: int) -> str:
-    """Return the address of the shard set of so many videos of a toy split; write it if it is missing (by Ray's tasks).
-
-    ``root`` is the local folder or s3:// prefix that holds ``toy/``. Errors are those of `toy_records`.
-    """
+    """Address of a toy set under ``root``/toy, written by Ray's tasks if missing. Errors are those of `toy_records`."""
     shards = toy_set_address(root, domain, split, count)
     if _is_made(shards, count):
         return shards

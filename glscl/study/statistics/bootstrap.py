@@ -1,7 +1,5 @@
 """The paired bootstrap over queries: one model's figure, a difference, retention, and means of differences."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -20,14 +18,10 @@ _CHUNK = 1 << 22  # resampled queries held at a time
 class System:
     """One model's values on a test set, with its resampled means; made by `QueryBootstrap.systems`."""
 
-    owner: QueryBootstrap
-    """Only systems of one bootstrap are paired."""
-    units: Array
-    """(S, G) values of the resampled units, whose mean over G is the seed's metric."""
-    draws: Array
-    """(resamples,) the mean over seeds, of resampled queries."""
-    trained: bool
-    """False for a model without training, which has no seed."""
+    owner: "QueryBootstrap"  # only systems of one bootstrap are paired
+    units: Array  # (S, G) values of the resampled units, whose mean over G is the seed's metric
+    draws: Array  # (resamples,) the mean over seeds, of resampled queries
+    trained: bool  # false for a model without training, which has no seed
 
     @property
     def mean(self) -> float:
@@ -76,14 +70,11 @@ class QueryBootstrap:
         return [slice(start, min(start + size, self.resamples)) for start in range(0, self.resamples, size)]
 
     def systems(self, tables: Mapping[Key, tuple[Any, bool]]) -> dict[Key, System]:
-        """Resample the values of several models in one pass.
+        """Resample the values of several models in one pass; ``tables`` are values and whether they are trained.
 
-        Args:
-            tables: values and whether they are trained. Values are (S, Q), per query of each seed, or (Q,) of one; of a
-                model without training (zero-shot towers) one row is all there is to know.
-
-        Raises:
-            ValueError: of another shape, not finite, or several rows of an untrained model.
+        Values are (S, Q), per query of each seed, or (Q,) of one; of a model without training (zero-shot towers) one
+        row is all there is to know. Raises `ValueError`: another shape, not finite, or several rows of an untrained
+        model.
         """
         checked = {key: self._table(values, trained) for key, (values, trained) in tables.items()}
         sums = {key: np.stack([np.bincount(self._group, row, self.groups) for row in t]) for key, t in checked.items()}
@@ -123,9 +114,7 @@ class QueryBootstrap:
         """What is left of ``in_domain`` after training elsewhere: ``100 * transferred / in_domain``, in per cent.
 
         Both are tested on the same queries; the interval is that of the logarithm, for values that are not negative.
-
-        Returns:
-            None if either figure is 0: then there is no ratio, or none with an interval.
+        None if either figure is 0: then there is no ratio, or none with an interval.
         """
         top, base = transferred.mean, in_domain.mean
         if top <= 0 or base <= 0:
@@ -154,22 +143,18 @@ class QueryBootstrap:
         return build_interval(linearised, estimate, deviations, null, scale, self.seed, self.queries, seeds)
 
 
-Cells = Sequence[tuple[Hashable, System, System]]
-"""Name of a training, and two models' values on a test set after it."""
+Cells = Sequence[tuple[Hashable, System, System]]  # name of a training, and two models' values on a test set after it
 
 
 def mean_difference(cells: Cells) -> Interval:
     """Mean over several cells of ``first - second``: what a comparison says over all transfers, not over one.
 
     Queries of one test set are resampled together in all its cells; those of different sets independently, stratum by
-    stratum. The cells of one training share its seeds, those of different trainings do not.
+    stratum. The cells of one training share its seeds, those of different trainings do not. Each of ``cells`` has the
+    name of the training and two models' values on a test set after it, of one bootstrap.
 
-    Args:
-        cells: name of the training, and the two models' values on a test set after it. Each pair belongs to one
-            bootstrap; different bootstraps must have different seeds and equally many resamples.
-
-    Raises:
-        ValueError: no cells, a pair of different bootstraps, or bootstraps that are not independent.
+    Raises `ValueError`: no cells, a pair of different bootstraps, or bootstraps that are not independent: different
+    ones must have different seeds and equally many resamples.
     """
     owners = _check_cells(cells)
     weight = 1 / len(cells)

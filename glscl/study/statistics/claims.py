@@ -1,7 +1,5 @@
 """What intervals allow to be said: Holm's correction, what a family of comparisons needs, and the sentence of one."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Mapping
 from typing import TypeVar
 
@@ -15,11 +13,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:
-    """Holm's step-down correction for a family of comparisons (Holm 1979): adjusted p-values, in the order given.
-
-    Raises:
-        ValueError: a p-value is not between 0 and 1.
-    """
+    """Holm's step-down correction (1979): adjusted p-values, in the order given. Raises `ValueError`: not in 0 to 1."""
     if any(not 0 <= p <= 1 for p in p_values.values()):
         raise ValueError(f"p-values must lie between 0 and 1, not {sorted(p_values.values())}")
     adjusted: dict[Key, float] = {}
@@ -40,31 +34,22 @@ def enough_resamples(family: int) -> int:
 
 
 def enough_queries(family: int) -> int:
-    """Independent queries without which not even a difference on every one of them is shown in a family of comparisons.
-
-    The signs of G differences agree by chance in ``2^(1 - G)`` of cases.
-    """
+    """Fewest independent queries that can show any difference: G signs agree by chance in ``2^(1 - G)`` of cases."""
     return int(np.ceil(1 + np.log2(family / (1 - LEVEL))))
 
 
 def seed_errors(family: int, seeds: int) -> float:
-    """Standard errors that a difference needs to be shown in a family of comparisons, where seeds make up the error.
-
-    Each of the two models has so many seeds, two or more.
-    """
+    """Standard errors a difference needs to be shown, where the error is that of each model's two or more seeds."""
     return float(stats.t.isf((1 - LEVEL) / 2 / family, 2 * (seeds - 1)))
 
 
 def claim(
     difference: Interval, first: str, second: str, metric: str, where: str = "", adjusted_p: float | None = None
 ) -> str:
-    """The sentence that a difference allows, and no more.
+    """The sentence that a difference of the models ``first`` and ``second`` allows, and no more.
 
-    Args:
-        difference: `QueryBootstrap.difference` of the models with the names ``first`` and ``second``.
-        metric: key of `METRICS`.
-        where: test set or condition, as in ``"on activitynet"``.
-        adjusted_p: of `holm`; a difference that does not survive the correction is not shown either.
+    ``metric`` is a key of `METRICS`, ``where`` a test set or condition, as in ``"on activitynet"``. A difference that
+    does not survive Holm's correction, by its ``adjusted_p``, is not shown either.
     """
     kind = METRICS[metric]
     place = f" {where}" if where else ""

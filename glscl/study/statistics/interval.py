@@ -1,7 +1,5 @@
 """Values of queries, their spread over seeds, and intervals and p-values with seeds as a random effect."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,19 +51,16 @@ class Interval:
     """An estimate, its confidence interval, and what went into it."""
 
     estimate: float
-    low: float
-    """``-inf`` is possible for retention."""
+    low: float  # ``-inf`` is possible for retention
     high: float
     p_value: float | None
     """Two-sided, of the null value (difference 0, retention 100 %), below 0.05 exactly where the interval excludes it;
     None for a mean, which has none."""
     null: float | None
-    standard_error: float
-    """Of the estimate (of its logarithm, for retention)."""
+    standard_error: float  # of the estimate (of its logarithm, for retention)
     degrees: float
     queries: int
-    seeds: tuple[int, ...]
-    """Trainings of each model; 0 for one that is not trained, and has no seed."""
+    seeds: tuple[int, ...]  # trainings of each model; 0 for one that is not trained, and has no seed
 
     @property
     def excludes_null(self) -> bool:
@@ -99,11 +94,9 @@ def build_interval(
 ) -> Interval:
     """Build the interval of a sum of seed means.
 
-    Args:
-        linearised: (S, G) each training's share of the sum.
-        deviations: (resamples,) of the sum under resampled queries.
-        scale: increasing; takes estimate, null value and ends to the unit of the interval.
-        seed: of the noise.
+    ``linearised`` are (S, G) each training's share of the sum, ``deviations`` (resamples,) of the sum under resampled
+    queries. ``scale`` increases, and takes estimate, null value and ends to the interval's unit; ``seed`` is of the
+    noise.
     """
     resamples = len(deviations)
     variance, sampled, degrees, tail = split_variance(linearised)
@@ -132,11 +125,9 @@ def build_interval(
 class Tail:
     """Tails of an interval: how it widens as its level rises, each share of the variance by its own Student's t."""
 
-    share: float
-    """Of the variance that is the seeds'."""
+    share: float  # of the variance that is the seeds'
     seed_degrees: float
-    groups: int
-    """Independent queries."""
+    groups: int  # independent queries
 
     def reach(self, alpha: float) -> float:
         """Half the width of the interval of level ``1 - alpha``, in standard errors."""
@@ -145,11 +136,9 @@ class Tail:
         return float(self.share * seeds + (1 - self.share) * queries)
 
     def p_value(self, distance: float, half_width: float) -> float:
-        """The alpha of the interval that ends at the null value.
+        """The alpha of the interval that ends at the null value, which is ``distance`` from the estimate.
 
-        Args:
-            distance: from the estimate to the null value.
-            half_width: of the 95 % interval, on the null value's side; 0 where nothing varies.
+        ``half_width`` is of the 95 % interval, on the null value's side; 0 where nothing varies.
         """
         if distance == 0 or np.isinf(half_width):
             return 1.0
@@ -163,14 +152,10 @@ class Tail:
 
 
 def split_variance(linearised: Sequence[Array]) -> tuple[float, float, float, Tail]:
-    """Compute the variance of a sum of means over independent seeds and common queries.
+    """Compute the variance of a sum of means over independent seeds and common queries, (S, G) values per system.
 
-    Args:
-        linearised: (S, G) values per system; the number of seeds may differ.
-
-    Returns:
-        the variance, its share that resampling the queries shows (both with the residual), degrees of freedom, and what
-        p-values need.
+    Returns the variance, its share that resampling the queries shows (both with the residual), degrees of freedom, and
+    what p-values need.
     """
     groups = linearised[0].shape[1]
     queries = float(np.sum([table.mean(0) for table in linearised], axis=0).var(ddof=1)) / groups

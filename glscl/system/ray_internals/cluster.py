@@ -1,7 +1,5 @@
 """Private parts of Ray's cluster: addresses, start, nodes, actors, key-value store, launcher files."""
 
-from __future__ import annotations
-
 import logging
 import os
 import sys

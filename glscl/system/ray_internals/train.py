@@ -18,8 +18,6 @@ What is different here from what Ray Train does by itself:
 8. Its controller prints a traceback of every error that a callback raises. Here what a user has to mend has none.
 """
 
-from __future__ import annotations
-
 import asyncio
 import logging
 from collections.abc import Callable, Mapping

@@ -12,7 +12,7 @@ from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from glscl.data.quarantine import FILE, KNOB, IncompleteSet, Part, Quarantine, find_incomplete, read_quarantine
+from glscl.data.quarantine import FILE, KNOB, Incomplete, Part, Quarantine, find_incomplete, read_quarantine
 from glscl.data.shards import open_shard_set, read_manifest
 from glscl.errors import BrokenRunError, Stopped, UserError, full_disk
 from glscl.evaluation.evaluate import evaluate_model
@@ -78,14 +78,14 @@ def quarantine_of(config: RunConfig) -> Quarantine:
     return quarantine
 
 
-def incomplete_sets(config: RunConfig, quarantine: Quarantine) -> list[IncompleteSet]:
+def incomplete_sets(config: RunConfig, quarantine: Quarantine) -> list[Incomplete]:
     """The sets of a run of which videos are missing (see `find_incomplete`)."""
     data = config.data
     parts: dict[Part, Sequence[str]] = {"train": data.train, "validation": data.validation, "test": data.test}
     return [entry for part, uris in parts.items() for entry in _incomplete(part, uris, quarantine)]
 
 
-def _incomplete(part: Part, uris: Sequence[str], quarantine: Quarantine) -> Iterator[IncompleteSet]:
+def _incomplete(part: Part, uris: Sequence[str], quarantine: Quarantine) -> Iterator[Incomplete]:
     for shard_set in map(open_shard_set, uris):
         if entry := find_incomplete(part, shard_set, quarantine.of(part, shard_set)):
             yield entry

@@ -8,11 +8,10 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any
 
-from glscl.data.quarantine import Entry, describe_incomplete
+from glscl.data.quarantine import Entry, Incomplete, describe_incomplete
 from glscl.evaluation.metrics import MAIN_METRIC
-from glscl.evaluation.results import BadVideo, HistoryRow, Incomplete, Logged, Results, Test
+from glscl.evaluation.results import BadVideo, HistoryRow, Logged, Results, Test
 from glscl.evaluation.saved import ModelCard
 from glscl.system import storage
 from glscl.system.ownership import Fence, TakenOverError
@@ -27,7 +26,7 @@ def build_results(
     card: ModelCard,
     tests: list[Test],
     log: Sequence[Mapping[str, Logged]],
-    incomplete: Sequence[Mapping[str, Any]] = (),
+    incomplete: Sequence[Incomplete] = (),
     quarantine: Sequence[Entry] = (),
 ) -> Results:
     """Put tests, provenance, training history (from rows of the log) and what is missing together."""
@@ -44,7 +43,7 @@ def build_results(
         train_domains=list(card.train_domains),
         validation=card.validation,
         tests=tests,
-        incomplete=[Incomplete.model_validate(entry) for entry in incomplete],
+        incomplete=list(incomplete),
         quarantine=[BadVideo.model_validate(entry) for entry in quarantine],
         history=_history(log),
     )
@@ -63,7 +62,7 @@ def _history(log: Sequence[Mapping[str, Logged]]) -> list[HistoryRow]:
     return history
 
 
-def _verdict(card: ModelCard, tests: Sequence[Test], incomplete: Sequence[Mapping[str, Any]]) -> str:
+def _verdict(card: ModelCard, tests: Sequence[Test], incomplete: Sequence[Incomplete]) -> str:
     """One line: text-to-video R@1 per test set, and the sets of which videos are missing."""
     scores = [f"{test.name} ({test.relation}) {MAIN_METRIC}={test.text_to_video[MAIN_METRIC]:.1f}" for test in tests]
     missing = f"; incomplete: {describe_incomplete(incomplete)}" if incomplete else ""
