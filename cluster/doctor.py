@@ -19,7 +19,7 @@ from glscl.system import storage
 from glscl.system.environment import TOKEN_KNOB
 from glscl.system.nodes import check_resources
 from glscl.system.session import ray_session
-from glscl.training.options import Workers, fewest, most
+from glscl.training.options import Workers, fewest_and_most
 
 STORAGE_S = 30.0
 """Seconds after which storage counts as unreachable."""
@@ -57,7 +57,8 @@ def doctor(options: Doctor, words: Sequence[str]) -> Ending:
         late = (f"{options.storage}: unreachable: ", NETWORK)
         rows.append(guard("storage", STORAGE_S, checks.check_storage, options.storage, late=late))
     if options.shards:
-        numbers = (options.shards, fewest(options.workers), options.loader_workers, most(options.workers))
+        fewest, most = fewest_and_most(options.workers)
+        numbers = (options.shards, fewest, options.loader_workers, most)
         rows.append(guard("shards", STORAGE_S, checks.check_shards, *numbers))
     try:
         with ray_session(quiet=True):
@@ -105,8 +106,8 @@ def _check_cluster(options: Doctor, storage_works: bool) -> list[Check]:
 def _check_resources(options: Doctor) -> Check:
     import ray
 
-    wanted, wait_s = most(options.workers), options.wait_for_nodes_s
-    check_resources(fewest(options.workers), 1.0, options.use_gpu, wait_s, wanted)
+    fewest, most = fewest_and_most(options.workers)
+    check_resources(fewest, 1.0, options.use_gpu, options.wait_for_nodes_s, most)
     total = ray.cluster_resources()
     nodes = sum(node["Alive"] for node in ray.nodes())
     return Check("cluster", "ok", f"nodes {nodes}, CPUs {total.get('CPU', 0):g}, GPUs {total.get('GPU', 0):g}")

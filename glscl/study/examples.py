@@ -18,7 +18,7 @@ from glscl.runs.options import ZERO_SHOT
 from glscl.study.options import StudyConfig
 from glscl.study.panels import Finished
 from glscl.study.results import Example, Shot
-from glscl.training.sampling import make_sampling
+from glscl.training.schedule import make_sampling
 
 LOST = 5
 """A query is lost where its video comes after this rank."""

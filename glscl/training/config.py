@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from glscl.data.options import DataConfig
 from glscl.errors import UserError
@@ -50,13 +50,10 @@ class RunConfig(Options):
 
     def resolved(self) -> RunConfig:
         """The same run with absolute addresses and a name: Ray workers run in another directory than the driver."""
-        data = self.data.model_copy(
-            update={
-                part: tuple(storage.resolve(uri) for uri in getattr(self.data, part))
-                for part in ("train", "validation", "test")
-            }
-            | {"cache_dir": storage.resolve(self.data.cache_dir) if self.data.cache_dir else None}
-        )
+        parts = ("train", "validation", "test")
+        uris = {part: tuple(storage.resolve(uri) for uri in getattr(self.data, part)) for part in parts}
+        cache_dir = storage.resolve(self.data.cache_dir) if self.data.cache_dir else None
+        data = self.data.model_copy(update={**uris, "cache_dir": cache_dir})
         name = self.name or datetime.now().strftime("%Y%m%d-%H%M%S")
         pretrained = self.model.pretrained
         if pretrained and not storage.is_remote(pretrained) and Path(pretrained).expanduser().exists():
@@ -75,19 +72,12 @@ def load_config(source: str | None) -> RunConfig:
     """
     if source is None:
         return RunConfig()
-    if is_file(source):
-        where, values = source, read_yaml(source)
-    else:
-        where, values = f"preset {source}", read_yaml(f"preset {source}", preset_text(source))
-    return validate(values, where)
+    where, text = (source, None) if is_file(source) else (f"preset {source}", preset_text(source))
+    return validate(read_yaml(where, text), where)
 
 
 def read_yaml(where: str, text: str | None = None) -> dict[str, Any]:
-    """A YAML file's sections.
-
-    Args:
-        where: the file, local or ``s3://``; what messages call it.
-        text: its text, if it is known already.
+    """The sections of a YAML file, local or ``s3://``, or of a text that is called so in messages.
 
     Raises:
         UserError: no such file, not UTF-8, not YAML, a key given twice, or no mapping.
@@ -111,22 +101,17 @@ def read_yaml(where: str, text: str | None = None) -> dict[str, Any]:
 
 
 def validate(values: dict[str, Any], where: str) -> RunConfig:
-    """Check a tree of plain values.
-
-    Raises:
-        UserError: the first thing that is wrong, by its full key.
-    """
+    """Check a tree of plain values; a `UserError` names the first thing that is wrong, by its full key."""
     try:
         return RunConfig.model_validate(values)
-    except ValidationError as error:
-        raise UserError(f"{where}: {describe_mistake(error, RunConfig)}") from None
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
+    except (ValidationError, UserError) as error:
+        mistake = error if isinstance(error, UserError) else describe_mistake(error, RunConfig)
+        raise UserError(f"{where}: {mistake}") from None
 
 
-def keys(model: type[BaseModel] = RunConfig) -> Iterator[str]:
+def keys() -> Iterator[str]:
     """Every configuration key, dotted."""
-    return keys_of(model)
+    return keys_of(RunConfig)
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -135,16 +120,7 @@ def to_yaml(config: RunConfig) -> str:
 
 
 def run_config(arguments: Sequence[str], program: str, about: str | None = None) -> RunConfig:
-    """``--config FILE_OR_PRESET`` plus flags to a configuration.
-
-    Args:
-        arguments: command-line words.
-        program: what the help calls the command.
-        about: what the help says first.
-
-    Raises:
-        UserError: see `load_config` and `parse_options`.
-    """
+    """``--config FILE_OR_PRESET`` plus flags to a configuration (see `load_config` and `parse_options`)."""
     source, rest = split_config(arguments)
     parsed = parse_options(RunConfig, rest, program, load_config(source), about)
     return validate(parsed.model_dump(), "options")

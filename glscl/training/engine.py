@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from glscl.models.retriever import Retriever
 from glscl.training.global_batch import backward_calls
@@ -22,20 +22,26 @@ this, is more than CLIP has parameters: nothing would overlap, and its two buffe
 
 
 def build_engine(
-    model: Retriever, config: TrainingConfig, device: torch.device, world_size: int, *, overlap: bool = True
+    model: Retriever,
+    config: TrainingConfig,
+    device: torch.device,
+    world_size: int,
+    *,
+    overlap: bool = True,
+    fused: bool | None = None,
 ) -> DeepSpeedEngine:
     """Wrap a model in a DeepSpeed engine with AdamW over the towers' and the head's parameter groups.
 
-    The process group must exist already (Ray Train makes it). No setting depends on the device, so that tests without a
-    GPU are tests of what runs on one.
+    The process group must exist already (Ray Train makes it). No setting depends on the device but ``fused``, so that
+    tests without a GPU, which set it, are tests of what runs on one.
 
     Args:
         model: on any device.
-        config: of the run; ``accumulate`` is that of this number of ranks.
+        config: of the run; ``accumulate`` has to be that of this number of ranks.
         device: of this rank.
         world_size: number of ranks.
         overlap: reduce gradients over the ranks while the backward pass goes on; the numbers are the same.
-
+        fused: update with one kernel per group of parameters; None does on a GPU. The numbers are the same to rounding.
     """
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
@@ -49,7 +55,8 @@ def build_engine(
         for group in model.parameter_groups(config.weight_decay)
     ]
     # torch's own AdamW: DeepSpeed's fused one would be compiled on the user's machine. Rates: `set_learning_rates`.
-    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps)
+    fused = device.type == "cuda" if fused is None else fused
+    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps, fused=fused)
     backwards = backward_calls(config.accumulate)
     engine, *_ = deepspeed.initialize(
         model=model,
@@ -68,11 +75,51 @@ def build_engine(
             },
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
-            "bf16": {"enabled": config.precision == "bf16"},
+            # A look for infinities is a dozen kernels per parameter and a wait for the device; `NonFiniteSteps` looks.
+            "bf16": {"enabled": config.precision == "bf16", "check_grad_overflow": False},
             "steps_per_print": 2**31 - 1,
+            "timers": {"throughput": {"enabled": False}},  # it waits for the device in every forward call
         },
     )
+    if config.zero_stage in (1, 2):
+        spare_launches(engine.optimizer)
     return engine
+
+
+def compile_parts(model: Retriever, backend: str = "inductor") -> None:
+    """Let the towers, the frame context and the head compile in their first calls; names of parameters stay."""
+    for part in (model.towers.visual, model.towers.text, model.frame_context, model.head):
+        if part is not None:
+            part.compile(backend=backend, dynamic=False)
+
+
+def spare_launches(optimizer: Any) -> None:
+    """Let DeepSpeed's optimiser of ZeRO 1 or 2 clip with a few kernels for all parameters and no wait for the device.
+
+    Its own way is three kernels and an all-reduce per parameter or group, and a look at the norm on the host. The norm
+    is the same number: of the same norms of parameters, in float64.
+    """
+    from deepspeed.runtime.zero import stage_1_and_2
+    from deepspeed.runtime.zero.utils import get_norm_dtype
+
+    def global_norm() -> Tensor:
+        squares = torch.zeros(len(optimizer.bit16_groups), device=optimizer.device)
+        for index in range(len(squares)):
+            grads = [grad for grad in optimizer.averaged_gradients[index] if not getattr(grad, "_zero_padding", False)]
+            if grads := grads[: len(optimizer.params_in_partition[index])]:
+                norms = torch._foreach_norm(grads, 2, dtype=get_norm_dtype())
+                squares[index] = torch.stack(norms).pow(2).sum()
+        distributed.all_reduce(squares, group=optimizer.dp_process_group)
+        norm: Tensor = torch.linalg.vector_norm(squares.sqrt())
+        return norm
+
+    def clip(grads: list[Tensor], norm: Tensor) -> None:
+        if optimizer.clip_grad > 0:
+            torch._foreach_mul_(grads, 1.0 / torch.clamp((norm + 1e-6) / optimizer.clip_grad, min=1.0))
+
+    optimizer.scaled_global_norm = global_norm
+    optimizer.unscale_and_clip_grads = clip
+    stage_1_and_2.is_invalid_grad_norm = lambda norm: False  # `NonFiniteSteps` finds out, at the next row of the log
 
 
 def set_learning_rates(engine: DeepSpeedEngine, config: TrainingConfig, step: int, total_steps: int) -> float:

@@ -33,26 +33,15 @@ class Backward(Protocol):
 
 @dataclass(frozen=True)
 class RankPairs:
-    """The tensors of a rank's share of a global batch: b pairs.
+    """The tensors of a rank's share of a global batch: b pairs."""
 
-    Attributes:
-        token_ids: (b, W) int64.
-        frames: (b, F, 3, S, S) uint8.
-        frame_mask: (b, F).
-        video_ids: (b,) int64, equal for pairs of the same video, whichever rank holds them.
-    """
-
-    token_ids: Tensor
-    frames: Tensor
-    frame_mask: Tensor
-    video_ids: Tensor
+    token_ids: Tensor  # (b, W) int64
+    frames: Tensor  # (b, F, 3, S, S) uint8
+    frame_mask: Tensor  # (b, F)
+    video_ids: Tensor  # (b,) int64, equal for pairs of the same video, whichever rank holds them
 
     def split(self, chunks: int) -> list[RankPairs]:
-        """Cut into chunks of equal size.
-
-        Raises:
-            UserError: the number of pairs is no multiple of the number of chunks.
-        """
+        """Cut into chunks of equal size; a `UserError` where their number does not divide that of the pairs."""
         pairs = len(self.token_ids)
         if pairs % chunks:
             raise UserError(
@@ -112,23 +101,14 @@ def backward_global_batch(
     gradient in the second stage, once.
 
     ``backward`` is called `backward_calls(accumulate)` times. The gradients must arrive unscaled, since the caches'
-    gradients enter the later pieces. With a DeepSpeed engine: set ``gradient_accumulation_steps`` to
-    `backward_calls(accumulate)`, call ``engine.set_gradient_accumulation_boundary(last)`` and then
-    ``engine.backward(loss, scale_wrt_gas=False)``; after the last piece ``engine.step()``. Precisions that scale the
-    loss (fp16) do not fit.
-
-    Args:
-        call: the retriever or the engine around it.
-        backward: see `Backward`.
-        config: the terms.
-        batch: this rank's pairs.
-        accumulate: number of chunks.
+    gradients enter the later pieces (see `glscl.training.engine.backward`). Precisions that scale the loss (fp16) do
+    not fit.
 
     Returns:
         the loss terms of `step_loss`, detached.
 
     Raises:
-        UserError: ``accumulate`` does not divide the rank's pairs.
+        UserError: ``accumulate``, the number of chunks, does not divide the rank's pairs.
     """
     if accumulate == 1:
         losses = step_loss(call, config, *_encode(call, batch), batch.video_ids)

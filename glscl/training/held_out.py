@@ -27,16 +27,7 @@ from glscl.training.health.heartbeat import HeartbeatSender
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """Scores the held-out sets, every rank embedding and scoring its share.
-
-    Attributes:
-        config: of the run.
-        sampling: frames per video.
-        device: where the model is.
-        board: where the processes that read say what they do.
-        quarantine: collects the videos that cannot be used, and bounds them.
-        heartbeats: tell the driver of them at once.
-    """
+    """Scores the held-out sets, every rank embedding and scoring its share."""
 
     config: RunConfig
     sampling: FrameSampling
@@ -88,8 +79,5 @@ class HeldOut:
         shard = RowShard(rank(), world_size())
         with torch.no_grad():
             result = score_rows(partial(model, "score"), embeddings, self.config.evaluation, shard, self.device)
-        return {
-            f"validation/{label}/{direction}_{name}": float(values[name])
-            for direction, values in measure(merge(gather_objects(result))).items()
-            for name in RECALLS
-        }
+        recalls = measure(merge(gather_objects(result))).items()
+        return {f"validation/{label}/{way}_{name}": float(v[name]) for way, v in recalls for name in RECALLS}

@@ -25,14 +25,11 @@ Workers = Annotated[int | tuple[int, int] | Auto, BeforeValidator(_workers)]
 """A number of workers, the fewest and the most, or "auto"."""
 
 
-def fewest(workers: int | tuple[int, int] | Auto) -> int:
-    """The number of workers, or the lower end of the range; 1 for an `auto` that has not been replaced."""
-    return workers[0] if isinstance(workers, tuple) else 1 if workers == "auto" else workers
-
-
-def most(workers: int | tuple[int, int] | Auto) -> int:
-    """The number of workers, or the upper end of the range; 1 for an `auto` that has not been replaced."""
-    return workers[1] if isinstance(workers, tuple) else 1 if workers == "auto" else workers
+def fewest_and_most(workers: int | tuple[int, int] | Auto) -> tuple[int, int]:
+    """The ends of a range of workers, or one number twice; 1 for an `auto` that has not been replaced."""
+    if isinstance(workers, tuple):
+        return workers
+    return (1, 1) if workers == "auto" else (workers, workers)
 
 
 class TrainingConfig(Options):
@@ -65,6 +62,11 @@ class TrainingConfig(Options):
     """Arithmetic of the towers and heads; losses and the optimiser state are fp32 either way."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed ZeRO stage: 0 nothing sharded, 1 optimiser state, 2 and gradients, 3 and parameters."""
+    tf32: bool = False
+    """Whether a GPU may round the factors of fp32 products to ten bits (TF32), which is several times faster."""
+    compile: bool | Auto = "auto"
+    """Whether torch compiles the towers and the head, in the first step (a minute or a few). auto: on GPUs, not under
+    ZeRO 3."""
     num_workers: Workers = "auto"
     """Training workers of the Ray worker group (one GPU each when use_gpu): a number, or a range (the fewest and the
     most) within which the run shrinks and grows with the nodes that there are. auto: one per GPU of the cluster, or per
@@ -93,19 +95,24 @@ class TrainingConfig(Options):
         return self.use_gpu is True
 
     @property
+    def compiles(self) -> bool:
+        """Whether the towers and the head are compiled."""
+        return self.on_gpu and self.zero_stage < 3 if self.compile == "auto" else self.compile
+
+    @property
     def cpus(self) -> float:
         """CPUs of each worker; 1 for an `auto` that has not been replaced."""
         return 1.0 if self.cpus_per_worker == "auto" else self.cpus_per_worker
 
     @property
     def fewest_workers(self) -> int:
-        """The number of workers, or the lower end of the range."""
-        return fewest(self.num_workers)
+        """See `fewest_and_most`."""
+        return fewest_and_most(self.num_workers)[0]
 
     @property
     def most_workers(self) -> int:
-        """The number of workers, or the upper end of the range."""
-        return most(self.num_workers)
+        """See `fewest_and_most`."""
+        return fewest_and_most(self.num_workers)[1]
 
     @property
     def is_elastic(self) -> bool:

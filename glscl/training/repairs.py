@@ -19,7 +19,7 @@ class Repairs:
     Args:
         run_directory: where `FILE` is written; what is listed there already stays. None on all ranks but the first,
             which only report what they met.
-        fence: of the command that owns the run directory.
+        fence: of that directory.
     """
 
     def __init__(self, run_directory: str | None, fence: Fence | None = None) -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import ray.train
-from torch import distributed
 
 from glscl.data.quarantine import add_missing_sets
 from glscl.data.shards import ShardSet
@@ -19,7 +18,7 @@ from glscl.training.checkpoint import format as checkpoint
 from glscl.training.checkpoint import resharding
 from glscl.training.checkpoint.format import IncompleteCheckpointError, TrainState
 from glscl.training.checkpoint.retention import ANOTHER, Retention
-from glscl.training.checkpoint.transfer import local_copy
+from glscl.training.checkpoint.transfer import local_copy, one_per_node
 from glscl.training.collectives import broadcast_object, gather_objects, print_once, rank, world_size
 from glscl.training.config import RunConfig
 
@@ -66,28 +65,14 @@ def _load(engine: DeepSpeedEngine, folder: str, name: str, saved: TrainState) ->
 
 @contextmanager
 def _fetched(uri: str) -> Iterator[tuple[str, str | None]]:
-    """A checkpoint in a local folder, one copy per node, every file read once (collective).
-
-    Yields:
-        the folder and None, or what is wrong with the checkpoint, the same on every rank.
-    """
+    """A checkpoint in a local folder, every file read once per node, and what is wrong with it (see `one_per_node`)."""
     context = ray.train.get_context()
-    node, local_rank, local_ranks = context.get_node_rank(), context.get_local_rank(), context.get_local_world_size()
-    with ExitStack() as stack:
-        folder = problem = None
-        if local_rank == 0:
-            try:
-                folder = stack.enter_context(local_copy(uri, os.getcwd()))
-            except IncompleteCheckpointError as error:
-                problem = str(error)
-        copies = gather_objects((node, folder, problem))
-        problem = next((text for *_, text in copies if text), None)
+    local_rank = context.get_local_rank()
+    with one_per_node(local_copy(uri, os.getcwd()), context.get_node_rank(), local_rank == 0) as (folder, problem):
         if problem is None:
-            folder = next(path for copy_node, path, _ in copies if copy_node == node and path)
             try:
-                checkpoint.check_complete(folder, local_rank, local_ranks)
+                checkpoint.check_complete(folder, local_rank, context.get_local_world_size())
             except IncompleteCheckpointError as error:
                 problem = str(error)
             problem = next((text for text in gather_objects(problem) if text), None)
-        yield folder or "", problem
-        distributed.barrier()  # others on this machine may still be reading
+        yield folder, problem

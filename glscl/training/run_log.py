@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -27,23 +27,15 @@ TENSORBOARD = "tensorboard"
 
 @dataclass(frozen=True, slots=True)
 class NonFiniteReport:
-    """What all ranks know of such a step; its fields are the keys of the file in the run directory.
-
-    Attributes:
-        not_finite: names of the terms.
-        pairs: of the global batch, in order.
-    """
+    """What all ranks know of such a step; its fields are the keys of the file in the run directory."""
 
     step: int
     not_finite: list[str]
     pairs: list[str]
+    """Of the global batch, in order."""
 
     def describe(self, checkpoint: str) -> str:
-        """What the run ends with.
-
-        Args:
-            checkpoint: the last one; Ray Train waits for its upload before the run ends.
-        """
+        """What the run ends with; Ray Train waits for the upload of its last checkpoint before."""
         more = f" and {len(self.pairs) - 3} more" if len(self.pairs) > 3 else ""
         return (
             f"step {self.step}: {', '.join(self.not_finite)} not finite, of pairs {', '.join(self.pairs[:3])}{more} "
@@ -53,8 +45,8 @@ class NonFiniteReport:
         )
 
 
-class Log(Protocol):
-    """What the training loop writes to."""
+class Log:
+    """What the training loop writes to: on every rank but the first, nowhere."""
 
     def write(self, step: int, values: Mapping[str, float]) -> None: ...
 
@@ -66,36 +58,19 @@ class Log(Protocol):
 
 
 def open_log(run_directory: str, step: int, fence: Fence) -> Log:
-    """The run's log on rank 0; on other ranks one that writes nothing (see `RunLog`)."""
-    return RunLog(run_directory, step, fence) if rank() == 0 else NoLog()
+    """The log of this rank."""
+    return RunLog(run_directory, step, fence) if rank() == 0 else Log()
 
 
-class NoLog:
-    """The log of a rank that writes none."""
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Write nothing."""
-
-    def write_non_finite(self, report: NonFiniteReport) -> None:
-        """Write nothing."""
-
-    def flush(self) -> None:
-        """Write nothing."""
-
-    def close(self) -> None:
-        """Write nothing."""
-
-
-class RunLog:
+class RunLog(Log):
     """Metrics of the run directory.
 
     A remote run directory is written locally and copied at every `flush`. A resumed run drops the rows after the step
     it resumes from, so the file reads as if nothing had happened.
 
     Args:
-        run_directory: path or URI.
         step: the step resumed from.
-        fence: of the driver that owns the run directory, looked at before anything there is replaced.
+        fence: looked at before anything in the run directory is replaced.
     """
 
     def __init__(self, run_directory: str, step: int, fence: Fence | None = None) -> None:
@@ -107,17 +82,14 @@ class RunLog:
         self._folder = self._scratch.name if self._scratch else storage.resolve(run_directory)
         os.makedirs(self._folder, exist_ok=True)
         rows = [row for row in read_metrics(run_directory) if row["step"] <= step]
-        storage.write_bytes(
-            os.path.join(self._folder, METRICS), "".join(json.dumps(row) + "\n" for row in rows).encode()
-        )
-        self._file = open(os.path.join(self._folder, METRICS), "a", encoding="utf-8")  # noqa: SIM115 (closed in close)
+        metrics = os.path.join(self._folder, METRICS)
+        storage.write_bytes(metrics, "".join(json.dumps(row) + "\n" for row in rows).encode())
+        self._file = open(metrics, "a", encoding="utf-8")  # noqa: SIM115 (closed in close)
         events = os.path.join(self._folder, TENSORBOARD)
         os.makedirs(events, exist_ok=True)
         # Not SummaryWriter: the thread that it writes in dies when the disk is full, and the training waits for ever.
-        self._events = EventsWriter(
-            os.path.join(events, "events"),
-            f".{uuid.uuid4().hex[:8]}",  # else attempts of the same second write the same file
-        )
+        suffix = f".{uuid.uuid4().hex[:8]}"  # else attempts of the same second write the same file
+        self._events = EventsWriter(os.path.join(events, "events"), suffix)
         self._events.write_event(Event(step=step + 1, file_version="brain.Event:2"))
         self._events.write_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
 
@@ -150,7 +122,13 @@ class RunLog:
     def flush(self) -> None:
         """Copy to a remote run directory."""
         with self._explained():
-            self._copy()
+            if self._scratch is None:
+                return
+            self._check_owner()
+            for folder, _, names in os.walk(self._folder):
+                for name in names:
+                    path = os.path.join(folder, name)
+                    storage.upload(path, storage.join(self._uri, os.path.relpath(path, self._folder)))
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -162,22 +140,13 @@ class RunLog:
                 f"then give the same command again; the checkpoints are intact"
             ) from error
 
-    def _copy(self) -> None:
-        if self._scratch is None:
-            return
-        self._check_owner()
-        for folder, _, names in os.walk(self._folder):
-            for name in names:
-                path = os.path.join(folder, name)
-                storage.upload(path, storage.join(self._uri, os.path.relpath(path, self._folder)))
-
     def close(self) -> None:
         """Write out everything and release; a second call does nothing."""
         if self._file.closed:
             return
         self._file.close()
         self._events.close()
-        self._copy()
+        self.flush()
         if self._scratch is not None:
             self._scratch.cleanup()
 

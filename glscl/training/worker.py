@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -31,36 +32,38 @@ from glscl.training.checkpoint.format import SELECTION_METRIC, directory_name, s
 from glscl.training.checkpoint.retention import Retention
 from glscl.training.collectives import broadcast_object, gather_objects, print_once, rank, world_size
 from glscl.training.config import RunConfig
-from glscl.training.engine import backward, build_engine, evaluation_model, gradient_norm, set_learning_rates
+from glscl.training.engine import (
+    backward,
+    build_engine,
+    compile_parts,
+    evaluation_model,
+    gradient_norm,
+    set_learning_rates,
+)
 from glscl.training.global_batch import RankPairs, backward_global_batch
 from glscl.training.health.consensus import Consensus, StepRequest
 from glscl.training.health.heartbeat import HeartbeatSender, Limits, Phase
 from glscl.training.held_out import HeldOut
-from glscl.training.memory import check_shared_memory
-from glscl.training.non_finite import NonFiniteError, NonFiniteSteps
+from glscl.training.non_finite import NonFiniteSteps
 from glscl.training.repairs import Repairs
 from glscl.training.resume import resume
 from glscl.training.run_log import open_log
-from glscl.training.sampling import make_sampling
-from glscl.training.saving import save_checkpoint
-from glscl.training.schedule import RunLength, make_plan
+from glscl.training.saving import Saver
+from glscl.training.schedule import RunLength, check_shared_memory, make_plan, make_sampling
+from glscl.training.speed import StepClock, prepare_arithmetic
 from glscl.training.step_metrics import StepMetrics
 from glscl.training.world_sizes import accumulation_steps, describe_batch, usable_world_sizes
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """Why a worker group ended before the last step, where Ray Train must not restart it.
-
-    Attributes:
-        failure: a reason that a restart would find again; None where a signal asked for the end.
-        step: the step after which a signal ended it.
-        checkpoint: the one that was saved there.
-    """
+    """Why a worker group ended before the last step, where Ray Train must not restart it."""
 
     failure: str | None = None
+    """A reason that a restart would find again; None where a signal asked for the end."""
     step: int = 0
     checkpoint: str = ""
+    """Saved at that step, because of the signal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +80,7 @@ class Due:
 class _RankReport:
     """One rank's contribution to a row of the log."""
 
-    losses: Tensor
+    figures: Tensor
     unusable: list[dict[str, str]]
     truncated: int
     non_finite_step: int | None
@@ -125,10 +128,7 @@ class Worker:
     """One rank of a training run, resumed from the latest complete checkpoint.
 
     Args:
-        config: of the run.
-        device: of this rank.
         attempt: token of this worker group, which tells its checkpoints from others'.
-        heartbeats: tell the driver where the loop is.
         boards: what the processes do that read the training stream, and those that read held-out sets.
         fence: of the driver that owns the run directory.
     """
@@ -143,7 +143,7 @@ class Worker:
         fence: Fence,
     ) -> None:
         self.config, self.device, self.attempt = config, device, attempt
-        self.heartbeats, self.fence = heartbeats, fence
+        self.heartbeats = heartbeats
         torch.manual_seed(config.seed)
         model = Retriever(config.model)
         self.shard_sets = [open_shard_set(uri) for uri in config.data.train]
@@ -157,7 +157,10 @@ class Worker:
         world_sizes = usable_world_sizes(config, self.plan)
         self.accumulate = accumulation_steps(config.training, world_sizes, world_size())
         training = config.training.model_copy(update={"accumulate": self.accumulate})
+        busy = prepare_arithmetic(config, model, device)
         self.engine = build_engine(model, training, device, world_size())
+        if training.compiles:
+            compile_parts(model)
         seed_generators(config.seed, 0, rank())  # dropout differs between ranks
 
         self.state = resume(self.engine, config, self.shard_sets)
@@ -167,12 +170,15 @@ class Worker:
         self.state.quarantined = self.quarantine.entries
         self.repairs = Repairs(folder, fence)
         self.held_out = HeldOut(config, self.sampling, device, boards[1], self.quarantine, heartbeats)
-        self.metrics = StepMetrics(self.length, config.training.global_batch)
+        self.metrics = StepMetrics(self.length, config.training.global_batch, busy)
+        self.clock = StepClock(device)
         self.non_finite = NonFiniteSteps()
-        self.consensus = Consensus(device)
+        self.consensus = Consensus()
+        self.saver = Saver(fence)
         self.checkpoint = max(Retention(config.run_directory, config.checkpoint.keep).known(), default="none")
         self._factor = 0.0
         self._truncated = 0
+        self._compiles = training.compiles
         self._unusable: list[dict[str, str]] = []
         self._leaving_nodes: set[str] = set()  # nodes for whose loss a checkpoint was saved
         batch = describe_batch(config.training, world_sizes, world_size())
@@ -198,6 +204,8 @@ class Worker:
     def train(self) -> Ending | None:
         """Train to the last step; returns an `Ending` if a signal asked to stop before it."""
         while self.state.step < self.length.total:
+            if self.length.shows_time(self.state.step):
+                self.clock.start()
             self.consensus.send(self.heartbeats.step_request())
             self.step(self.next_batch())
             due = self.due(self.consensus.result())
@@ -214,6 +222,7 @@ class Worker:
     def next_batch(self) -> stream.Batch:
         """The next batch; the driver hears of videos that cannot be used before anything else can happen."""
         self.heartbeats.at(Phase.LOADING, self.state.step + 1)
+        self.clock.enter("data")
         try:
             with self.metrics.waiting():
                 batch = next(self.batches)
@@ -225,19 +234,25 @@ class Worker:
 
     def step(self, batch: stream.Batch) -> None:
         """Run forward, backward and update on this rank's share of the global batch (collective)."""
-        self.heartbeats.at(Phase.STEPPING, self.state.step + 1)
+        self.heartbeats.at(Phase.COMPILING if self._compiles else Phase.STEPPING, self.state.step + 1)
         self._factor = set_learning_rates(self.engine, self.config.training, self.state.step, self.length.total)
         self.engine.train()
         tensors = (batch.token_ids, batch.frames, batch.frame_mask, batch.video_ids)
         pairs = RankPairs(*(tensor.to(self.device, non_blocking=True) for tensor in tensors))
-        losses = backward_global_batch(
-            self.engine, partial(backward, self.engine), self.config.loss, pairs, self.accumulate
-        )
+        began = time.perf_counter()
+        call = self.clock.timed(self.engine)
+        losses = backward_global_batch(call, partial(backward, self.engine), self.config.loss, pairs, self.accumulate)
+        self.clock.enter("optimiser")
         self.engine.step()
+        self.clock.stop()
         self.state.step += 1
+        if self._compiles:
+            losses["total"].item()  # wait for the device, this once
+            print_once(f"step {self.state.step} took {time.perf_counter() - began:.1f} s: it compiled towers and head")
+            self._compiles = False
         self.state.metrics = {}
         self.repairs.add(batch.repaired)
-        self.metrics.count(losses)
+        self.metrics.count(losses, pairs.frame_mask)
         self.non_finite.count(self.state.step, batch.names, losses, self.engine.get_global_grad_norm())
         self._unusable += batch.quarantined
         self._truncated += batch.truncated
@@ -273,38 +288,43 @@ class Worker:
         step = self.state.step
         self.heartbeats.at(Phase.LOGGING, step)
         bad_step = self.non_finite.first(self.engine, step)
-        report = _RankReport(self.metrics.local_losses(), self._unusable, self._truncated, bad_step)
-        reports = gather_objects(report)
+        figures = self.metrics.local_figures()
+        reports = gather_objects(_RankReport(figures, self._unusable, self._truncated, bad_step))
         self._unusable, self._truncated = [], 0
         self.quarantine.take("train", self.shard_sets, [entry for one in reports for entry in one.unusable])
         unusable = sum(entry["part"] == "train" for entry in self.quarantine.entries)
         truncated = sum(one.truncated for one in reports)
-        row = self.metrics.row([one.losses for one in reports], truncated, unusable, step, self._factor)
+        row = self.metrics.row([one.figures for one in reports], truncated, unusable, step, self._factor)
         norm = gradient_norm(self.engine)
         if norm is not None:
             row["gradient_norm"] = norm
-        try:
-            self.non_finite.check([one.non_finite_step for one in reports])
-        except NonFiniteError as error:
-            self.log_file.write_non_finite(error.report)
-            raise RunStoppedError(error.report.describe(self.checkpoint)) from None
+        if report := self.non_finite.check([one.non_finite_step for one in reports]):
+            self.log_file.write_non_finite(report)
+            raise RunStoppedError(report.describe(self.checkpoint))
         if problem := self.quarantine.problem("train", self.shard_sets):
             raise RunStoppedError(problem)
         row["repaired"] = self.repairs.gather()
-        self.log_file.write(step, row)
+        seconds = self.clock.seconds()
+        self.log_file.write(step, row | {f"seconds/{what}": value for what, value in seconds.items()})
         print_once(self.metrics.line(step, row))
+        if seconds:
+            parts = ", ".join(f"{what} {value / sum(seconds.values()):.0%}" for what, value in seconds.items())
+            print_once(f"a step of {sum(seconds.values()):.3f} s: {parts}")
 
     def evaluate(self) -> None:
         """Score the held-out sets (collective)."""
         self.heartbeats.at(Phase.EVALUATING, self.state.step)
-        self.state.metrics = self.held_out.score(evaluation_model(self.engine))
+        with torch.compiler.set_stance("force_eager"):  # sizes of batches differ there
+            self.state.metrics = self.held_out.score(evaluation_model(self.engine))
         self.log_file.write(self.state.step, self.state.metrics)
         print_once(f"step={self.state.step} {SELECTION_METRIC}={self.state.metrics[SELECTION_METRIC]:.2f}")
 
     def save(self) -> None:
         """Save a checkpoint (collective)."""
+        self.heartbeats.at(Phase.UPLOADING, self.state.step)
+        self.saver.wait()
         self.heartbeats.at(Phase.SAVING, self.state.step)
         self.log_file.flush()  # first: a run that resumes from this checkpoint keeps the rows up to it
         name = directory_name(self.state.step, world_size(), self.attempt)
-        save_checkpoint(self.engine, self.state, name, self.fence, self.metrics.seconds_left(self.state.step))
+        self.saver.save(self.engine, self.state, name, self.metrics.seconds_left(self.state.step))
         self.checkpoint = name

@@ -11,11 +11,8 @@ from glscl.training.options import TrainingConfig
 def usable_world_sizes(config: RunConfig, plan: StreamPlan | None) -> tuple[int, ...]:
     """The numbers of workers that ``training.num_workers`` allows and the run can have, rising.
 
-    The most of them has to suit ``training.accumulate``; fewer take more chunks, see `accumulation_steps`.
-
-    Args:
-        config: of the run.
-        plan: of its stream; without it, only the global batch is looked at.
+    The most of them has to suit ``training.accumulate``; fewer take more chunks, see `accumulation_steps`. Without a
+    plan of the stream, only the global batch is looked at.
 
     Raises:
         UserError: there is none; names the options to change.
@@ -48,11 +45,6 @@ def accumulation_steps(training: TrainingConfig, world_sizes: tuple[int, ...], w
     """Chunks in which each of so many workers encodes its share.
 
     As few as keep a chunk no larger than it is with the most workers: a run that shrinks must not outgrow its memory.
-
-    Args:
-        training: of the run.
-        world_sizes: from `usable_world_sizes`.
-        workers: one of them.
     """
     largest = training.global_batch // (world_sizes[-1] * training.accumulate)
     share = training.global_batch // workers

@@ -37,6 +37,7 @@ from glscl.training.checkpoint import format as checkpoint
 from glscl.training.checkpoint import transfer
 from glscl.training.checkpoint.format import IncompleteCheckpointError, TrainState
 from glscl.training.checkpoint.retention import ANOTHER, INDEX, RAY_REGISTER, Retention, RetentionCallback
+from glscl.training.checkpoint.snapshot import take_snapshot
 from glscl.training.config import RunConfig
 from glscl.training.driver.launch import whole_weights
 from glscl.training.engine import backward, build_engine, set_learning_rates
@@ -130,7 +131,7 @@ def uninterrupted(rank: int, clip: str, folder: str) -> None:
             train(engine, config, range(BEFORE), rank)
             own = Path(folder, name_of(stage, precision), f"rank-{rank}")
             own.mkdir(parents=True)
-            checkpoint.save(engine, str(own), TrainState(BEFORE, WORLD, stage, {"seed": 1}, ["f"]), rank)
+            take_snapshot(engine, str(own), TrainState(BEFORE, WORLD, stage, {"seed": 1}, ["f"]), rank).write()
             live = whole(engine)
             if rank == 0:
                 torch.save(live, f"{folder}/{name_of(stage, precision)}/live.pt")

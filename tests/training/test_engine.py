@@ -8,6 +8,7 @@ import os
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -146,7 +147,8 @@ def test_the_device_changes_no_setting(device: str, clip: str, monkeypatch: pyte
     import deepspeed.ops
 
     given: dict[str, Any] = {}
-    monkeypatch.setattr(deepspeed, "initialize", lambda **arguments: (given.update(arguments), None))
+    stub = SimpleNamespace(optimizer=SimpleNamespace())
+    monkeypatch.setattr(deepspeed, "initialize", lambda **arguments: (given.update(arguments) or stub, None))
     monkeypatch.delitem(deepspeed.ops.__compatible_ops__, "deepspeed_shm_comm", raising=False)
     monkeypatch.delenv("DS_ACCELERATOR")
     options = {"precision": "bf16", "zero_stage": 2, "accumulate": 3, "clip_grad": 0.7, "weight_decay": 0.3}
@@ -162,12 +164,14 @@ def test_the_device_changes_no_setting(device: str, clip: str, monkeypatch: pyte
         "zero_optimization": {"stage": 2, "overlap_comm": True, "reduce_bucket_size": 50_000_000},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": True},
+        "bf16": {"enabled": True, "check_grad_overflow": False},
         "steps_per_print": 2**31 - 1,
+        "timers": {"throughput": {"enabled": False}},
     }
     assert given["dist_init_required"] is False
     optimiser = given["optimizer"]
     assert type(optimiser) is torch.optim.AdamW
+    assert optimiser.defaults["fused"] == (device == "cuda")
     assert {key: optimiser.defaults[key] for key in ("lr", "betas", "eps")} == {
         "lr": 0.0,
         "betas": (0.7, 0.8),

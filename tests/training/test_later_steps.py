@@ -17,6 +17,7 @@ from glscl.losses import LossConfig
 from glscl.models import ModelConfig, Retriever
 from glscl.training.checkpoint import format as checkpoint
 from glscl.training.checkpoint.format import TrainState
+from glscl.training.checkpoint.snapshot import take_snapshot
 from glscl.training.engine import backward, build_engine, set_learning_rates
 from glscl.training.global_batch import RankPairs, backward_global_batch
 from glscl.training.options import TrainingConfig
@@ -25,12 +26,12 @@ SIZE, PAIRS, STEPS, SAVED = 16, 4, 5, 3
 CASES = [(stage, parts) for stage in (0, 1, 2, 3) for parts in (1, 2)]
 
 
-def _engine(clip: str, stage: int, parts: int) -> tuple[Any, TrainingConfig]:
+def _engine(clip: str, stage: int, parts: int, fused: bool | None = None) -> tuple[Any, TrainingConfig]:
     torch.manual_seed(0)
     model = Retriever(ModelConfig.model_validate({"clip": clip, "head": "xpool", "max_words": 8, "max_frames": 2}))
     rates = {"lr_towers": 1e-3, "lr_head": 1e-3, "precision": "fp32"}
     config = TrainingConfig.model_validate(rates | {"zero_stage": stage, "accumulate": parts})
-    return build_engine(model, config, torch.device("cpu"), 1), config
+    return build_engine(model, config, torch.device("cpu"), 1, fused=fused), config
 
 
 def _train(engine: Any, config: TrainingConfig, steps: range) -> list[float]:
@@ -58,11 +59,15 @@ def _worker(rank: int, clip: str, folder: str) -> None:
         saved.mkdir()
         engine, config = _engine(clip, stage, parts)
         losses = _train(engine, config, range(SAVED))
-        checkpoint.save(engine, str(saved), TrainState(SAVED, 1, stage, {"seed": 1}, ["f"]), 0)
+        snapshot = take_snapshot(engine, str(saved), TrainState(SAVED, 1, stage, {"seed": 1}, ["f"]), 0)
         losses += _train(engine, config, range(SAVED, STEPS))
-        again, _ = _engine(clip, stage, parts)
-        checkpoint.restore(again, str(saved), checkpoint.check_complete(str(saved)), 0)
-        found[f"{stage}-{parts}"] = {"losses": losses, "resumed": _train(again, config, range(SAVED, STEPS))}
+        snapshot.write()  # what the steps since have changed is not in it
+        found[f"{stage}-{parts}"] = {"losses": losses}
+        for name, fused in (("resumed", None), ("fused", True)):
+            again, _ = _engine(clip, stage, parts, fused)
+            checkpoint.restore(again, str(saved), checkpoint.check_complete(str(saved)), 0)
+            assert {group["fused"] for group in again.optimizer.param_groups} == {bool(fused)}
+            found[f"{stage}-{parts}"][name] = _train(again, config, range(SAVED, STEPS))
     Path(folder, "found.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 
@@ -89,3 +94,4 @@ def test_every_step_is_that_of_plain_training(stage: int, parts: int, found: dic
 @pytest.mark.parametrize(("stage", "parts"), CASES)
 def test_a_resumed_run_takes_the_same_steps(stage: int, parts: int, found: dict[str, dict[str, list[float]]]) -> None:
     assert found[f"{stage}-{parts}"]["resumed"] == found[f"{stage}-{parts}"]["losses"][SAVED:]
+    assert found[f"{stage}-{parts}"]["fused"] == pytest.approx(found[f"{stage}-{parts}"]["resumed"], rel=1e-5)

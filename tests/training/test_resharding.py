@@ -26,6 +26,7 @@ from glscl.models import ModelConfig, Retriever
 from glscl.training.checkpoint import format as checkpoint
 from glscl.training.checkpoint import resharding, safe_load
 from glscl.training.checkpoint.format import TAG, TrainState
+from glscl.training.checkpoint.snapshot import take_snapshot
 from glscl.training.driver.launch import whole_weights
 from glscl.training.engine import backward, build_engine, set_learning_rates
 from glscl.training.global_batch import RankPairs, backward_global_batch
@@ -139,7 +140,7 @@ def undisturbed(rank: int, world: int, clip: str, folder: str) -> None:
             train(engine, training_config(case), range(BEFORE), rank)
             own = Path(folder, name_of(case), f"{world}", f"rank-{rank}")
             own.mkdir(parents=True)
-            checkpoint.save(engine, str(own), TrainState(BEFORE, world, case[0], {"seed": SEED}, ["f"]), rank)
+            take_snapshot(engine, str(own), TrainState(BEFORE, world, case[0], {"seed": SEED}, ["f"]), rank).write()
             saved = weights(engine)
             result = train(engine, training_config(case), range(BEFORE, BEFORE + AFTER), rank)
             if rank == 0:

@@ -37,6 +37,7 @@ def note(rank: int, phase: str = "stepping", seconds: float = 1.0, step: int = 1
 
 def test_nothing_is_wrong_while_every_rank_gets_on() -> None:
     fine = [(note(0, "evaluating", 4000.0), 0.1), (note(1, "starting", 4000.0), 0.1), (note(2, "loading", 29.0), 5.0)]
+    fine += [(note(3, Phase.COMPILING, 4000.0), 0.1), (note(4, Phase.UPLOADING, 4000.0), 0.1)]
     assert diagnose(fine, LIMITS) is None
 
 

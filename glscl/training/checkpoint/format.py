@@ -21,14 +21,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import distributed
 
 from glscl.errors import UserError
@@ -60,6 +61,7 @@ FREE_KEYS = (
     "data.stall_timeout_s",
     "model.grad_checkpointing",
     "model.trust_pickle",
+    "training.compile",
     "training.num_workers",
     "training.use_gpu",
     "training.cpus_per_worker",
@@ -77,40 +79,26 @@ FREE_KEYS = (
 
 @dataclass(slots=True)
 class TrainState:
-    """What a checkpoint says beside the tensors.
-
-    Attributes:
-        step: steps done; the next batch of the stream is this one.
-        world_size: ranks that saved it.
-        zero_stage: how the optimiser state is sharded.
-        config: the run configuration.
-        manifests: fingerprints of the training shard sets.
-        quarantined: videos that could not be used so far.
-        metrics: held-out metrics at this step, where it was scored.
-    """
+    """What a checkpoint says beside the tensors."""
 
     step: int
+    """Steps done; the next batch of the stream is this one."""
     world_size: int
     zero_stage: int
     config: dict[str, Any]
     manifests: list[str]
+    """Fingerprints of the training shard sets."""
     quarantined: list[dict[str, str]] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
+    """Held-out metrics at this step, where it was scored."""
 
 
 class IncompleteCheckpointError(Exception):
     """The files do not match the lists that their writers left."""
 
 
-def save(engine: DeepSpeedEngine, folder: str, state: TrainState, rank: int) -> None:
-    """Write this rank's files of a checkpoint into a folder (collective)."""
-    engine.save_checkpoint(folder, tag=TAG)
-    generators = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        generators["cuda"] = torch.cuda.get_rng_state()
-    save_file(generators, os.path.join(folder, f"generators-{rank:05d}.safetensors"))
-    if rank == 0:
-        Path(folder, STATE).write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
+def list_files(folder: str, rank: int) -> None:
+    """Write the list of a rank's files, which its folder has, with their sizes and checksums."""
     files = {}
     for path in sorted(Path(folder).rglob("*")):
         if path.is_file():
@@ -160,20 +148,13 @@ def file_names(uri: str) -> list[str]:
 
 
 def read_state(folder: str) -> TrainState:
-    """Read a checkpoint's state.
-
-    Raises:
-        IncompleteCheckpointError: no readable state file.
-    """
+    """A checkpoint's state; raises `IncompleteCheckpointError` where there is no readable file of it."""
     state: TrainState = _read(folder, STATE, _STATE)
     return state
 
 
 def check_files(uri: str) -> TrainState:
     """Check that every file that a checkpoint's lists name exists with its size; reads the lists only.
-
-    Args:
-        uri: folder or prefix.
 
     Raises:
         IncompleteCheckpointError: naming the file.
@@ -187,13 +168,9 @@ def check_files(uri: str) -> TrainState:
 
 
 def check_complete(folder: str, process: int = 0, processes: int = 1) -> TrainState:
-    """Compare a checkpoint's files with the lists of the ranks that wrote them.
+    """Compare a local folder with every rank's files with their lists: all sizes, and this process's checksums.
 
-    Args:
-        folder: local folder with every rank's files.
-        process: which of the processes that share the work this is: it reads and hashes the files of every
-            ``processes``-th rank from this one on. Sizes are compared for all.
-        processes: how many share the work.
+    Of several processes that share the work, each hashes the files of every ``processes``-th rank.
 
     Raises:
         IncompleteCheckpointError: naming the file.
@@ -209,11 +186,30 @@ def check_complete(folder: str, process: int = 0, processes: int = 1) -> TrainSt
 
 def restore(engine: DeepSpeedEngine, folder: str, state: TrainState, rank: int) -> None:
     """Load a complete checkpoint into an engine of the same world size, or of any under ZeRO 0 (collective)."""
-    with safe_loading(folder):
+    with own_settings(engine), safe_loading(folder):
         path, _ = engine.load_checkpoint(folder, tag=TAG)
     if path is None:
         raise IncompleteCheckpointError(f"{folder}: DeepSpeed found nothing to load")
     restore_generators(folder, state, rank)
+
+
+@contextmanager
+def own_settings(engine: DeepSpeedEngine) -> Iterator[None]:
+    """Let the optimiser keep this run's settings while its state is loaded; DeepSpeed loads those of the saved one too.
+
+    ZeRO 3 even gives every group the first one's, and the groups share one step tensor, which each would count up.
+    """
+    groups = [
+        {key: value for key, value in group.items() if key != "params"} for group in engine.optimizer.param_groups
+    ]
+    yield
+    for group, values in zip(engine.optimizer.param_groups, groups, strict=True):
+        group.update(values)
+    optimizer = getattr(engine.optimizer, "optimizer", engine.optimizer)
+    for parameter, moments in optimizer.state.items():
+        if "step" in moments:
+            device = parameter.device if optimizer.defaults["fused"] else "cpu"
+            moments["step"] = torch.as_tensor(moments["step"]).to(device, torch.float32, copy=True)
 
 
 def restore_generators(folder: str, state: TrainState, rank: int) -> None:

@@ -22,9 +22,10 @@ import torch
 from torch import distributed
 
 from glscl.errors import RunStoppedError
-from glscl.training.checkpoint.format import TAG, TrainState
+from glscl.training.checkpoint.format import TAG, IncompleteCheckpointError, TrainState, own_settings
 from glscl.training.checkpoint.safe_load import safe_loading
-from glscl.training.collectives import gather_objects, rank, world_size
+from glscl.training.checkpoint.transfer import one_per_node
+from glscl.training.collectives import rank, world_size
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -41,55 +42,36 @@ def is_needed(state: TrainState, world: int) -> bool:
 
 @contextmanager
 def resharded(folder: str, source: str, state: TrainState, node: int, leads: bool) -> Iterator[str]:
-    """A checkpoint in a form that any number of ranks can `load` (collective; entered and left by all ranks together).
+    """A checkpoint in a form that any number of ranks can `load` (collective; see `one_per_node`).
 
-    One process per node converts, into a scratch folder of its own that is removed at the end.
-
-    Args:
-        folder: local folder with every rank's files.
-        source: what the checkpoint is called in messages.
-        state: what it says of itself.
-        node: number of the machine that this process is on.
-        leads: this process is the one that converts there.
-
-    Raises:
-        RunStoppedError: it cannot be converted, on every rank.
+    ``source`` is what messages call the checkpoint. Every rank raises a `RunStoppedError` where it cannot be converted.
     """
-    scratch = problem = None
-    try:
-        if leads:
-            try:
-                scratch = tempfile.mkdtemp(prefix="convert-", dir=os.getcwd())  # the worker's own, in Ray's session
-                _convert(folder, scratch, source, state, talks=rank() == 0)
-            except Exception as error:  # whatever DeepSpeed or the disk says: the others wait for this process
-                problem = f"{type(error).__name__}: {error}"
-        copies = gather_objects((node, scratch, problem))
-        problems = [text for *_, text in copies if text]
-        if problems:
+    with one_per_node(_converted(folder, source, state), node, leads) as (whole, problem):
+        if problem:
             raise RunStoppedError(
                 f"checkpoint {source} of {state.world_size} workers could not be converted for {world_size()} "
-                f"({problems[0]}): mend that, or resume with --training.num-workers {state.world_size}"
+                f"({problem}): mend that, or resume with --training.num-workers {state.world_size}"
             )
-        yield next(path for copy_node, path, _ in copies if copy_node == node and path)
-        distributed.barrier()  # others on this machine may still be reading
+        yield whole
+
+
+@contextmanager
+def _converted(folder: str, source: str, state: TrainState) -> Iterator[str]:
+    scratch = tempfile.mkdtemp(prefix="convert-", dir=os.getcwd())  # the worker's own, in Ray's session
+    try:
+        try:
+            _convert(folder, scratch, source, state, talks=rank() == 0)
+        except Exception as error:  # whatever DeepSpeed or the disk says: the other processes wait for this one
+            raise IncompleteCheckpointError(f"{type(error).__name__}: {error}") from error
+        yield scratch
     finally:
-        if scratch:
-            shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def load(engine: DeepSpeedEngine, folder: str) -> None:
     """Load what `resharded` gave into an engine of any world size (collective)."""
-    groups = [
-        {key: value for key, value in group.items() if key != "params"} for group in engine.optimizer.param_groups
-    ]
-    with safe_loading(folder), _resharded_loading(engine):
+    with own_settings(engine), safe_loading(folder), _resharded_loading(engine):
         engine.load_checkpoint(folder, tag=TAG)
-    # ZeRO 3 gives every group the first one's hyper-parameters. A resumed run's are those of its configuration.
-    for group, values in zip(engine.optimizer.param_groups, groups, strict=True):
-        group.update(values)
-    # It also gives them one and the same step tensor, which each would count up.
-    for moments in engine.optimizer.optimizer.state.values():
-        moments["step"] = moments["step"].clone()
     # Running statistics are no parameters, so they are not in the converted files, only in the first rank's own.
     buffers = {name: buffer for name, buffer in engine.module.named_buffers() if name in engine.module.state_dict()}
     if buffers:

@@ -49,13 +49,7 @@ class CompleteCheckpoint:
 
 
 class Retention:
-    """The checkpoints of one run directory.
-
-    Args:
-        run_directory: path or URI.
-        keep: how many of the best stay.
-        fence: of the command that writes and deletes here; a reader needs none.
-    """
+    """The checkpoints of one run directory, of which the ``keep`` best stay. One that only reads needs no fence."""
 
     def __init__(self, run_directory: str, keep: int, fence: Fence | None = None) -> None:
         self.run_directory, self.keep = run_directory, keep
@@ -85,11 +79,7 @@ class Retention:
         return sorted({*self._listed(), *self.known(), *self._verified}, reverse=True)
 
     def verify(self, name: str) -> CompleteCheckpoint:
-        """Look at a checkpoint's lists and the sizes of its files.
-
-        Raises:
-            IncompleteCheckpointError: naming the file.
-        """
+        """Look at a checkpoint's lists and the sizes of its files (see `check_files`)."""
         if name not in self._verified:
             self._verified[name] = check_files(storage.join(self.run_directory, name))
         return CompleteCheckpoint(name, self._verified[name])
@@ -154,15 +144,13 @@ class Retention:
             self._delete(old)
 
     def prune_at_end(self) -> None:
-        """Remove what is not kept, after a run has ended well."""
-        checkpoints, _ = self.complete()
+        """Remove what is not complete, after a run has ended well."""
+        checkpoints, problems = self.complete()
         self._check_owner()
         if checkpoints:
-            kept = {item.name for item in checkpoints}
             self._write(checkpoints, [])
-            for name in self.names():
-                if name not in kept:
-                    self._delete(name)
+            for name in problems:
+                self._delete(name)
 
     def _delete(self, name: str) -> None:
         """Delete a checkpoint that no rule keeps; one that the storage will not delete stays, and is tried once."""
@@ -185,13 +173,7 @@ class Retention:
 
 
 class RetentionCallback(UserCallback):  # type: ignore[misc]
-    """Applies the rules while a run goes on, in Ray Train's controller, and ends a run that cannot go on.
-
-    Args:
-        run_directory: path or URI.
-        keep: see `Retention`.
-        fence: see `Retention`.
-    """
+    """Applies the rules of a `Retention` in Ray Train's controller, and ends a run that cannot go on."""
 
     def __init__(self, run_directory: str, keep: int, fence: Fence | None = None) -> None:
         self._retention = Retention(run_directory, keep, fence)

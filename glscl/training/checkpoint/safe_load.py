@@ -23,10 +23,8 @@ SWITCH = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 def safe_loading(folder: str, source: str | None = None) -> Iterator[None]:
     """Let ``torch.load`` make tensors, plain values and DeepSpeed's three value classes only, whatever its caller asks.
 
-    Args:
-        folder: what will be loaded from; every ``.pt`` file below it is looked through first, so that the error names
-            the file.
-        source: what the checkpoint is called in messages; None is the folder.
+    Every ``.pt`` file below the folder is looked through first, so that the error names the file; ``source`` is what
+    messages call the checkpoint.
 
     Raises:
         RunStoppedError: a file asks for something else, or is no file that ``torch.save`` wrote.

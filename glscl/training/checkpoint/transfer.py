@@ -8,14 +8,16 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
+from torch import distributed
 
 from glscl.errors import UserError
 from glscl.system import storage
 from glscl.training.checkpoint.format import LIST_PREFIX, IncompleteCheckpointError, file_names
+from glscl.training.collectives import gather_objects
 
 _TORCH_CANNOT_WRITE = ("inline_container.cc", "PytorchStreamWriter", "iostream error")  # it has no type for that
 
@@ -24,12 +26,8 @@ _TORCH_CANNOT_WRITE = ("inline_container.cc", "PytorchStreamWriter", "iostream e
 def local_copy(uri: str, scratch: str | None = None) -> Iterator[str]:
     """A checkpoint's files in a local folder: where they are, or fetched by the names that its lists give.
 
-    Args:
-        uri: folder or prefix.
-        scratch: where to make the folder for what is fetched, or for a link; it goes with the end of the block.
-
-    Raises:
-        IncompleteCheckpointError: naming the file that is not there.
+    What is fetched, or a link, lies in a folder in ``scratch``, which goes with the end of the block. An
+    `IncompleteCheckpointError` names the file that is not there.
     """
     if not storage.is_remote(uri):
         if glob.escape(uri) == uri:
@@ -56,12 +54,33 @@ def local_copy(uri: str, scratch: str | None = None) -> Iterator[str]:
         yield folder
 
 
-def upload(folder: str, uri: str) -> None:
-    """Copy one rank's files to storage, its list last.
+@contextmanager
+def one_per_node(made: AbstractContextManager[str], node: int, leads: bool) -> Iterator[tuple[str, str | None]]:
+    """A folder that one process per node makes for all of them (collective; entered and left by all ranks together).
 
-    Raises:
-        UserError: the disk there is full.
+    Args:
+        made: makes it, and removes it at the end; entered by the process that leads.
+        node: number of the machine that this process is on.
+        leads: this process is the one that makes it there.
+
+    Yields:
+        the folder and None, or what an `IncompleteCheckpointError` said, the same on every rank.
     """
+    with ExitStack() as stack:
+        folder = problem = None
+        if leads:
+            try:
+                folder = stack.enter_context(made)
+            except IncompleteCheckpointError as error:
+                problem = str(error)
+        copies = gather_objects((node, folder, problem))
+        problem = next((text for *_, text in copies if text), None)
+        yield "" if problem else next(path for on, path, _ in copies if on == node and path), problem
+        distributed.barrier()  # others on this machine may still be reading
+
+
+def upload(folder: str, uri: str) -> None:
+    """Copy one rank's files to storage, its list last; a `UserError` where the disk there is full."""
     paths = [path for path in Path(folder).rglob("*") if path.is_file()]
     for path in sorted(paths, key=lambda path: path.name.startswith(LIST_PREFIX)):
         try:

@@ -41,12 +41,9 @@ from glscl.system.ray_internals.train import (
 from glscl.training.options import TrainingConfig
 from glscl.training.saving import SECONDS_LEFT
 
-ANSWER_S = 3.0
-"""Seconds in which a node that is there takes a connection."""
-REPEAT_S = 30.0
-"""Seconds between two lines that say what a run waits for."""
-SHARED_WAIT_S = 240.0
-"""Least seconds that a run waits for room which is there and in use."""
+ANSWER_S = 3.0  # in which a node that is there takes a connection
+REPEAT_S = 30.0  # between two lines that say what a run waits for
+SHARED_WAIT_S = 240.0  # least time that a run waits for room which is there and in use
 IN_USE = "the cluster has the room, but something else uses it"
 
 
@@ -73,13 +70,7 @@ def _answers(node: Mapping[str, Any]) -> bool:
 
 
 class ElasticPolicy(ScalingPolicy):
-    """Decides how many workers there are.
-
-    Args:
-        scaling_config: Ray's.
-        training: of the run.
-        world_sizes: numbers of workers that the run can have, rising.
-    """
+    """Decides how many workers there are; ``world_sizes`` are the numbers that the run can have, rising."""
 
     def __init__(self, scaling_config: ScalingConfig, training: TrainingConfig, world_sizes: tuple[int, ...]) -> None:
         super().__init__(scaling_config)
@@ -206,14 +197,9 @@ def build_trainer(
     timeout_s: int,
     **options: Any,
 ) -> PolicyTrainer:
-    """A trainer with these policies.
+    """A trainer with these policies, in which torch gives a collective up after ``timeout_s``.
 
-    Args:
-        loop: what every worker runs.
-        training: of the run.
-        world_sizes: numbers of workers that the run can have, rising.
-        timeout_s: after which torch gives a collective up.
-        options: of `ray.train.torch.TorchTrainer`.
+    The options are those of `ray.train.torch.TorchTrainer`.
     """
     resources = {"CPU": training.cpus} | ({"GPU": 1.0} if training.on_gpu else {})
     scaling = ScalingConfig(

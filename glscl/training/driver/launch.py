@@ -6,7 +6,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import asdict
@@ -45,14 +45,7 @@ _POLL_S = 0.2
 def train(config: RunConfig, ready: Preflight, owner: Owner, *, keep_ranks: bool = False) -> Results:
     """Train (or continue) a run on the cluster, save its best model, and score it on ``data.test``.
 
-    Args:
-        config: resolved configuration.
-        ready: from `preflight`.
-        owner: of the run directory.
-        keep_ranks: see `evaluate_model`.
-
-    Returns:
-        its results; ``tests`` is empty without ``data.test``.
+    The configuration is a resolved one, and ``keep_ranks`` is for `evaluate_model`.
 
     Raises:
         UserError: bad input that only the workers could see.
@@ -87,14 +80,15 @@ def quarantine_of(config: RunConfig) -> Quarantine:
 
 def incomplete_sets(config: RunConfig, quarantine: Quarantine) -> list[IncompleteSet]:
     """The sets of a run of which videos are missing (see `find_incomplete`)."""
-    parts: list[tuple[Part, tuple[str, ...]]] = [
-        ("train", config.data.train),
-        ("validation", config.data.validation),
-        ("test", config.data.test),
-    ]
-    sets = [(part, open_shard_set(uri)) for part, uris in parts for uri in uris]
-    entries = [find_incomplete(part, shard_set, quarantine.of(part, shard_set)) for part, shard_set in sets]
-    return [entry for entry in entries if entry]
+    data = config.data
+    parts: dict[Part, Sequence[str]] = {"train": data.train, "validation": data.validation, "test": data.test}
+    return [entry for part, uris in parts.items() for entry in _incomplete(part, uris, quarantine)]
+
+
+def _incomplete(part: Part, uris: Sequence[str], quarantine: Quarantine) -> Iterator[IncompleteSet]:
+    for shard_set in map(open_shard_set, uris):
+        if entry := find_incomplete(part, shard_set, quarantine.of(part, shard_set)):
+            yield entry
 
 
 def score_tests(
@@ -102,22 +96,32 @@ def score_tests(
 ) -> list[Test]:
     """Score the model in a run directory on ``data.test``, with as many actors as training has workers at most.
 
-    Args:
-        config: of the run.
-        quarantine: see `evaluate_model`.
-        bank: see `evaluate_model`.
-        keep_ranks: see `evaluate_model`.
+    The options are those of `evaluate_model`.
     """
     training = config.training
     capacity = capacity_of_nodes(alive_nodes(), training.cpus, training.on_gpu)
+    workers = min(training.most_workers, max(training.fewest_workers, capacity))
+    share = Share(workers, training.on_gpu, training.cpus, config.data.loaders)
+    return _score(config.run_directory, config.data.test, config.evaluation, share, quarantine, bank, keep_ranks)
+
+
+def _score(
+    run: str,
+    tests: Sequence[str],
+    config: EvaluationConfig,
+    share: Share,
+    quarantine: Quarantine,
+    bank: Sequence[str],
+    keep_ranks: bool = False,
+) -> list[Test]:
     return evaluate_model(
-        config.run_directory,
-        config.data.test,
-        config.evaluation,
-        workers=min(training.most_workers, max(training.fewest_workers, capacity)),
-        use_gpu=training.on_gpu,
-        cpus_per_worker=training.cpus,
-        loader_workers=config.data.loaders,
+        run,
+        tests,
+        config,
+        workers=share.workers,
+        use_gpu=share.use_gpu,
+        cpus_per_worker=share.cpus,
+        loader_workers=share.loaders,
         bank=bank,
         keep_ranks=keep_ranks,
         quarantine=quarantine,
@@ -125,11 +129,7 @@ def score_tests(
 
 
 def _fit(config: RunConfig, world_sizes: tuple[int, ...], owner: Owner) -> None:
-    """Run the worker group to the end of training.
-
-    Raises:
-        UserError, BrokenRunError, Stopped, ray.train.TrainingFailedError: see `train`.
-    """
+    """Run the worker group to the end of training; raises what `train` does."""
     from ray.exceptions import RayError
     from ray.train import TrainingFailedError
 
@@ -174,11 +174,7 @@ def _build_trainer(
         config.training,
         world_sizes,
         timeout_s,
-        train_loop_config={
-            "config": config.model_dump(mode="json"),
-            "store": token,
-            "fence": asdict(owner.fence),
-        },
+        train_loop_config={"config": config.model_dump(mode="json"), "store": token, "fence": asdict(owner.fence)},
         run_config=RayRunConfig(
             name=config.name,
             storage_path=path,
@@ -332,17 +328,6 @@ def evaluate(
     """Score a finished run (or a saved model) on any shard sets with such actors; see `evaluate_model`."""
     _, card = read_card(run)
     check_resources(share.workers, share.cpus, share.use_gpu)
-    scored = evaluate_model(
-        run,
-        tests,
-        config,
-        workers=share.workers,
-        use_gpu=share.use_gpu,
-        cpus_per_worker=share.cpus,
-        loader_workers=share.loaders,
-        bank=bank,
-        quarantine=quarantine,
-    )
-    sets = [open_shard_set(uri) for uri in tests]
-    missing = [entry for s in sets if (entry := find_incomplete("test", s, quarantine.of("test", s)))]
+    scored = _score(run, tests, config, share, quarantine, bank)
+    missing = list(_incomplete("test", tests, quarantine))
     return build_results(card, scored, read_metrics(run), missing, quarantine.entries)

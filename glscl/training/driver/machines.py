@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 
 from glscl.data.plan import StreamPlan
 from glscl.data.shards import open_shard_set
@@ -39,16 +40,11 @@ def with_machines(config: RunConfig, list_nodes: Callable[[], Collection[Node]],
         cpus = share.cpus if share.use_gpu or training.cpus_per_worker != "auto" else 1.0
         most = 1 if training.num_workers == "auto" else share.workers
         share = choose(nodes, workers=most, use_gpu=share.use_gpu, cpus=cpus, loaders=data.loader_workers)
-    plan = _plan(config)
+    plan = None
+    with suppress(UserError):
+        plan = make_plan(config, [open_shard_set(uri) for uri in config.data.train])
     candidates = [_put(config, share, *numbers) for numbers in _numbers(config, share, alone)]
     return next((candidate for candidate in candidates if _fits(candidate, plan)), candidates[-1])
-
-
-def _plan(config: RunConfig) -> StreamPlan | None:
-    try:
-        return make_plan(config, [open_shard_set(uri) for uri in config.data.train])
-    except UserError:
-        return None
 
 
 def _numbers(config: RunConfig, share: Share, alone: bool) -> Iterator[tuple[int, int]]:
@@ -73,7 +69,6 @@ def _put(config: RunConfig, share: Share, workers: int, loaders: int) -> RunConf
 
 def _fits(config: RunConfig, plan: StreamPlan | None) -> bool:
     try:
-        usable_world_sizes(config, plan)
+        return bool(usable_world_sizes(config, plan))
     except UserError:
         return False
-    return True

@@ -30,15 +30,7 @@ def build_results(
     incomplete: Sequence[Mapping[str, Any]] = (),
     quarantine: Sequence[Entry] = (),
 ) -> Results:
-    """Put tests, provenance, training history and what is missing together.
-
-    Args:
-        card: of the model.
-        tests: of `evaluate_model`.
-        log: rows of ``metrics.jsonl``.
-        incomplete: sets of which videos are missing (`glscl.data.quarantine.incomplete`).
-        quarantine: the videos of all sets that could not be used.
-    """
+    """Put tests, provenance, training history (from rows of the log) and what is missing together."""
     return Results(
         run=card.run,
         verdict=_verdict(card, tests, incomplete),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from glscl.data.apart import NamedSet, check_held_out, distinct_names
@@ -17,9 +17,7 @@ from glscl.system import storage
 from glscl.system.session import on_this_machine
 from glscl.training.checkpoint.format import FREE_KEYS
 from glscl.training.config import RunConfig
-from glscl.training.memory import check_shared_memory
-from glscl.training.sampling import make_sampling
-from glscl.training.schedule import RunLength, make_plan
+from glscl.training.schedule import RunLength, check_shared_memory, make_plan, make_sampling
 from glscl.training.world_sizes import describe_batch, usable_world_sizes
 
 CONFIG = "config.json"
@@ -27,51 +25,29 @@ CONFIG = "config.json"
 
 @dataclass(frozen=True, slots=True)
 class Preflight:
-    """What was learnt before anything was started.
-
-    Attributes:
-        facts: the effective configuration in words, for the start-up panel.
-        train_domains: names of the training domains.
-        world_sizes: numbers of workers that the run can have, rising.
-    """
+    """What was learnt before anything was started."""
 
     facts: dict[str, str]
+    """The effective configuration in words, for the start-up panel."""
     train_domains: tuple[str, ...]
     world_sizes: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Sets:
-    """The shard sets of a run, opened, and the order of its stream."""
-
-    train: list[ShardSet]
-    held_out: list[ShardSet]
-    tests: list[ShardSet]
-    plan: StreamPlan
+    """Numbers of workers that the run can have, rising."""
 
 
 def preflight(config: RunConfig, *, fetch: bool = True) -> Preflight:
     """Check shards, batch arithmetic, model and the run directory; builds the model once, starts nothing.
 
-    Args:
-        config: resolved configuration.
-        fetch: load pretrained weights that have to be downloaded; false checks only weights that are local files.
-
-    Raises:
-        UserError: naming what is wrong, where, and the option to change.
+    Without ``fetch``, pretrained weights are checked only if they are local files. A `UserError` names what is wrong,
+    where, and the option to change.
     """
     usable_world_sizes(config, None)  # before any storage is asked
-    train = [open_shard_set(uri) for uri in config.data.train]
+    train = list(map(open_shard_set, config.data.train))
     plan = make_plan(config, train)
     world_sizes = usable_world_sizes(config, plan)
-    held_out = [open_shard_set(uri) for uri in config.data.validation]
-    tests = [open_shard_set(uri) for uri in config.data.test]
-    sets = _Sets(train, held_out, tests, plan)
-    unchecked = check_held_out(
-        [NamedSet("data.validation", shard_set) for shard_set in held_out],
-        [NamedSet("data.train", shard_set) for shard_set in train],
-        [NamedSet("data.test", shard_set) for shard_set in tests],
-    )
+    held_out = list(map(open_shard_set, config.data.validation))
+    tests = list(map(open_shard_set, config.data.test))
+    named = {"data.validation": held_out, "data.train": train, "data.test": tests}
+    unchecked = check_held_out(*([NamedSet(key, shard_set) for shard_set in sets] for key, sets in named.items()))
     continues = _check_run_directory(config)
     # What takes seconds to import comes after what may be wrong without it.
     from glscl.evaluation.evaluate import check_options
@@ -82,13 +58,19 @@ def preflight(config: RunConfig, *, fetch: bool = True) -> Preflight:
         scored = max((shard_set.manifest.videos for shard_set in held_out), default=0)
         sampling = make_sampling(config, frame_size)
         check_shared_memory(config, sampling, scored, world_sizes[0], world_sizes[0])
+    domains = tuple(shard_set.manifest.domain for shard_set in train)
     facts = {
         "run": config.run_directory + (" (continues)" if continues else ""),
-        **_describe_set_names(config, sets, unchecked),
+        "train": _domains(train, plan),
+        "augmentation": config.data.augment or "none",
+        "validation": _set_names(held_out) or "none: last step is kept",
+        "unchecked": "; ".join(unchecked),
+        "test": _set_names(tests) or "none",
         **model_facts,
-        **_describe_steps(config, sets, world_sizes),
+        **_describe_steps(config, plan, world_sizes),
+        "note": note_on_loss(config, domains) or "",
     }
-    return Preflight(facts, tuple(shard_set.manifest.domain for shard_set in train), world_sizes)
+    return Preflight({name: fact for name, fact in facts.items() if fact}, domains, world_sizes)
 
 
 def _check_model(config: RunConfig, fetch: bool) -> tuple[dict[str, str], int]:
@@ -112,26 +94,13 @@ def _check_model(config: RunConfig, fetch: bool) -> tuple[dict[str, str], int]:
     return facts, model.frame_size
 
 
-def _describe_set_names(config: RunConfig, sets: _Sets, unchecked: Sequence[str]) -> dict[str, str]:
-    return {
-        "train": _domains(sets.train, sets.plan),
-        "augmentation": config.data.augment or "none",
-        "validation": _set_names(sets.held_out) or "none: last step is kept",
-        **({"unchecked": "; ".join(unchecked)} if unchecked else {}),
-        "test": _set_names(sets.tests) or "none",
-    }
-
-
-def _describe_steps(config: RunConfig, sets: _Sets, world_sizes: tuple[int, ...]) -> dict[str, str]:
-    training, plan = config.training, sets.plan
-    length = RunLength.of(config, plan)
-    note = note_on_loss(config, [shard_set.manifest.domain for shard_set in sets.train])
+def _describe_steps(config: RunConfig, plan: StreamPlan, world_sizes: tuple[int, ...]) -> dict[str, str]:
+    training, length = config.training, RunLength.of(config, plan)
     return {
         "global batch": f"{training.global_batch} pairs = "
         + " or ".join(describe_batch(training, world_sizes, workers) for workers in reversed(world_sizes)),
         "steps": f"{length.total} ({length.steps_per_epoch} per epoch of {plan.pairs_per_epoch:,} pairs; "
         f"{plan.pairs_per_epoch - length.steps_per_epoch * training.global_batch} pairs wait for the next epoch)",
-        **({"note": note} if note else {}),
         "workers": f"{_list(world_sizes)} x {'GPU, NCCL' if training.on_gpu else 'CPU, gloo'}, {training.cpus:g} CPUs "
         f"each, ZeRO {training.zero_stage}, {training.precision}, {config.data.loaders} loader workers each",
     }
@@ -187,21 +156,15 @@ def as_begun(config: RunConfig) -> tuple[RunConfig, list[str]]:
         known = saved.get(name) if isinstance(saved, dict) else None
         if not isinstance(section, Options) or not isinstance(known, dict):
             continue
-        defaults = _changed_defaults(section, known)
+        new = {key: field.get_default() for key, field in type(section).model_fields.items() if key not in known}
+        changed = {key: default for key, default in new.items() if getattr(section, key) != default}
         notes += [
-            f"{name}.{key} stays {value}, with which {config.run_directory} began; another --name trains with "
+            f"{name}.{key} stays {default}, with which {config.run_directory} began; another --name trains with "
             f"{getattr(section, key)}"
-            for key, value in defaults.items()
+            for key, default in changed.items()
         ]
-        if defaults:
-            sections[name] = section.model_copy(update=defaults)
+        sections[name] = section.model_copy(update=changed)
     return config.model_copy(update=sections), notes
-
-
-def _changed_defaults(section: Options, known: Collection[str]) -> dict[str, object]:
-    """Defaults of the options that are not known, where the section has another value."""
-    defaults = {key: field.get_default() for key, field in type(section).model_fields.items() if key not in known}
-    return {key: value for key, value in defaults.items() if getattr(section, key) != value}
 
 
 def _check_run_directory(config: RunConfig) -> bool:

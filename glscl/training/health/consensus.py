@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import cast
 
 import torch
 from torch import distributed
@@ -21,16 +22,18 @@ class StepRequest(IntEnum):
 class Consensus:
     """The greatest of the ranks' requests, known to all of them at the same boundary between steps.
 
-    The number travels while the step is computed: sent before it, read after it.
+    The number travels while the step is computed: sent before it, read after it. It goes from CPU to CPU, because
+    reading a number of a GPU waits for all that the GPU was given before.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self) -> None:
+        own = None if distributed.get_backend() == "gloo" else distributed.new_group(backend="gloo")
+        self._group = cast("distributed.ProcessGroup | None", own)
 
     def send(self, request: StepRequest) -> None:
         """Send this rank's request off (collective)."""
-        self._request = torch.tensor([int(request)], device=self._device)
-        self._work = distributed.all_reduce(self._request, distributed.ReduceOp.MAX, async_op=True)
+        self._request = torch.tensor([int(request)])
+        self._work = distributed.all_reduce(self._request, distributed.ReduceOp.MAX, self._group, async_op=True)
 
     def result(self) -> StepRequest:
         """The greatest request of all ranks."""

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from glscl.data.activity import Activity, ActivityTable
+from glscl.data.activity import ActivityTable
 from glscl.training.health.consensus import StepRequest
 
 CHECK_PREEMPTION_EVERY_S = 5.0
@@ -28,9 +28,11 @@ class Phase(StrEnum):
 
     STARTING = "starting"
     LOADING = "loading"
+    COMPILING = "compiling and stepping"
     STEPPING = "stepping"
     LOGGING = "logging"
     EVALUATING = "evaluating"
+    UPLOADING = "waiting for the upload of an earlier checkpoint"
     SAVING = "saving"
 
     @property
@@ -51,15 +53,12 @@ class HeartbeatStore(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How long nothing may happen, in seconds.
-
-    Attributes:
-        stall_s: that a stream gives no batch, or one video is opened or decoded (``data.stall_timeout_s``).
-        hang_s: that a rank is in one step, or is not heard of (``training.hang_timeout_s``).
-    """
+    """How long nothing may happen, in seconds."""
 
     stall_s: float
+    """That a stream gives no batch, or one video is opened or decoded (``data.stall_timeout_s``)."""
     hang_s: float
+    """That a rank is in one step, or is not heard of (``training.hang_timeout_s``)."""
 
     @property
     def period_s(self) -> float:
@@ -69,26 +68,23 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """What a rank does.
-
-    Attributes:
-        attempt: token of the worker group.
-        number: of this heartbeat, rising.
-        seconds: how long the rank has been in this phase.
-        reading: what the reader does that has been busy for the longest; if none is, the one that is waited for.
-        reading_s: how long it has been busy; 0 if it is not.
-    """
+    """What a rank does."""
 
     attempt: str
+    """Token of the worker group."""
     rank: int
     host: str
     pid: int
     number: int
+    """Of this heartbeat, rising."""
     phase: Phase
     step: int
     seconds: float
+    """How long the rank has been in this phase."""
     reading: str = ""
+    """What the reader does that has been busy for the longest; if none is, the one that is waited for."""
     reading_s: float = 0.0
+    """How long it has been busy; 0 if it is not."""
 
     @classmethod
     def from_json(cls, text: bytes) -> Heartbeat:
@@ -115,10 +111,7 @@ class HeartbeatSender:
     """A rank's side: sends heartbeats and reads the driver's orders. Use as a context manager; the loop calls `at`.
 
     Args:
-        store: shared with the driver.
-        limits: give the time between two heartbeats.
         attempt: the same on all ranks of this worker group, another in each.
-        rank: this rank.
         boards: what the processes that read for it do; the first is that of the training stream.
         checks_preemption: ask for preemptions now and then (one rank does).
         end: called with the message when the driver gives the worker group up.
@@ -178,32 +171,20 @@ class HeartbeatSender:
     def beat(self) -> None:
         """Send a heartbeat and read the orders: what the thread does once per period."""
         phase, step, since = self._at
-        longest = self._longest_activity()
+        busy = [activity for board in self._boards if (activity := board.longest())]
+        longest = max(busy, key=lambda activity: activity.seconds, default=None)
         reading = str(longest) if longest else ""
         if phase == Phase.LOADING and not reading:
             reading = str(self._boards[0].read()[self._boards[0].awaited])
         self._sent += 1
-        heartbeat = Heartbeat(
-            self._attempt,
-            self._rank,
-            socket.gethostname(),
-            os.getpid(),
-            self._sent,
-            phase,
-            step,
-            time.monotonic() - since,
-            reading,
-            longest.seconds if longest else 0.0,
-        )
+        who = (self._attempt, self._rank, socket.gethostname(), os.getpid(), self._sent)
+        busy_s = longest.seconds if longest else 0.0
+        heartbeat = Heartbeat(*who, phase, step, time.monotonic() - since, reading, busy_s)
         self._store.put(f"{HEARTBEAT_PREFIX}{self._rank:05d}", heartbeat.to_json())
         orders = json.loads(self._store.get(ORDERS) or b"{}")
         self._stop_requested = bool(orders.get("stop", False))
         if orders.get("attempt") == self._attempt:
             self._end(orders["failure"])
-
-    def _longest_activity(self) -> Activity | None:
-        busy = [activity for board in self._boards if (activity := board.longest())]
-        return max(busy, key=lambda activity: activity.seconds, default=None)
 
     def _loop(self) -> None:
         import ray

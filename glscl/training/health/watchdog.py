@@ -20,19 +20,13 @@ from glscl.training.health.heartbeat import (
     Phase,
 )
 
-_UNBOUNDED = (Phase.STARTING, Phase.EVALUATING)
+_UNBOUNDED = (Phase.STARTING, Phase.COMPILING, Phase.EVALUATING, Phase.UPLOADING)
 """Phases that may rightly last longer on one rank; torch's own time-out bounds them."""
 _SILENT_PERIODS = 6
 
 
 class Watchdog:
-    """Reads the heartbeats of all ranks and leaves orders for them.
-
-    Args:
-        store: shared with the ranks.
-        limits: how long nothing may happen.
-        clock: seconds that only grow.
-    """
+    """Reads the heartbeats of all ranks and leaves orders for them, in a store that they share."""
 
     def __init__(self, store: HeartbeatStore, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
         self._store, self._limits, self._clock = store, limits, clock
@@ -84,12 +78,7 @@ class Watchdog:
 
 
 def diagnose(last: Sequence[tuple[Heartbeat, float]], limits: Limits) -> str | None:
-    """What is wrong, in a line; None while every rank gets on.
-
-    Args:
-        last: each rank's last heartbeat, and its age in seconds.
-        limits: how long nothing may happen.
-    """
+    """What is wrong, in a line, by each rank's last heartbeat and its age in seconds; None while every rank gets on."""
     last = sorted(last, key=lambda one: one[0].rank)
     stuck = [beat for beat, _ in last if beat.phase not in _UNBOUNDED and beat.seconds > limits.hang_s]
     return _silence(last, stuck, limits) or _stall(last, limits) or (_hang(last, stuck, limits) if stuck else None)
