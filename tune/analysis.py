@@ -1,7 +1,5 @@
 """Compute the typed results of a sweep from its trials: figures and claims."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Charts of a sweep's page; the template calls these functions."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """The progress of a sweep while it runs: a table on a terminal, a line per event anywhere else."""
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence

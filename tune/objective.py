@@ -6,8 +6,6 @@ side by side, and a step counts once all have scored it: so an objective at a st
 early stopping compares equals.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Options of a sweep: one YAML file, or a packaged one by name."""
 
-from __future__ import annotations
-
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self

@@ -1,7 +1,5 @@
 """The plan of a sweep, from its configuration and its directory alone: checked, and described."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from glscl.errors import UserError

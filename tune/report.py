@@ -1,7 +1,5 @@
 """The HTML page of a sweep: one file for a screen of any width, light or dark, and for paper."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from glscl import __version__

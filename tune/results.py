@@ -1,7 +1,5 @@
 """The results of a sweep, as ``results.json`` holds them and the page shows them. Scores are in per cent."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from glscl.evaluation.results import parse

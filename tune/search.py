@@ -1,7 +1,5 @@
 """The search: Ray Tune tries values, as many trials at once as fit on the cluster, and resumes when interrupted."""
 
-from __future__ import annotations
-
 import os
 import time
 import warnings
@@ -126,7 +124,7 @@ def _wait_for_resources(before: Mapping[str, float]) -> None:
         time.sleep(0.5)
 
 
-def _run_tune(setup: Setup, at_once: int, ended: Sequence[Trial], callback: SweepCallback) -> ExperimentAnalysis:
+def _run_tune(setup: Setup, at_once: int, ended: Sequence[Trial], callback: SweepCallback) -> "ExperimentAnalysis":
     """Start Ray Tune, or restore it from its state in the sweep's directory.
 
     That state holds the names `do_trial` and `Limiter`: they must stay what they are.
@@ -165,7 +163,7 @@ def _run_tune(setup: Setup, at_once: int, ended: Sequence[Trial], callback: Swee
     )
 
 
-def build_searcher(sweep: SweepConfig, at_once: int) -> tuple[Searcher | SearchAlgorithm, dict[str, Any]]:
+def build_searcher(sweep: SweepConfig, at_once: int) -> "tuple[Searcher | SearchAlgorithm, dict[str, Any]]":
     """Build the searcher, and the space for one that is not given it itself."""
     if sweep.searcher == "random":
         from ray.tune.search import BasicVariantGenerator
@@ -195,7 +193,7 @@ def build_searcher(sweep: SweepConfig, at_once: int) -> tuple[Searcher | SearchA
     return Limiter(tpe, max_concurrent=at_once), {}
 
 
-def build_scheduler(setup: Setup, ended: Sequence[Trial]) -> TrialScheduler:
+def build_scheduler(setup: Setup, ended: Sequence[Trial]) -> "TrialScheduler":
     """Build what stops trials, and replay the trials that ended before an interruption: Ray Tune keeps no scheduler."""
     from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
 

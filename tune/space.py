@@ -1,11 +1,9 @@
 """The space of a sweep: the configuration keys that are searched, and how their values are drawn."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from importlib import resources
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import Field, model_validator
 
@@ -62,7 +60,7 @@ class Draw(Options):
     """One of these."""
 
     @model_validator(mode="after")
-    def _sound(self) -> Draw:
+    def _sound(self) -> Self:
         given = [name for name in type(self).model_fields if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"give exactly one of {', '.join(type(self).model_fields)}")
@@ -170,13 +168,13 @@ def nest(values: Values) -> Tree:
     return tree
 
 
-def value_at(config: RunConfig, key: str) -> Value:
+def value_at(config: "RunConfig", key: str) -> Value:
     """Return a configuration's value under a dotted key."""
     value: Value = attrgetter(key)(config)
     return value
 
 
-def check_space(space: Space, base: RunConfig) -> None:
+def check_space(space: Space, base: "RunConfig") -> None:
     """Check that every key can be searched, and that the configuration takes every value.
 
     Raises:
@@ -188,7 +186,7 @@ def check_space(space: Space, base: RunConfig) -> None:
     _check_values(space, base)
 
 
-def _check_keys(space: Space, base: RunConfig) -> None:
+def _check_keys(space: Space, base: "RunConfig") -> None:
     from glscl.training.config import keys
 
     known = set(keys())
@@ -205,7 +203,7 @@ def _check_keys(space: Space, base: RunConfig) -> None:
             raise UserError(f"space: {key} does nothing, the head is {', '.join(map(str, heads))} (model.head)")
 
 
-def _check_values(space: Space, base: RunConfig) -> None:
+def _check_values(space: Space, base: "RunConfig") -> None:
     """Try the corners of the space, and every sample of every key by itself."""
     from glscl.training.config import validate
 

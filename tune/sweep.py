@@ -1,7 +1,5 @@
 """The driver of a sweep: data, towers, the search itself, the winner, its comparison with the default, the report."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """One trial: its trainings, as `glscl train` does them, and a report to Ray Tune at every scored step."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable, Sequence, Set

@@ -3,8 +3,6 @@
 The report and a restart read them, so that neither opens Ray Tune's state.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass

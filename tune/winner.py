@@ -3,8 +3,6 @@
 Both are trained anew with seeds that the search did not use, with the same budget.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

@@ -3,12 +3,10 @@
 Precedence: defaults, then the YAML file or preset, then ``--a.b value`` flags.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
 from pydantic import Field, ValidationError
@@ -48,7 +46,7 @@ class RunConfig(Options):
         """Absolute path or URI of the run directory."""
         return storage.join(storage.resolve(self.storage), self.name)
 
-    def resolved(self) -> RunConfig:
+    def resolved(self) -> Self:
         """The same run with absolute addresses and a name: Ray workers run in another directory than the driver."""
         parts = ("train", "validation", "test")
         uris = {part: tuple(storage.resolve(uri) for uri in getattr(self.data, part)) for part in parts}

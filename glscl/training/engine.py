@@ -1,7 +1,5 @@
 """The DeepSpeed engine: precision, sharding of state, reduction and clipping of gradients, on CPU and GPU alike."""
 
-from __future__ import annotations
-
 import math
 import os
 from typing import TYPE_CHECKING, Any
@@ -29,7 +27,7 @@ def build_engine(
     *,
     overlap: bool = True,
     fused: bool | None = None,
-) -> DeepSpeedEngine:
+) -> "DeepSpeedEngine":
     """Wrap a model in a DeepSpeed engine with AdamW over the towers' and the head's parameter groups.
 
     The process group must exist already (Ray Train makes it). No setting depends on the device but ``fused``, so that
@@ -122,7 +120,7 @@ def spare_launches(optimizer: Any) -> None:
     stage_1_and_2.is_invalid_grad_norm = lambda norm: False  # `NonFiniteSteps` finds out, at the next row of the log
 
 
-def set_learning_rates(engine: DeepSpeedEngine, config: TrainingConfig, step: int, total_steps: int) -> float:
+def set_learning_rates(engine: "DeepSpeedEngine", config: TrainingConfig, step: int, total_steps: int) -> float:
     """Set each group's rate for a step: linear warm-up, then a cosine to zero. Returns the factor of the peak rate.
 
     A function of the step alone, so there is no scheduler state to save.
@@ -141,13 +139,13 @@ def schedule(step: int, total_steps: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, total_steps - rising)))
 
 
-def gradient_norm(engine: DeepSpeedEngine) -> float | None:
+def gradient_norm(engine: "DeepSpeedEngine") -> float | None:
     """Norm of the last step's gradient before clipping, where DeepSpeed computed it."""
     norm = engine.get_global_grad_norm()
     return None if norm is None else float(norm)
 
 
-def backward(engine: DeepSpeedEngine, loss: Tensor, *, last: bool) -> None:
+def backward(engine: "DeepSpeedEngine", loss: Tensor, *, last: bool) -> None:
     """Accumulate a piece's gradients, unscaled; reduce them over the ranks with the last piece."""
     if engine.zero_optimization_stage() == 3 and engine.optimizer.micro_step_id == 0:
         # The first piece replaces, in DeepSpeed's buffer, the gradients of what it touches, and the others are added:
@@ -162,7 +160,7 @@ def backward(engine: DeepSpeedEngine, loss: Tensor, *, last: bool) -> None:
     engine.backward(loss, scale_wrt_gas=False)
 
 
-def evaluation_model(engine: DeepSpeedEngine) -> Retriever:
+def evaluation_model(engine: "DeepSpeedEngine") -> Retriever:
     """The model with whole parameters, in evaluation mode.
 
     Under ZeRO-3 that is a copy gathered from all ranks (collective): ranks score unequal numbers of blocks, which a

@@ -6,8 +6,6 @@ chunks. Each rank encodes its own pairs, gathers what the head caches with gradi
 all videos and all texts against its own videos, so that the work per rank falls with the number of ranks.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,7 +38,7 @@ class RankPairs:
     frame_mask: Tensor  # (b, F)
     video_ids: Tensor  # (b,) int64, equal for pairs of the same video, whichever rank holds them
 
-    def split(self, chunks: int) -> list[RankPairs]:
+    def split(self, chunks: int) -> list["RankPairs"]:
         """Cut into chunks of equal size; a `UserError` where their number does not divide that of the pairs."""
         pairs = len(self.token_ids)
         if pairs % chunks:

@@ -1,7 +1,5 @@
 """Scoring the held-out sets during training, which chooses the checkpoint and steers sweeps."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 

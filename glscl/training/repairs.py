@@ -1,7 +1,5 @@
 """The list of training videos in which the nearest picture stands for some that do not decode."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 

@@ -1,7 +1,5 @@
 """Resuming: restore the newest complete checkpoint of a run directory on all ranks (resume rules 1 to 5)."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +24,7 @@ if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
 
-def resume(engine: DeepSpeedEngine, config: RunConfig, shard_sets: list[ShardSet]) -> TrainState:
+def resume(engine: "DeepSpeedEngine", config: RunConfig, shard_sets: list[ShardSet]) -> TrainState:
     """Load the newest complete checkpoint into the engine; the state at step 0 where there never was one (collective).
 
     Raises:
@@ -51,7 +49,7 @@ def resume(engine: DeepSpeedEngine, config: RunConfig, shard_sets: list[ShardSet
     return fresh
 
 
-def _load(engine: DeepSpeedEngine, folder: str, name: str, saved: TrainState) -> None:
+def _load(engine: "DeepSpeedEngine", folder: str, name: str, saved: TrainState) -> None:
     """Restore parameters, optimiser state and random generators (collective)."""
     if not resharding.is_needed(saved, world_size()):
         checkpoint.restore(engine, folder, saved, rank())

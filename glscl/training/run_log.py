@@ -1,7 +1,5 @@
 """The log of a run: JSON lines and TensorBoard events, written by rank 0."""
 
-from __future__ import annotations
-
 import json
 import os
 import tempfile

@@ -1,7 +1,5 @@
 """Saving: a rank copies its part of a checkpoint; a thread of Ray Train writes and uploads it beside the training."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import tempfile
@@ -41,7 +39,7 @@ class Saver:
         self._written.wait()
         distributed.barrier()
 
-    def save(self, engine: DeepSpeedEngine, state: TrainState, name: str, seconds_left: float) -> None:
+    def save(self, engine: "DeepSpeedEngine", state: TrainState, name: str, seconds_left: float) -> None:
         """Copy this rank's part of a checkpoint with this name, and hand it to Ray Train (collective)."""
         folder = tempfile.mkdtemp(prefix="checkpoint-", dir=os.getcwd())  # the worker's folder in Ray's session
         try:

@@ -1,9 +1,8 @@
 """Arithmetic over a run's configuration and manifests: length in steps, order of pairs, frames of a video, memory."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
+from typing import Self
 
 from glscl.data.plan import StreamPlan
 from glscl.data.shards import ShardSet
@@ -22,7 +21,7 @@ class RunLength:
     evaluate_every: int
 
     @classmethod
-    def of(cls, config: RunConfig, plan: StreamPlan) -> RunLength:
+    def of(cls, config: RunConfig, plan: StreamPlan) -> Self:
         """Derive from epochs, ``max_steps`` and the plan."""
         steps = plan.steps_per_epoch
         total = min(config.training.epochs * steps, config.training.max_steps or math.inf)

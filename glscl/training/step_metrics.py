@@ -1,7 +1,5 @@
 """The figures of a log line: losses, speed, waiting for data."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

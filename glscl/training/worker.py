@@ -1,7 +1,5 @@
 """The training loop, as every rank runs it: load, step, log, evaluate, save."""
 
-from __future__ import annotations
-
 import logging
 import os
 import time

@@ -1,7 +1,5 @@
 """Usable numbers of workers of a run, and how each divides the global batch: arithmetic."""
 
-from __future__ import annotations
-
 from glscl.data.plan import StreamPlan
 from glscl.errors import UserError
 from glscl.training.config import RunConfig

@@ -16,8 +16,6 @@ Resume rules:
    what only changes logging, evaluation, retention or the machines is free to differ (`FREE_KEYS`).
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -184,7 +182,7 @@ def check_complete(folder: str, process: int = 0, processes: int = 1) -> TrainSt
     return state
 
 
-def restore(engine: DeepSpeedEngine, folder: str, state: TrainState, rank: int) -> None:
+def restore(engine: "DeepSpeedEngine", folder: str, state: TrainState, rank: int) -> None:
     """Load a complete checkpoint into an engine of the same world size, or of any under ZeRO 0 (collective)."""
     with own_settings(engine), safe_loading(folder):
         path, _ = engine.load_checkpoint(folder, tag=TAG)
@@ -194,7 +192,7 @@ def restore(engine: DeepSpeedEngine, folder: str, state: TrainState, rank: int) 
 
 
 @contextmanager
-def own_settings(engine: DeepSpeedEngine) -> Iterator[None]:
+def own_settings(engine: "DeepSpeedEngine") -> Iterator[None]:
     """Let the optimiser keep this run's settings while its state is loaded; DeepSpeed loads those of the saved one too.
 
     ZeRO 3 even gives every group the first one's, and the groups share one step tensor, which each would count up.

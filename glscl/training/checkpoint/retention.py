@@ -15,8 +15,6 @@ Rules:
 4. Only the directory's owner (`glscl.system.ownership`) writes or deletes: that is looked up before each time.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass

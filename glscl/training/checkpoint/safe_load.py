@@ -4,8 +4,6 @@ DeepSpeed reads its files with ``weights_only=False``. An environment variable o
 inside `safe_loading` goes through torch's restricted unpickler. Where a checkpoint comes from then does not matter.
 """
 
-from __future__ import annotations
-
 import os
 import pickle
 from collections.abc import Iterator

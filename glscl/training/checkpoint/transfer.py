@@ -1,7 +1,5 @@
 """Transfer of checkpoints: a local copy to read, the upload of one rank's files, and the error of a full disk."""
 
-from __future__ import annotations
-
 import glob
 import os
 import shutil

@@ -14,8 +14,6 @@ What Ray Train does by itself, and what is different here:
 `glscl.system.ray_internals.train` fits these policies into Ray Train.
 """
 
-from __future__ import annotations
-
 import socket
 import time
 from collections import Counter

@@ -1,7 +1,5 @@
 """The driver of a run: start the worker group, save the best model, score it on the test sets."""
 
-from __future__ import annotations
-
 import os
 import threading
 import time
@@ -161,7 +159,7 @@ def _fit(config: RunConfig, world_sizes: tuple[int, ...], owner: Owner) -> None:
 
 def _build_trainer(
     config: RunConfig, world_sizes: tuple[int, ...], owner: Owner, token: str, timeout_s: int
-) -> PolicyTrainer:
+) -> "PolicyTrainer":
     from ray.train import FailureConfig, LoggingConfig
     from ray.train import RunConfig as RayRunConfig
 
@@ -203,7 +201,7 @@ def _list_unusable(config: RunConfig, watchdog: Watchdog) -> None:
         print(f"{FILE} cannot be written ({type(error).__name__}: {error})", flush=True)
 
 
-def _run_watched(trainer: PolicyTrainer, watchdog: Watchdog, owner: Owner) -> tuple[int, Result]:
+def _run_watched(trainer: "PolicyTrainer", watchdog: Watchdog, owner: Owner) -> tuple[int, "Result"]:
     """Run ``trainer.fit()`` to its end, diagnosing the ranks' heartbeats and handing on what signals ask for.
 
     In a thread of its own: this one has to be free for signals (and Ray Train handles Ctrl-C itself in a main thread,

@@ -1,7 +1,5 @@
 """Replaces every ``auto`` of a run's configuration by a number: what the machines have and the stream allows."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 

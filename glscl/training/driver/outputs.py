@@ -1,7 +1,5 @@
 """What a command leaves at its end: results, report, status and verdict."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Checks of a run before anything is started."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Requests that a rank makes for the end of a step, and the consensus of all ranks on the greatest of them."""
 
-from __future__ import annotations
-
 from enum import IntEnum
 from typing import cast
 

@@ -1,7 +1,5 @@
 """Heartbeats: each rank tells the driver from a separate thread what it is doing."""
 
-from __future__ import annotations
-
 import json
 import os
 import socket
@@ -12,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, Self
 
 from glscl.data.activity import ActivityTable
 from glscl.training.health.consensus import StepRequest
@@ -87,7 +85,7 @@ class Heartbeat:
     """How long it has been busy; 0 if it is not."""
 
     @classmethod
-    def from_json(cls, text: bytes) -> Heartbeat:
+    def from_json(cls, text: bytes) -> Self:
         """Read what `to_json` wrote."""
         values = json.loads(text)
         return cls(**values | {"phase": Phase(values["phase"])})
@@ -136,7 +134,7 @@ class HeartbeatSender:
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="glscl-heartbeat", daemon=True)
 
-    def __enter__(self) -> HeartbeatSender:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 

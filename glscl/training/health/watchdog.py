@@ -3,8 +3,6 @@
 A rank that is frozen cannot speak for itself, and those that wait for it in a collective do not know for whom.
 """
 
-from __future__ import annotations
-
 import json
 import signal
 import time
