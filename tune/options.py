@@ -107,11 +107,7 @@ class SweepConfig(RunsConfig):
 
     @property
     def searched(self) -> Space:
-        """The ready-made spaces and the sweep's own, put together.
-
-        Raises:
-            UserError: no such space.
-        """
+        """The ready-made spaces and the sweep's own, put together. Raises `UserError`: no such space."""
         space: Space = {}
         for name in self.spaces:
             space |= ready_made(name)[1]

@@ -22,10 +22,8 @@ FREE_KEYS = ("name", "storage", "label", "concurrent", "confirm_seeds", "keep_mo
 def plan_sweep(sweep: SweepConfig) -> RunConfig:
     """Check what can be checked without data and without a cluster; makes and starts nothing.
 
-    Returns the default configuration: a trial's training without the searched values.
-
-    Raises:
-        UserError: naming what is wrong, where, and the option to change.
+    Returns the default configuration: a trial's training without the searched values. A `UserError` names what is
+    wrong, where, and the option to change.
     """
     build_pretraining(sweep, make=False)
     default = build_run_on_all(sweep, locate_sets(sweep), trials_folder(sweep), "default", {})

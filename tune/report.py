@@ -12,11 +12,7 @@ FEW = 10
 
 
 def render_sweep(results: Mapping[str, object] | SweepResults) -> str:
-    """Return the page of a sweep.
-
-    Raises:
-        UserError: ``results`` lack something.
-    """
+    """Return the page of a sweep. Raises `UserError`: ``results`` lack something."""
     sweep = parse_sweep(results)
     enough = FEW * len(sweep.parameters)
     template = environment("tune").get_template("sweep.html.j2")

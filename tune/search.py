@@ -3,7 +3,7 @@
 import os
 import time
 import warnings
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +35,7 @@ _PATIENCE_S = 120.0
 def concurrent_trials(sweep: SweepConfig, default: RunConfig) -> int:
     """Trials that fit on the cluster at once; Ray must be running. ``default`` is a training without searched values.
 
-    Raises:
-        UserError: not even one fits.
+    Raises `UserError`: not even one fits.
     """
     training, trainings = with_machines(default, alive_nodes, alone=False).training, len(training_folds(sweep))
     check_resources(training.most_workers * trainings, training.cpus, training.on_gpu, training.wait_for_nodes_s)
@@ -54,10 +53,7 @@ def concurrent_trials(sweep: SweepConfig, default: RunConfig) -> int:
 def search(setup: Setup, at_once: int, owner: Owner) -> Trial:
     """Let Ray Tune try values, ``at_once`` trials side by side, until all have ended; returns the winner.
 
-    Ray must be running.
-
-    Raises:
-        UserError: no trial finished.
+    Ray must be running. Raises `UserError`: no trial finished.
     """
     import ray
 
@@ -66,7 +62,9 @@ def search(setup: Setup, at_once: int, owner: Owner) -> Trial:
     best = best_of(known)
     if best is not None and len(known) >= sweep.trials and all(trial.has_ended for trial in known):
         return best
-    _forget_failures(sweep, known)
+    for trial in known:
+        if trial.state == "failed":  # and is tried again
+            storage.remove(storage.join(trials_folder(sweep), trial.name, RECORD))
     before = ray.available_resources()
     ended = [trial for trial in known if trial.has_ended]
 
@@ -93,13 +91,6 @@ def search(setup: Setup, at_once: int, owner: Owner) -> Trial:
         reasons = "; ".join(dict.fromkeys(trial.error for trial in trials if trial.error))
         raise UserError(f"{sweep.directory}: none of {len(trials)} trials finished: {reasons or 'all were stopped'}")
     return best
-
-
-def _forget_failures(sweep: SweepConfig, trials: Sequence[Trial]) -> None:
-    """Remove the records of failed trials, which are tried again."""
-    for trial in trials:
-        if trial.state == "failed":
-            storage.remove(storage.join(trials_folder(sweep), trial.name, RECORD))
 
 
 def _wait_for_resources(before: Mapping[str, float]) -> None:
@@ -233,27 +224,17 @@ def keep_trials(sweep: SweepConfig, trials: list[Trial], last: bool = False) -> 
     """
     names = {trial.name for trial in trials}
     fresh = names - {trial.name for trial in read_trials(sweep) if trial.state != "running"}
-    _record_stopped(sweep, [trial for trial in trials if trial.name in fresh])
+    for trial in trials:
+        if trial.name in fresh and trial.state == "stopped" and read_record(sweep, trial.name) is None:
+            write_record(sweep, trial.name, trial.values, trial.history, None, "")
     write_trials(sweep, trials)
     best = best_of(trials)
     for trial in trials:
         if trial.state != "running" and (last or trial.name not in fresh):
             _tidy_runs(sweep, trial, keep_models=trial is best or sweep.keep_models)
-    if last:
-        _remove_unlisted(sweep, names)
-
-
-def _record_stopped(sweep: SweepConfig, trials: Sequence[Trial]) -> None:
-    """Mark in their folders the trials that the scheduler stopped."""
-    for trial in trials:
-        if trial.state == "stopped" and read_record(sweep, trial.name) is None:
-            write_record(sweep, trial.name, trial.values, trial.history, None, "")
-
-
-def _remove_unlisted(sweep: SweepConfig, names: Set[str]) -> None:
-    """Delete trials that Ray Tune had begun and not yet written down when it was interrupted."""
-    for name in set(storage.list_names(trials_folder(sweep))) - names:
-        storage.tidy(storage.join(trials_folder(sweep), name))
+    if last:  # what is left had been begun and not yet written down when Ray Tune was interrupted
+        for name in set(storage.list_names(trials_folder(sweep))) - names:
+            storage.tidy(storage.join(trials_folder(sweep), name))
 
 
 def _tidy_runs(sweep: SweepConfig, trial: Trial, *, keep_models: bool) -> None:

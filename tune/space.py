@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from glscl.errors import UserError, did_you_mean
 from glscl.options import Options
-from glscl.options.mistakes import nearest_key
+from glscl.options.mistakes import keys_of, nearest_key
 from glscl.options.packaged import yaml_names
 from glscl.runs.options import Values as Tree
 from glscl.runs.options import merge
@@ -143,11 +143,7 @@ Space = dict[str, Draw]
 
 
 def ready_made(name: str) -> tuple[str, Space]:
-    """A packaged space, and the head that it is for.
-
-    Raises:
-        UserError: no such space.
-    """
+    """A packaged space, and the head that it is for. Raises `UserError`: no such space."""
     if name not in (known := yaml_names(SPACES)):
         raise UserError(f"spaces: no space '{name}'{did_you_mean(name, known)}; packaged: {known}")
     text = (SPACES / f"{name}.yaml").read_text(encoding="utf-8")
@@ -175,11 +171,7 @@ def value_at(config: "RunConfig", key: str) -> Value:
 
 
 def check_space(space: Space, base: "RunConfig") -> None:
-    """Check that every key can be searched, and that the configuration takes every value.
-
-    Raises:
-        UserError: naming the key.
-    """
+    """Check that every key can be searched and takes every value; a `UserError` names the one that cannot."""
     if not space:
         raise UserError("space: nothing to search; name keys under space, or a ready-made one under spaces")
     _check_keys(space, base)
@@ -187,9 +179,9 @@ def check_space(space: Space, base: "RunConfig") -> None:
 
 
 def _check_keys(space: Space, base: "RunConfig") -> None:
-    from glscl.training.config import keys
+    from glscl.training.config import RunConfig
 
-    known = set(keys())
+    known = set(keys_of(RunConfig))
     heads = space["model.head"].choice or () if "model.head" in space else (base.model.head,)
     for key in space:
         if key not in known:

@@ -31,10 +31,7 @@ REPORT = "report.html"
 def run_sweep(sweep: SweepConfig, owner: Owner) -> str:
     """Do what is not finished, and write the report; returns the verdict. ``status.json`` follows what happens.
 
-    Ray must be running.
-
-    Raises:
-        UserError: bad input, or no trial could be finished.
+    Ray must be running. Raises `UserError`: bad input, or no trial could be finished.
     """
     default = plan_sweep(sweep)
     at_once = concurrent_trials(sweep, default)
@@ -53,8 +50,7 @@ def run_sweep(sweep: SweepConfig, owner: Owner) -> str:
 def prepare(sweep: SweepConfig) -> Setup:
     """Make what is to be made (toy sets, towers) and check what can be checked before the first trial.
 
-    Raises:
-        UserError: naming what is wrong, where, and the option to change.
+    A `UserError` names what is wrong, where, and the option to change.
     """
     storage.write_json(storage.join(sweep.directory, CONFIG), identifying_values(sweep))
     sets = locate_sets(sweep, make=True)
@@ -71,8 +67,7 @@ def prepare(sweep: SweepConfig) -> Setup:
 def check_held_out(sweep: SweepConfig, sets: Mapping[str, Sets]) -> None:
     """Check that trials are scored on held-out parts of the training domains, and on nothing that is tested on.
 
-    Raises:
-        UserError: naming the shard set.
+    A `UserError` names the shard set.
     """
     opened = open_sets(sets)
     for note in apart.check_held_out(opened.held_out, opened.trained, opened.tested):
@@ -83,8 +78,7 @@ def check_held_out(sweep: SweepConfig, sets: Mapping[str, Sets]) -> None:
 def report(sweep: SweepConfig) -> str:
     """Write what the ended trials allow: ``results.json``, ``trials.csv`` and ``report.html``; returns the verdict.
 
-    Raises:
-        UserError: no trial has ended.
+    Raises `UserError`: no trial has ended.
     """
     trials = read_trials(sweep)
     if not any(trial.has_ended for trial in trials):

@@ -77,10 +77,7 @@ def _train_on_all(setup: Setup, values: Values, owner: Owner) -> str:
 def confirm(setup: Setup, values: Values, owner: Owner) -> None:
     """Train the winner of these values and the default with every seed, unless that is done, and write their scores.
 
-    Ray must be running.
-
-    Raises:
-        UserError: trainings failed; the same command goes on.
+    Ray must be running. Raises `UserError`: trainings failed; the same command goes on.
     """
     sweep = setup.sweep
     if not sweep.confirm_seeds:

@@ -105,7 +105,7 @@ def _evaluate(options: Eval, config: EvaluationConfig, run_directory: str, outpu
                 cpus_each=4,
             )
             print(f"actors: {share}", flush=True)
-            results = evaluate(run_directory, tests, config, share, bank=options.bank, quarantine=quarantine)
+            results = evaluate(run_directory, tests, config, share, quarantine, options.bank)
         owner.fence.check()
         write_results(results, output)
     print_results(results)

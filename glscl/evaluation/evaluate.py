@@ -31,22 +31,19 @@ def evaluate_model(
     model_uri: str,
     tests: Sequence[str],
     config: EvaluationConfig,
+    share: Share,
+    quarantine: Quarantine | None = None,
     *,
-    workers: int,
-    use_gpu: bool = False,
-    cpus_per_worker: float = 1.0,
-    loader_workers: int = 0,
     bank: Sequence[str] = (),
     keep_ranks: bool = False,
-    quarantine: Quarantine | None = None,
 ) -> list[Test]:
-    """Score a model on every test set with ``workers`` Ray actors, on whose number no figure depends.
+    """Score a model on every test set with Ray actors, on whose number no figure depends.
 
     Args:
         model_uri: folder of a saved model, or a run directory.
+        quarantine: lists the videos that cannot be used and bounds them set by set; without, any number is left out.
         bank: training shard sets that ``config.bank_videos`` are drawn from.
         keep_ranks: add every query's ranks, for paired statistics.
-        quarantine: lists the videos that cannot be used and bounds them set by set; without, any number is left out.
 
     Raises:
         UserError: model, test set or list of videos missing, nothing decodable, or too many videos of a set that cannot
@@ -62,7 +59,6 @@ def evaluate_model(
     quarantine = quarantine or Quarantine(None, 1.0, "")
     results: list[Test] = []
     problems: list[str] = []
-    share = Share(workers, use_gpu, cpus_per_worker, loader_workers)
     with Evaluators(folder, config, share) as evaluators:
         query_bank = embed_bank(evaluators, bank_sets, per_set, quarantine) if per_set else None
         for shard_set, name in zip(test_sets, distinct_names(test_sets), strict=True):

@@ -3,7 +3,7 @@
 Precedence: defaults, then the YAML file or preset, then ``--a.b value`` flags.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
@@ -18,7 +18,7 @@ from glscl.losses import LossConfig
 from glscl.models.options import ModelConfig
 from glscl.options import Options
 from glscl.options.flags import parse_options
-from glscl.options.mistakes import describe_mistake, keys_of
+from glscl.options.mistakes import describe_mistake
 from glscl.options.packaged import is_file, preset_text, split_config
 from glscl.options.strict_yaml import dump_yaml, load_yaml
 from glscl.system import storage
@@ -65,8 +65,7 @@ class RunConfig(Options):
 def load_config(source: str | None) -> RunConfig:
     """Read a YAML file (local or ``s3://``) or a preset by name; None gives the defaults.
 
-    Raises:
-        UserError: missing file, bad YAML, unknown key or bad value, with the key's full name.
+    Raises `UserError`: missing file, bad YAML, unknown key or bad value, with the key's full name.
     """
     if source is None:
         return RunConfig()
@@ -77,8 +76,7 @@ def load_config(source: str | None) -> RunConfig:
 def read_yaml(where: str, text: str | None = None) -> dict[str, Any]:
     """The sections of a YAML file, local or ``s3://``, or of a text that is called so in messages.
 
-    Raises:
-        UserError: no such file, not UTF-8, not YAML, a key given twice, or no mapping.
+    Raises `UserError`: no such file, not UTF-8, not YAML, a key given twice, or no mapping.
     """
     if text is None:
         try:
@@ -105,11 +103,6 @@ def validate(values: dict[str, Any], where: str) -> RunConfig:
     except (ValidationError, UserError) as error:
         mistake = error if isinstance(error, UserError) else describe_mistake(error, RunConfig)
         raise UserError(f"{where}: {mistake}") from None
-
-
-def keys() -> Iterator[str]:
-    """Every configuration key, dotted."""
-    return keys_of(RunConfig)
 
 
 def to_yaml(config: RunConfig) -> str:

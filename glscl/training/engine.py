@@ -139,12 +139,6 @@ def schedule(step: int, total_steps: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, total_steps - rising)))
 
 
-def gradient_norm(engine: "DeepSpeedEngine") -> float | None:
-    """Norm of the last step's gradient before clipping, where DeepSpeed computed it."""
-    norm = engine.get_global_grad_norm()
-    return None if norm is None else float(norm)
-
-
 def backward(engine: "DeepSpeedEngine", loss: Tensor, *, last: bool) -> None:
     """Accumulate a piece's gradients, unscaled; reduce them over the ranks with the last piece."""
     if engine.zero_optimization_stage() == 3 and engine.optimizer.micro_step_id == 0:

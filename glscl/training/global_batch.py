@@ -55,14 +55,12 @@ def step_loss(call: Call, config: LossConfig, text: Features, video: Features, v
 
     Args:
         call: scores ("score", "score_parts") and gives the logit scale ("scale").
-        config: the terms.
         text: caches of this rank's b texts.
         video: caches of this rank's b videos, in the same order; every rank has the same b.
         video_ids: (b,) int64, equal for pairs of the same video.
 
-    Returns:
-        weighted terms by name and their sum, "total". Back-propagate "total" on every rank and average the
-        parameters' gradients over the ranks.
+    Returns weighted terms by name and their sum, "total". Back-propagate "total" on every rank and average the
+    parameters' gradients over the ranks.
     """
     scale = mean_gradient(call("scale"))
     all_ids = gather(video_ids)

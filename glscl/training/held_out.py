@@ -37,8 +37,7 @@ class HeldOut:
     def score(self, model: Retriever) -> dict[str, float]:
         """Held-out metrics, the same dictionary on every rank (collective).
 
-        Raises:
-            RunStoppedError: too many videos of a set are unusable; those of all sets are listed by then.
+        Raises `RunStoppedError`: too many videos of a set are unusable; those of all sets are listed by then.
         """
         metrics: dict[str, float] = {}
         problems = []

@@ -14,10 +14,8 @@ FILE = "repaired.jsonl"
 class Repairs:
     """The videos of all ranks in which the nearest picture stands for one that does not decode.
 
-    Args:
-        run_directory: where `FILE` is written; what is listed there already stays. None on all ranks but the first,
-            which only report what they met.
-        fence: of that directory.
+    They are listed in `FILE` of ``run_directory``, after what is there already. That is None on all ranks but the
+    first, which only report what they met.
     """
 
     def __init__(self, run_directory: str | None, fence: Fence | None = None) -> None:

@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 def resume(engine: "DeepSpeedEngine", config: RunConfig, shard_sets: list[ShardSet]) -> TrainState:
     """Load the newest complete checkpoint into the engine; the state at step 0 where there never was one (collective).
 
-    Raises:
-        UserError: there were checkpoints and none is complete, or the newest is of another configuration.
+    Raises `UserError`: there were checkpoints and none is complete, or the newest is of another configuration.
     """
     values = config.model_dump(mode="json")
     manifests = [shard_set.manifest.fingerprint() for shard_set in shard_sets]
@@ -51,7 +50,7 @@ def resume(engine: "DeepSpeedEngine", config: RunConfig, shard_sets: list[ShardS
 
 def _load(engine: "DeepSpeedEngine", folder: str, name: str, saved: TrainState) -> None:
     """Restore parameters, optimiser state and random generators (collective)."""
-    if not resharding.is_needed(saved, world_size()):
+    if saved.zero_stage == 0 or saved.world_size == world_size():
         checkpoint.restore(engine, folder, saved, rank())
         return
     context = ray.train.get_context()

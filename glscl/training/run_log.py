@@ -17,7 +17,6 @@ from tensorboardX.summary import scalar
 from glscl.errors import UserError
 from glscl.system import storage
 from glscl.system.ownership import Fence
-from glscl.training.collectives import rank
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
@@ -55,20 +54,11 @@ class Log:
     def close(self) -> None: ...
 
 
-def open_log(run_directory: str, step: int, fence: Fence) -> Log:
-    """The log of this rank."""
-    return RunLog(run_directory, step, fence) if rank() == 0 else Log()
-
-
 class RunLog(Log):
-    """Metrics of the run directory.
+    """Metrics of the run directory, from the step that a run resumes from on.
 
-    A remote run directory is written locally and copied at every `flush`. A resumed run drops the rows after the step
-    it resumes from, so the file reads as if nothing had happened.
-
-    Args:
-        step: the step resumed from.
-        fence: looked at before anything in the run directory is replaced.
+    A remote run directory is written locally and copied at every `flush`. A resumed run drops the rows after its step,
+    so the file reads as if nothing had happened. The fence is looked at before anything there is replaced.
     """
 
     def __init__(self, run_directory: str, step: int, fence: Fence | None = None) -> None:
@@ -96,11 +86,7 @@ class RunLog(Log):
             self._fence.check()
 
     def write(self, step: int, values: Mapping[str, float | str | list[str]]) -> None:
-        """Add one row; numbers also become TensorBoard scalars.
-
-        Raises:
-            UserError: the disk is full.
-        """
+        """Add one row; numbers also become TensorBoard scalars. Raises `UserError`: the disk is full."""
         with self._explained():
             self._file.write(json.dumps({"step": step, **values}) + "\n")
             self._file.flush()

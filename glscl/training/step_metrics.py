@@ -12,10 +12,7 @@ from glscl.training.schedule import RunLength
 class StepMetrics:
     """Measures the steps between two rows of the log.
 
-    Args:
-        length: of the run.
-        global_batch: pairs of a step.
-        busy: share of what the hardware could do that one pair per second takes (see `glscl.training.speed`).
+    ``busy`` is the share of what the hardware could do that one pair per second takes (see `glscl.training.speed`).
     """
 
     def __init__(self, length: RunLength, global_batch: int, busy: float) -> None:

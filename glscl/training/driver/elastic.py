@@ -81,11 +81,7 @@ class ElasticPolicy(ScalingPolicy):
         self._saved = 0
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
-        """The most workers that there is room for, or wait for nodes.
-
-        Raises:
-            UserError: they have not come.
-        """
+        """The most workers that there is room for, or wait for nodes. Raises `UserError`: they have not come."""
         self.request_nodes()
         present = present_nodes()
         if not self._largest(present.values()):
@@ -158,10 +154,7 @@ class ElasticPolicy(ScalingPolicy):
 
 
 class NodeFailurePolicy(FailurePolicy):
-    """Decides whether to go on after a failure.
-
-    Always if a node is lost, for a time if another run uses the room, else ``training.max_failures`` times.
-    """
+    """Decides whether to go on after a failure."""
 
     def __init__(self, failure_config: FailureConfig, wait_s: float) -> None:
         super().__init__(failure_config)

@@ -13,17 +13,11 @@ from glscl.training.world_sizes import usable_world_sizes
 
 
 def with_machines(config: RunConfig, list_nodes: Callable[[], Collection[Node]], *, alone: bool = True) -> RunConfig:
-    """The same run with a number wherever its configuration says "auto".
+    """The same run with a number wherever its configuration says "auto"; ``list_nodes`` is asked where that matters.
 
     Nothing of it changes what is learnt: the global batch and the stream are those of the configuration, so that the
-    number of workers is the largest, up to what the nodes hold, that divides both.
-
-    Args:
-        config: of the run.
-        list_nodes: asks for the nodes, where that matters.
-        alone: the run has the nodes for itself; else one worker, on its GPU's share of a node or one CPU.
-
-    What is wrong with sets or arithmetic is for `preflight` to say.
+    number of workers is the largest, up to what the nodes hold, that divides both. A run that does not have the nodes
+    ``alone`` gets one worker, on its GPU's share of a node or one CPU. What is wrong is for `preflight` to say.
     """
     training, data = config.training, config.data
     auto = (training.num_workers, training.use_gpu, training.cpus_per_worker, data.loader_workers)

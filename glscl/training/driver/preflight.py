@@ -137,13 +137,9 @@ def _domains(shard_sets: list[ShardSet], plan: StreamPlan) -> str:
 
 
 def as_begun(config: RunConfig) -> tuple[RunConfig, list[str]]:
-    """The configuration with which a run goes on, where options have come to be since it began.
+    """The configuration with which a run goes on, and a line for each newer option that keeps its default.
 
-    A preset may set an option that an older run directory does not know: the run keeps that option's default, which is
-    what was done before there was one.
-
-    Returns:
-        the configuration, and a line for each option that was left at its default.
+    A preset may set an option that an older run directory does not know; its default is what was done before.
     """
     where = storage.join(config.run_directory, CONFIG)
     saved = storage.read_json(where) if storage.exists(where) else {}

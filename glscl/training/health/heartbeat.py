@@ -108,11 +108,9 @@ class Heartbeat:
 class HeartbeatSender:
     """A rank's side: sends heartbeats and reads the driver's orders. Use as a context manager; the loop calls `at`.
 
-    Args:
-        attempt: the same on all ranks of this worker group, another in each.
-        boards: what the processes that read for it do; the first is that of the training stream.
-        checks_preemption: ask for preemptions now and then (one rank does).
-        end: called with the message when the driver gives the worker group up.
+    ``attempt`` is the token of the worker group; of ``boards``, what the processes that read for this rank do, the
+    first is that of the training stream. One rank ``checks_preemption``; ``end`` gets the message when the driver gives
+    up.
     """
 
     def __init__(

@@ -4,7 +4,6 @@ A rank that is frozen cannot speak for itself, and those that wait for it in a c
 """
 
 import json
-import signal
 import time
 from collections.abc import Callable, Sequence
 
@@ -130,8 +129,3 @@ def _waiting(last: Sequence[tuple[Heartbeat, float]], missing: Sequence[Heartbea
         return ""
     listed = ", ".join(ranks[:8]) + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
     return f"; waiting for it in a collective: rank {listed}"
-
-
-def signal_name(number: int) -> str:
-    """SIGTERM, SIGINT ..."""
-    return signal.Signals(number).name
