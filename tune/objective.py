@@ -1,9 +1,7 @@
 """The objective of a trial: what it trains, and its score across domains.
 
-``mean`` and ``worst``: one training on all domains, scored on each one's held-out part. ``leave_one_domain_out``: one
-training per domain on all the others, scored on the held-out part of the one left out. The trainings of a trial run
-side by side, and a step counts once all have scored it: so an objective at a step is of that step in each of them, and
-early stopping compares equals.
+The trainings of a trial run side by side, and a step counts once all have scored it: so an objective at a step is of
+that step in each of them, and early stopping compares equals.
 """
 
 from collections.abc import Mapping

@@ -218,9 +218,8 @@ class EarlierTrial:
 def keep_trials(sweep: SweepConfig, trials: list[Trial], last: bool = False) -> None:
     """Write what is known, and delete what no longer serves: losers' checkpoints and models.
 
-    What was stopped is marked so in its folder, because Ray Tune may be interrupted before it writes it down. The trial
-    that ended just now is left alone until another ends, or until none runs any more (``last``): its workers may still
-    be writing.
+    What was stopped is marked so in its folder: Ray Tune may be interrupted before it writes it down. The trial that
+    ended just now is left alone until another ends or none runs (``last``): its workers may still be writing.
     """
     names = {trial.name for trial in trials}
     fresh = names - {trial.name for trial in read_trials(sweep) if trial.state != "running"}

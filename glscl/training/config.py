@@ -1,7 +1,4 @@
-"""The run configuration: one typed tree from which YAML, flags, help, defaults and checks follow.
-
-Precedence: defaults, then the YAML file or preset, then ``--a.b value`` flags.
-"""
+"""The run configuration: typed, of defaults, then the YAML file or preset, then ``--a.b value`` flags."""
 
 from collections.abc import Sequence
 from datetime import datetime

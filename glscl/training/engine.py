@@ -30,16 +30,10 @@ def build_engine(
 ) -> "DeepSpeedEngine":
     """Wrap a model in a DeepSpeed engine with AdamW over the towers' and the head's parameter groups.
 
-    The process group must exist already (Ray Train makes it). No setting depends on the device but ``fused``, so that
-    tests without a GPU, which set it, are tests of what runs on one.
-
-    Args:
-        model: on any device.
-        config: of the run; ``accumulate`` has to be that of this number of ranks.
-        device: of this rank.
-        world_size: number of ranks.
-        overlap: reduce gradients over the ranks while the backward pass goes on; the numbers are the same.
-        fused: update with one kernel per group of parameters; None does on a GPU. The numbers are the same to rounding.
+    The process group must exist already (Ray Train makes it). ``config.accumulate`` has to be that of this number of
+    ranks. Neither ``overlap`` (reduce gradients while the backward pass goes on) nor ``fused`` (update with one kernel
+    per group of parameters; None does on a GPU) changes numbers beyond rounding. No setting depends on the device but
+    ``fused``, so that tests without a GPU, which set it, are tests of what runs on one.
     """
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"

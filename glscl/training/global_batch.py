@@ -88,23 +88,17 @@ def step_loss(call: Call, config: LossConfig, text: Features, video: Features, v
 def backward_global_batch(
     call: Call, backward: Backward, config: LossConfig, batch: RankPairs, accumulate: int = 1
 ) -> dict[str, Tensor]:
-    """Run forward and backward of one step over this rank's share of the global batch.
+    """Run forward and backward of one step over this rank's share; returns the terms of `step_loss`, detached.
 
-    With ``accumulate`` > 1 only one chunk's activations are held at a time (a two-pass gradient cache, Gao et al.
-    2021, arXiv 2101.06983): encode every chunk without a graph; back-propagate the loss of the whole global batch to
-    the caches; encode each chunk again, under the random state it had the first time, and back-propagate the inner
-    product of its caches with their gradients. Parameters that scoring uses directly, and the logit scale, get their
-    gradient in the second stage, once.
+    With ``accumulate`` > 1 only one chunk's activations are held at a time (a two-pass gradient cache, Gao et al. 2021,
+    arXiv 2101.06983): encode every chunk without a graph; back-propagate the loss of the whole global batch to the
+    caches; encode each chunk again, under the random state it had the first time, and back-propagate the inner product
+    of its caches with their gradients. Parameters that scoring uses directly, and the logit scale, get their gradient
+    in the second stage, once.
 
     ``backward`` is called `backward_calls(accumulate)` times. The gradients must arrive unscaled, since the caches'
     gradients enter the later pieces (see `glscl.training.engine.backward`). Precisions that scale the loss (fp16) do
-    not fit.
-
-    Returns:
-        the loss terms of `step_loss`, detached.
-
-    Raises:
-        UserError: ``accumulate``, the number of chunks, does not divide the rank's pairs.
+    not fit. Raises `UserError`: ``accumulate``, the number of chunks, does not divide the rank's pairs.
     """
     if accumulate == 1:
         losses = step_loss(call, config, *_encode(call, batch), batch.video_ids)

@@ -1,11 +1,11 @@
-"""The log of a run: JSON lines and TensorBoard events, written by rank 0."""
+"""What rank 0 writes of a run: JSON lines, TensorBoard events, and the videos that were repaired."""
 
 import json
 import os
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,12 +14,15 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
+from glscl.data.quarantine import Entry
 from glscl.errors import UserError
 from glscl.system import storage
 from glscl.system.ownership import Fence
+from glscl.training.collectives import gather_objects
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
+REPAIRED = "repaired.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,3 +150,40 @@ def read_metrics(run_directory: str) -> list[dict[str, Any]]:
         return []
     lines = storage.read_bytes(where).decode("utf-8").splitlines(keepends=True)
     return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+class Repairs:
+    """The videos of all ranks in which the nearest picture stands for one that does not decode.
+
+    They are listed in `REPAIRED` of ``run_directory``, after what is there already. That is None on all ranks but the
+    first, which only report what they met.
+    """
+
+    def __init__(self, run_directory: str | None, fence: Fence | None = None) -> None:
+        self._fence = fence
+        self._uri = storage.join(run_directory, REPAIRED) if run_directory else None
+        self._new: list[Entry] = []
+        self._known: dict[tuple[str, ...], Entry] = {}
+        if self._uri and storage.exists(self._uri):
+            self._merge(json.loads(line) for line in storage.read_bytes(self._uri).decode().splitlines())
+
+    def add(self, entries: Iterable[Entry]) -> None:
+        """Take note of what this rank met."""
+        self._new += entries
+
+    def gather(self) -> int:
+        """Merge what all ranks met (collective); returns how many videos are listed, where they are."""
+        gathered = gather_objects(self._new)
+        self._new = []
+        if self._uri and self._merge(entry for entries in gathered for entry in entries):
+            if self._fence is not None:
+                self._fence.check()
+            lines = (json.dumps(entry, ensure_ascii=False) + "\n" for entry in self._known.values())
+            storage.write_bytes(self._uri, "".join(lines).encode())
+        return len(self._known)
+
+    def _merge(self, entries: Iterable[Entry]) -> bool:
+        before = len(self._known)
+        for entry in entries:
+            self._known.setdefault((entry["domain"], entry["shard"], entry["key"]), entry)
+        return len(self._known) > before

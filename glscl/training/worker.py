@@ -31,18 +31,22 @@ from glscl.training.collectives import broadcast_object, gather_objects, print_o
 from glscl.training.config import RunConfig
 from glscl.training.engine import backward, build_engine, compile_parts, evaluation_model, set_learning_rates
 from glscl.training.global_batch import RankPairs, backward_global_batch
-from glscl.training.health.consensus import Consensus, StepRequest
-from glscl.training.health.heartbeat import HeartbeatSender, Limits, Phase
+from glscl.training.health.heartbeat import Consensus, HeartbeatSender, Limits, Phase, StepRequest
 from glscl.training.held_out import HeldOut
 from glscl.training.non_finite import NonFiniteSteps
-from glscl.training.repairs import Repairs
-from glscl.training.resume import resume
-from glscl.training.run_log import Log, RunLog
-from glscl.training.saving import Saver
-from glscl.training.schedule import RunLength, check_shared_memory, make_plan, make_sampling
+from glscl.training.run_log import Log, Repairs, RunLog
+from glscl.training.saving import Saver, resume
+from glscl.training.schedule import (
+    RunLength,
+    accumulation_steps,
+    check_shared_memory,
+    describe_batch,
+    make_plan,
+    make_sampling,
+    usable_world_sizes,
+)
 from glscl.training.speed import StepClock, prepare_arithmetic
 from glscl.training.step_metrics import StepMetrics
-from glscl.training.world_sizes import accumulation_steps, describe_batch, usable_world_sizes
 
 
 @dataclass(frozen=True, slots=True)

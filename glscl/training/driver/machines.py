@@ -8,8 +8,7 @@ from glscl.data.shards import open_shard_set
 from glscl.errors import UserError
 from glscl.system.nodes import Node, Share, choose
 from glscl.training.config import RunConfig
-from glscl.training.schedule import make_plan
-from glscl.training.world_sizes import usable_world_sizes
+from glscl.training.schedule import make_plan, usable_world_sizes
 
 
 def with_machines(config: RunConfig, list_nodes: Callable[[], Collection[Node]], *, alone: bool = True) -> RunConfig:

@@ -15,8 +15,14 @@ from glscl.system import storage
 from glscl.system.session import on_this_machine
 from glscl.training.checkpoint.format import FREE_KEYS
 from glscl.training.config import RunConfig
-from glscl.training.schedule import RunLength, check_shared_memory, make_plan, make_sampling
-from glscl.training.world_sizes import describe_batch, usable_world_sizes
+from glscl.training.schedule import (
+    RunLength,
+    check_shared_memory,
+    describe_batch,
+    make_plan,
+    make_sampling,
+    usable_world_sizes,
+)
 
 CONFIG = "config.json"
 

@@ -1,4 +1,4 @@
-"""Heartbeats: each rank tells the driver from a separate thread what it is doing."""
+"""Heartbeats, with which each rank tells the driver what it is doing, and the consensus on what ranks are asked for."""
 
 import json
 import os
@@ -9,11 +9,13 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from enum import StrEnum
-from typing import Protocol, Self
+from enum import IntEnum, StrEnum
+from typing import Protocol, Self, cast
+
+import torch
+from torch import distributed
 
 from glscl.data.activity import ActivityTable
-from glscl.training.health.consensus import StepRequest
 
 CHECK_PREEMPTION_EVERY_S = 5.0
 HEARTBEAT_PREFIX = "heartbeat-"
@@ -37,6 +39,16 @@ class Phase(StrEnum):
     def position(self) -> int:
         """Place in the order of the loop."""
         return list(Phase).index(self)
+
+
+class StepRequest(IntEnum):
+    """What a rank asks for after the step that begins; of several ranks' requests the greatest counts."""
+
+    NONE = 0
+    CHECK_PREEMPTION = 1
+    """Ask Ray whether nodes are about to be taken away."""
+    STOP = 2
+    """Save and end, because of a signal."""
 
 
 class HeartbeatStore(Protocol):
@@ -203,3 +215,25 @@ def end_process(message: str) -> None:
     for child in psutil.Process().children(recursive=True):
         child.kill()
     os._exit(1)
+
+
+class Consensus:
+    """The greatest of the ranks' requests, known to all of them at the same boundary between steps.
+
+    The number travels while the step is computed: sent before it, read after it. It goes from CPU to CPU, because
+    reading a number of a GPU waits for all that the GPU was given before.
+    """
+
+    def __init__(self) -> None:
+        own = None if distributed.get_backend() == "gloo" else distributed.new_group(backend="gloo")
+        self._group = cast("distributed.ProcessGroup | None", own)
+
+    def send(self, request: StepRequest) -> None:
+        """Send this rank's request off (collective)."""
+        self._request = torch.tensor([int(request)])
+        self._work = distributed.all_reduce(self._request, distributed.ReduceOp.MAX, self._group, async_op=True)
+
+    def result(self) -> StepRequest:
+        """The greatest request of all ranks."""
+        self._work.wait()
+        return StepRequest(int(self._request))

@@ -1,7 +1,4 @@
-"""The driver's watchdog: reads the ranks' heartbeats and says which rank hangs.
-
-A rank that is frozen cannot speak for itself, and those that wait for it in a collective do not know for whom.
-"""
+"""The driver's watchdog: reads the ranks' heartbeats and says which rank hangs. One that hangs cannot say it."""
 
 import json
 import time
