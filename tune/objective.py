@@ -4,7 +4,7 @@ The trainings of a trial run side by side, and a step counts once all have score
 that step in each of them, and early stopping compares equals.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from glscl.data.shards import open_shard_set
@@ -46,10 +46,7 @@ class Setup:
 
 
 def make_setup(sweep: SweepConfig, sets: Mapping[str, Sets]) -> Setup:
-    """Open the training sets and count steps.
-
-    Raises `UserError`: trainings of a trial differ in length, or are over before the schedulers may act.
-    """
+    """Open the training sets and count steps; a `UserError` if trainings differ in length or none can be stopped."""
     lengths = []
     for config in build_runs(sweep, sets, trials_folder(sweep), {}, sweep.seed).values():
         opened = [open_shard_set(uri) for uri in config.data.train]
@@ -96,17 +93,12 @@ def build_run_on_all(sweep: SweepConfig, sets: Mapping[str, Sets], folder: str, 
 
 
 def _build_fold(
-    sweep: SweepConfig,
-    sets: Mapping[str, Sets],
-    folder: str,
-    name: str,
-    values: Values,
-    seed: int,
-    trained: tuple[str, ...],
+    sweep: SweepConfig, sets: Mapping[str, Sets], folder: str, name: str, values: Values, seed: int, fold: Sequence[str]
 ) -> RunConfig:
-    scored = [domain for domain in sweep.domains if domain not in trained] or trained
+    """A training on the domains of a fold, scored on the one left out, or on all where none is."""
+    scored = [domain for domain in sweep.domains if domain not in fold] or fold
     data: dict[str, list[str]] = {
-        "train": [uri for domain in trained for uri in sets[domain].train],
+        "train": [uri for domain in fold for uri in sets[domain].train],
         "validation": [uri for domain in scored for uri in sets[domain].validation],
         "test": [],
     }

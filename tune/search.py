@@ -1,5 +1,7 @@
 """The search: Ray Tune tries values, as many trials at once as fit on the cluster, and resumes when interrupted."""
 
+from __future__ import annotations
+
 import os
 import time
 import warnings
@@ -60,13 +62,12 @@ def search(setup: Setup, at_once: int, owner: Owner) -> Trial:
     sweep = setup.sweep
     known = read_trials(sweep)
     best = best_of(known)
-    if best is not None and len(known) >= sweep.trials and all(trial.has_ended for trial in known):
-        return best
-    for trial in known:
-        if trial.state == "failed":  # and is tried again
-            storage.remove(storage.join(trials_folder(sweep), trial.name, RECORD))
-    before = ray.available_resources()
     ended = [trial for trial in known if trial.has_ended]
+    if best is not None and len(ended) == len(known) >= sweep.trials:
+        return best
+    for name in (trial.name for trial in known if trial.state == "failed"):  # it is tried again
+        storage.remove(storage.join(trials_folder(sweep), name, RECORD))
+    before = ray.available_resources()
 
     def keep(trials: list[Trial], last: bool = False) -> None:
         owner.fence.check()
@@ -88,7 +89,7 @@ def search(setup: Setup, at_once: int, owner: Owner) -> Trial:
     keep(trials, last=True)
     best = best_of(trials)
     if best is None:
-        reasons = "; ".join(dict.fromkeys(trial.error for trial in trials if trial.error))
+        reasons = "; ".join(filter(None, dict.fromkeys(trial.error for trial in trials)))
         raise UserError(f"{sweep.directory}: none of {len(trials)} trials finished: {reasons or 'all were stopped'}")
     return best
 
@@ -115,7 +116,7 @@ def _wait_for_resources(before: Mapping[str, float]) -> None:
         time.sleep(0.5)
 
 
-def _run_tune(setup: Setup, at_once: int, ended: Sequence[Trial], callback: SweepCallback) -> "ExperimentAnalysis":
+def _run_tune(setup: Setup, at_once: int, ended: Sequence[Trial], callback: SweepCallback) -> ExperimentAnalysis:
     """Start Ray Tune, or restore it from its state in the sweep's directory.
 
     That state holds the names `do_trial` and `Limiter`: they must stay what they are.
@@ -154,7 +155,7 @@ def _run_tune(setup: Setup, at_once: int, ended: Sequence[Trial], callback: Swee
     )
 
 
-def build_searcher(sweep: SweepConfig, at_once: int) -> "tuple[Searcher | SearchAlgorithm, dict[str, Any]]":
+def build_searcher(sweep: SweepConfig, at_once: int) -> tuple[Searcher | SearchAlgorithm, dict[str, Any]]:
     """Build the searcher, and the space for one that is not given it itself."""
     if sweep.searcher == "random":
         from ray.tune.search import BasicVariantGenerator
@@ -184,7 +185,7 @@ def build_searcher(sweep: SweepConfig, at_once: int) -> "tuple[Searcher | Search
     return Limiter(tpe, max_concurrent=at_once), {}
 
 
-def build_scheduler(setup: Setup, ended: Sequence[Trial]) -> "TrialScheduler":
+def build_scheduler(setup: Setup, ended: Sequence[Trial]) -> TrialScheduler:
     """Build what stops trials, and replay the trials that ended before an interruption: Ray Tune keeps no scheduler."""
     from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule
 
@@ -223,9 +224,7 @@ def keep_trials(sweep: SweepConfig, trials: list[Trial], last: bool = False) -> 
     """
     names = {trial.name for trial in trials}
     fresh = names - {trial.name for trial in read_trials(sweep) if trial.state != "running"}
-    for trial in trials:
-        if trial.name in fresh and trial.state == "stopped" and read_record(sweep, trial.name) is None:
-            write_record(sweep, trial.name, trial.values, trial.history, None, "")
+    _record_stopped(sweep, [trial for trial in trials if trial.name in fresh])
     write_trials(sweep, trials)
     best = best_of(trials)
     for trial in trials:
@@ -234,6 +233,13 @@ def keep_trials(sweep: SweepConfig, trials: list[Trial], last: bool = False) -> 
     if last:  # what is left had been begun and not yet written down when Ray Tune was interrupted
         for name in set(storage.list_names(trials_folder(sweep))) - names:
             storage.tidy(storage.join(trials_folder(sweep), name))
+
+
+def _record_stopped(sweep: SweepConfig, trials: Sequence[Trial]) -> None:
+    """Mark in their folders the trials that the scheduler stopped."""
+    for trial in trials:
+        if trial.state == "stopped" and read_record(sweep, trial.name) is None:
+            write_record(sweep, trial.name, trial.values, trial.history, None, "")
 
 
 def _tidy_runs(sweep: SweepConfig, trial: Trial, *, keep_models: bool) -> None:

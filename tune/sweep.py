@@ -48,10 +48,7 @@ def run_sweep(sweep: SweepConfig, owner: Owner) -> str:
 
 
 def prepare(sweep: SweepConfig) -> Setup:
-    """Make what is to be made (toy sets, towers) and check what can be checked before the first trial.
-
-    A `UserError` names what is wrong, where, and the option to change.
-    """
+    """Make toy sets and towers, and check what can be checked before trials; a `UserError` says what to change."""
     storage.write_json(storage.join(sweep.directory, CONFIG), identifying_values(sweep))
     sets = locate_sets(sweep, make=True)
     check_held_out(sweep, sets)
@@ -65,10 +62,7 @@ def prepare(sweep: SweepConfig) -> Setup:
 
 
 def check_held_out(sweep: SweepConfig, sets: Mapping[str, Sets]) -> None:
-    """Check that trials are scored on held-out parts of the training domains, and on nothing that is tested on.
-
-    A `UserError` names the shard set.
-    """
+    """Check that trials are scored on held-out parts of the training domains only; a `UserError` names the set."""
     opened = open_sets(sets)
     for note in apart.check_held_out(opened.held_out, opened.trained, opened.tested):
         print(f"sweep: {note}", flush=True)
@@ -76,10 +70,7 @@ def check_held_out(sweep: SweepConfig, sets: Mapping[str, Sets]) -> None:
 
 
 def report(sweep: SweepConfig) -> str:
-    """Write what the ended trials allow: ``results.json``, ``trials.csv`` and ``report.html``; returns the verdict.
-
-    Raises `UserError`: no trial has ended.
-    """
+    """Write what ended trials allow (results, CSV, page); returns the verdict. `UserError`: no trial has ended."""
     trials = read_trials(sweep)
     if not any(trial.has_ended for trial in trials):
         raise UserError(f"{sweep.directory}: no trial has ended; there is nothing to report")

@@ -1,7 +1,4 @@
-"""The trials of a sweep as its directory keeps them: each one's ``trial.json``, and ``trials.json`` of all.
-
-The report and a restart read them, so that neither opens Ray Tune's state.
-"""
+"""The trials of a sweep as its directory keeps them: ``trial.json`` of each, ``trials.json`` of all."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence

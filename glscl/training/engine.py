@@ -1,5 +1,7 @@
 """The DeepSpeed engine: precision, sharding of state, reduction and clipping of gradients, on CPU and GPU alike."""
 
+from __future__ import annotations
+
 import math
 import os
 from typing import TYPE_CHECKING, Any
@@ -27,7 +29,7 @@ def build_engine(
     *,
     overlap: bool = True,
     fused: bool | None = None,
-) -> "DeepSpeedEngine":
+) -> DeepSpeedEngine:
     """Wrap a model in a DeepSpeed engine with AdamW over the towers' and the head's parameter groups.
 
     The process group must exist already (Ray Train makes it). ``config.accumulate`` has to be that of this number of
@@ -114,11 +116,8 @@ def spare_launches(optimizer: Any) -> None:
     stage_1_and_2.is_invalid_grad_norm = lambda norm: False  # `NonFiniteSteps` finds out, at the next row of the log
 
 
-def set_learning_rates(engine: "DeepSpeedEngine", config: TrainingConfig, step: int, total_steps: int) -> float:
-    """Set each group's rate for a step: linear warm-up, then a cosine to zero. Returns the factor of the peak rate.
-
-    A function of the step alone, so there is no scheduler state to save.
-    """
+def set_learning_rates(engine: DeepSpeedEngine, config: TrainingConfig, step: int, total_steps: int) -> float:
+    """Set each group's rate for a step (warm-up, cosine to zero; no state to save); returns the factor of the peak."""
     factor = schedule(step, total_steps, config.warmup)
     for group in engine.optimizer.param_groups:
         group["lr"] = group["peak"] * factor
@@ -133,7 +132,7 @@ def schedule(step: int, total_steps: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, total_steps - rising)))
 
 
-def backward(engine: "DeepSpeedEngine", loss: Tensor, *, last: bool) -> None:
+def backward(engine: DeepSpeedEngine, loss: Tensor, *, last: bool) -> None:
     """Accumulate a piece's gradients, unscaled; reduce them over the ranks with the last piece."""
     if engine.zero_optimization_stage() == 3 and engine.optimizer.micro_step_id == 0:
         # The first piece replaces, in DeepSpeed's buffer, the gradients of what it touches, and the others are added:
@@ -148,7 +147,7 @@ def backward(engine: "DeepSpeedEngine", loss: Tensor, *, last: bool) -> None:
     engine.backward(loss, scale_wrt_gas=False)
 
 
-def evaluation_model(engine: "DeepSpeedEngine") -> Retriever:
+def evaluation_model(engine: DeepSpeedEngine) -> Retriever:
     """The model with whole parameters, in evaluation mode.
 
     Under ZeRO-3 that is a copy gathered from all ranks (collective): ranks score unequal numbers of blocks, which a

@@ -1,5 +1,7 @@
 """Detection of steps whose loss or gradient is not finite, by every rank at the same row of the log."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import compress
@@ -36,7 +38,7 @@ class NonFiniteSteps:
         values = torch.stack([torch.as_tensor(value, device=device).float() for value in terms.values()])
         self._steps.append(_Step(step, pairs, list(terms), values.isfinite()))
 
-    def first(self, engine: "DeepSpeedEngine", step: int) -> int | None:
+    def first(self, engine: DeepSpeedEngine, step: int) -> int | None:
         """This rank's first step since the last row that went wrong; ``step`` is the last of them, just done."""
         sound = torch.stack([counted.finite.all() for counted in self._steps]).tolist() if self._steps else []
         if not all(sound):

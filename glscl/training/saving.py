@@ -1,5 +1,7 @@
 """Saving beside the training, in a thread of Ray Train, and resuming from the newest complete checkpoint."""
 
+from __future__ import annotations
+
 import os
 import shutil
 import tempfile
@@ -49,7 +51,7 @@ class Saver:
         self._written.wait()
         distributed.barrier()
 
-    def save(self, engine: "DeepSpeedEngine", state: TrainState, name: str, seconds_left: float) -> None:
+    def save(self, engine: DeepSpeedEngine, state: TrainState, name: str, seconds_left: float) -> None:
         """Copy this rank's part of a checkpoint with this name, and hand it to Ray Train (collective)."""
         folder = tempfile.mkdtemp(prefix="checkpoint-", dir=os.getcwd())  # the worker's folder in Ray's session
         try:
@@ -83,7 +85,7 @@ class Saver:
         return Checkpoint(destination.build_checkpoint_path_from_name(name), destination.storage_filesystem)
 
 
-def resume(engine: "DeepSpeedEngine", config: RunConfig, shard_sets: list[ShardSet]) -> TrainState:
+def resume(engine: DeepSpeedEngine, config: RunConfig, shard_sets: list[ShardSet]) -> TrainState:
     """Load the newest complete checkpoint into the engine; the state at step 0 where there never was one (collective).
 
     Raises `UserError`: there were checkpoints and none is complete, or the newest is of another configuration.
@@ -107,7 +109,7 @@ def resume(engine: "DeepSpeedEngine", config: RunConfig, shard_sets: list[ShardS
     return fresh
 
 
-def _load(engine: "DeepSpeedEngine", folder: str, name: str, saved: TrainState) -> None:
+def _load(engine: DeepSpeedEngine, folder: str, name: str, saved: TrainState) -> None:
     """Restore parameters, optimiser state and random generators (collective)."""
     if saved.zero_stage == 0 or saved.world_size == world_size():
         checkpoint.restore(engine, folder, saved, rank())

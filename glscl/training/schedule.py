@@ -62,11 +62,10 @@ def check_shared_memory(config: RunConfig, sampling: FrameSampling, scored: int,
 
 
 def usable_world_sizes(config: RunConfig, plan: StreamPlan | None) -> tuple[int, ...]:
-    """The numbers of workers that ``training.num_workers`` allows and the run can have, rising.
+    """The numbers of workers that ``training.num_workers`` allows and the run can have, rising; a `UserError` if none.
 
     The most of them has to suit ``training.accumulate``; fewer take more chunks, see `accumulation_steps`. Without a
-    plan of the stream, only the global batch is looked at. Raises `UserError`, with the options to change: there is
-    none.
+    plan of the stream, only the global batch is looked at.
     """
     training = config.training
     if training.is_elastic and training.cpus % 1:

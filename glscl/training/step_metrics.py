@@ -10,10 +10,7 @@ from glscl.training.schedule import RunLength
 
 
 class StepMetrics:
-    """Measures the steps between two rows of the log.
-
-    ``busy`` is the share of what the hardware could do that one pair per second takes (see `glscl.training.speed`).
-    """
+    """Measures the steps between two rows of the log; ``busy`` is the hardware's part that a pair per second takes."""
 
     def __init__(self, length: RunLength, global_batch: int, busy: float) -> None:
         self._length, self._global_batch, self._busy = length, global_batch, busy

@@ -16,6 +16,8 @@ Resume rules:
    what only changes logging, evaluation, retention or the machines is free to differ (`FREE_KEYS`).
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os
@@ -117,10 +119,7 @@ def _read_lists(uri: str) -> tuple[TrainState, list[dict[str, _File]]]:
 
 
 def file_names(uri: str) -> list[str]:
-    """Names of all files of a checkpoint: its state, the ranks' lists, and what those name.
-
-    Raises `IncompleteCheckpointError`: a list is missing or unreadable.
-    """
+    """All files of a checkpoint: state, lists, what those name; `IncompleteCheckpointError` if one is unreadable."""
     state, lists = _read_lists(uri)
     listed = (name for files in lists for name in files)
     return list(dict.fromkeys([STATE, *map(_list_name, range(state.world_size)), *listed]))
@@ -133,10 +132,7 @@ def read_state(folder: str) -> TrainState:
 
 
 def check_files(uri: str) -> TrainState:
-    """Check that every file that a checkpoint's lists name exists with its size; reads the lists only.
-
-    Raises `IncompleteCheckpointError`, naming the file.
-    """
+    """Check that every listed file of a checkpoint exists with its size; an `IncompleteCheckpointError` names one."""
     state, lists = _read_lists(uri)
     expected = {name: entry.bytes for files in lists for name, entry in files.items()}
     for name, size in storage.wrong_sizes(uri, expected).items():
@@ -160,7 +156,7 @@ def check_complete(folder: str, process: int = 0, processes: int = 1) -> TrainSt
     return state
 
 
-def restore(engine: "DeepSpeedEngine", folder: str, state: TrainState, rank: int) -> None:
+def restore(engine: DeepSpeedEngine, folder: str, state: TrainState, rank: int) -> None:
     """Load a complete checkpoint into an engine of the same world size, or of any under ZeRO 0 (collective)."""
     with own_settings(engine), safe_loading(folder):
         path, _ = engine.load_checkpoint(folder, tag=TAG)
@@ -170,7 +166,7 @@ def restore(engine: "DeepSpeedEngine", folder: str, state: TrainState, rank: int
 
 
 @contextmanager
-def own_settings(engine: "DeepSpeedEngine") -> Iterator[None]:
+def own_settings(engine: DeepSpeedEngine) -> Iterator[None]:
     """Let the optimiser keep this run's settings while its state is loaded; DeepSpeed loads those of the saved one too.
 
     ZeRO 3 even gives every group the first one's, and the groups share one step tensor, which each would count up.

@@ -5,6 +5,8 @@ rewrites them as one file per parameter and moment, of which any number of ranks
 space and time; the checkpoint itself is only read.
 """
 
+from __future__ import annotations
+
 import logging
 import os
 import shutil
@@ -61,7 +63,7 @@ def _converted(folder: str, source: str, state: TrainState) -> Iterator[str]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def load(engine: "DeepSpeedEngine", folder: str) -> None:
+def load(engine: DeepSpeedEngine, folder: str) -> None:
     """Load what `resharded` gave into an engine of any world size (collective)."""
     with own_settings(engine), safe_loading(folder), _resharded_loading(engine):
         engine.load_checkpoint(folder, tag=TAG)
@@ -111,7 +113,7 @@ def _convert(folder: str, scratch: str, source: str, state: TrainState, *, talks
 
 
 @contextmanager
-def _resharded_loading(engine: "DeepSpeedEngine") -> Iterator[None]:
+def _resharded_loading(engine: DeepSpeedEngine) -> Iterator[None]:
     """Make DeepSpeed's loader expect a converted checkpoint.
 
     It takes that from the configuration that an engine is made with, before anybody knows what will be loaded. Where

@@ -93,10 +93,7 @@ class Retention:
         return checkpoints, problems
 
     def prune_at_start(self) -> list[CompleteCheckpoint]:
-        """Register what can be resumed, and remove what never was complete, before a run starts or goes on.
-
-        Raises `UserError`: there were checkpoints, and none is complete any more.
-        """
+        """Register what can be resumed, remove what never was complete; a `UserError` if nothing is whole any more."""
         self._check_owner()
         register = storage.join(self.run_directory, RAY_REGISTER)  # from which Ray Train would go on
         try:

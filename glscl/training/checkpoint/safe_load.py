@@ -22,8 +22,7 @@ def safe_loading(folder: str, source: str | None = None) -> Iterator[None]:
     """Let ``torch.load`` make tensors, plain values and DeepSpeed's three value classes only, whatever its caller asks.
 
     Every ``.pt`` file below the folder is looked through first, so that the error names the file; ``source`` is what
-    messages call the checkpoint. Raises `RunStoppedError`: a file asks for something else, or ``torch.save`` wrote
-    none.
+    messages call the checkpoint. Raises `RunStoppedError`: a file asks for more, or is not one of ``torch.save``'s.
     """
     from deepspeed.runtime.fp16.loss_scaler import LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum

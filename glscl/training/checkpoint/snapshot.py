@@ -1,5 +1,7 @@
 """Snapshots: a checkpoint is copied to host memory while training waits, and written to disk while it goes on."""
 
+from __future__ import annotations
+
 import copy
 import json
 import os
@@ -81,7 +83,7 @@ class Snapshot:
 
 
 def take_snapshot(
-    engine: "DeepSpeedEngine", folder: str, state: TrainState, rank: int, memory: HostMemory | None = None
+    engine: DeepSpeedEngine, folder: str, state: TrainState, rank: int, memory: HostMemory | None = None
 ) -> Snapshot:
     """Copy what this rank saves in a folder of its own (collective); later steps do not change the copy."""
     memory = memory or HostMemory()

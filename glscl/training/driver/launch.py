@@ -44,14 +44,10 @@ _POLL_S = 0.2
 def train(config: RunConfig, ready: Preflight, owner: Owner, *, keep_ranks: bool = False) -> Results:
     """Train (or continue) a run on the cluster, save its best model, and score it on ``data.test``.
 
-    The configuration is a resolved one, and ``keep_ranks`` is for `evaluate_model`.
-
-    Raises:
-        UserError: bad input that only the workers could see.
-        TakenOverError: another command owns the run directory now; nothing was written there since.
-        BrokenRunError: a worker hung or died more often than ``training.max_failures``.
-        Stopped: a signal came; the run was saved.
-        ray.train.TrainingFailedError: the worker group failed more often than ``training.max_failures``.
+    The configuration is a resolved one, and ``keep_ranks`` is for `evaluate_model`. Raises `UserError`: bad input that
+    only the workers could see; `TakenOverError`: another command owns the run directory now, nothing was written there
+    since; `BrokenRunError` or ``ray.train.TrainingFailedError``: workers hung, died or failed more often than
+    ``training.max_failures``; `Stopped`: a signal came, and the run was saved.
     """
     training = config.training
     fewest, most = ready.world_sizes[0], ready.world_sizes[-1]
@@ -253,10 +249,7 @@ def _save_best(config: RunConfig, ready: Preflight, retention: Retention) -> Mod
 
 
 def whole_weights(folder: str, zero_stage: int) -> dict[str, Any]:
-    """Unsharded weights of a checkpoint.
-
-    They are the optimiser's fp32 ones, except under ZeRO 0 with bf16, whose files name only the bf16 ones.
-    """
+    """Unsharded weights of a checkpoint: the optimiser's fp32 ones, under ZeRO 0 the model's own."""
     import torch
 
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # the driver only reads files

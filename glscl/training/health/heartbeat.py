@@ -55,9 +55,7 @@ class HeartbeatStore(Protocol):
     """Keys and values that the driver and all ranks see; in a run it is Ray's (`KeyValueStore`)."""
 
     def put(self, key: str, value: bytes) -> None: ...
-
     def get(self, key: str) -> bytes | None: ...
-
     def keys(self, prefix: str) -> list[str]: ...
 
 
@@ -120,9 +118,8 @@ class Heartbeat:
 class HeartbeatSender:
     """A rank's side: sends heartbeats and reads the driver's orders. Use as a context manager; the loop calls `at`.
 
-    ``attempt`` is the token of the worker group; of ``boards``, what the processes that read for this rank do, the
-    first is that of the training stream. One rank ``checks_preemption``; ``end`` gets the message when the driver gives
-    up.
+    ``attempt`` is the worker group's token; the first of ``boards``, what the processes that read for this rank do, is
+    the training stream's. One rank ``checks_preemption``; ``end`` gets the message when the driver gives up.
     """
 
     def __init__(
