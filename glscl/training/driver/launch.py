@@ -270,12 +270,7 @@ def whole_weights(folder: str, zero_stage: int) -> dict[str, Any]:
 
 
 def evaluate(
-    run: str,
-    tests: Sequence[str],
-    config: EvaluationConfig,
-    share: Share,
-    quarantine: Quarantine,
-    bank: Sequence[str] = (),
+    run: str, tests: Sequence[str], config: EvaluationConfig, share: Share, quarantine: Quarantine, bank: Sequence[str]
 ) -> Results:
     """Score a finished run (or a saved model) on any shard sets with such actors; see `evaluate_model`."""
     _, card = read_card(run)
