@@ -3,7 +3,6 @@
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 
-from glscl.data.plan import StreamPlan
 from glscl.data.shards import open_shard_set
 from glscl.errors import UserError
 from glscl.system.nodes import Node, Share, choose
@@ -35,7 +34,11 @@ def with_machines(config: RunConfig, list_nodes: Callable[[], Collection[Node]],
     with suppress(UserError):
         plan = make_plan(config, [open_shard_set(uri) for uri in config.data.train])
     candidates = [_put(config, share, *numbers) for numbers in _numbers(config, share, alone)]
-    return next((candidate for candidate in candidates if _fits(candidate, plan)), candidates[-1])
+    for candidate in candidates:
+        with suppress(UserError):
+            usable_world_sizes(candidate, plan)
+            return candidate
+    return candidates[-1]
 
 
 def _numbers(config: RunConfig, share: Share, alone: bool) -> Iterator[tuple[int, int]]:
@@ -56,10 +59,3 @@ def _put(config: RunConfig, share: Share, workers: int, loaders: int) -> RunConf
             "data": config.data.model_copy(update={"loader_workers": loaders}),
         }
     )
-
-
-def _fits(config: RunConfig, plan: StreamPlan | None) -> bool:
-    try:
-        return bool(usable_world_sizes(config, plan))
-    except UserError:
-        return False

@@ -35,11 +35,6 @@ class Phase(StrEnum):
     UPLOADING = "waiting for the upload of an earlier checkpoint"
     SAVING = "saving"
 
-    @property
-    def position(self) -> int:
-        """Place in the order of the loop."""
-        return list(Phase).index(self)
-
 
 class StepRequest(IntEnum):
     """What a rank asks for after the step that begins; of several ranks' requests the greatest counts."""

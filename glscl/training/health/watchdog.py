@@ -106,8 +106,8 @@ def _stall(last: Sequence[tuple[Heartbeat, float]], limits: Limits) -> str | Non
 
 def _hang(last: Sequence[tuple[Heartbeat, float]], stuck: Sequence[Heartbeat], limits: Limits) -> str:
     """The ranks that all others wait for in a collective."""
-    earliest = min((beat.step, beat.phase.position) for beat, _ in last)
-    late = [beat for beat, _ in last if (beat.step, beat.phase.position) == earliest]
+    places = [(beat.step, list(Phase).index(beat.phase)) for beat, _ in last]
+    late = [beat for (beat, _), place in zip(last, places, strict=True) if place == min(places)]
     if len(late) == len(last):
         return (
             f"no rank gets out of {stuck[0].doing()}: a collective hangs, or the step is too slow "
