@@ -16,9 +16,10 @@ from glscl.cli import main
 from glscl.commands.shards_build import Build
 from glscl.data.benchmarks import benchmark_names
 from glscl.data.shards import ShardSet
+from glscl.options.mistakes import keys_of
 from glscl.options.packaged import preset_names, preset_text
 from glscl.study.options import StudyConfig
-from glscl.training.config import keys, load_config
+from glscl.training.config import RunConfig, load_config
 from tune.options import SweepConfig
 
 COMMANDS = (
@@ -163,7 +164,7 @@ def test_train_help_explains_every_key(capsys: Capture) -> None:
     assert "--config NAME|FILE.yaml" in out
     assert "--dry-run" in out
     words = plain(out)
-    for key in keys():
+    for key in keys_of(RunConfig):
         assert re.search(rf"--{re.escape(key.replace('_', '-'))}[ ,]", words), key
     assert "Temperature of the text-conditioned frame pooling (τ). (default: 3.0)" in words
     assert "--training.zero-stage {0,1,2,3}" in words

@@ -15,8 +15,7 @@ from glscl.training.checkpoint.format import FREE_KEYS
 from glscl.training.config import RunConfig, run_config, to_yaml, validate
 from glscl.training.driver.machines import with_machines
 from glscl.training.driver.preflight import preflight
-from glscl.training.schedule import make_plan
-from glscl.training.world_sizes import usable_world_sizes
+from glscl.training.schedule import make_plan, usable_world_sizes
 
 LAPTOP = [{"CPU": 2.0}]
 SERVER = [{"CPU": 16.0, "GPU": 1.0}]

@@ -1,7 +1,5 @@
 """Compute the typed results of a sweep from its trials: figures and claims."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
@@ -34,10 +32,9 @@ LEAST_TRIALS = 8
 
 
 def analyse(setup: Setup, trials: Sequence[Trial], confirmation: SeedScores | None, best_file: str) -> SweepResults:
-    """Compute the results of a sweep.
+    """Compute the results of a sweep from all known trials, of which one or more have ended.
 
-    Of all trials that are known one or more have ended; the winner's ``best_file`` is empty while there is none, and
-    ``confirmation`` is None until winner and default were trained.
+    ``best_file`` is the winner's, empty while there is none; ``confirmation`` is None until both were trained.
     """
     sweep = setup.sweep
     ended = [trial for trial in trials if trial.has_ended]
@@ -94,9 +91,8 @@ def _list_parameters(space: Space, default: RunConfig) -> list[Parameter]:
 def measure_importance(space: Space, ended: Sequence[Trial], step: int, seed: int) -> Importance:
     """Measure how much of the objective's variance over the space each key explains: fANOVA, over resampled trials.
 
-    Of the scores at ``step``, the first scoring, which every trial reached: later ones are of the trials that were
-    doing well. ``seed`` is of trees and resamples. Keys come with the 5th and 95th percentile of the resamples, the
-    most important first; none where trials are too few.
+    Of the scores at ``step``, the first scoring, which every trial reached: later ones are of the trials that did well.
+    Keys come with the 5th and 95th percentile of the resamples, the most important first; none where trials are few.
     """
     points = [(trial.values, score.objective) for trial in ended if (score := trial.at(step)) is not None]
     if len(points) < LEAST_TRIALS or len({objective for _, objective in points}) < 2 or len(space) < 2:

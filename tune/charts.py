@@ -1,7 +1,5 @@
 """Charts of a sweep's page; the template calls these functions."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 
@@ -70,10 +68,7 @@ def best_so_far(results: SweepResults) -> list[tuple[float, float]]:
 
 
 def parallel_chart(results: SweepResults) -> Chart | None:
-    """Parallel coordinates of every scored trial: an axis per key, then the objective; None if no trial was scored.
-
-    The winner is drawn last, over the others.
-    """
+    """Parallel coordinates of every scored trial, the winner's on top: an axis per key and one for the objective."""
     trials = [trial for trial in results.trials if trial.history]
     if not trials:
         return None

@@ -1,7 +1,5 @@
 """The progress of a sweep while it runs: a table on a terminal, a line per event anywhere else."""
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -27,10 +25,8 @@ _MOST_FAILURES = 5
 class SweepCallback(Callback):
     """Follows Ray Tune's trials, prints what happens and has it kept.
 
-    Args:
-        known: trials that ended before this start of the driver.
-        keep: is given the sweep's trials whenever one has ended.
-        check: is called at each turn of Ray Tune, and raises where it has to end.
+    The trials that are ``known`` ended before this start of the driver; ``keep`` is given the sweep's trials whenever
+    one has ended; ``check`` is called at each turn of Ray Tune, and raises where it has to end.
     """
 
     def __init__(
@@ -92,10 +88,6 @@ class SweepCallback(Callback):
         failed = [item for item in so_far if item.state == "failed"]
         if len(failed) >= _MOST_FAILURES and not any(item.has_ended for item in so_far):
             raise UserError(f"the first {len(failed)} trials failed; the first of: {failed[0].error}")
-
-    def on_experiment_end(self, trials: Sequence[Any], **info: Any) -> None:
-        """Ray Tune has ended."""
-        self.close()
 
     def close(self) -> None:
         """Leave the terminal as it was; the table stays."""

@@ -1,14 +1,10 @@
 """The objective of a trial: what it trains, and its score across domains.
 
-``mean`` and ``worst``: one training on all domains, scored on each one's held-out part. ``leave_one_domain_out``: one
-training per domain on all the others, scored on the held-out part of the one left out. The trainings of a trial run
-side by side, and a step counts once all have scored it: so an objective at a step is of that step in each of them, and
-early stopping compares equals.
+The trainings of a trial run side by side, and a step counts once all have scored it: so an objective at a step is of
+that step in each of them, and early stopping compares equals.
 """
 
-from __future__ import annotations
-
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from glscl.data.shards import open_shard_set
@@ -38,14 +34,6 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
-class Fold:
-    """One training of a trial: the domains that it learns from, and those that it is scored on."""
-
-    trained: tuple[str, ...]
-    scored: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Setup:
     """What every trial of a sweep is given."""
 
@@ -58,11 +46,7 @@ class Setup:
 
 
 def make_setup(sweep: SweepConfig, sets: Mapping[str, Sets]) -> Setup:
-    """Open the training sets and count steps.
-
-    Raises:
-        UserError: trainings of a trial differ in length, or are over before the schedulers may act.
-    """
+    """Open the training sets and count steps; a `UserError` if trainings differ in length or none can be stopped."""
     lengths = []
     for config in build_runs(sweep, sets, trials_folder(sweep), {}, sweep.seed).values():
         opened = [open_shard_set(uri) for uri in config.data.train]
@@ -87,12 +71,12 @@ def make_setup(sweep: SweepConfig, sets: Mapping[str, Sets]) -> Setup:
     return Setup(sweep, sets, total, first)
 
 
-def training_folds(sweep: SweepConfig) -> dict[str, Fold]:
-    """List the trainings of a trial, by name."""
+def training_folds(sweep: SweepConfig) -> dict[str, tuple[str, ...]]:
+    """List the trainings of a trial, by name, with the domains that each learns from."""
     domains = tuple(sweep.domains)
     if sweep.objective != "leave_one_domain_out":
-        return {ALL: Fold(domains, domains)}
-    return {f"without_{name}": Fold(tuple(other for other in domains if other != name), (name,)) for name in domains}
+        return {ALL: domains}
+    return {f"without_{name}": tuple(other for other in domains if other != name) for name in domains}
 
 
 def build_runs(
@@ -100,21 +84,22 @@ def build_runs(
 ) -> dict[str, RunConfig]:
     """Build the trainings of a trial, by the name of their fold; their run directories are made in ``folder``."""
     folds = training_folds(sweep)
-    return {name: _build_fold(sweep, sets, folder, name, values, seed, fold) for name, fold in folds.items()}
+    return {name: _build_fold(sweep, sets, folder, name, values, seed, trained) for name, trained in folds.items()}
 
 
 def build_run_on_all(sweep: SweepConfig, sets: Mapping[str, Sets], folder: str, name: str, values: Values) -> RunConfig:
     """Build a run on all domains, scored on the held-out parts of all, with the sweep's seed."""
-    domains = tuple(sweep.domains)
-    return _build_fold(sweep, sets, folder, name, values, sweep.seed, Fold(domains, domains))
+    return _build_fold(sweep, sets, folder, name, values, sweep.seed, tuple(sweep.domains))
 
 
 def _build_fold(
-    sweep: SweepConfig, sets: Mapping[str, Sets], folder: str, name: str, values: Values, seed: int, fold: Fold
+    sweep: SweepConfig, sets: Mapping[str, Sets], folder: str, name: str, values: Values, seed: int, fold: Sequence[str]
 ) -> RunConfig:
+    """A training on the domains of a fold, scored on the one left out, or on all where none is."""
+    scored = [domain for domain in sweep.domains if domain not in fold] or fold
     data: dict[str, list[str]] = {
-        "train": [uri for domain in fold.trained for uri in sets[domain].train],
-        "validation": [uri for domain in fold.scored for uri in sets[domain].validation],
+        "train": [uri for domain in fold for uri in sets[domain].train],
+        "validation": [uri for domain in scored for uri in sets[domain].validation],
         "test": [],
     }
     return build_run(sweep, folder, name, seed, [pretrained_towers(sweep), nest(values)], data)
@@ -124,7 +109,7 @@ def build_cells(
     sweep: SweepConfig, configs: Mapping[str, RunConfig], variant: str, purpose: str, seed: int
 ) -> list[Cell]:
     """Build cells of trainings, ``configs`` by their fold: cells are done once, and go on after an interruption."""
-    trained = {name: fold.trained for name, fold in training_folds(sweep).items()} | {ALL: tuple(sweep.domains)}
+    trained = training_folds(sweep) | {ALL: tuple(sweep.domains)}
     return [Cell(purpose, variant, fold, trained[fold], seed, config) for fold, config in configs.items()]
 
 

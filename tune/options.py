@@ -1,7 +1,5 @@
 """Options of a sweep: one YAML file, or a packaged one by name."""
 
-from __future__ import annotations
-
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -109,11 +107,7 @@ class SweepConfig(RunsConfig):
 
     @property
     def searched(self) -> Space:
-        """The ready-made spaces and the sweep's own, put together.
-
-        Raises:
-            UserError: no such space.
-        """
+        """The ready-made spaces and the sweep's own, put together. Raises `UserError`: no such space."""
         space: Space = {}
         for name in self.spaces:
             space |= ready_made(name)[1]

@@ -1,7 +1,5 @@
 """The plan of a sweep, from its configuration and its directory alone: checked, and described."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from glscl.errors import UserError
@@ -22,12 +20,9 @@ FREE_KEYS = ("name", "storage", "label", "concurrent", "confirm_seeds", "keep_mo
 
 
 def plan_sweep(sweep: SweepConfig) -> RunConfig:
-    """Check what can be checked without data and without a cluster; makes and starts nothing.
+    """Check what needs no data and no cluster; starts nothing. Returns a trial's training without the searched values.
 
-    Returns the default configuration: a trial's training without the searched values.
-
-    Raises:
-        UserError: naming what is wrong, where, and the option to change.
+    A `UserError` names what is wrong, where, and the option to change.
     """
     build_pretraining(sweep, make=False)
     default = build_run_on_all(sweep, locate_sets(sweep), trials_folder(sweep), "default", {})

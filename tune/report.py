@@ -1,7 +1,5 @@
 """The HTML page of a sweep: one file for a screen of any width, light or dark, and for paper."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from glscl import __version__
@@ -14,11 +12,7 @@ FEW = 10
 
 
 def render_sweep(results: Mapping[str, object] | SweepResults) -> str:
-    """Return the page of a sweep.
-
-    Raises:
-        UserError: ``results`` lack something.
-    """
+    """Return the page of a sweep. Raises `UserError`: ``results`` lack something."""
     sweep = parse_sweep(results)
     enough = FEW * len(sweep.parameters)
     template = environment("tune").get_template("sweep.html.j2")

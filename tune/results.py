@@ -1,7 +1,5 @@
 """The results of a sweep, as ``results.json`` holds them and the page shows them. Scores are in per cent."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from glscl.evaluation.results import Section, parse
@@ -107,9 +105,5 @@ class SweepResults(Summary):
 
 
 def parse_sweep(results: Mapping[str, object] | SweepResults) -> SweepResults:
-    """Check the structure of ``results``.
-
-    Raises:
-        UserError: a key is missing or of another type; names the first one.
-    """
+    """Check the structure of ``results``; a `UserError` names the first key that is missing or of another type."""
     return parse(SweepResults, results, "sweep", "glscl sweep")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -37,8 +37,7 @@ _PATIENCE_S = 120.0
 def concurrent_trials(sweep: SweepConfig, default: RunConfig) -> int:
     """Trials that fit on the cluster at once; Ray must be running. ``default`` is a training without searched values.
 
-    Raises:
-        UserError: not even one fits.
+    Raises `UserError`: not even one fits.
     """
     training, trainings = with_machines(default, alive_nodes, alone=False).training, len(training_folds(sweep))
     check_resources(training.most_workers * trainings, training.cpus, training.on_gpu, training.wait_for_nodes_s)
@@ -56,21 +55,19 @@ def concurrent_trials(sweep: SweepConfig, default: RunConfig) -> int:
 def search(setup: Setup, at_once: int, owner: Owner) -> Trial:
     """Let Ray Tune try values, ``at_once`` trials side by side, until all have ended; returns the winner.
 
-    Ray must be running.
-
-    Raises:
-        UserError: no trial finished.
+    Ray must be running. Raises `UserError`: no trial finished.
     """
     import ray
 
     sweep = setup.sweep
     known = read_trials(sweep)
     best = best_of(known)
-    if best is not None and len(known) >= sweep.trials and all(trial.has_ended for trial in known):
-        return best
-    _forget_failures(sweep, known)
-    before = ray.available_resources()
     ended = [trial for trial in known if trial.has_ended]
+    if best is not None and len(ended) == len(known) >= sweep.trials:
+        return best
+    for name in (trial.name for trial in known if trial.state == "failed"):  # it is tried again
+        storage.remove(storage.join(trials_folder(sweep), name, RECORD))
+    before = ray.available_resources()
 
     def keep(trials: list[Trial], last: bool = False) -> None:
         owner.fence.check()
@@ -92,16 +89,9 @@ def search(setup: Setup, at_once: int, owner: Owner) -> Trial:
     keep(trials, last=True)
     best = best_of(trials)
     if best is None:
-        reasons = "; ".join(dict.fromkeys(trial.error for trial in trials if trial.error))
+        reasons = "; ".join(filter(None, dict.fromkeys(trial.error for trial in trials)))
         raise UserError(f"{sweep.directory}: none of {len(trials)} trials finished: {reasons or 'all were stopped'}")
     return best
-
-
-def _forget_failures(sweep: SweepConfig, trials: Sequence[Trial]) -> None:
-    """Remove the records of failed trials, which are tried again."""
-    for trial in trials:
-        if trial.state == "failed":
-            storage.remove(storage.join(trials_folder(sweep), trial.name, RECORD))
 
 
 def _wait_for_resources(before: Mapping[str, float]) -> None:
@@ -229,9 +219,8 @@ class EarlierTrial:
 def keep_trials(sweep: SweepConfig, trials: list[Trial], last: bool = False) -> None:
     """Write what is known, and delete what no longer serves: losers' checkpoints and models.
 
-    What was stopped is marked so in its folder, because Ray Tune may be interrupted before it writes it down. The trial
-    that ended just now is left alone until another ends, or until none runs any more (``last``): its workers may still
-    be writing.
+    What was stopped is marked so in its folder: Ray Tune may be interrupted before it writes it down. The trial that
+    ended just now is left alone until another ends or none runs (``last``): its workers may still be writing.
     """
     names = {trial.name for trial in trials}
     fresh = names - {trial.name for trial in read_trials(sweep) if trial.state != "running"}
@@ -241,8 +230,9 @@ def keep_trials(sweep: SweepConfig, trials: list[Trial], last: bool = False) -> 
     for trial in trials:
         if trial.state != "running" and (last or trial.name not in fresh):
             _tidy_runs(sweep, trial, keep_models=trial is best or sweep.keep_models)
-    if last:
-        _remove_unlisted(sweep, names)
+    if last:  # what is left had been begun and not yet written down when Ray Tune was interrupted
+        for name in set(storage.list_names(trials_folder(sweep))) - names:
+            storage.tidy(storage.join(trials_folder(sweep), name))
 
 
 def _record_stopped(sweep: SweepConfig, trials: Sequence[Trial]) -> None:
@@ -250,12 +240,6 @@ def _record_stopped(sweep: SweepConfig, trials: Sequence[Trial]) -> None:
     for trial in trials:
         if trial.state == "stopped" and read_record(sweep, trial.name) is None:
             write_record(sweep, trial.name, trial.values, trial.history, None, "")
-
-
-def _remove_unlisted(sweep: SweepConfig, names: Set[str]) -> None:
-    """Delete trials that Ray Tune had begun and not yet written down when it was interrupted."""
-    for name in set(storage.list_names(trials_folder(sweep))) - names:
-        storage.tidy(storage.join(trials_folder(sweep), name))
 
 
 def _tidy_runs(sweep: SweepConfig, trial: Trial, *, keep_models: bool) -> None:

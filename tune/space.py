@@ -1,17 +1,15 @@
 """The space of a sweep: the configuration keys that are searched, and how their values are drawn."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from importlib import resources
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import Field, model_validator
 
 from glscl.errors import UserError, did_you_mean
 from glscl.options import Options
-from glscl.options.mistakes import nearest_key
+from glscl.options.mistakes import keys_of, nearest_key
 from glscl.options.packaged import yaml_names
 from glscl.runs.options import Values as Tree
 from glscl.runs.options import merge
@@ -62,7 +60,7 @@ class Draw(Options):
     """One of these."""
 
     @model_validator(mode="after")
-    def _sound(self) -> Draw:
+    def _sound(self) -> Self:
         given = [name for name in type(self).model_fields if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"give exactly one of {', '.join(type(self).model_fields)}")
@@ -145,11 +143,7 @@ Space = dict[str, Draw]
 
 
 def ready_made(name: str) -> tuple[str, Space]:
-    """A packaged space, and the head that it is for.
-
-    Raises:
-        UserError: no such space.
-    """
+    """A packaged space, and the head that it is for. Raises `UserError`: no such space."""
     if name not in (known := yaml_names(SPACES)):
         raise UserError(f"spaces: no space '{name}'{did_you_mean(name, known)}; packaged: {known}")
     text = (SPACES / f"{name}.yaml").read_text(encoding="utf-8")
@@ -170,28 +164,24 @@ def nest(values: Values) -> Tree:
     return tree
 
 
-def value_at(config: RunConfig, key: str) -> Value:
+def value_at(config: "RunConfig", key: str) -> Value:
     """Return a configuration's value under a dotted key."""
     value: Value = attrgetter(key)(config)
     return value
 
 
-def check_space(space: Space, base: RunConfig) -> None:
-    """Check that every key can be searched, and that the configuration takes every value.
-
-    Raises:
-        UserError: naming the key.
-    """
+def check_space(space: Space, base: "RunConfig") -> None:
+    """Check that every key can be searched and takes every value; a `UserError` names the one that cannot."""
     if not space:
         raise UserError("space: nothing to search; name keys under space, or a ready-made one under spaces")
     _check_keys(space, base)
     _check_values(space, base)
 
 
-def _check_keys(space: Space, base: RunConfig) -> None:
-    from glscl.training.config import keys
+def _check_keys(space: Space, base: "RunConfig") -> None:
+    from glscl.training.config import RunConfig
 
-    known = set(keys())
+    known = set(keys_of(RunConfig))
     heads = space["model.head"].choice or () if "model.head" in space else (base.model.head,)
     for key in space:
         if key not in known:
@@ -205,7 +195,7 @@ def _check_keys(space: Space, base: RunConfig) -> None:
             raise UserError(f"space: {key} does nothing, the head is {', '.join(map(str, heads))} (model.head)")
 
 
-def _check_values(space: Space, base: RunConfig) -> None:
+def _check_values(space: Space, base: "RunConfig") -> None:
     """Try the corners of the space, and every sample of every key by itself."""
     from glscl.training.config import validate
 

@@ -1,7 +1,5 @@
 """The driver of a sweep: data, towers, the search itself, the winner, its comparison with the default, the report."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Mapping, Sequence
@@ -33,10 +31,7 @@ REPORT = "report.html"
 def run_sweep(sweep: SweepConfig, owner: Owner) -> str:
     """Do what is not finished, and write the report; returns the verdict. ``status.json`` follows what happens.
 
-    Ray must be running.
-
-    Raises:
-        UserError: bad input, or no trial could be finished.
+    Ray must be running. Raises `UserError`: bad input, or no trial could be finished.
     """
     default = plan_sweep(sweep)
     at_once = concurrent_trials(sweep, default)
@@ -53,11 +48,7 @@ def run_sweep(sweep: SweepConfig, owner: Owner) -> str:
 
 
 def prepare(sweep: SweepConfig) -> Setup:
-    """Make what is to be made (toy sets, towers) and check what can be checked before the first trial.
-
-    Raises:
-        UserError: naming what is wrong, where, and the option to change.
-    """
+    """Make toy sets and towers, and check what can be checked before trials; a `UserError` says what to change."""
     storage.write_json(storage.join(sweep.directory, CONFIG), identifying_values(sweep))
     sets = locate_sets(sweep, make=True)
     check_held_out(sweep, sets)
@@ -71,11 +62,7 @@ def prepare(sweep: SweepConfig) -> Setup:
 
 
 def check_held_out(sweep: SweepConfig, sets: Mapping[str, Sets]) -> None:
-    """Check that trials are scored on held-out parts of the training domains, and on nothing that is tested on.
-
-    Raises:
-        UserError: naming the shard set.
-    """
+    """Check that trials are scored on held-out parts of the training domains only; a `UserError` names the set."""
     opened = open_sets(sets)
     for note in apart.check_held_out(opened.held_out, opened.trained, opened.tested):
         print(f"sweep: {note}", flush=True)
@@ -83,11 +70,7 @@ def check_held_out(sweep: SweepConfig, sets: Mapping[str, Sets]) -> None:
 
 
 def report(sweep: SweepConfig) -> str:
-    """Write what the ended trials allow: ``results.json``, ``trials.csv`` and ``report.html``; returns the verdict.
-
-    Raises:
-        UserError: no trial has ended.
-    """
+    """Write what ended trials allow (results, CSV, page); returns the verdict. `UserError`: no trial has ended."""
     trials = read_trials(sweep)
     if not any(trial.has_ended for trial in trials):
         raise UserError(f"{sweep.directory}: no trial has ended; there is nothing to report")

@@ -1,7 +1,5 @@
 """One trial: its trainings, as `glscl train` does them, and a report to Ray Tune at every scored step."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable, Sequence, Set
@@ -24,10 +22,7 @@ def run_trial(setup: Setup, name: str, values: Values, report: Callable[[dict[st
     """Do a trial, or go on with it; one that has ended only reports how.
 
     The last step is reported once everything of the trial is on disk: the schedulers may end it then. ``report`` takes
-    a scored step as plain values.
-
-    Raises:
-        UserError: a training cannot be done with these values, or stopped (a loss that is no number, for one).
+    a scored step as plain values. Raises `UserError`: a training cannot be done with these values, or stopped.
     """
     began = time.monotonic()
     sweep = setup.sweep

@@ -1,9 +1,4 @@
-"""The trials of a sweep as its directory keeps them: each one's ``trial.json``, and ``trials.json`` of all.
-
-The report and a restart read them, so that neither opens Ray Tune's state.
-"""
-
-from __future__ import annotations
+"""The trials of a sweep as its directory keeps them: ``trial.json`` of each, ``trials.json`` of all."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -107,12 +102,10 @@ def from_ray(
     reported: Mapping[str, Mapping[int, Score]],
     ending: Mapping[str, str],
 ) -> list[Trial]:
-    """Convert Ray Tune's trials as they stand, with what this start of the driver knows beside them.
+    """Convert Ray Tune's trials as they stand, with what this start of the driver knows beside them, by name.
 
-    Args:
-        known: by name, the trials that ended before this start, whose reports it has not seen.
-        reported: by name and step, the scores that it has seen.
-        ending: by name, the final state of trials whose end Ray Tune has just reported and not yet written.
+    ``known`` ended before this start, which has not seen their reports; ``reported`` are, by step, the scores that it
+    has seen; ``ending`` is the final state of trials whose end Ray Tune has just reported and not yet written.
     """
     return [
         known.get(trial.trial_id)

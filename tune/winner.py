@@ -1,9 +1,4 @@
-"""The winner of a sweep: a configuration file for `glscl train`, its model, and its comparison with the default.
-
-Both are trained anew with seeds that the search did not use, with the same budget.
-"""
-
-from __future__ import annotations
+"""The winner of a sweep: a file for `glscl train`, its model, its comparison with the default, both trained anew."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -52,10 +47,12 @@ def write_best(setup: Setup, best: Trial, owner: Owner) -> None:
     ]
     text = "".join(f"# {line}\n" for line in lines) + to_yaml(config)
     storage.write_bytes(storage.join(sweep.directory, BEST), text.encode())
-    if sweep.objective == "leave_one_domain_out":
-        source = _train_on_all(setup, best.values, owner)
-    else:
-        source = storage.join(trials_folder(sweep), best.name, ALL)
+    source = storage.join(trials_folder(sweep), best.name, ALL)
+    if sweep.objective == "leave_one_domain_out":  # then no trial has trained on all domains
+        on_all = build_run_on_all(sweep, setup.sets, storage.join(sweep.directory, "best"), ALL, best.values)
+        cells = build_cells(sweep, {ALL: on_all}, WINNER, "best", sweep.seed)
+        run_cells(cells, owner, kind=sweep.kind, keep_models=True)
+        source = on_all.run_directory
     for name in storage.list_names(storage.join(source, FOLDER)):
         data = storage.read_bytes(storage.join(source, FOLDER, name))
         storage.write_bytes(storage.join(sweep.directory, FOLDER, name), data)
@@ -67,22 +64,10 @@ def read_best(sweep: SweepConfig) -> str:
     return storage.read_bytes(where).decode() if storage.exists(where) else ""
 
 
-def _train_on_all(setup: Setup, values: Values, owner: Owner) -> str:
-    """Train the winner's values on all domains, where trials always left one out; returns the run directory."""
-    sweep = setup.sweep
-    config = build_run_on_all(sweep, setup.sets, storage.join(sweep.directory, "best"), ALL, values)
-    cells = build_cells(sweep, {ALL: config}, WINNER, "best", sweep.seed)
-    run_cells(cells, owner, kind=sweep.kind, keep_models=True)
-    return config.run_directory
-
-
 def confirm(setup: Setup, values: Values, owner: Owner) -> None:
     """Train the winner of these values and the default with every seed, unless that is done, and write their scores.
 
-    Ray must be running.
-
-    Raises:
-        UserError: trainings failed; the same command goes on.
+    Ray must be running. Raises `UserError`: trainings failed; the same command goes on.
     """
     sweep = setup.sweep
     if not sweep.confirm_seeds:

@@ -112,7 +112,7 @@ def _evaluate(options: Eval, config: EvaluationConfig, run_directory: str, outpu
             raise UserError(missing_resources(share.workers, share.cpus, share.use_gpu, nodes))
         alone = share.workers == 1 and on_this_machine()
         with nullcontext() if alone else ray_session():
-            results = evaluate(run_directory, tests, config, share, bank=options.bank, quarantine=quarantine)
+            results = evaluate(run_directory, tests, config, share, quarantine, options.bank)
         owner.fence.check()
         write_results(results, output)
     print_results(results)

@@ -32,16 +32,13 @@ def evaluate_model(
     model_uri: str,
     tests: Sequence[str],
     config: EvaluationConfig,
+    share: Share,
+    quarantine: Quarantine | None = None,
     *,
-    workers: int,
-    use_gpu: bool = False,
-    cpus_per_worker: float = 1.0,
-    loader_workers: int = 0,
     bank: Sequence[str] = (),
     keep_ranks: bool = False,
-    quarantine: Quarantine | None = None,
 ) -> list[Test]:
-    """Score a model on every test set with ``workers`` evaluators (`start_evaluators`); no figure depends on how many.
+    """Score a model on every test set with evaluators (`start_evaluators`), on whose number no figure depends.
 
     ``model_uri`` is the folder of a saved model, or a run directory; ``config.bank_videos`` are drawn from the training
     sets of ``bank``. ``keep_ranks`` adds every query's ranks, for paired statistics. The ``quarantine`` lists the
@@ -60,7 +57,6 @@ def evaluate_model(
     quarantine = quarantine or Quarantine(None, 1.0, "")
     results: list[Test] = []
     problems: list[str] = []
-    share = Share(workers, use_gpu, cpus_per_worker, loader_workers)
     with start_evaluators(folder, config, share) as evaluators:
         query_bank = embed_bank(evaluators, bank_sets, per_set, quarantine) if per_set else None
         for shard_set, name in zip(test_sets, distinct_names(test_sets), strict=True):

@@ -18,9 +18,9 @@ from glscl.system.nodes import alive_nodes, check_resources
 from glscl.system.ownership import ANOTHER_NAME, Owner, owned
 from glscl.training.checkpoint.retention import INDEX, PREFIX, RAY_REGISTER
 from glscl.training.config import RunConfig
-from glscl.training.driver.launch import incomplete_sets, quarantine_of, score_tests, train
+from glscl.training.driver.launch import score_run, train
 from glscl.training.driver.machines import with_machines
-from glscl.training.driver.outputs import build_results, status_on_failure, write_results, write_status
+from glscl.training.driver.outputs import status_on_failure, write_results, write_status
 from glscl.training.driver.preflight import CONFIG, preflight
 
 PATIENCE_S = 90.0  # seconds that a living owner is waited for: a killed study's processes end a little later
@@ -93,9 +93,7 @@ def _score_towers(config: RunConfig) -> Results:
     )
     storage.write_json(storage.join(config.run_directory, CONFIG), config.model_dump(mode="json"))
     save_model(storage.join(config.run_directory, FOLDER), card, Retriever(config.model).state_dict())
-    quarantine = quarantine_of(config)
-    tests = score_tests(config, quarantine, keep_ranks=True)
-    return build_results(card, tests, [], incomplete_sets(config, quarantine), quarantine.entries)
+    return score_run(config, card, keep_ranks=True)
 
 
 def pretrain(config: RunsConfig) -> None:

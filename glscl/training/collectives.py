@@ -1,7 +1,5 @@
 """Collectives of tensors, with gradients, and of Python objects. Without a process group each is the identity."""
 
-from __future__ import annotations
-
 from typing import Any, TypeVar, cast
 
 import torch

@@ -1,14 +1,9 @@
-"""The run configuration: one typed tree from which YAML, flags, help, defaults and checks follow.
+"""The run configuration: typed, of defaults, then the YAML file or preset, then ``--a.b value`` flags."""
 
-Precedence: defaults, then the YAML file or preset, then ``--a.b value`` flags.
-"""
-
-from __future__ import annotations
-
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
 from pydantic import Field, ValidationError
@@ -20,7 +15,7 @@ from glscl.losses import LossConfig
 from glscl.models.options import ModelConfig
 from glscl.options import Options
 from glscl.options.flags import parse_options
-from glscl.options.mistakes import describe_mistake, keys_of
+from glscl.options.mistakes import describe_mistake
 from glscl.options.packaged import is_file, preset_text, split_config
 from glscl.options.strict_yaml import dump_yaml, load_yaml
 from glscl.system import storage
@@ -48,7 +43,7 @@ class RunConfig(Options):
         """Absolute path or URI of the run directory."""
         return storage.join(storage.resolve(self.storage), self.name)
 
-    def resolved(self) -> RunConfig:
+    def resolved(self) -> Self:
         """The same run with absolute addresses and a name: Ray workers run in another directory than the driver."""
         parts = ("train", "validation", "test")
         uris = {part: tuple(storage.resolve(uri) for uri in getattr(self.data, part)) for part in parts}
@@ -67,8 +62,7 @@ class RunConfig(Options):
 def load_config(source: str | None) -> RunConfig:
     """Read a YAML file (local or ``s3://``) or a preset by name; None gives the defaults.
 
-    Raises:
-        UserError: missing file, bad YAML, unknown key or bad value, with the key's full name.
+    Raises `UserError`: missing file, bad YAML, unknown key or bad value, with the key's full name.
     """
     if source is None:
         return RunConfig()
@@ -79,8 +73,7 @@ def load_config(source: str | None) -> RunConfig:
 def read_yaml(where: str, text: str | None = None) -> dict[str, Any]:
     """The sections of a YAML file, local or ``s3://``, or of a text that is called so in messages.
 
-    Raises:
-        UserError: no such file, not UTF-8, not YAML, a key given twice, or no mapping.
+    Raises `UserError`: no such file, not UTF-8, not YAML, a key given twice, or no mapping.
     """
     if text is None:
         try:
@@ -107,11 +100,6 @@ def validate(values: dict[str, Any], where: str) -> RunConfig:
     except (ValidationError, UserError) as error:
         mistake = error if isinstance(error, UserError) else describe_mistake(error, RunConfig)
         raise UserError(f"{where}: {mistake}") from None
-
-
-def keys() -> Iterator[str]:
-    """Every configuration key, dotted."""
-    return keys_of(RunConfig)
 
 
 def to_yaml(config: RunConfig) -> str:

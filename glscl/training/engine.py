@@ -32,16 +32,10 @@ def build_engine(
 ) -> DeepSpeedEngine:
     """Wrap a model in a DeepSpeed engine with AdamW over the towers' and the head's parameter groups.
 
-    The process group must exist already (Ray Train makes it). No setting depends on the device but ``fused``, so that
-    tests without a GPU, which set it, are tests of what runs on one.
-
-    Args:
-        model: on any device.
-        config: of the run; ``accumulate`` has to be that of this number of ranks.
-        device: of this rank.
-        world_size: number of ranks.
-        overlap: reduce gradients over the ranks while the backward pass goes on; the numbers are the same.
-        fused: update with one kernel per group of parameters; None does on a GPU. The numbers are the same to rounding.
+    The process group must exist already (Ray Train makes it). ``config.accumulate`` has to be that of this number of
+    ranks. Neither ``overlap`` (reduce gradients while the backward pass goes on) nor ``fused`` (update with one kernel
+    per group of parameters; None does on a GPU) changes numbers beyond rounding. No setting depends on the device but
+    ``fused``, so that tests without a GPU, which set it, are tests of what runs on one.
     """
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
@@ -123,10 +117,7 @@ def spare_launches(optimizer: Any) -> None:
 
 
 def set_learning_rates(engine: DeepSpeedEngine, config: TrainingConfig, step: int, total_steps: int) -> float:
-    """Set each group's rate for a step: linear warm-up, then a cosine to zero. Returns the factor of the peak rate.
-
-    A function of the step alone, so there is no scheduler state to save.
-    """
+    """Set each group's rate for a step (warm-up, cosine to zero; no state to save); returns the factor of the peak."""
     factor = schedule(step, total_steps, config.warmup)
     for group in engine.optimizer.param_groups:
         group["lr"] = group["peak"] * factor
@@ -139,12 +130,6 @@ def schedule(step: int, total_steps: int, warmup: float) -> float:
     if step < rising:
         return (step + 1) / rising
     return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, total_steps - rising)))
-
-
-def gradient_norm(engine: DeepSpeedEngine) -> float | None:
-    """Norm of the last step's gradient before clipping, where DeepSpeed computed it."""
-    norm = engine.get_global_grad_norm()
-    return None if norm is None else float(norm)
 
 
 def backward(engine: DeepSpeedEngine, loss: Tensor, *, last: bool) -> None:

@@ -6,8 +6,6 @@ chunks. Each rank encodes its own pairs, gathers what the head caches with gradi
 all videos and all texts against its own videos, so that the work per rank falls with the number of ranks.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,7 +38,7 @@ class RankPairs:
     frame_mask: Tensor  # (b, F)
     video_ids: Tensor  # (b,) int64, equal for pairs of the same video, whichever rank holds them
 
-    def split(self, chunks: int) -> list[RankPairs]:
+    def split(self, chunks: int) -> list["RankPairs"]:
         """Cut into chunks of equal size; a `UserError` where their number does not divide that of the pairs."""
         pairs = len(self.token_ids)
         if pairs % chunks:
@@ -57,14 +55,12 @@ def step_loss(call: Call, config: LossConfig, text: Features, video: Features, v
 
     Args:
         call: scores ("score", "score_parts") and gives the logit scale ("scale").
-        config: the terms.
         text: caches of this rank's b texts.
         video: caches of this rank's b videos, in the same order; every rank has the same b.
         video_ids: (b,) int64, equal for pairs of the same video.
 
-    Returns:
-        weighted terms by name and their sum, "total". Back-propagate "total" on every rank and average the
-        parameters' gradients over the ranks.
+    Returns weighted terms by name and their sum, "total". Back-propagate "total" on every rank and average the
+    parameters' gradients over the ranks.
     """
     scale = mean_gradient(call("scale"))
     all_ids = gather(video_ids)
@@ -92,23 +88,17 @@ def step_loss(call: Call, config: LossConfig, text: Features, video: Features, v
 def backward_global_batch(
     call: Call, backward: Backward, config: LossConfig, batch: RankPairs, accumulate: int = 1
 ) -> dict[str, Tensor]:
-    """Run forward and backward of one step over this rank's share of the global batch.
+    """Run forward and backward of one step over this rank's share; returns the terms of `step_loss`, detached.
 
-    With ``accumulate`` > 1 only one chunk's activations are held at a time (a two-pass gradient cache, Gao et al.
-    2021, arXiv 2101.06983): encode every chunk without a graph; back-propagate the loss of the whole global batch to
-    the caches; encode each chunk again, under the random state it had the first time, and back-propagate the inner
-    product of its caches with their gradients. Parameters that scoring uses directly, and the logit scale, get their
-    gradient in the second stage, once.
+    With ``accumulate`` > 1 only one chunk's activations are held at a time (a two-pass gradient cache, Gao et al. 2021,
+    arXiv 2101.06983): encode every chunk without a graph; back-propagate the loss of the whole global batch to the
+    caches; encode each chunk again, under the random state it had the first time, and back-propagate the inner product
+    of its caches with their gradients. Parameters that scoring uses directly, and the logit scale, get their gradient
+    in the second stage, once.
 
     ``backward`` is called `backward_calls(accumulate)` times. The gradients must arrive unscaled, since the caches'
     gradients enter the later pieces (see `glscl.training.engine.backward`). Precisions that scale the loss (fp16) do
-    not fit.
-
-    Returns:
-        the loss terms of `step_loss`, detached.
-
-    Raises:
-        UserError: ``accumulate``, the number of chunks, does not divide the rank's pairs.
+    not fit. Raises `UserError`: ``accumulate``, the number of chunks, does not divide the rank's pairs.
     """
     if accumulate == 1:
         losses = step_loss(call, config, *_encode(call, batch), batch.video_ids)

@@ -1,7 +1,5 @@
 """Scoring the held-out sets during training, which chooses the checkpoint and steers sweeps."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 
@@ -37,11 +35,7 @@ class HeldOut:
     heartbeats: HeartbeatSender
 
     def score(self, model: Retriever) -> dict[str, float]:
-        """Held-out metrics, the same dictionary on every rank (collective).
-
-        Raises:
-            RunStoppedError: too many videos of a set are unusable; those of all sets are listed by then.
-        """
+        """Held-out metrics, the same on every rank (collective). `RunStoppedError`: too many of a set are unusable."""
         metrics: dict[str, float] = {}
         problems = []
         held_out = [open_shard_set(uri) for uri in self.config.data.validation]

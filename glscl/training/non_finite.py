@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from glscl.training.collectives import gather_objects
-from glscl.training.engine import gradient_norm
 from glscl.training.run_log import NonFiniteReport
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ class NonFiniteSteps:
         sound = torch.stack([counted.finite.all() for counted in self._steps]).tolist() if self._steps else []
         if not all(sound):
             return self._steps[sound.index(False)].number
-        if gradient_norm(engine) is not None:
+        if engine.get_global_grad_norm() is not None:
             return None
         # DeepSpeed has no norm: a gradient gone wrong shows in what it made of the parameters.
         finite = torch.stack([parameter.isfinite().all() for parameter in engine.module.parameters()])

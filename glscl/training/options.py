@@ -1,7 +1,5 @@
 """Configuration of training, checkpoints and the worker group."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field

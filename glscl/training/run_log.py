@@ -1,13 +1,11 @@
-"""The log of a run: JSON lines and TensorBoard events, written by rank 0."""
-
-from __future__ import annotations
+"""What rank 0 writes of a run: JSON lines, TensorBoard events, and the videos that were repaired."""
 
 import json
 import os
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,13 +14,15 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
+from glscl.data.quarantine import Entry
 from glscl.errors import UserError
 from glscl.system import storage
 from glscl.system.ownership import Fence
-from glscl.training.collectives import rank
+from glscl.training.collectives import gather_objects
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
+REPAIRED = "repaired.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,28 +49,16 @@ class Log:
     """What the training loop writes to: on every rank but the first, nowhere."""
 
     def write(self, step: int, values: Mapping[str, float]) -> None: ...
-
     def write_non_finite(self, report: NonFiniteReport) -> None: ...
-
     def flush(self) -> None: ...
-
     def close(self) -> None: ...
 
 
-def open_log(run_directory: str, step: int, fence: Fence) -> Log:
-    """The log of this rank."""
-    return RunLog(run_directory, step, fence) if rank() == 0 else Log()
-
-
 class RunLog(Log):
-    """Metrics of the run directory.
+    """Metrics of the run directory, from the step that a run resumes from on.
 
-    A remote run directory is written locally and copied at every `flush`. A resumed run drops the rows after the step
-    it resumes from, so the file reads as if nothing had happened.
-
-    Args:
-        step: the step resumed from.
-        fence: looked at before anything in the run directory is replaced.
+    A remote run directory is written locally and copied at every `flush`. A resumed run drops the rows after its step,
+    so the file reads as if nothing had happened. The fence is looked at before anything there is replaced.
     """
 
     def __init__(self, run_directory: str, step: int, fence: Fence | None = None) -> None:
@@ -98,11 +86,7 @@ class RunLog(Log):
             self._fence.check()
 
     def write(self, step: int, values: Mapping[str, float | str | list[str]]) -> None:
-        """Add one row; numbers also become TensorBoard scalars.
-
-        Raises:
-            UserError: the disk is full.
-        """
+        """Add one row; numbers also become TensorBoard scalars. Raises `UserError`: the disk is full."""
         with self._explained():
             self._file.write(json.dumps({"step": step, **values}) + "\n")
             self._file.flush()
@@ -163,3 +147,40 @@ def read_metrics(run_directory: str) -> list[dict[str, Any]]:
         return []
     lines = storage.read_bytes(where).decode("utf-8").splitlines(keepends=True)
     return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+class Repairs:
+    """The videos of all ranks in which the nearest picture stands for one that does not decode.
+
+    They are listed in `REPAIRED` of ``run_directory``, after what is there already. That is None on all ranks but the
+    first, which only report what they met.
+    """
+
+    def __init__(self, run_directory: str | None, fence: Fence | None = None) -> None:
+        self._fence = fence
+        self._uri = storage.join(run_directory, REPAIRED) if run_directory else None
+        self._new: list[Entry] = []
+        self._known: dict[tuple[str, ...], Entry] = {}
+        if self._uri and storage.exists(self._uri):
+            self._merge(json.loads(line) for line in storage.read_bytes(self._uri).decode().splitlines())
+
+    def add(self, entries: Iterable[Entry]) -> None:
+        """Take note of what this rank met."""
+        self._new += entries
+
+    def gather(self) -> int:
+        """Merge what all ranks met (collective); returns how many videos are listed, where they are."""
+        gathered = gather_objects(self._new)
+        self._new = []
+        if self._uri and self._merge(entry for entries in gathered for entry in entries):
+            if self._fence is not None:
+                self._fence.check()
+            lines = (json.dumps(entry, ensure_ascii=False) + "\n" for entry in self._known.values())
+            storage.write_bytes(self._uri, "".join(lines).encode())
+        return len(self._known)
+
+    def _merge(self, entries: Iterable[Entry]) -> bool:
+        before = len(self._known)
+        for entry in entries:
+            self._known.setdefault((entry["domain"], entry["shard"], entry["key"]), entry)
+        return len(self._known) > before

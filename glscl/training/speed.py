@@ -1,7 +1,5 @@
 """Speed of a step: arithmetic of the towers, peak of the device, and where the time goes."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from itertools import pairwise

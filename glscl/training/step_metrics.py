@@ -1,7 +1,5 @@
 """The figures of a log line: losses, speed, waiting for data."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,13 +10,7 @@ from glscl.training.schedule import RunLength
 
 
 class StepMetrics:
-    """Measures the steps between two rows of the log.
-
-    Args:
-        length: of the run.
-        global_batch: pairs of a step.
-        busy: share of what the hardware could do that one pair per second takes (see `glscl.training.speed`).
-    """
+    """Measures the steps between two rows of the log; ``busy`` is the hardware's part that a pair per second takes."""
 
     def __init__(self, length: RunLength, global_batch: int, busy: float) -> None:
         self._length, self._global_batch, self._busy = length, global_batch, busy

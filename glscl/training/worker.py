@@ -1,7 +1,5 @@
 """The training loop, as every rank runs it: load, step, log, evaluate, save."""
 
-from __future__ import annotations
-
 import logging
 import os
 import time
@@ -14,7 +12,6 @@ from typing import Any
 import ray.train
 import ray.train.torch
 import torch
-from torch import Tensor
 
 from glscl.data.activity import ActivityTable
 from glscl.data.augment import ClipAugmentation
@@ -32,27 +29,24 @@ from glscl.training.checkpoint.format import SELECTION_METRIC, directory_name, s
 from glscl.training.checkpoint.retention import Retention
 from glscl.training.collectives import broadcast_object, gather_objects, print_once, rank, world_size
 from glscl.training.config import RunConfig
-from glscl.training.engine import (
-    backward,
-    build_engine,
-    compile_parts,
-    evaluation_model,
-    gradient_norm,
-    set_learning_rates,
-)
+from glscl.training.engine import backward, build_engine, compile_parts, evaluation_model, set_learning_rates
 from glscl.training.global_batch import RankPairs, backward_global_batch
-from glscl.training.health.consensus import Consensus, StepRequest
-from glscl.training.health.heartbeat import HeartbeatSender, Limits, Phase
+from glscl.training.health.heartbeat import Consensus, HeartbeatSender, Limits, Phase, StepRequest
 from glscl.training.held_out import HeldOut
 from glscl.training.non_finite import NonFiniteSteps
-from glscl.training.repairs import Repairs
-from glscl.training.resume import resume
-from glscl.training.run_log import open_log
-from glscl.training.saving import Saver
-from glscl.training.schedule import RunLength, check_shared_memory, make_plan, make_sampling
+from glscl.training.run_log import Log, Repairs, RunLog
+from glscl.training.saving import Saver, resume
+from glscl.training.schedule import (
+    RunLength,
+    accumulation_steps,
+    check_shared_memory,
+    describe_batch,
+    make_plan,
+    make_sampling,
+    usable_world_sizes,
+)
 from glscl.training.speed import StepClock, prepare_arithmetic
 from glscl.training.step_metrics import StepMetrics
-from glscl.training.world_sizes import accumulation_steps, describe_batch, usable_world_sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,25 +70,12 @@ class Due:
     stop: bool
 
 
-@dataclass(frozen=True, slots=True)
-class _RankReport:
-    """One rank's contribution to a row of the log."""
-
-    figures: Tensor
-    unusable: list[dict[str, str]]
-    truncated: int
-    non_finite_step: int | None
-
-
 def train_worker(values: dict[str, Any]) -> Ending | None:
     """Train from the latest complete checkpoint to the last step, as one rank of Ray Train's worker group.
 
-    Args:
-        values: ``config``, the resolved `RunConfig` as plain values, ``store``, the token under which driver and
-            ranks find each other, and ``fence``, the driver's claim to the run directory.
-
-    Returns:
-        None at the end of training; else why it ended before (Ray Train restarts workers that raise).
+    ``values`` are ``config``, the resolved `RunConfig` as plain values, ``store``, the token under which driver and
+    ranks find each other, and ``fence``, the driver's claim to the run directory. Returns None at the end of training,
+    else why it ended before (Ray Train restarts workers that raise).
     """
     print_no_traceback_of(UserError)
     with redacted_errors():
@@ -127,10 +108,8 @@ def _train(config: RunConfig, token: str, fence: Fence) -> Ending | None:
 class Worker:
     """One rank of a training run, resumed from the latest complete checkpoint.
 
-    Args:
-        attempt: token of this worker group, which tells its checkpoints from others'.
-        boards: what the processes do that read the training stream, and those that read held-out sets.
-        fence: of the driver that owns the run directory.
+    ``attempt`` is the token of this worker group; ``boards`` say what the processes do that read the training stream,
+    and those that read held-out sets; ``fence`` is of the driver that owns the run directory.
     """
 
     def __init__(
@@ -183,7 +162,8 @@ class Worker:
         self._leaving_nodes: set[str] = set()  # nodes for whose loss a checkpoint was saved
         batch = describe_batch(config.training, world_sizes, world_size())
         print_once(f"global batch: {config.training.global_batch} pairs = {batch}")
-        self.log_file = open_log(config.run_directory, self.state.step, fence)  # last: `_train` closes it
+        # Last, because `_train` closes it.
+        self.log_file = RunLog(config.run_directory, self.state.step, fence) if rank() == 0 else Log()
 
     def _batches(self, board: ActivityTable) -> Feed:
         data = self.config.data
@@ -291,23 +271,20 @@ class Worker:
     def log(self) -> None:
         """Write a row of figures over all ranks (collective).
 
-        Raises:
-            RunStoppedError: a loss or gradient is not finite, or too many videos of a training set are unusable.
+        Raises `RunStoppedError`: a loss or gradient is not finite, or too many videos of a training set are unusable.
         """
         step = self.state.step
         self.heartbeats.at(Phase.LOGGING, step)
         bad_step = self.non_finite.first(self.engine, step)
-        figures = self.metrics.local_figures()
-        reports = gather_objects(_RankReport(figures, self._unusable, self._truncated, bad_step))
+        ranks = gather_objects((self.metrics.local_figures(), self._unusable, self._truncated, bad_step))
+        figures, entries, truncated, bad_steps = zip(*ranks, strict=True)
         self._unusable, self._truncated = [], 0
-        self.quarantine.take("train", self.shard_sets, [entry for one in reports for entry in one.unusable])
+        self.quarantine.take("train", self.shard_sets, [entry for of_rank in entries for entry in of_rank])
         unusable = sum(entry["part"] == "train" for entry in self.quarantine.entries)
-        truncated = sum(one.truncated for one in reports)
-        row = self.metrics.row([one.figures for one in reports], truncated, unusable, step, self._factor)
-        norm = gradient_norm(self.engine)
-        if norm is not None:
-            row["gradient_norm"] = norm
-        if report := self.non_finite.check([one.non_finite_step for one in reports]):
+        row = self.metrics.row(figures, sum(truncated), unusable, step, self._factor)
+        if (norm := self.engine.get_global_grad_norm()) is not None:  # before clipping
+            row["gradient_norm"] = float(norm)
+        if report := self.non_finite.check(bad_steps):
             self.log_file.write_non_finite(report)
             raise RunStoppedError(report.describe(self.checkpoint))
         if problem := self.quarantine.problem("train", self.shard_sets):

@@ -16,7 +16,7 @@ import yaml
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
 from glscl.training.config import run_config
-from glscl.training.world_sizes import usable_world_sizes
+from glscl.training.schedule import usable_world_sizes
 
 ROOT = Path(__file__).resolve().parents[2]
 KUBERAY = ROOT / "cluster" / "kuberay"

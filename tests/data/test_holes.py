@@ -24,7 +24,7 @@ from glscl.data.stream import PairStream, make_loader
 from glscl.data.video import FrameSampling, VideoError, limits, load_clip, load_frames, make_copy
 from glscl.data.video.budget import Budget, describe_error
 from glscl.data.video.index import read_index
-from glscl.training.repairs import FILE, Repairs
+from glscl.training.run_log import REPAIRED, Repairs
 from tests.data.drawn import both, close, draw, level, levels, ramp
 from tests.data.test_stream import SAMPLING, plan_of, tokenize
 
@@ -288,14 +288,14 @@ def test_the_runs_own_list(tmp_path: Path) -> None:
         run = tmp_path / "run"
         repairs = Repairs(str(run))
         assert repairs.gather() == 0
-        assert not (run / FILE).exists()
+        assert not (run / REPAIRED).exists()
         repairs.add([one])
         repairs.add([other, one])
         assert (repairs.gather(), repairs.gather()) == (2, 2)
         again = Repairs(str(run))
         again.add([other, one | {"key": "3"}])
         assert again.gather() == 3
-        lines = [json.loads(line) for line in (run / FILE).read_text(encoding="utf-8").splitlines()]
+        lines = [json.loads(line) for line in (run / REPAIRED).read_text(encoding="utf-8").splitlines()]
         assert lines == [one, other, one | {"key": "3"}]
         shutil.rmtree(run)
         silent = Repairs(None)

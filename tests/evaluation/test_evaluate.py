@@ -29,11 +29,13 @@ from glscl.evaluation.results import QueryRanks
 from glscl.evaluation.saved import ModelCard, load_model, save_model
 from glscl.models import ModelConfig, Retriever
 from glscl.models.tokenizer import tokenize
+from glscl.system.nodes import Share
 
 pytestmark = pytest.mark.e2e
 
 CPU = torch.device("cpu")
 CONFIG = EvaluationConfig(batch_size=3, text_block=7, video_block=5, examples=4)
+ONE, TWO = Share(1, False, 1.0, 0), Share(2, False, 0.5, 0)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -94,8 +96,8 @@ def _embed(model: Retriever, card: ModelCard, shard_set: ShardSet) -> Embeddings
 
 def test_any_number_of_actors_gives_the_numbers_of_one_process(run: str, sets: list[ShardSet]) -> None:
     uris = [shard_set.uri for shard_set in sets]
-    one = evaluate_model(run, uris, CONFIG, workers=1)
-    two = evaluate_model(run, uris, CONFIG, workers=2, cpus_per_worker=0.5, loader_workers=1)
+    one = evaluate_model(run, uris, CONFIG, ONE)
+    two = evaluate_model(run, uris, CONFIG, Share(2, False, 0.5, 1))
     _close(two, one)
     model, card = load_model(run)
     for shard_set, entry in zip(sets, one, strict=True):
@@ -146,10 +148,10 @@ def test_normalised_columns_are_those_of_the_whole_matrix(
         expected.append(columns)
     uris, bank_uris = [shard_set.uri for shard_set in sets], [shard_set.uri for shard_set in bank_sets]
     config = CONFIG.model_copy(update={"normalisations": True, "bank_videos": 2 * share + 1})
-    for workers in (1, 2):
-        entries = evaluate_model(run, uris, config, workers=workers, cpus_per_worker=0.5, bank=bank_uris)
+    for actors in (ONE, TWO):
+        entries = evaluate_model(run, uris, config, actors, bank=bank_uris)
         _close([entry.normalised for entry in entries], expected)
-    (entry,) = evaluate_model(run, uris[:1], config, workers=1)
+    (entry,) = evaluate_model(run, uris[:1], config, ONE)
     assert {column.name for column in entry.normalised} == {"dual_softmax", "inverted_softmax"}, "no bank"
 
 
@@ -161,8 +163,8 @@ def test_left_out_videos_are_as_if_they_had_never_been_there(
     smaller = make_shards("smaller", captions=[1, 2, 3] * 3 + [1], per_shard=3, bad={2: b"torn"})
     config = CONFIG.model_copy(update={"leave_out": (f"toy={leaked}",)})
     uris = [shard_set.uri for shard_set in sets]
-    plain = evaluate_model(run, [*uris, smaller.uri], CONFIG, workers=1)
-    toy, other = evaluate_model(run, uris, config, workers=2, cpus_per_worker=0.5)
+    plain = evaluate_model(run, [*uris, smaller.uri], CONFIG, ONE)
+    toy, other = evaluate_model(run, uris, config, TWO)
     without = toy.without_leaked
     assert without is not None
     _close(toy.model_copy(update={"without_leaked": None}), plain[0])
@@ -175,7 +177,7 @@ def test_left_out_videos_are_as_if_they_had_never_been_there(
 
 
 def test_ranks_of_every_query_give_back_the_metrics(run: str, sets: list[ShardSet]) -> None:
-    (entry,) = evaluate_model(run, [sets[0].uri], CONFIG, workers=2, cpus_per_worker=0.5, keep_ranks=True)
+    (entry,) = evaluate_model(run, [sets[0].uri], CONFIG, TWO, keep_ranks=True)
     kept = json.loads(json.dumps(entry.to_json()))["per_query"]
     assert QueryRanks.model_validate(kept).model_dump() == entry.per_query.model_dump(), "plain values"
     for direction in DIRECTIONS:
@@ -194,7 +196,7 @@ def test_ranks_of_every_query_give_back_the_metrics(run: str, sets: list[ShardSe
 
 
 def test_examples_show_the_matches(run: str, sets: list[ShardSet]) -> None:
-    (entry,) = evaluate_model(run, [sets[0].uri], CONFIG, workers=1)
+    (entry,) = evaluate_model(run, [sets[0].uri], CONFIG, ONE)
     assert len(entry.examples) == CONFIG.examples
     for example in entry.examples:
         owner = example.query.split()[0]
@@ -216,7 +218,7 @@ def test_a_damaged_tar_is_one_line(run: str, sets: list[ShardSet], capsys: pytes
     tar = Path(sets[1].uri) / "shard-000001.tar"
     tar.write_bytes(b"\1" * tar.stat().st_size)
     with pytest.raises(UserError, match=r"shard-000001\.tar: unusable \(.*glscl shards verify"):
-        evaluate_model(run, [sets[1].uri], CONFIG, workers=1)
+        evaluate_model(run, [sets[1].uri], CONFIG, ONE)
     assert main(["eval", "--run", run, "--test", sets[1].uri]) == 2
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith(f"glscl: FAILED {tar}: unusable (")
@@ -273,13 +275,13 @@ def test_every_set_is_listed_before_too_many_bad_videos_end_it(
     quarantine = Quarantine(str(tmp_path / "out"), 0.1, "knob")
     uris = [shard_set.uri for shard_set in sets]
     with pytest.raises(UserError) as caught:
-        evaluate_model(run, uris, CONFIG, workers=2, cpus_per_worker=0.5, quarantine=quarantine)
+        evaluate_model(run, uris, CONFIG, TWO, quarantine=quarantine)
     assert "1 of 6 videos of test set a/train cannot be used, more than knob (0.1)" in str(caught.value)
     assert "2 of 6 videos of test set c/train cannot be used, more than knob (0.1)" in str(caught.value)
     assert {entry["video_id"] for entry in read_quarantine(str(tmp_path / "out"))} == {"v001", "v004", "v005"}
     bank = CONFIG.model_copy(update={"normalisations": True, "bank_videos": 5})
     with pytest.raises(UserError, match=r"\d of 6 videos of query bank from c/train cannot be used, more than knob"):
-        evaluate_model(run, uris[1:2], bank, workers=1, bank=uris[2:], quarantine=quarantine)
+        evaluate_model(run, uris[1:2], bank, ONE, bank=uris[2:], quarantine=quarantine)
     in_bank = {entry["video_id"] for entry in read_quarantine(str(tmp_path / "out")) if entry["part"] == "bank"}
     assert in_bank
     assert in_bank <= {"v004", "v005"}
@@ -311,7 +313,7 @@ def test_more_actors_than_the_cluster_has(run: str, sets: list[ShardSet], capsys
 
 
 def test_nothing_to_score_starts_nothing(tmp_path: Path) -> None:
-    assert evaluate_model(str(tmp_path), [], CONFIG, workers=1) == []
+    assert evaluate_model(str(tmp_path), [], CONFIG, ONE) == []
 
 
 def test_sets_are_opened_early(

@@ -24,7 +24,6 @@ from glscl.training.engine import (
     backward,
     build_engine,
     evaluation_model,
-    gradient_norm,
     schedule,
     set_learning_rates,
 )
@@ -229,7 +228,7 @@ def _evaluation_worker(rank: int, clip: str, folder: str) -> None:
         set_learning_rates(engine, config, 0, 2)
         _step(engine, rank)
         assert engine.module.training
-        norm = gradient_norm(engine)
+        norm = engine.get_global_grad_norm()
         assert stage == 0 or (norm is not None and 0 < norm < float("inf"))
         again = evaluation_model(engine)
         second = _scores(again)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, distributed
 
 from glscl.losses import LossConfig
-from glscl.training.engine import backward, build_engine, gradient_norm, set_learning_rates
+from glscl.training.engine import backward, build_engine, set_learning_rates
 from glscl.training.global_batch import backward_global_batch
 from glscl.training.options import TrainingConfig
 from tests.training.ranks import CASES, build_model, global_batch, start, write_clip
@@ -49,7 +49,7 @@ def _worker(rank: int, clip: str) -> dict[tuple[int, int], tuple[list[float | No
             loss = LossConfig.model_validate({"contrastive": {"weight": factor}})
             backward_global_batch(engine, partial(backward, engine), loss, batch, parts)
             engine.step()
-            norms.append(gradient_norm(engine))
+            norms.append(float(engine.get_global_grad_norm() or 0.0))
         parameters = dict(engine.module.named_parameters())
         with deepspeed.zero.GatheredParameters(list(parameters.values()), enabled=stage == 3):
             found[stage, parts] = norms, {name: parameter.detach().clone() for name, parameter in parameters.items()}

@@ -157,7 +157,7 @@ def resumed(rank: int, world: int, clip: str, folder: str) -> None:
             engine = engine_of(clip, case, seed=5)
             parts = Path(folder, name_of(case), f"{saved_by}")
             state = checkpoint.check_complete(str(parts / "whole"), rank, world)
-            if resharding.is_needed(state, world):
+            if state.zero_stage > 0 and state.world_size != world:
                 with resharding.resharded(str(parts / "whole"), "c", state, 0, leads=rank == 0) as converted:
                     resharding.load(engine, converted)
                 checkpoint.restore_generators(str(parts / "whole"), state, rank)

@@ -8,8 +8,7 @@ from dataclasses import replace
 import pytest
 
 from glscl.data.activity import ActivityTable
-from glscl.training.health.consensus import StepRequest
-from glscl.training.health.heartbeat import Heartbeat, HeartbeatSender, Limits, Phase
+from glscl.training.health.heartbeat import Heartbeat, HeartbeatSender, Limits, Phase, StepRequest
 from glscl.training.health.watchdog import Watchdog, diagnose
 
 LIMITS = Limits(stall_s=30.0, hang_s=60.0)

@@ -13,8 +13,7 @@ from glscl.data.shards import ShardSet
 from glscl.errors import UserError
 from glscl.training.config import RunConfig, load_config, run_config, to_yaml
 from glscl.training.options import TrainingConfig
-from glscl.training.schedule import make_plan
-from glscl.training.world_sizes import accumulation_steps, describe_batch, usable_world_sizes
+from glscl.training.schedule import accumulation_steps, describe_batch, make_plan, usable_world_sizes
 
 
 def config(**training: Any) -> RunConfig:

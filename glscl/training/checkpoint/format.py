@@ -48,33 +48,14 @@ TAG = "deepspeed"
 LIST_PREFIX = "files-"
 
 FREE_KEYS = (
-    "name",
-    "storage",
-    "data.validation",
-    "data.test",
-    "data.loader_workers",
-    "data.prefetch",
-    "data.cache_mb",
-    "data.decoder",
-    "data.cache_dir",
-    "data.max_decode_s",
-    "data.max_bad_fraction",
-    "data.stall_timeout_s",
-    "model.grad_checkpointing",
-    "model.trust_pickle",
-    "training.compile",
-    "training.num_workers",
-    "training.use_gpu",
-    "training.cpus_per_worker",
-    "training.wait_for_nodes_s",
-    "training.restart_cost_s",
-    "training.log_every",
-    "training.max_failures",
-    "training.hang_timeout_s",
-    "training.accumulate",
-    "checkpoint",
-    "evaluation",
-)
+    "name", "storage", "checkpoint", "evaluation",
+    "data.validation", "data.test", "data.loader_workers", "data.prefetch", "data.cache_mb", "data.decoder",
+    "data.cache_dir", "data.max_decode_s", "data.max_bad_fraction", "data.stall_timeout_s",
+    "model.grad_checkpointing", "model.trust_pickle",
+    "training.compile", "training.accumulate", "training.log_every",
+    "training.num_workers", "training.use_gpu", "training.cpus_per_worker",
+    "training.wait_for_nodes_s", "training.restart_cost_s", "training.max_failures", "training.hang_timeout_s",
+)  # fmt: skip
 """Configuration keys (or sections) in which a resumed run may differ from the run that saved."""
 
 
@@ -138,11 +119,7 @@ def _read_lists(uri: str) -> tuple[TrainState, list[dict[str, _File]]]:
 
 
 def file_names(uri: str) -> list[str]:
-    """Names of all files of a checkpoint: its state, the ranks' lists, and what those name.
-
-    Raises:
-        IncompleteCheckpointError: a list is missing or unreadable.
-    """
+    """All files of a checkpoint: state, lists, what those name; `IncompleteCheckpointError` if one is unreadable."""
     state, lists = _read_lists(uri)
     listed = (name for files in lists for name in files)
     return list(dict.fromkeys([STATE, *map(_list_name, range(state.world_size)), *listed]))
@@ -155,11 +132,7 @@ def read_state(folder: str) -> TrainState:
 
 
 def check_files(uri: str) -> TrainState:
-    """Check that every file that a checkpoint's lists name exists with its size; reads the lists only.
-
-    Raises:
-        IncompleteCheckpointError: naming the file.
-    """
+    """Check that every listed file of a checkpoint exists with its size; an `IncompleteCheckpointError` names one."""
     state, lists = _read_lists(uri)
     expected = {name: entry.bytes for files in lists for name, entry in files.items()}
     for name, size in storage.wrong_sizes(uri, expected).items():
@@ -171,10 +144,8 @@ def check_files(uri: str) -> TrainState:
 def check_complete(folder: str, process: int = 0, processes: int = 1) -> TrainState:
     """Compare a local folder with every rank's files with their lists: all sizes, and this process's checksums.
 
-    Of several processes that share the work, each hashes the files of every ``processes``-th rank.
-
-    Raises:
-        IncompleteCheckpointError: naming the file.
+    Of several processes that share the work, each hashes the files of every ``processes``-th rank. Raises
+    `IncompleteCheckpointError`, naming the file.
     """
     state = check_files(folder)
     _, lists = _read_lists(folder)
@@ -230,11 +201,7 @@ def seed_generators(seed: int, step: int, rank: int) -> None:
 
 
 def check_resumable(state: TrainState, config: dict[str, Any], manifests: Sequence[str]) -> None:
-    """Apply resume rule 5.
-
-    Raises:
-        UserError: with every differing key.
-    """
+    """Apply resume rule 5. Raises `UserError`, with every differing key."""
     different = differing_keys(state.config, config, FREE_KEYS)
     if different:
         raise UserError(

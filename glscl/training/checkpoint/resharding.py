@@ -35,11 +35,6 @@ BYTES_PER_SECOND = 100e6
 an AMD EPYC 23 to 29 s, and a disk is not always idle."""
 
 
-def is_needed(state: TrainState, world: int) -> bool:
-    """Whether a checkpoint has to be converted for so many ranks."""
-    return state.zero_stage > 0 and state.world_size != world
-
-
 @contextmanager
 def resharded(folder: str, source: str, state: TrainState, node: int, leads: bool) -> Iterator[str]:
     """A checkpoint in a form that any number of ranks can `load` (collective; see `one_per_node`).

@@ -15,8 +15,6 @@ Rules:
 4. Only the directory's owner (`glscl.system.ownership`) writes or deletes: that is looked up before each time.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -92,14 +90,14 @@ class Retention:
         return checkpoints, problems
 
     def prune_at_start(self) -> list[CompleteCheckpoint]:
-        """Register what can be resumed, and remove what never was complete, before a run starts or goes on.
-
-        Raises:
-            UserError: there were checkpoints, and none is complete any more.
-            TakenOverError: the run directory belongs to another command, as for all that writes here.
-        """
+        """Register what can be resumed, remove what never was complete; a `UserError` if nothing is whole any more."""
         self._check_owner()
-        self._forget_register()
+        register = storage.join(self.run_directory, RAY_REGISTER)  # from which Ray Train would go on
+        try:
+            storage.remove(register)
+        except UserError:
+            if storage.exists(register):
+                raise
         known = self.known()
         checkpoints, problems = self.complete()
         for name, problem in problems.items():
@@ -113,15 +111,6 @@ class Retention:
         self._write(checkpoints, [name for name in problems if name in known])
         self._verified.clear()  # another process, Ray Train's controller, removes some from now on
         return checkpoints
-
-    def _forget_register(self) -> None:
-        """Ray Train would go on from what its register says."""
-        where = storage.join(self.run_directory, RAY_REGISTER)
-        try:
-            storage.remove(where)
-        except UserError:
-            if storage.exists(where):
-                raise
 
     def register(self, name: str) -> None:
         """A checkpoint has been uploaded: verify it, then let older ones go (rules 1 and 2)."""

@@ -4,8 +4,6 @@ DeepSpeed reads its files with ``weights_only=False``. An environment variable o
 inside `safe_loading` goes through torch's restricted unpickler. Where a checkpoint comes from then does not matter.
 """
 
-from __future__ import annotations
-
 import os
 import pickle
 from collections.abc import Iterator
@@ -24,10 +22,7 @@ def safe_loading(folder: str, source: str | None = None) -> Iterator[None]:
     """Let ``torch.load`` make tensors, plain values and DeepSpeed's three value classes only, whatever its caller asks.
 
     Every ``.pt`` file below the folder is looked through first, so that the error names the file; ``source`` is what
-    messages call the checkpoint.
-
-    Raises:
-        RunStoppedError: a file asks for something else, or is no file that ``torch.save`` wrote.
+    messages call the checkpoint. Raises `RunStoppedError`: a file asks for more, or is not one of ``torch.save``'s.
     """
     from deepspeed.runtime.fp16.loss_scaler import LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum

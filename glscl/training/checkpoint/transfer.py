@@ -1,7 +1,5 @@
 """Transfer of checkpoints: a local copy to read, the upload of one rank's files, and the error of a full disk."""
 
-from __future__ import annotations
-
 import glob
 import os
 import shutil
@@ -58,13 +56,8 @@ def local_copy(uri: str, scratch: str | None = None) -> Iterator[str]:
 def one_per_node(made: AbstractContextManager[str], node: int, leads: bool) -> Iterator[tuple[str, str | None]]:
     """A folder that one process per node makes for all of them (collective; entered and left by all ranks together).
 
-    Args:
-        made: makes it, and removes it at the end; entered by the process that leads.
-        node: number of the machine that this process is on.
-        leads: this process is the one that makes it there.
-
-    Yields:
-        the folder and None, or what an `IncompleteCheckpointError` said, the same on every rank.
+    The process that leads on its ``node`` enters ``made``, which makes it and removes it at the end. Yields the folder
+    and None, or what an `IncompleteCheckpointError` said, the same on every rank.
     """
     with ExitStack() as stack:
         folder = problem = None

@@ -3,18 +3,14 @@
 What Ray Train does by itself, and what is different here:
 
 1. Ray starts as many workers of a range as fit; a run here has the most of its usable world sizes that fit.
-2. Ray looks every minute whether more fit, and restarts at once. Here a group that works is only ever replaced by a
-   larger one, as soon as a checkpoint of all its ranks is there, so that few steps are done twice, and only where that
-   saves more than a restart costs (``training.restart_cost_s``).
-3. Ray waits for missing nodes for ever, with a core at full load and deaf to Ctrl-C, or gives up after a few attempts
-   of a minute each, also where only another run uses them. Here the run says what it waits for, and ends after
-   ``training.wait_for_nodes_s`` with the options to change.
+2. Ray looks every minute whether more fit, and restarts at once. Here a group that works only grows, right after a
+   checkpoint of all its ranks, and where that saves more than a restart costs (``training.restart_cost_s``).
+3. Ray waits for missing nodes for ever, with a core at full load and deaf to Ctrl-C, or gives up after a few minutes.
+   Here the run says what it waits for, and ends after ``training.wait_for_nodes_s`` with the options to change.
 4. Ray counts a lost node as a failure of the run unless the cloud had announced it. Here it does not count.
 
 `glscl.system.ray_internals.train` fits these policies into Ray Train.
 """
-
-from __future__ import annotations
 
 import socket
 import time
@@ -91,11 +87,7 @@ class ElasticPolicy(ScalingPolicy):
         self._saved = 0
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
-        """The most workers that there is room for, or wait for nodes.
-
-        Raises:
-            UserError: they have not come.
-        """
+        """The most workers that there is room for, or wait for nodes. Raises `UserError`: they have not come."""
         self.request_nodes()
         present = present_nodes()
         if not self._largest(present.values()):
@@ -168,10 +160,7 @@ class ElasticPolicy(ScalingPolicy):
 
 
 class NodeFailurePolicy(FailurePolicy):
-    """Decides whether to go on after a failure.
-
-    Always if a node is lost, for a time if another run uses the room, else ``training.max_failures`` times.
-    """
+    """Decides whether to go on after a failure."""
 
     def __init__(self, failure_config: FailureConfig, wait_s: float) -> None:
         super().__init__(failure_config)
@@ -205,10 +194,7 @@ def build_trainer(
     timeout_s: int,
     **options: Any,
 ) -> PolicyTrainer:
-    """A trainer with these policies, in which torch gives a collective up after ``timeout_s``.
-
-    The options are those of `ray.train.torch.TorchTrainer`.
-    """
+    """A trainer with these policies and `TorchTrainer`'s options; torch gives a collective up after ``timeout_s``."""
     resources = {"CPU": training.cpus} | ({"GPU": 1.0} if training.on_gpu else {})
     scaling = ScalingConfig(
         num_workers=(world_sizes[0], world_sizes[-1]), use_gpu=training.on_gpu, resources_per_worker=resources

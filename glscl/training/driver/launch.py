@@ -1,12 +1,11 @@
 """The driver of a run: start the worker group, save the best model, score it on the test sets."""
 
-from __future__ import annotations
-
 import os
+import signal
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import asdict
@@ -17,7 +16,7 @@ from glscl.data.shards import open_shard_set, read_manifest
 from glscl.errors import BrokenRunError, Stopped, UserError, full_disk
 from glscl.evaluation.evaluate import evaluate_model
 from glscl.evaluation.options import EvaluationConfig
-from glscl.evaluation.results import Results, Test
+from glscl.evaluation.results import Results
 from glscl.evaluation.saved import FOLDER, ModelCard, read_card, save_model
 from glscl.system import stopping, storage
 from glscl.system.nodes import Share, alive_nodes, capacity_of_nodes, check_resources
@@ -30,7 +29,7 @@ from glscl.training.config import RunConfig
 from glscl.training.driver.outputs import build_results
 from glscl.training.driver.preflight import CONFIG, Preflight
 from glscl.training.health.heartbeat import Limits
-from glscl.training.health.watchdog import Watchdog, signal_name
+from glscl.training.health.watchdog import Watchdog
 from glscl.training.run_log import read_metrics
 
 if TYPE_CHECKING:
@@ -45,14 +44,10 @@ _POLL_S = 0.2
 def train(config: RunConfig, ready: Preflight, owner: Owner, *, keep_ranks: bool = False) -> Results:
     """Train (or continue) a run on the cluster, save its best model, and score it on ``data.test``.
 
-    The configuration is a resolved one, and ``keep_ranks`` is for `evaluate_model`.
-
-    Raises:
-        UserError: bad input that only the workers could see.
-        TakenOverError: another command owns the run directory now; nothing was written there since.
-        BrokenRunError: a worker hung or died more often than ``training.max_failures``.
-        Stopped: a signal came; the run was saved.
-        ray.train.TrainingFailedError: the worker group failed more often than ``training.max_failures``.
+    The configuration is a resolved one, and ``keep_ranks`` is for `evaluate_model`. Raises `UserError`: bad input that
+    only the workers could see; `TakenOverError`: another command owns the run directory now, nothing was written there
+    since; `BrokenRunError` or ``ray.train.TrainingFailedError``: workers hung, died or failed more often than
+    ``training.max_failures``; `Stopped`: a signal came, and the run was saved.
     """
     training = config.training
     fewest, most = ready.world_sizes[0], ready.world_sizes[-1]
@@ -64,68 +59,30 @@ def train(config: RunConfig, ready: Preflight, owner: Owner, *, keep_ranks: bool
     owner.fence.check()
     card = _save_best(config, ready, retention)
     retention.prune_at_end()
-    quarantine = quarantine_of(config)
-    tests = score_tests(config, quarantine, bank=config.data.train, keep_ranks=keep_ranks)
-    sets = incomplete_sets(config, quarantine)
-    return build_results(card, tests, read_metrics(config.run_directory), sets, quarantine.entries)
+    return score_run(config, card, config.data.train, keep_ranks=keep_ranks)
 
 
-def quarantine_of(config: RunConfig) -> Quarantine:
-    """The quarantine of a run whose training is over, without what an earlier test listed."""
-    known = [entry for entry in read_quarantine(config.run_directory) if entry.get("part") in ("train", "validation")]
-    quarantine = Quarantine(config.run_directory, config.data.max_bad_fraction, KNOB, known)
-    quarantine.write()
-    return quarantine
-
-
-def incomplete_sets(config: RunConfig, quarantine: Quarantine) -> list[Incomplete]:
-    """The sets of a run of which videos are missing (see `find_incomplete`)."""
-    data = config.data
-    parts: dict[Part, Sequence[str]] = {"train": data.train, "validation": data.validation, "test": data.test}
-    return [entry for part, uris in parts.items() for entry in _incomplete(part, uris, quarantine)]
-
-
-def _incomplete(part: Part, uris: Sequence[str], quarantine: Quarantine) -> Iterator[Incomplete]:
-    for shard_set in map(open_shard_set, uris):
-        if entry := find_incomplete(part, shard_set, quarantine.of(part, shard_set)):
-            yield entry
-
-
-def score_tests(
-    config: RunConfig, quarantine: Quarantine, *, bank: Sequence[str] = (), keep_ranks: bool = False
-) -> list[Test]:
+def score_run(config: RunConfig, card: ModelCard, bank: Sequence[str] = (), *, keep_ranks: bool = False) -> Results:
     """Score the model in a run directory on ``data.test``, with as many actors as training has workers at most.
 
-    The options are those of `evaluate_model`.
+    What an earlier test has listed as unusable is forgotten. ``bank`` and ``keep_ranks`` are for `evaluate_model`.
     """
-    training = config.training
+    training, data, run = config.training, config.data, config.run_directory
+    known = [entry for entry in read_quarantine(run) if entry.get("part") in ("train", "validation")]
+    quarantine = Quarantine(run, data.max_bad_fraction, KNOB, known)
+    quarantine.write()
     capacity = capacity_of_nodes(alive_nodes(), training.cpus, training.on_gpu)
     workers = min(training.most_workers, max(training.fewest_workers, capacity))
-    share = Share(workers, training.on_gpu, training.cpus, config.data.loaders)
-    return _score(config.run_directory, config.data.test, config.evaluation, share, quarantine, bank, keep_ranks)
+    share = Share(workers, training.on_gpu, training.cpus, data.loaders)
+    tests = evaluate_model(run, data.test, config.evaluation, share, quarantine, bank=bank, keep_ranks=keep_ranks)
+    sets = _incomplete({"train": data.train, "validation": data.validation, "test": data.test}, quarantine)
+    return build_results(card, tests, read_metrics(run), sets, quarantine.entries)
 
 
-def _score(
-    run: str,
-    tests: Sequence[str],
-    config: EvaluationConfig,
-    share: Share,
-    quarantine: Quarantine,
-    bank: Sequence[str],
-    keep_ranks: bool = False,
-) -> list[Test]:
-    return evaluate_model(
-        run,
-        tests,
-        config,
-        workers=share.workers,
-        use_gpu=share.use_gpu,
-        cpus_per_worker=share.cpus,
-        loader_workers=share.loaders,
-        bank=bank,
-        keep_ranks=keep_ranks,
-        quarantine=quarantine,
-    )
+def _incomplete(parts: Mapping[Part, Sequence[str]], quarantine: Quarantine) -> list[Incomplete]:
+    sets = [(part, shard_set) for part, uris in parts.items() for shard_set in map(open_shard_set, uris)]
+    found = (find_incomplete(part, shard_set, quarantine.of(part, shard_set)) for part, shard_set in sets)
+    return [entry for entry in found if entry]
 
 
 def _fit(config: RunConfig, world_sizes: tuple[int, ...], owner: Owner) -> None:
@@ -161,7 +118,7 @@ def _fit(config: RunConfig, world_sizes: tuple[int, ...], owner: Owner) -> None:
 
 def _build_trainer(
     config: RunConfig, world_sizes: tuple[int, ...], owner: Owner, token: str, timeout_s: int
-) -> PolicyTrainer:
+) -> "PolicyTrainer":
     from ray.train import FailureConfig, LoggingConfig
     from ray.train import RunConfig as RayRunConfig
 
@@ -204,14 +161,12 @@ def _list_unusable(config: RunConfig, watchdog: Watchdog) -> None:
         print(f"{FILE} cannot be written ({type(error).__name__}: {error})", flush=True)
 
 
-def _run_watched(trainer: PolicyTrainer, watchdog: Watchdog, owner: Owner) -> tuple[int, Result]:
+def _run_watched(trainer: "PolicyTrainer", watchdog: Watchdog, owner: Owner) -> tuple[int, "Result"]:
     """Run ``trainer.fit()`` to its end, diagnosing the ranks' heartbeats and handing on what signals ask for.
 
     In a thread of its own: this one has to be free for signals (and Ray Train handles Ctrl-C itself in a main thread,
-    by throwing the steps since the last checkpoint away).
-
-    Returns:
-        the number of the signal that came, 0 for none, and Ray Train's result.
+    by throwing the steps since the last checkpoint away). Returns the number of the signal that came, or 0, and the
+    result.
     """
     import ray
 
@@ -238,7 +193,8 @@ def _run_watched(trainer: PolicyTrainer, watchdog: Watchdog, owner: Owner) -> tu
                     handed_on = True
                     if not begun:
                         raise Stopped(signum, " before the first step; the same command starts again")
-                    print(f"{signal_name(signum)}: saving at the end of this step (again: end at once)", flush=True)
+                    name = signal.Signals(signum).name
+                    print(f"{name}: saving at the end of this step (again: end at once)", flush=True)
         result = outcome.result()
     return signal_came(), result
 
@@ -294,10 +250,7 @@ def _save_best(config: RunConfig, ready: Preflight, retention: Retention) -> Mod
 
 
 def whole_weights(folder: str, zero_stage: int) -> dict[str, Any]:
-    """Unsharded weights of a checkpoint.
-
-    They are the optimiser's fp32 ones, except under ZeRO 0 with bf16, whose files name only the bf16 ones.
-    """
+    """Unsharded weights of a checkpoint: the optimiser's fp32 ones, under ZeRO 0 the model's own."""
     import torch
 
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # the driver only reads files
@@ -318,16 +271,9 @@ def whole_weights(folder: str, zero_stage: int) -> dict[str, Any]:
 
 
 def evaluate(
-    run: str,
-    tests: Sequence[str],
-    config: EvaluationConfig,
-    share: Share,
-    *,
-    quarantine: Quarantine,
-    bank: Sequence[str] = (),
+    run: str, tests: Sequence[str], config: EvaluationConfig, share: Share, quarantine: Quarantine, bank: Sequence[str]
 ) -> Results:
     """Score a finished run (or a saved model) on any shard sets with such actors; see `evaluate_model`."""
     _, card = read_card(run)
-    scored = _score(run, tests, config, share, quarantine, bank)
-    missing = list(_incomplete("test", tests, quarantine))
-    return build_results(card, scored, read_metrics(run), missing, quarantine.entries)
+    scored = evaluate_model(run, tests, config, share, quarantine, bank=bank)
+    return build_results(card, scored, read_metrics(run), _incomplete({"test": tests}, quarantine), quarantine.entries)

@@ -1,31 +1,21 @@
 """Replaces every ``auto`` of a run's configuration by a number: what the machines have and the stream allows."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 
-from glscl.data.plan import StreamPlan
 from glscl.data.shards import open_shard_set
 from glscl.errors import UserError
 from glscl.system.nodes import Node, Share, choose
 from glscl.training.config import RunConfig
-from glscl.training.schedule import make_plan
-from glscl.training.world_sizes import usable_world_sizes
+from glscl.training.schedule import make_plan, usable_world_sizes
 
 
 def with_machines(config: RunConfig, list_nodes: Callable[[], Collection[Node]], *, alone: bool = True) -> RunConfig:
-    """The same run with a number wherever its configuration says "auto".
+    """The same run with a number wherever its configuration says "auto"; ``list_nodes`` is asked where that matters.
 
     Nothing of it changes what is learnt: the global batch and the stream are those of the configuration, so that the
-    number of workers is the largest, up to what the nodes hold, that divides both.
-
-    Args:
-        config: of the run.
-        list_nodes: asks for the nodes, where that matters.
-        alone: the run has the nodes for itself; else one worker, on its GPU's share of a node or one CPU.
-
-    What is wrong with sets or arithmetic is for `preflight` to say.
+    number of workers is the largest, up to what the nodes hold, that divides both. A run that does not have the nodes
+    ``alone`` gets one worker, on its GPU's share of a node or one CPU. What is wrong is for `preflight` to say.
     """
     training, data = config.training, config.data
     auto = (training.num_workers, training.use_gpu, training.cpus_per_worker, data.loader_workers)
@@ -44,7 +34,11 @@ def with_machines(config: RunConfig, list_nodes: Callable[[], Collection[Node]],
     with suppress(UserError):
         plan = make_plan(config, [open_shard_set(uri) for uri in config.data.train])
     candidates = [_put(config, share, *numbers) for numbers in _numbers(config, share, alone)]
-    return next((candidate for candidate in candidates if _fits(candidate, plan)), candidates[-1])
+    for candidate in candidates:
+        with suppress(UserError):
+            usable_world_sizes(candidate, plan)
+            return candidate
+    return candidates[-1]
 
 
 def _numbers(config: RunConfig, share: Share, alone: bool) -> Iterator[tuple[int, int]]:
@@ -65,10 +59,3 @@ def _put(config: RunConfig, share: Share, workers: int, loaders: int) -> RunConf
             "data": config.data.model_copy(update={"loader_workers": loaders}),
         }
     )
-
-
-def _fits(config: RunConfig, plan: StreamPlan | None) -> bool:
-    try:
-        return bool(usable_world_sizes(config, plan))
-    except UserError:
-        return False

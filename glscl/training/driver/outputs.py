@@ -1,7 +1,5 @@
 """What a command leaves at its end: results, report, status and verdict."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -90,8 +88,7 @@ def git_commit() -> str | None:
 def status_on_failure(fence: Fence) -> Iterator[None]:
     """Let ``status.json`` of an owned directory say how this block ended, if it does not end well.
 
-    Raises:
-        TakenOverError: instead of what the block raised, where the directory belongs to another command by now.
+    Raises `TakenOverError` instead of what the block raised, where the directory belongs to another command by now.
     """
     try:
         yield

@@ -1,7 +1,5 @@
 """Checks of a run before anything is started."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,8 +15,14 @@ from glscl.system import storage
 from glscl.system.session import on_this_machine
 from glscl.training.checkpoint.format import FREE_KEYS
 from glscl.training.config import RunConfig
-from glscl.training.schedule import RunLength, check_shared_memory, make_plan, make_sampling
-from glscl.training.world_sizes import describe_batch, usable_world_sizes
+from glscl.training.schedule import (
+    RunLength,
+    check_shared_memory,
+    describe_batch,
+    make_plan,
+    make_sampling,
+    usable_world_sizes,
+)
 
 CONFIG = "config.json"
 
@@ -139,13 +143,9 @@ def _domains(shard_sets: list[ShardSet], plan: StreamPlan) -> str:
 
 
 def as_begun(config: RunConfig) -> tuple[RunConfig, list[str]]:
-    """The configuration with which a run goes on, where options have come to be since it began.
+    """The configuration with which a run goes on, and a line for each newer option that keeps its default.
 
-    A preset may set an option that an older run directory does not know: the run keeps that option's default, which is
-    what was done before there was one.
-
-    Returns:
-        the configuration, and a line for each option that was left at its default.
+    A preset may set an option that an older run directory does not know; its default is what was done before.
     """
     where = storage.join(config.run_directory, CONFIG)
     saved = storage.read_json(where) if storage.exists(where) else {}

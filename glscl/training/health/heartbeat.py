@@ -1,6 +1,4 @@
-"""Heartbeats: each rank tells the driver from a separate thread what it is doing."""
-
-from __future__ import annotations
+"""Heartbeats, with which each rank tells the driver what it is doing, and the consensus on what ranks are asked for."""
 
 import json
 import os
@@ -11,11 +9,13 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from enum import StrEnum
-from typing import Protocol
+from enum import IntEnum, StrEnum
+from typing import Protocol, Self, cast
+
+import torch
+from torch import distributed
 
 from glscl.data.activity import ActivityTable
-from glscl.training.health.consensus import StepRequest
 
 CHECK_PREEMPTION_EVERY_S = 5.0
 HEARTBEAT_PREFIX = "heartbeat-"
@@ -35,19 +35,22 @@ class Phase(StrEnum):
     UPLOADING = "waiting for the upload of an earlier checkpoint"
     SAVING = "saving"
 
-    @property
-    def position(self) -> int:
-        """Place in the order of the loop."""
-        return list(Phase).index(self)
+
+class StepRequest(IntEnum):
+    """What a rank asks for after the step that begins; of several ranks' requests the greatest counts."""
+
+    NONE = 0
+    CHECK_PREEMPTION = 1
+    """Ask Ray whether nodes are about to be taken away."""
+    STOP = 2
+    """Save and end, because of a signal."""
 
 
 class HeartbeatStore(Protocol):
     """Keys and values that the driver and all ranks see; in a run it is Ray's (`KeyValueStore`)."""
 
     def put(self, key: str, value: bytes) -> None: ...
-
     def get(self, key: str) -> bytes | None: ...
-
     def keys(self, prefix: str) -> list[str]: ...
 
 
@@ -87,7 +90,7 @@ class Heartbeat:
     """How long it has been busy; 0 if it is not."""
 
     @classmethod
-    def from_json(cls, text: bytes) -> Heartbeat:
+    def from_json(cls, text: bytes) -> Self:
         """Read what `to_json` wrote."""
         values = json.loads(text)
         return cls(**values | {"phase": Phase(values["phase"])})
@@ -110,11 +113,8 @@ class Heartbeat:
 class HeartbeatSender:
     """A rank's side: sends heartbeats and reads the driver's orders. Use as a context manager; the loop calls `at`.
 
-    Args:
-        attempt: the same on all ranks of this worker group, another in each.
-        boards: what the processes that read for it do; the first is that of the training stream.
-        checks_preemption: ask for preemptions now and then (one rank does).
-        end: called with the message when the driver gives the worker group up.
+    ``attempt`` is the worker group's token; the first of ``boards``, what the processes that read for this rank do, is
+    the training stream's. One rank ``checks_preemption``; ``end`` gets the message when the driver gives up.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class HeartbeatSender:
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="glscl-heartbeat", daemon=True)
 
-    def __enter__(self) -> HeartbeatSender:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -207,3 +207,25 @@ def end_process(message: str) -> None:
     for child in psutil.Process().children(recursive=True):
         child.kill()
     os._exit(1)
+
+
+class Consensus:
+    """The greatest of the ranks' requests, known to all of them at the same boundary between steps.
+
+    The number travels while the step is computed: sent before it, read after it. It goes from CPU to CPU, because
+    reading a number of a GPU waits for all that the GPU was given before.
+    """
+
+    def __init__(self) -> None:
+        own = None if distributed.get_backend() == "gloo" else distributed.new_group(backend="gloo")
+        self._group = cast("distributed.ProcessGroup | None", own)
+
+    def send(self, request: StepRequest) -> None:
+        """Send this rank's request off (collective)."""
+        self._request = torch.tensor([int(request)])
+        self._work = distributed.all_reduce(self._request, distributed.ReduceOp.MAX, self._group, async_op=True)
+
+    def result(self) -> StepRequest:
+        """The greatest request of all ranks."""
+        self._work.wait()
+        return StepRequest(int(self._request))

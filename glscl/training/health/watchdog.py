@@ -1,12 +1,6 @@
-"""The driver's watchdog: reads the ranks' heartbeats and says which rank hangs.
-
-A rank that is frozen cannot speak for itself, and those that wait for it in a collective do not know for whom.
-"""
-
-from __future__ import annotations
+"""The driver's watchdog: reads the ranks' heartbeats and says which rank hangs. One that hangs cannot say it."""
 
 import json
-import signal
 import time
 from collections.abc import Callable, Sequence
 
@@ -112,8 +106,8 @@ def _stall(last: Sequence[tuple[Heartbeat, float]], limits: Limits) -> str | Non
 
 def _hang(last: Sequence[tuple[Heartbeat, float]], stuck: Sequence[Heartbeat], limits: Limits) -> str:
     """The ranks that all others wait for in a collective."""
-    earliest = min((beat.step, beat.phase.position) for beat, _ in last)
-    late = [beat for beat, _ in last if (beat.step, beat.phase.position) == earliest]
+    places = [(beat.step, list(Phase).index(beat.phase)) for beat, _ in last]
+    late = [beat for (beat, _), place in zip(last, places, strict=True) if place == min(places)]
     if len(late) == len(last):
         return (
             f"no rank gets out of {stuck[0].doing()}: a collective hangs, or the step is too slow "
@@ -132,8 +126,3 @@ def _waiting(last: Sequence[tuple[Heartbeat, float]], missing: Sequence[Heartbea
         return ""
     listed = ", ".join(ranks[:8]) + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
     return f"; waiting for it in a collective: rank {listed}"
-
-
-def signal_name(number: int) -> str:
-    """SIGTERM, SIGINT ..."""
-    return signal.Signals(number).name
