@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import glscl
 from cluster.storage_probe import StorageProblem, storage_problem
 from glscl.system.nodes import Node
-from glscl.system.ray_internals.cluster import use_interface_of_node
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -130,6 +129,8 @@ class NodeActor:
             return f"{ray.util.get_node_ip_address()}:{free.getsockname()[1]}"
 
     def all_reduce(self, rank: int, world: int, address: str, backend: str) -> float:
+        from glscl.system.ray_internals.cluster import use_interface_of_node  # Ray is not waited for by a mistake
+
         use_interface_of_node()  # as training does
         return all_reduce(rank, world, address, backend)
 
