@@ -189,7 +189,7 @@ def test_a_mean_needs_independent_test_sets_and_pairs() -> None:
         mean_difference([])
     with pytest.raises(ValueError, match="not paired"):
         mean_difference([("a", _system(one, values[0]), _system(other, values[1]))])
-    pairs = [(name, *map(b.system, values)) for name, b in (("a", one), ("b", same))]
+    pairs = [(name, *(_system(b, one_row) for one_row in values)) for name, b in (("a", one), ("b", same))]
     with pytest.raises(ValueError, match="different seeds"):
         mean_difference(pairs)  # type: ignore[arg-type]
 
