@@ -2,7 +2,7 @@
 
     python benchmarks/data.py [--videos FOLDER] [--processes 2] [--json FILE]
 
-Builds shard sets of the same videos (16 made here, 12 s of 320 x 240 pixels, or a folder's) in several forms, and reads
+Builds shard sets of the same videos (8 made here, 12 s of 320 x 240 pixels, or a folder's) in several forms, and reads
 up to 12 frames of 224 pixels, one a second. What is compared takes turns, so that a machine that others use slows all
 alike; the median turn counts. Prints tables and writes JSON. Linux; two minutes on two free cores.
 """
@@ -43,11 +43,11 @@ FORMS = {
 }
 REFERENCE = "copy, 3 fps"
 SAMPLING = FrameSampling(12, 1.0, 224)
-VIDEOS, PER_SHARD, CAPTIONS = 16, 2, 8
+VIDEOS, PER_SHARD, CAPTIONS = 8, 1, 8
 BATCH, STREAMS, PREFETCH = 32, 8, 2
 PAIRS = 64
 """Pairs decoded of each form in a turn."""
-TURNS, BATCHES = 5, 8
+TURNS, BATCHES = 3, 8
 STEPS = (0, 1_000, 100_000)
 
 
