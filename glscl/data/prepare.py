@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 from glscl.data.benchmarks import find_benchmark, read
 from glscl.data.build import BuildOptions, Origin, build_shards, check_output
@@ -41,6 +42,32 @@ class _Target:
     output: str
     origin: Origin
     records: list[Record]
+
+
+def build_from_annotations(
+    benchmark: str,
+    annotations: str,
+    split: str,
+    videos: str,
+    output: str,
+    *,
+    domain: str,
+    allow_missing: bool = False,
+    hold_out: int = 0,
+    session: Callable[[], AbstractContextManager[None]] = nullcontext,
+    **options: Any,
+) -> tuple[list[Manifest], list[str]]:
+    """Call `prepare` with the attributes of `Source` and of `BuildOptions` as arguments; for scripts."""
+    source = Source(
+        benchmark=benchmark,
+        annotations=annotations,
+        split=split,
+        videos=videos,
+        domain=domain,
+        allow_missing=allow_missing,
+        hold_out=hold_out,
+    )
+    return prepare(source, output, BuildOptions(**options), session)
 
 
 def prepare(

@@ -11,7 +11,7 @@ which name other files and hosts.
 
 from glscl.data.video.budget import VideoError
 from glscl.data.video.decode import Clip, load_clip, load_frames
-from glscl.data.video.encode import Copy, make_copy
+from glscl.data.video.encode import Copy, make_copy, reencode
 from glscl.data.video.limits import MAX_BYTES, MAX_DECODE_S, MAX_ENCODE_S
 from glscl.data.video.pictures import Pictures, load_pictures, make_pictures
 from glscl.data.video.sampling import Decoder, FrameSampling
@@ -31,4 +31,5 @@ __all__ = [
     "load_pictures",
     "make_copy",
     "make_pictures",
+    "reencode",
 ]

@@ -35,6 +35,11 @@ class Copy:
     replaced: int  # how many of them do not decode, so that the nearest stands for each
 
 
+def reencode(data: bytes, short_side: int, rate: float, max_seconds: float = limits.MAX_ENCODE_S) -> bytes:
+    """Return the file of `make_copy`."""
+    return make_copy(data, short_side, rate, max_seconds).data
+
+
 def make_copy(
     data: bytes, short_side: int, rate: float, max_seconds: float = limits.MAX_ENCODE_S, gop: int = GOP
 ) -> Copy:
