@@ -7,6 +7,7 @@ import glob
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -119,6 +120,8 @@ def test_what_is_no_want_of_room_is_left_as_it_is(tmp_path: Path) -> None:
 
 def test_nothing_to_load_is_an_incomplete_checkpoint(tmp_path: Path) -> None:
     class Engine:
+        optimizer = SimpleNamespace(param_groups=[], state={})
+
         def load_checkpoint(self, folder: str, tag: str) -> tuple[None, dict[str, Any]]:
             assert (folder, tag) == (str(tmp_path), "deepspeed")
             return None, {}

@@ -148,13 +148,13 @@ def test_the_device_changes_no_setting(device: str, clip: str, monkeypatch: pyte
     given: dict[str, Any] = {}
     stub = SimpleNamespace(optimizer=SimpleNamespace())
     monkeypatch.setattr(deepspeed, "initialize", lambda **arguments: (given.update(arguments) or stub, None))
-    monkeypatch.delitem(deepspeed.ops.__compatible_ops__, "deepspeed_shm_comm", raising=False)
+    monkeypatch.setattr(deepspeed.ops, "__compatible_ops__", {"deepspeed_shm_comm": True})
     monkeypatch.delenv("DS_ACCELERATOR")
     options = {"precision": "bf16", "zero_stage": 2, "accumulate": 3, "clip_grad": 0.7, "weight_decay": 0.3}
     rates = {"lr_towers": 0.25, "lr_head": 0.5, "betas": (0.7, 0.8), "eps": 0.1}
     build_engine(_model(clip), TrainingConfig.model_validate(options | rates), torch.device(device), 5)
     assert os.environ.get("DS_ACCELERATOR") == ("cpu" if device == "cpu" else None)
-    assert deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] is False, "nothing is compiled on the user's machine"
+    assert not deepspeed.ops.__compatible_ops__, "nothing is compiled on the user's machine"
     assert given["config"] == {
         "train_batch_size": 20,  # four backward calls on each of five ranks
         "train_micro_batch_size_per_gpu": 1,

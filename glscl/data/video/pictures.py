@@ -1,6 +1,7 @@
 """Videos stored as pictures: make them from a video once, and decode those that a sampling takes.
 
-They are in display form, like the pictures of `decode`. JPEG is decoded by torchvision's libjpeg-turbo.
+They are in display form, like the pictures of `decode`. JPEG is decoded by torchvision's libjpeg-turbo,
+which is imported where pictures are read: it brings torch's compiler.
 """
 
 from __future__ import annotations
@@ -9,11 +10,10 @@ import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from importlib import import_module
 
 import torch
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg, decode_png, decode_webp, encode_jpeg
-from torchvision.transforms.v2 import functional as transforms
 
 from glscl.data.frame_times import FrameTimes
 from glscl.data.video import limits
@@ -49,6 +49,8 @@ def make_pictures(
     Raises:
         VideoError: no picture of the video decodes, or it costs too much.
     """
+    import_module("torchvision.io")  # before memory is bounded
+
     budget = Budget(sampling.max_seconds)
     with decoding(), open_video(data, budget) as container:
         index = read_index(container, budget)
@@ -65,6 +67,8 @@ def make_pictures(
 
 
 def _encode(picture: Tensor, quality: int) -> bytes:
+    from torchvision.io import encode_jpeg
+
     file: Tensor = encode_jpeg(picture.contiguous(), quality)
     return file.numpy().tobytes()
 
@@ -83,6 +87,8 @@ def load_pictures(
     Raises:
         VideoError: none decodes, or they cost too much.
     """
+    import_module("torchvision.io")  # before memory is bounded
+
     reader = _Reader(read, sampling)
     wanted = [times.nearest(time) for time in sampling.times(times.start, times.end)]
     with decoding():
@@ -133,6 +139,8 @@ def _decode(data: bytes, budget: Budget) -> Tensor:
         RuntimeError, ValueError: it is damaged, or of another kind than those that are read.
         VideoError: it costs too much.
     """
+    from torchvision.io import ImageReadMode, decode_jpeg, decode_png, decode_webp
+
     file = torch.frombuffer(bytearray(data or b"empty"), dtype=torch.uint8)
     if data.startswith(b"\xff\xd8"):
         scans = data.count(b"\xff\xda")
@@ -143,7 +151,8 @@ def _decode(data: bytes, budget: Budget) -> Tensor:
     elif data.startswith(b"\x89PNG"):
         budget.picture(*struct.unpack_from(">II", data.ljust(24, b"\0"), 16))
         picture = decode_png(file, ImageReadMode.RGB, apply_exif_orientation=True)
-        picture = transforms.to_dtype(picture, torch.uint8, scale=True)  # some have 16 bits
+        if picture.dtype == torch.uint16:
+            picture = (picture.to(torch.int32) >> 8).to(torch.uint8)
     else:
         picture = decode_webp(file, ImageReadMode.RGB)
         budget.picture(picture.shape[2], picture.shape[1])  # afterwards: the format ends at 16,383 pixels a side
