@@ -114,11 +114,11 @@ class GLSCL(Head):
 
     def global_similarity(self, text: Features, video: Features) -> Tensor:
         """Cosine of each text and the video pooled for it: (A, B)."""
-        sentence = text["sentence"].float()
         # Hidden frames take no part in the softmax. Dropping them after it, as the authors' code does, scales each
         # pair's weights by one number, which the cosine cancels.
-        pooled = pooled_scores(sentence, video["frames"], video["gram"].float(), video["frame_mask"], self.options.tau)
-        return pooled / sentence.norm(dim=1, keepdim=True).clamp_min(_LEAST_NORM)
+        gram = video["gram"].float()
+        pooled = pooled_scores(text["sentence"], video["frames"], gram, video["frame_mask"], self.options.tau)
+        return pooled / text["sentence"].float().norm(dim=1, keepdim=True).clamp_min(_LEAST_NORM)
 
     def local_similarity(self, text: Features, video: Features) -> Tensor:
         """Mean cosine of the K pairs of concepts: (A, B)."""

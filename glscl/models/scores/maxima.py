@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from glscl.models.scores.kernels import kernels_for
 from glscl.models.scores.tiles import Scratch, tile_numbers, tiles
 
 
@@ -25,15 +26,21 @@ def maximum_scores(
 
     Args:
         words: unit features (A, W, D).
-        frames: unit features (B, F, D), of the same type.
+        frames: unit features (B, F, D).
         masks: (A, W) and (B, F) bool, True where real.
-        weights: α (A, W) and β (B, F), each summing to 1, and 0 for what is hidden unless all is.
+        weights: α (A, W) and β (B, F), at least float32, each summing to 1, and 0 for what is hidden unless all is.
         hidden: -1, so that padding is nobody's best match, or 0, the product with features of zero.
 
     Returns:
         (A, B).
     """
-    return cast(Tensor, _MaximumScores.apply(words, frames, *masks, *weights, hidden))
+    if kernels_for(words.device) == "triton":
+        from glscl.models.scores import triton_maxima  # not everywhere is Triton installed
+
+        if triton_maxima.takes(words, frames):
+            return triton_maxima.maximum_scores(words, frames, masks, weights, hidden)
+    kind = torch.promote_types(words.dtype, weights[0].dtype)
+    return cast(Tensor, _MaximumScores.apply(words.to(kind), frames.to(kind), *masks, *weights, hidden))
 
 
 class _MaximumScores(torch.autograd.Function):

@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from glscl.models.scores.kernels import kernels_for
 from glscl.models.scores.tiles import Scratch, tile_numbers, tiles
 
 LEAST_SQUARED_NORM = 1e-12
@@ -21,17 +22,21 @@ def pooled_scores(queries: Tensor, frames: Tensor, gram: Tensor, frame_mask: Ten
     weigh nothing; a video without any real frame scores 0.
 
     Args:
-        queries: (A, D).
+        queries: (A, D), in any floating-point type.
         frames: (B, F, D), in any floating-point type.
-        gram: (B, F, F), in the type of the queries.
+        gram: (B, F, F), float32 or float64, the type that is computed in.
         frame_mask: (B, F) bool.
         tau: temperature τ.
 
     Returns:
-        (A, B) in the type of the queries.
+        (A, B) in the type of the Gram matrices.
     """
-    scores = _PooledScores.apply(queries, frames, gram, frame_mask, tau)
-    return cast(Tensor, scores)
+    if kernels_for(queries.device) == "triton" and gram.dtype == torch.float32:
+        from glscl.models.scores import triton_pooling  # not everywhere is Triton installed
+
+        if triton_pooling.takes(queries, frames):
+            return triton_pooling.pooled_scores(queries, frames, gram, frame_mask, tau)
+    return cast(Tensor, _PooledScores.apply(queries.to(gram.dtype), frames, gram, frame_mask, tau))
 
 
 class _Tile:
