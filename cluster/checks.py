@@ -1,7 +1,5 @@
 """The checks of ``glscl doctor``: small functions from the nodes' reports to a `Check`."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,15 +36,7 @@ class Check:
 def guard(
     name: str, limit_s: float, check: Callable[..., Check], *arguments: object, late: tuple[str, str] = ("", "")
 ) -> Check:
-    """Run a check; one that raises or hangs is a failed check.
-
-    Args:
-        name: name of the check.
-        limit_s: seconds after which it counts as hanging.
-        check: the function.
-        arguments: arguments of ``check``.
-        late: what hanging means in words, and the knob.
-    """
+    """Run a check; one that raises, or hangs for ``limit_s``, has failed. ``late``: what hanging means, and a knob."""
     result: list[Check] = []
 
     def run() -> None:
@@ -61,9 +51,6 @@ def guard(
     thread.start()
     thread.join(limit_s)
     return result[0] if result else Check(name, "fail", f"{late[0]}no answer in {limit_s:g} s", late[1])
-
-
-# ----------------------------------------------------------------------------------------------------------- nodes
 
 
 def check_versions(reports: Mapping[str, NodeReport], mine: Mapping[str, str]) -> Check:
@@ -83,20 +70,15 @@ def check_versions(reports: Mapping[str, NodeReport], mine: Mapping[str, str]) -
 def check_gpus(reports: Mapping[str, NodeReport], declared: Mapping[str, int], use_gpu: bool) -> Check:
     """Ray's count of GPUs is what the nodes' devices say."""
     counts = ", ".join(f"{node} {count}" for node, count in declared.items() if count) or "none"
-    absent = [
-        f"{node} offers Ray {declared[node]} GPUs and shows {report.gpus} devices"
-        for node, report in reports.items()
-        if declared[node] > report.gpus
-    ]
-    unused = [
-        f"{node} shows {report.gpus} devices and offers Ray {declared[node]}"
-        for node, report in reports.items()
-        if declared[node] < report.gpus
-    ]
+    absent, unused = [], []
+    for node, report in reports.items():
+        if declared[node] > report.gpus:
+            absent.append(f"{node} offers Ray {declared[node]} GPUs and shows {report.gpus} devices")
+        elif declared[node] < report.gpus:
+            unused.append(f"{node} shows {report.gpus} devices and offers Ray {declared[node]}")
     if absent:
-        return Check(
-            "GPUs", "fail", "; ".join(absent), "the node's NVIDIA driver and container runtime, or its GPU count"
-        )
+        knob = "the node's NVIDIA driver and container runtime, or its GPU count"
+        return Check("GPUs", "fail", "; ".join(absent), knob)
     if use_gpu and not any(declared.values()):
         return Check("GPUs", "fail", "none in the cluster", "a node type with GPUs, or leave out --use-gpu")
     if unused and use_gpu:
@@ -135,9 +117,8 @@ def check_shared_memory(reports: Mapping[str, NodeReport]) -> Check:
     """Decoded batches pass from loader workers to training through ``/dev/shm``."""
     sizes = {node: report.shm.total for node, report in reports.items()}
     finding = "; ".join(f"{node} {size / GIB:.2f} GiB" for node, size in sizes.items())
-    state: State = (
-        "fail" if min(sizes.values()) < SMALLEST_SHM else "warn" if min(sizes.values()) < LITTLE_SHM else "ok"
-    )
+    least = min(sizes.values())
+    state: State = "fail" if least < SMALLEST_SHM else "warn" if least < LITTLE_SHM else "ok"
     knob = "--shm-size of docker run, or an emptyDir of medium Memory at /dev/shm" if state != "ok" else ""
     return Check("shared memory", state, finding, knob)
 
@@ -154,24 +135,14 @@ def check_network(answers: Mapping[str, float | Exception], backend: str) -> Che
     return Check("network", "ok", f"{backend} all-reduce of 1 MiB over {len(answers)} nodes in {slowest * 1e3:.1f} ms")
 
 
-# ----------------------------------------------------------------------------------------------------------- dashboard
-
-
 def check_dashboard(url: str) -> Check:
     """Jobs can be submitted, and not by just anybody."""
     guarded = demands_token(url)
     connect(url)
-    if not guarded:
-        return Check(
-            "dashboard",
-            "warn",
-            f"{url} demands no token: whoever reaches that port can run code",
-            "RAY_AUTH_MODE=token and one token on every node",
-        )
-    return Check("dashboard", "ok", f"{url}, token accepted")
-
-
-# ----------------------------------------------------------------------------------------------------------- storage
+    if guarded:
+        return Check("dashboard", "ok", f"{url}, token accepted")
+    finding = f"{url} demands no token: whoever reaches that port can run code"
+    return Check("dashboard", "warn", finding, "RAY_AUTH_MODE=token and one token on every node")
 
 
 def check_storage(uri: str) -> Check:
@@ -196,17 +167,10 @@ def check_storage_of_nodes(uri: str, answers: Mapping[str, StorageProblem | Exce
     return Check("storage of nodes", "fail", f"{uri}: {finding}", "; ".join(knobs))
 
 
-# ----------------------------------------------------------------------------------------------------------- shards
-
-
 def check_shards(uris: Sequence[str], workers: int, loader_workers: int, most: int | None = None) -> Check:
     """There is a tar for every process that will read.
 
-    Args:
-        uris: shard sets.
-        workers: planned workers; of a range, the fewest.
-        loader_workers: reading processes of each worker.
-        most: of a range, the most workers; a run does not grow to a number that has too few tars.
+    Of a range of ``workers``, that is the fewest; a run does not grow to a number, up to ``most``, with too few tars.
     """
     shards, loaders = sum(len(open_shard_set(uri).manifest.shards) for uri in uris), max(1, loader_workers)
     knob = "lower data.loader_workers or training.num_workers, or build with a smaller --samples-per-shard"

@@ -10,20 +10,20 @@ from glscl.errors import UserError
 from glscl.system.environment import TOKEN_KNOB
 
 if TYPE_CHECKING:
-    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
 DEFAULT = "http://127.0.0.1:8265"
 VARIABLE = "RAY_API_SERVER_ADDRESS"
 TIMEOUT_S = 10.0
+_REFUSALS = {
+    "Authentication required": "the cluster demands a token and got none",
+    "Authentication failed": "the cluster refuses this token",
+}
+"""How Ray's errors begin, and what they mean, without the server's words and without the token."""
 
 
 def dashboard_address(given: str) -> str:
-    """The dashboard's URL: the given one, else that of Ray's variables, else this machine's.
-
-    Raises:
-        UserError: not ``http://`` or ``https://``.
-    """
+    """The dashboard's URL: as given, by Ray's variables, or this machine's. Raises `UserError`: not http:// or https://."""
     named = given or os.environ.get(VARIABLE) or os.environ.get("RAY_ADDRESS") or DEFAULT
     url = urlsplit(named)
     if url.username or url.password:  # it would be printed, logged and kept in the shell's history
@@ -34,11 +34,7 @@ def dashboard_address(given: str) -> str:
 
 
 def demands_token(url: str) -> bool:
-    """Whether the dashboard refuses a request without a token.
-
-    Raises:
-        UserError: nobody answers.
-    """
+    """Whether the dashboard refuses a request without a token. Raises `UserError`: nobody answers."""
     import requests  # type: ignore[import-untyped]  # comes with ray[default]
 
     try:
@@ -52,11 +48,7 @@ def demands_token(url: str) -> bool:
 
 
 def connect(url: str) -> JobSubmissionClient:
-    """A client that the dashboard has accepted.
-
-    Raises:
-        UserError: unreachable, no token or a wrong one, or not a Ray dashboard.
-    """
+    """A client that the dashboard has accepted. Raises `UserError`: unreachable, token, or no Ray dashboard."""
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
@@ -66,7 +58,9 @@ def connect(url: str) -> JobSubmissionClient:
     try:
         return JobSubmissionClient(url)
     except AuthenticationError as error:
-        raise UserError(f"{url}: {token_problem(error)}; {TOKEN_KNOB}") from None
+        known = (text for start, text in _REFUSALS.items() if error.message.startswith(start))
+        problem = next(known, "RAY_AUTH_MODE=token, but no token is there")
+        raise UserError(f"{url}: {problem}; {TOKEN_KNOB}") from None
     except (OSError, RuntimeError, ValueError, KeyError) as error:  # requests' exceptions are OSErrors
         raise UserError(
             f"{url}: not a Ray dashboard ({type(error).__name__}: {str(error)[:200]}); pass --address http://HEAD:8265"
@@ -76,12 +70,3 @@ def connect(url: str) -> JobSubmissionClient:
             del os.environ[VARIABLE]
         else:
             os.environ[VARIABLE] = before
-
-
-def token_problem(error: AuthenticationError) -> str:
-    """What Ray's error means, without the server's words and without the token."""
-    if error.message.startswith("Authentication required"):
-        return "the cluster demands a token and got none"
-    if error.message.startswith("Authentication failed"):
-        return "the cluster refuses this token"
-    return "RAY_AUTH_MODE=token, but no token is there"

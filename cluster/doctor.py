@@ -1,38 +1,17 @@
 """``glscl doctor``: whether a cluster is fit for a planned run. A table of checks, and exit status 0 or 1."""
 
-from __future__ import annotations
-
+import re
 import uuid
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 from pydantic import Field
 
-from cluster.checks import (
-    Check,
-    check_clocks,
-    check_dashboard,
-    check_disk,
-    check_gpus,
-    check_network,
-    check_shards,
-    check_shared_memory,
-    check_storage,
-    check_storage_of_nodes,
-    check_versions,
-    guard,
-)
+from cluster import checks
+from cluster.checks import Check, guard
 from cluster.dashboard import dashboard_address
-from cluster.nodes import (
-    ANSWER_S,
-    RING_S,
-    ClusterNode,
-    NodeReport,
-    clock_offset,
-    gather_answers,
-    read_versions,
-    start_actors,
-)
-from cluster.storage_probe import NETWORK, StorageProblem
+from cluster.nodes import ANSWER_S, RING_S, ClusterNode, NodeReport, clock_offsets, gather, read_versions, start_actors
+from cluster.storage_probe import NETWORK, StorageProblem, shorten
 from cluster.submit import Ending, Submit, submit
 from glscl.options import Options
 from glscl.reporting.console import print_table
@@ -70,62 +49,57 @@ class Doctor(Options):
 
 
 def doctor(options: Doctor, words: Sequence[str]) -> Ending:
-    """Check, print the table, and say how many checks failed.
-
-    Args:
-        options: the planned run.
-        words: the command line; with an address, it runs as a job on that cluster.
-    """
+    """Check, print the table, and say how many checks failed; with an address, ``words`` run there as a job."""
     if options.address:
         return _check_from_outside(options, words)
-    checks = []
+    rows = []
     if options.storage:
         late = (f"{options.storage}: unreachable: ", NETWORK)
-        checks.append(guard("storage", STORAGE_S, check_storage, options.storage, late=late))
+        rows.append(guard("storage", STORAGE_S, checks.check_storage, options.storage, late=late))
     if options.shards:
         numbers = (options.shards, fewest(options.workers), options.loader_workers, most(options.workers))
-        checks.append(guard("shards", STORAGE_S, check_shards, *numbers))
+        rows.append(guard("shards", STORAGE_S, checks.check_shards, *numbers))
     try:
         with ray_session(quiet=True):
-            storage_works = any(check.name == "storage" and check.state == "ok" for check in checks)
-            checks = [*_check_cluster(options, storage_works), *checks]
+            storage_works = any(check.name == "storage" and check.state == "ok" for check in rows)
+            rows = [*_check_cluster(options, storage_works), *rows]
     except ConnectionError as error:  # Ray says no more than that after half a minute, though somebody has answered
         finding = f"{' '.join(str(error).split())}: a wrong or missing token, or another version of Ray"
-        checks.insert(0, Check("cluster", "fail", finding, TOKEN_KNOB))
+        rows.insert(0, Check("cluster", "fail", finding, TOKEN_KNOB))
     except Exception as error:  # connecting failed; what is inside the block does not raise
-        checks.insert(0, Check("cluster", "fail", f"{' '.join(str(error).split())[:400]}", "RAY_ADDRESS"))
-    return _conclude(checks)
+        rows.insert(0, Check("cluster", "fail", f"{' '.join(str(error).split())[:400]}", "RAY_ADDRESS"))
+    return _conclude(rows)
 
 
 def _check_cluster(options: Doctor, storage_works: bool) -> list[Check]:
     """The checks that need a cluster."""
     import ray
 
-    checks = [guard("cluster", options.wait_for_nodes_s + ANSWER_S, _check_resources, options)]
+    rows = [guard("cluster", options.wait_for_nodes_s + ANSWER_S, _check_resources, options)]
     nodes = start_actors(options.use_gpu)
     pending = {name: node.actor.report.remote() for name, node in nodes.items()}
-    answers: dict[str, NodeReport | Exception] = gather_answers(pending)
+    answers: dict[str, NodeReport | Exception] = gather(pending)
     reports = {name: answer for name, answer in answers.items() if not isinstance(answer, Exception)}
     if silent := {name: answer for name, answer in answers.items() if isinstance(answer, Exception)}:
-        text = "; ".join(f"{name}: {' '.join(str(answer).split())[:300]}" for name, answer in silent.items())
+        text = "; ".join(f"{name}: {shorten(answer)}" for name, answer in silent.items())
         knob = "install glscl there" + (", or wait until one of its GPUs is free" if options.use_gpu else "")
-        checks.append(Check("nodes", "fail", text, knob))
+        rows.append(Check("nodes", "fail", text, knob))
     nodes = {name: nodes[name] for name in reports}
     if reports:
         declared = {name: int(node.resources.get("GPU", 0)) for name, node in nodes.items()}
-        checks += [
-            guard("versions", ANSWER_S, check_versions, reports, read_versions()),
-            guard("GPUs", ANSWER_S, check_gpus, reports, declared, options.use_gpu),
+        rows += [
+            guard("versions", ANSWER_S, checks.check_versions, reports, read_versions()),
+            guard("GPUs", ANSWER_S, checks.check_gpus, reports, declared, options.use_gpu),
             guard("network", 2 * ANSWER_S + RING_S, _check_network, nodes, options.use_gpu),
-            guard("clocks", ANSWER_S, _check_clocks, nodes),
-            guard("disk", ANSWER_S, check_disk, reports),
-            guard("shared memory", ANSWER_S, check_shared_memory, reports),
+            guard("clocks", ANSWER_S, lambda: checks.check_clocks(clock_offsets(nodes))),
+            guard("disk", ANSWER_S, checks.check_disk, reports),
+            guard("shared memory", ANSWER_S, checks.check_shared_memory, reports),
         ]
     url = ray.init(ignore_reinit_error=True, logging_level="error").address_info["webui_url"]
-    checks.append(guard("dashboard", ANSWER_S, check_dashboard, f"http://{url}"))
+    rows.append(guard("dashboard", ANSWER_S, checks.check_dashboard, f"http://{url}"))
     if storage_works:
-        checks.append(guard("storage of nodes", ANSWER_S, _check_storage_of_nodes, options.storage, nodes))
-    return checks
+        rows.append(guard("storage of nodes", ANSWER_S, _check_storage_of_nodes, options.storage, nodes))
+    return rows
 
 
 def _check_resources(options: Doctor) -> Check:
@@ -151,12 +125,8 @@ def _check_network(nodes: Mapping[str, ClusterNode], use_gpu: bool) -> Check:
             name: actor.all_reduce.remote(rank, len(actors), address, backend)
             for rank, (name, actor) in enumerate(actors.items())
         }
-        answers = gather_answers(pending, ANSWER_S + RING_S)
-    return check_network(answers, backend)
-
-
-def _check_clocks(nodes: Mapping[str, ClusterNode]) -> Check:
-    return check_clocks({name: clock_offset(node.actor) for name, node in nodes.items()})
+        answers = gather(pending, ANSWER_S + RING_S)
+    return checks.check_network(answers, backend)
 
 
 def _check_storage_of_nodes(uri: str, nodes: Mapping[str, ClusterNode]) -> Check:
@@ -165,36 +135,27 @@ def _check_storage_of_nodes(uri: str, nodes: Mapping[str, ClusterNode]) -> Check
     storage.write_bytes(written, b"")
     try:
         pending = {name: node.actor.storage_problem.remote(uri, written) for name, node in nodes.items()}
-        answers: dict[str, StorageProblem | Exception | None] = gather_answers(pending, STORAGE_S)
+        answers: dict[str, StorageProblem | Exception | None] = gather(pending, STORAGE_S)
     finally:
         storage.remove(written)
-    return check_storage_of_nodes(uri, answers)
+    return checks.check_storage_of_nodes(uri, answers)
 
 
 def _check_from_outside(options: Doctor, words: Sequence[str]) -> Ending:
     """Look at the dashboard from here; the rest of the command line runs on the cluster, as a job."""
-    check = guard("dashboard", ANSWER_S, check_dashboard, dashboard_address(options.address))
-    ending = _conclude([check])
+    ending = _conclude([guard("dashboard", ANSWER_S, checks.check_dashboard, dashboard_address(options.address))])
     if ending.status:
         return ending
-    remaining = iter(words)
-    job = []
-    for word in remaining:
-        if word == "--address":
-            next(remaining)
-        elif not word.startswith("--address="):
-            job.append(word)
+    pairs = pairwise(["", *words])
+    job = [word for before, word in pairs if before != "--address" and not re.match("--address(=|$)", word)]
     return submit(["doctor", *job], Submit(address=options.address))
 
 
-def _conclude(checks: Sequence[Check]) -> Ending:
+def _conclude(rows: Sequence[Check]) -> Ending:
     """Print the table; the verdict counts the checks that failed."""
-    print_table(
-        ["check", "state", "found", "knob"], [[c.name, c.state, c.finding, c.knob] for c in checks], text_columns=4
-    )
-    failed = [check.name for check in checks if check.state == "fail"]
-    warned = [check.name for check in checks if check.state == "warn"]
-    text = f"{len(checks)} checks"
-    text += f", {len(failed)} failed: {', '.join(failed)}" if failed else ", none failed"
-    text += f"; to look at: {', '.join(warned)}" if warned else ""
-    return Ending(1 if failed else 0, text)
+    cells = [[row.name, row.state, row.finding, row.knob] for row in rows]
+    print_table(["check", "state", "found", "knob"], cells, text_columns=4)
+    failed = [row.name for row in rows if row.state == "fail"]
+    warned = [row.name for row in rows if row.state == "warn"]
+    text = f"{len(rows)} checks, " + (f"{len(failed)} failed: {', '.join(failed)}" if failed else "none failed")
+    return Ending(1 if failed else 0, text + (f"; to look at: {', '.join(warned)}" if warned else ""))

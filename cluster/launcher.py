@@ -1,7 +1,5 @@
 """Ray's cluster-launcher file (``ray up FILE``), checked as Ray checks it, without a cloud or a running Ray."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import yaml
@@ -11,14 +9,7 @@ from glscl.system import storage
 
 
 def validate_launcher(path: str) -> dict[str, Any]:
-    """Check a launcher file against Ray's schema and rules; the installed Ray's, which is the one that would read it.
-
-    Returns:
-        the file's content with Ray's defaults for its provider filled in.
-
-    Raises:
-        UserError: missing, not YAML, or something that `ray up` would refuse.
-    """
+    """A launcher file's content with the installed Ray's defaults. Raises `UserError`: `ray up` would refuse it."""
     from jsonschema import ValidationError  # type: ignore[import-untyped]
 
     from glscl.system.ray_internals.cluster import prepare_launcher
@@ -32,11 +23,10 @@ def validate_launcher(path: str) -> dict[str, Any]:
     if not isinstance(values, dict) or not isinstance(values.get("provider"), dict):
         raise UserError(f"{path}: not a cluster-launcher file: it has no provider section")
     try:
-        prepared = prepare_launcher(values)
+        return prepare_launcher(values)
     except ValidationError as error:
         raise UserError(f"{path}: {error.json_path.removeprefix('$.')}: {error.message[:300]}") from None
     except (ValueError, RuntimeError, NotImplementedError) as error:
         raise UserError(f"{path}: {error}") from None
     except (KeyError, TypeError, AttributeError) as error:  # Ray fills in defaults before it looks at the schema
         raise UserError(f"{path}: not in the form that Ray reads ({type(error).__name__}: {error})") from error
-    return prepared

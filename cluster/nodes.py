@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib import metadata
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import glscl
 from cluster.storage_probe import StorageProblem, storage_problem
-from glscl.system.hardware import Node
-from glscl.system.network import use_interface_of_node
+from glscl.system.nodes import Node
+from glscl.system.ray_internals.cluster import use_interface_of_node
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -31,8 +31,7 @@ ANSWER_S = 90.0
 RING_S = 60.0
 
 
-@dataclass(frozen=True, slots=True)
-class Space:
+class Space(NamedTuple):
     """Bytes of a file system, and how many of them an ordinary user may still fill."""
 
     total: int
@@ -50,8 +49,7 @@ class NodeReport:
     shm: Space
 
 
-@dataclass(frozen=True, slots=True)
-class ClusterNode:
+class ClusterNode(NamedTuple):
     """A node of the cluster: its resources by Ray's names, and the actor on it."""
 
     resources: Node
@@ -121,6 +119,9 @@ class NodeActor:
     def now(self) -> float:
         return time.time()
 
+    def storage_problem(self, uri: str, others: str) -> StorageProblem | None:
+        return storage_problem(uri, others)
+
     def meeting_point(self) -> str:
         """An address on this node at which nobody listens yet."""
         import ray
@@ -133,16 +134,9 @@ class NodeActor:
         use_interface_of_node()  # as training does
         return all_reduce(rank, world, address, backend)
 
-    def storage_problem(self, uri: str, others: str) -> StorageProblem | None:
-        return storage_problem(uri, others)
-
 
 def start_actors(use_gpu: bool) -> dict[str, ClusterNode]:
-    """Start the actor on every node that is alive.
-
-    Returns:
-        nodes by name: the address, with the port where several nodes share one.
-    """
+    """Start the actor on every node that is alive, by name: its address, with the port where several share one."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -161,31 +155,28 @@ def start_actors(use_gpu: bool) -> dict[str, ClusterNode]:
     return nodes
 
 
-def gather_answers(pending: Mapping[str, ObjectRef[T]], limit_s: float = ANSWER_S) -> dict[str, T | Exception]:
+def gather(pending: Mapping[str, ObjectRef[T]], limit_s: float = ANSWER_S) -> dict[str, T | Exception]:
     """The nodes' answers by name; an exception in place of one that failed or is late."""
     import ray
 
     ready, _ = ray.wait(list(pending.values()), num_returns=len(pending), timeout=limit_s) if pending else ([], [])
     answers: dict[str, T | Exception] = {}
     for node, reference in pending.items():
-        if reference not in ready:
-            answers[node] = TimeoutError(f"no answer in {limit_s:g} s")
-            continue
         try:
-            answers[node] = ray.get(reference)
+            answers[node] = ray.get(reference) if reference in ready else TimeoutError(f"no answer in {limit_s:g} s")
         except Exception as error:
             answers[node] = error
     return answers
 
 
-def clock_offset(actor: ActorHandle) -> float:
-    """Seconds that a node's clock is ahead of this one's: the quickest of three answers decides."""
+def clock_offsets(nodes: Mapping[str, ClusterNode]) -> dict[str, float]:
+    """Seconds that the nodes' clocks are ahead of this one's: the quickest of three answers of each decides."""
     import ray
 
-    best = (float("inf"), 0.0)
-    for _ in range(3):
+    answers: dict[str, list[tuple[float, float]]] = {name: [] for name in nodes}
+    for name in 3 * list(nodes):
         before = time.time()
-        remote = ray.get(actor.now.remote(), timeout=ANSWER_S)
+        remote = ray.get(nodes[name].actor.now.remote(), timeout=ANSWER_S)
         after = time.time()
-        best = min(best, (after - before, remote - (before + after) / 2))
-    return best[1]
+        answers[name].append((after - before, remote - (before + after) / 2))
+    return {name: min(times)[1] for name, times in answers.items()}

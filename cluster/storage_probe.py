@@ -1,7 +1,5 @@
 """A trial of a storage folder: list, write, read and delete a small file, and say what is wrong."""
 
-from __future__ import annotations
-
 import errno
 import uuid
 from collections.abc import Iterator
@@ -19,13 +17,8 @@ from glscl.system import storage
 
 NETWORK = "AWS_ENDPOINT_URL, AWS_DEFAULT_REGION, and the network between"
 CREDENTIALS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or the role of the machine"
-_WRONG_CREDENTIALS = {
-    "InvalidAccessKeyId",
-    "SignatureDoesNotMatch",
-    "ExpiredToken",
-    "InvalidToken",
-    "TokenRefreshRequired",
-}
+_WRONG_CREDENTIALS = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken",
+                      "TokenRefreshRequired")  # fmt: skip
 _RIGHTS = {"list": "s3:ListBucket", "write": "s3:PutObject", "read": "s3:GetObject", "delete": "s3:DeleteObject"}
 _REQUESTS = {"list": "list_objects_v2", "write": "put_object", "read": "get_object", "delete": "delete_object"}
 
@@ -39,30 +32,23 @@ class StorageProblem:
 
 
 def storage_problem(uri: str, others: str | None = None) -> StorageProblem | None:
-    """List, write, read and delete a small file in a folder or prefix.
+    """List, write, read and delete a small file in a folder or prefix; returns what is wrong, or None.
 
-    Args:
-        uri: the folder.
-        others: a file that somebody else wrote there, which must be visible.
-
-    Returns:
-        what is wrong, or None.
+    ``others`` is a file that somebody else wrote there, which must be visible.
     """
     probe, content = f".glscl-{uuid.uuid4().hex}", uuid.uuid4().bytes
     where, step = storage.join(uri, probe), "list"
     try:
         storage.list_names(uri)
         if others and not storage.exists(others):
-            return StorageProblem(
-                "what the driver wrote there is not seen", "--storage: s3:// or a file system that all nodes mount"
-            )
+            knob = "--storage: s3:// or a file system that all nodes mount"
+            return StorageProblem("what the driver wrote there is not seen", knob)
         step = "write"
         storage.write_bytes(where, content)
         step = "read"
         if storage.read_bytes(where) != content or probe not in storage.list_names(uri):
-            return StorageProblem(
-                "what was just written is not what is read or listed", "--storage: a store that keeps what it is given"
-            )
+            knob = "--storage: a store that keeps what it is given"
+            return StorageProblem("what was just written is not what is read or listed", knob)
         step = "delete"
         storage.remove(where)
     except StorageError as error:
@@ -86,26 +72,21 @@ def _explain(error: BaseException, step: str) -> StorageProblem:
         return StorageProblem("no credentials", CREDENTIALS)
     if any(isinstance(cause, HTTPClientError | ConnectionError | TimeoutError) for cause in causes):
         return StorageProblem(f"unreachable ({type(error).__name__}: {shorten(error)})", NETWORK)
-    if problem := _explain_code(code, error) or _explain_numbers(numbers, error, step):
+    if problem := _explain_known(code, numbers, error, step):
         return problem
     if refused := next((cause for cause in causes if isinstance(cause, ClientError)), None):
         return StorageProblem(f"cannot {step}: {shorten(refused)}", advise(refused, _REQUESTS[step]))
     return StorageProblem(f"cannot {step}: {type(error).__name__}: {shorten(error)}", "--storage")
 
 
-def _explain_code(code: str, error: BaseException) -> StorageProblem | None:
-    """Explain an object store's error code, if it is one that only the user can mend."""
+def _explain_known(code: str, numbers: set[int | None], error: BaseException, step: str) -> StorageProblem | None:
+    """Explain an object store's code or the system's numbers, if they say what only the user can mend."""
     if code in ("NoSuchBucket", "404") or (isinstance(error, FileNotFoundError) and code):
         return StorageProblem("no such bucket", "--storage")
     if code == "RequestTimeTooSkewed":
         return StorageProblem("refused: this machine's clock is wrong", "chrony or another NTP client")
     if code in _WRONG_CREDENTIALS:
         return StorageProblem(f"wrong credentials ({code})", CREDENTIALS)
-    return None
-
-
-def _explain_numbers(numbers: set[int | None], error: BaseException, step: str) -> StorageProblem | None:
-    """Explain the system's error numbers, if they say that a disk is full or that something is not allowed."""
     if numbers & {errno.ENOSPC, errno.EDQUOT}:
         return StorageProblem("full", "remove files there, or another --storage")
     if numbers & {errno.EROFS, errno.EACCES, errno.EPERM} or isinstance(error, PermissionError):

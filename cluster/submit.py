@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import shlex
@@ -11,13 +12,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 from tyro.conf import Positional
 
 from cluster.dashboard import connect, dashboard_address
-from glscl.errors import UserError
+from glscl.errors import CommandFailed, UserError
 from glscl.options import Options
 from glscl.reporting.console import print_table
 from glscl.system import storage
@@ -26,7 +27,7 @@ from glscl.system.redaction import has_secret
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
-VERDICT = re.compile(r"glscl: (OK|FAILED) (.*)")
+VERDICT = re.compile(r"glscl: (?P<word>OK|FAILED) (?P<text>.*)")
 LOST_S = 60.0
 """Seconds without the dashboard after which following ends (the job does not)."""
 STOP_S = 180.0
@@ -80,23 +81,14 @@ class Ending:
     status: int
     text: str
 
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """The last line of a command."""
-
-    word: Literal["OK", "FAILED"]
-    text: str
-
-    @classmethod
-    def parse(cls, line: str) -> Verdict | None:
-        """None for a line that is no verdict."""
-        match = VERDICT.fullmatch(line.rstrip())
-        return cls("OK" if match[1] == "OK" else "FAILED", match[2]) if match else None
+    def verdict(self) -> str:
+        """The text. Raises `CommandFailed`: the exit status is not 0."""
+        if self.status:
+            raise CommandFailed(self.status, self.text)
+        return self.text
 
 
 def _check_words(words: Sequence[str]) -> None:
-    """Refuse addresses that cannot be resolved, and secrets."""
     for word in words:
         if "s3://" in word:
             storage.resolve(word[word.index("s3://") :])
@@ -111,7 +103,8 @@ def submit(words: Sequence[str], options: Submit) -> Ending:
     """Run ``glscl WORDS`` as a job.
 
     Raises:
-        UserError: unreachable, token, a folder that cannot be sent, an id that was used before, or a secret in WORDS.
+        UserError: unreachable, token, a folder that cannot be sent, an id that was used before, or WORDS with a secret
+            or an address that cannot be resolved.
     """
     _check_words(words)
     if options.working_dir and not os.path.isdir(options.working_dir):
@@ -149,17 +142,17 @@ def status(options: JobsStatus) -> str:
         details = _find_job(client, options.id)
         return f"job {options.id} {details.status}: {details.entrypoint}"
     jobs = sorted((job for job in client.list_jobs() if job.submission_id), key=lambda job: job.start_time or 0)
-    rows = [[job.submission_id, str(job.status), _clock(job.start_time), job.entrypoint] for job in jobs]
+    rows = []
+    for job in jobs:
+        start = datetime.fromtimestamp(job.start_time / 1000, UTC) if job.start_time else None
+        started = f"{start:%Y-%m-%d %H:%M:%S}" if start else "-"
+        rows.append([job.submission_id, str(job.status), started, job.entrypoint])
     print_table(["job", "state", "started (UTC)", "command"], rows, text_columns=4)
     return f"{len(jobs)} jobs, {sum(not job.status.is_terminal() for job in jobs)} of them not finished"
 
 
 def stop(options: Jobs) -> str:
-    """End a job, and wait until it has ended.
-
-    Raises:
-        UserError: no such job, or it does not end.
-    """
+    """End a job, and wait until it has ended. Raises `UserError`: no such job, or it does not end."""
     client = connect(dashboard_address(options.address))
     if (state := _find_job(client, options.id).status).is_terminal():
         return f"job {options.id} had ended before: {state}"
@@ -187,15 +180,15 @@ class _Log:
     """Prints whole lines. The latest verdict is held back, so that nothing can come after it."""
 
     def __init__(self) -> None:
-        self.verdict: Verdict | None = None
+        self.verdict: re.Match[str] | None = None
         self._rest = ""
 
     def add(self, text: str) -> None:
         *lines, self._rest = (self._rest + text).split("\n")
         for line in lines:
-            if verdict := Verdict.parse(line):
+            if verdict := VERDICT.fullmatch(line.rstrip()):
                 if self.verdict:
-                    print(f"glscl: {self.verdict.word} {self.verdict.text}", flush=True)
+                    print(self.verdict[0], flush=True)
                 self.verdict = verdict
             else:
                 print(line, flush=True)
@@ -206,18 +199,16 @@ class _Log:
 
 
 async def _follow(client: JobSubmissionClient, job: str, log: _Log) -> JobDetails:
-    """Feed the log until the job has ended; a new connection continues where the lost one broke.
-
-    Raises:
-        UserError: the dashboard is gone for good.
-    """
+    """Feed the log until the job has ended, over lost connections. Raises `UserError`: the dashboard is gone."""
     import aiohttp
 
     taken = 0  # every connection starts at the log's first character
     failing_since: float | None = None
     while True:
-        received = 0
-        ended = _details_if_ended(client, job)
+        received, ended = 0, None
+        with contextlib.suppress(OSError, RuntimeError):
+            before = client.get_job_info(job)
+            ended = before if before.status.is_terminal() else None
         try:
             async for text in client.tail_job_logs(job):
                 new = text[max(0, taken - received) :]
@@ -241,37 +232,24 @@ async def _follow(client: JobSubmissionClient, job: str, log: _Log) -> JobDetail
         await asyncio.sleep(1.0)
 
 
-def _details_if_ended(client: JobSubmissionClient, job: str) -> JobDetails | None:
-    """The job's details if it is known to have ended."""
-    try:
-        details = client.get_job_info(job)
-    except (OSError, RuntimeError):
-        return None
-    return details if details.status.is_terminal() else None
-
-
-def _describe_ending(job: str, details: JobDetails, verdict: Verdict | None) -> Ending:
+def _describe_ending(job: str, details: JobDetails, verdict: re.Match[str] | None) -> Ending:
     state = str(details.status)
-    failure = verdict.text if verdict and verdict.word == "FAILED" else ""
+    failure = verdict["text"] if verdict and verdict["word"] == "FAILED" else ""
     if state == "STOPPED":
         return Ending(128 + signal.SIGTERM, f"job {job} was stopped" + (f": {failure}" if failure else ""))
     if state == "SUCCEEDED":
-        if verdict is None:
-            return Ending(0, f"job {job} succeeded")
-        return Ending(1 if failure else 0, verdict.text)
-    status = _exit_status(details.driver_exit_code)
+        return Ending(1 if failure else 0, verdict["text"] if verdict else f"job {job} succeeded")
+    status = _exit_status(details.driver_exit_code or 1)
     if failure:
         return Ending(status, failure)
-    after = f" after it had said 'OK {verdict.text}'" if verdict else " without a verdict"
+    after = f" after it had said 'OK {verdict['text']}'" if verdict else " without a verdict"
     message = " ".join((details.message or "no reason given").split())[:MESSAGE_LENGTH]
     reason = f"exit status {status}" if details.driver_exit_code else message
     return Ending(status, f"job {job} died{after} ({reason}); `glscl jobs logs {job}` shows its log")
 
 
-def _exit_status(code: int | None) -> int:
-    """Exit status for a driver's exit code, as a shell names signals; 1 where there is none."""
-    if not code:
-        return 1
+def _exit_status(code: int) -> int:
+    """As a shell names signals."""
     return code if code > 0 else 128 - code
 
 
@@ -282,7 +260,3 @@ def _find_job(client: JobSubmissionClient, job: str) -> JobDetails:
         if "404" in str(error):
             raise UserError(f"no job '{job}' on this cluster; `glscl jobs status` lists them") from None
         raise
-
-
-def _clock(milliseconds: int | None) -> str:
-    return f"{datetime.fromtimestamp(milliseconds / 1000, UTC):%Y-%m-%d %H:%M:%S}" if milliseconds else "-"

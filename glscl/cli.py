@@ -6,20 +6,17 @@ Exit status: 0 done, 2 bad input (one line says what, where and which knob), 143
 The commands are the modules of `glscl.commands`.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Sequence
 
-from glscl.commands import CommandFailed, find_command, format_usage
-from glscl.errors import BrokenRunError, Stopped, UserError, full_disk
+from glscl.commands import find_command, format_usage
+from glscl.errors import BrokenRunError, CommandFailed, Stopped, UserError, full_disk
 from glscl.system.environment import check_working_folder, first_answer_due
-from glscl.system.redaction import OutputClosedError, redacted_output
+from glscl.system.redaction import OutputClosedError, prepare_streams, redacted_output
 from glscl.system.stopping import ends_by_signal
-from glscl.system.streams import prepare_streams
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

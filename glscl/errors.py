@@ -1,7 +1,5 @@
 """The one exception type that a user is meant to read."""
 
-from __future__ import annotations
-
 import difflib
 import errno
 import os
@@ -50,6 +48,14 @@ class BrokenRunError(Exception):
         super().__init__(" ".join(message.split()))
 
 
+class CommandFailed(Exception):  # noqa: N818  # the command failed, not the program
+    """What ran elsewhere has failed: its exit status and its verdict become this command's."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
 class Stopped(KeyboardInterrupt):
     """A signal asked the command to end: no error, and passed on by `except Exception`, as KeyboardInterrupt is.
 
@@ -69,9 +75,7 @@ class Stopped(KeyboardInterrupt):
 def full_disk(error: BaseException | None, where: str) -> UserError | None:
     """What to tell the user, if the reason for an error is a disk that takes no more; else None.
 
-    Args:
-        error: any, with what caused it.
-        where: what is said to be full if the error names no file.
+    ``where`` is what is said to be full if the error names no file.
     """
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

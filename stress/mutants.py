@@ -5,8 +5,9 @@
 Draws places in the modules of `TESTS` at random (cosmic-ray's operators: comparisons, arithmetic, numbers, booleans,
 ``and``/``or``, ``not``, loops, exceptions), changes one at a time in a copy of the tree, and runs the tests of that
 module until one fails. Prints what survived, with its line, and the share that was killed. What no correct program
-shows is left alone: annotations, imports for types, ``strict`` of zip, ``frozen`` and ``slots`` of dataclasses. A run
-goes on where it stopped: mutants that ``--output`` holds are not tried again; delete a line to try it again.
+shows is left alone: annotations, imports for types, ``strict`` of zip, ``frozen`` and ``slots`` of dataclasses.
+Survivors that ``stress/equivalent_mutants.toml`` explains do not count. A run goes on where it stopped: mutants that
+``--output`` holds are not tried again; delete a line to try it again.
 ``--only PART`` draws from the modules whose path contains PART. Needs the ``mutation`` extra.
 """
 
@@ -17,23 +18,22 @@ import ast
 import json
 import os
 import random
-import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
-import psutil
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-ROOT = Path(__file__).resolve().parents[1]
+
+from stress.mutant_runner import ROOT, Runner
 
 _NAMES = {
     "glscl/losses/*.py": "losses models/test_registry models/test_parity training/test_world_size",
@@ -56,7 +56,7 @@ _NAMES = {
     "glscl/evaluation/scoring.py": "evaluation/test_scoring evaluation/test_retrieval",
     "glscl/study/statistics/*.py": "study/test_statistics study/test_families",
     **dict.fromkeys(
-        (f"glscl/study/{module}.py" for module in ("analysis", "panels", "figures", "comparisons", "protocol")),
+        (f"glscl/study/{module}.py" for module in ("analysis", "panels", "comparisons")),
         "study/test_analysis study/test_report",
     ),
 }
@@ -65,12 +65,6 @@ TESTS = {
     for pattern, names in _NAMES.items()
 }
 """Modules that are changed, and the tests that have to notice, quick ones first."""
-
-PRELOAD = "import numpy, torch, scipy.stats, av, pydantic, pytest, s3fs, moto.server, boto3, open_clip, ray.train.torch"
-"""What a runner imports before it forks a process per mutant: minutes over a whole sample."""
-
-LIMIT_S = 600.0
-"""A mutant that hangs is killed, and counts as killed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,88 +196,6 @@ class _WithoutGuards(ast.NodeTransformer):
         return None if node.arg in ("strict", "frozen", "slots") else self.generic_visit(node)
 
 
-class Runner:
-    """A copy of the tree, and a process that has the libraries in memory and forks one child per mutant."""
-
-    def __init__(self, scratch: Path, number: int) -> None:
-        self.tree = scratch / str(number) / "tree"
-        files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
-        for name in filter(None, files.split("\0")):
-            if (ROOT / name).is_file():
-                (self.tree / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(ROOT / name, self.tree / name)
-        if (ROOT.parent / "shared").is_dir():
-            (self.tree.parent / "shared").symlink_to((ROOT.parent / "shared").resolve())
-        environment = os.environ | {
-            "PYTHONPATH": str(self.tree),
-            "PYTHONDONTWRITEBYTECODE": "1",  # a stale one would be the code before the change
-            "OMP_NUM_THREADS": "1",
-        }
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", _SERVER.format(preload=PRELOAD)],
-            cwd=self.tree,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def passes(self, tests: tuple[str, ...]) -> bool:
-        """Run tests in a fresh child; whether they pass within the limit."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        print(json.dumps({"tests": tests, "limit": LIMIT_S}), file=self._process.stdin, flush=True)
-        return json.loads(self._process.stdout.readline()) == 0  # type: ignore[no-any-return]
-
-    def survives(self, mutant: Mutant) -> bool:
-        """Change the copy, run the module's tests, change it back."""
-        path = self.tree / mutant.path
-        source = path.read_text(encoding="utf-8")
-        changed = _mutated(source, mutant.operator, mutant.occurrence)
-        assert changed is not None
-        path.write_text(changed, encoding="utf-8")
-        try:
-            return self.passes(tests_of(mutant.path))
-        finally:
-            path.write_text(source, encoding="utf-8")
-
-    def close(self) -> None:
-        """End the process, and the tests that it is running."""
-        family = [*psutil.Process(self._process.pid).children(recursive=True), self._process]
-        for process in family:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        self._process.wait()
-
-
-_SERVER = """
-import json, os, signal, sys, time
-{preload}
-for line in sys.stdin:
-    job = json.loads(line)
-    child = os.fork()
-    if not child:
-        os.setpgid(0, 0)
-        null = os.open(os.devnull, os.O_RDWR)
-        for descriptor in (0, 1, 2):
-            os.dup2(null, descriptor)
-        status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", *job["tests"]])
-        os._exit(int(status))
-    end = time.monotonic() + job["limit"]
-    done = 0
-    while not done and time.monotonic() < end:
-        done, status = os.waitpid(child, os.WNOHANG)
-        time.sleep(0.02)
-    try:
-        os.killpg(child, signal.SIGKILL)  # processes that the tests left, or a child that hangs
-    except ProcessLookupError:
-        pass
-    if not done:
-        os.waitpid(child, 0)
-    print(json.dumps(os.waitstatus_to_exitcode(status) if done else -1), flush=True)
-"""
-
-
 def tests_of(path: str) -> tuple[str, ...]:
     """The tests of a module."""
     return next(tests for pattern, tests in TESTS.items() if ROOT / path in set(_sources(pattern)))
@@ -307,11 +219,23 @@ def main() -> int:
     print(f"{len(mutants)} mutants, {len(left)} to try", flush=True)
     with arguments.output.open("a") as output:
         survived |= try_mutants(left, arguments.runners, output)
-    alive = [mutant for mutant in mutants if survived[mutant.name]]
-    for mutant in sorted(alive, key=lambda mutant: (mutant.path, mutant.line)):
-        print(f"survived: {mutant.path}:{mutant.line}\n    {mutant.old}\n    {mutant.new}")
-    score = 1 - len(alive) / len(mutants)
-    print(f"{len(mutants)} mutants, {len(alive)} survived: {100 * score:.1f} % killed")
+    return report(mutants, survived)
+
+
+def report(mutants: list[Mutant], survived: dict[str, bool]) -> int:
+    """Print what survived, and the share that was killed; returns the exit status."""
+    alive = sorted((m for m in mutants if survived[m.name]), key=lambda m: (m.path, m.line))
+    reasons = tomllib.loads(Path(__file__).with_name("equivalent_mutants.toml").read_text(encoding="utf-8"))
+    known = {name: group["why"] for group in reasons["equivalent"] for name in group["mutants"]}
+    equivalent = {mutant.name: known[mutant.name] for mutant in alive if mutant.name in known}
+    for mutant in alive:
+        verdict = f"equivalent ({equivalent[mutant.name]})" if mutant.name in equivalent else "SURVIVED"
+        print(f"{verdict}: {mutant.path}:{mutant.line}\n    {mutant.old}\n    {mutant.new}")
+    score = 1 - (len(alive) - len(equivalent)) / (len(mutants) - len(equivalent))
+    print(
+        f"{len(mutants)} mutants: {len(mutants) - len(alive)} killed, {len(equivalent)} equivalent, "
+        f"{len(alive) - len(equivalent)} survived: {100 * score:.1f} % of those that are not equivalent killed"
+    )
     return int(score < 0.95)
 
 
@@ -330,7 +254,10 @@ def try_mutants(mutants: list[Mutant], number: int, output: IO[str]) -> dict[str
                 while left:
                     mutant = left.pop(0)
                     start = time.monotonic()
-                    survived[mutant.name] = runner.survives(mutant)
+                    source = (ROOT / mutant.path).read_text(encoding="utf-8")
+                    changed = _mutated(source, mutant.operator, mutant.occurrence)
+                    assert changed is not None
+                    survived[mutant.name] = runner.survives(mutant.path, changed, tests_of(mutant.path))
                     record = {"name": mutant.name, "survived": survived[mutant.name], **asdict(mutant)}
                     record["seconds"] = round(time.monotonic() - start, 1)
                     print(json.dumps(record), file=output, flush=True)

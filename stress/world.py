@@ -58,6 +58,7 @@ class World:
             "OMP_NUM_THREADS": "1",
             "RAY_DEDUP_LOGS": "0",
             "RAY_worker_niceness": "0",  # else whatever else the machine does comes first
+            "RAY_memory_monitor_refresh_ms": "0",  # else what else fills the machine's memory ends the runs
             "LD_PRELOAD": str(library),
             "GLSCL_CLOCK": str(self._clock),
         }

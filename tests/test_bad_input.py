@@ -18,8 +18,7 @@ from glscl.data.shards import ShardSet
 from glscl.evaluation.saved import ModelCard, save_model
 from glscl.models import ModelConfig, Retriever
 from glscl.system import storage
-from glscl.system.ownership import Claim
-from glscl.system.processes import machine_id, start_of
+from glscl.system.ownership import Claim, machine_id, start_of
 from glscl.training.config import load_config, run_config
 
 Refuse = Callable[..., str]

@@ -7,10 +7,10 @@ import shutil
 from pathlib import Path
 
 from glscl.options.differences import differing_keys
-from glscl.runs.results import read_cell_file, write_cell_file
+from glscl.runs.cell import read_cell_file, write_cell_file
 from glscl.training.checkpoint.format import check_resumable, read_state
 from glscl.training.config import RunConfig
-from tune.options import load_sweep
+from tune.options import SweepConfig
 from tune.plan import identifying_values
 from tune.trials import read_record, read_trials, write_trials
 
@@ -36,7 +36,7 @@ def test_a_finished_cell_of_before_is_read_and_written_as_it_was(tmp_path: Path)
 
 def test_a_sweep_of_before_continues_with_its_trials(tmp_path: Path) -> None:
     saved = json.loads((BEFORE / "sweep" / "sweep.json").read_text())
-    sweep = load_sweep("toy_small", storage=str(tmp_path), root=saved["root"])
+    sweep = SweepConfig.load("toy_small", storage=str(tmp_path), root=saved["root"])
     assert differing_keys(saved, identifying_values(sweep), ()) == []
     folder = Path(sweep.directory)
     shutil.copytree(BEFORE / "sweep", folder)

@@ -17,9 +17,9 @@ from glscl.commands.shards_build import Build
 from glscl.data.benchmarks import benchmark_names
 from glscl.data.shards import ShardSet
 from glscl.options.packaged import preset_names, preset_text
-from glscl.study.options import study_names, study_text
+from glscl.study.options import StudyConfig
 from glscl.training.config import keys, load_config
-from tune.options import sweep_names, sweep_text
+from tune.options import SweepConfig
 
 COMMANDS = (
     *(
@@ -181,8 +181,8 @@ def test_presets_lists_each_with_its_description(capsys: Capture) -> None:
     status, out = run(capsys, "presets")
     assert status == 0
     commands = [("train", name, preset_text(name)) for name in preset_names()]
-    commands += [("study", name, study_text(name)) for name in study_names()]
-    commands += [("sweep", name, sweep_text(name)) for name in sweep_names()]
+    commands += [("study", name, StudyConfig.text(name)) for name in StudyConfig.names()]
+    commands += [("sweep", name, SweepConfig.text(name)) for name in SweepConfig.names()]
     for line, (command, name, text) in zip(out.splitlines(), commands, strict=True):
         words = line.split(maxsplit=4)
         assert words[:4] == ["glscl", command, "--config", name]
@@ -196,14 +196,14 @@ def test_presets_prints_one_as_it_can_be_loaded(capsys: Capture, tmp_path: Path)
     path.write_text(out, encoding="utf-8")
     assert load_config(str(path)) == load_config("msvd")
     status, out = run(capsys, "presets", "toy")
-    assert (status, out) == (0, study_text("toy"))
+    assert (status, out) == (0, StudyConfig.text("toy"))
     status, out = run(capsys, "presets", "sweep", "toy")
-    assert (status, out) == (0, sweep_text("toy"))
+    assert (status, out) == (0, SweepConfig.text("toy"))
 
 
 def test_a_bad_sweep_is_one_line_and_starts_nothing(capsys: Capture, tmp_path: Path) -> None:
     path = tmp_path / "sweep.yaml"
-    path.write_text(sweep_text("toy_small").replace("model.heads.glscl.tau:", "model.heads.glscl.tua:"))
+    path.write_text(SweepConfig.text("toy_small").replace("model.heads.glscl.tau:", "model.heads.glscl.tua:"))
     status, out = run(capsys, "sweep", "--config", str(path), "--storage", str(tmp_path / "runs"))
     assert status == 2
     words = "space: unknown key 'model.heads.glscl.tua', did you mean 'model.heads.glscl.tau'?"

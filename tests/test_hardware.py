@@ -10,7 +10,7 @@ import pytest
 from glscl.data.shards import ShardSet
 from glscl.errors import UserError
 from glscl.options.differences import differing_keys
-from glscl.system.hardware import Share, choose
+from glscl.system.nodes import Share, choose
 from glscl.training.checkpoint.format import FREE_KEYS
 from glscl.training.config import RunConfig, run_config, to_yaml, validate
 from glscl.training.driver.machines import with_machines

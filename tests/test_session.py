@@ -19,10 +19,10 @@ import ray._private.utils
 
 from glscl.errors import BrokenRunError, UserError
 from glscl.system import session
-from glscl.system.network import use_interface_of_node
 from glscl.system.nodes import capacity_of_nodes, check_resources
-from glscl.system.processes import start_of
+from glscl.system.ownership import start_of
 from glscl.system.ray_internals import cluster as internals
+from glscl.system.ray_internals.cluster import use_interface_of_node
 from glscl.system.session import cluster_of_this_machine, ray_session
 
 

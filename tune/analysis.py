@@ -3,45 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 
 import numpy as np
 from scipy import stats
 
-from glscl.data.quarantine import describe_incomplete, merge_incomplete
-from glscl.evaluation.results import Incomplete
-from glscl.runs.provenance import record_provenance
-from glscl.runs.results import read_cell_file
+from glscl.runs.cell import find_incomplete, read_cell_file
+from glscl.runs.summary import summarise
 from glscl.training.config import RunConfig
-from tune.importance import measure_importance
-from tune.objective import build_run_on_all, run_directories, training_folds, trials_folder
+from tune.objective import Setup, build_run_on_all, run_directories, training_folds, trials_folder
 from tune.options import SweepConfig
 from tune.results import (
     Budget,
     Confirmation,
     Difference,
+    Importance,
+    ImportanceShare,
     Parameter,
-    ScoredStep,
     SweepResults,
-    SweepTrial,
     TradeOff,
 )
-from tune.setup import Setup
-from tune.space import Space, value_at
+from tune.space import Space, Values, value_at
 from tune.trials import Trial, best_of
-from tune.winner import DEFAULT, WINNER, SeedScore, SeedScores
+from tune.winner import DEFAULT, WINNER, SeedScores
 
 LEVEL = 0.95
+RESAMPLES = 50
+LEAST_TRIALS = 8
+"""Below, an importance would be a statement about chance."""
 
 
 def analyse(setup: Setup, trials: Sequence[Trial], confirmation: SeedScores | None, best_file: str) -> SweepResults:
     """Compute the results of a sweep.
 
-    Args:
-        setup: the sweep's.
-        trials: all that are known; one or more have ended.
-        confirmation: scores of the winner and the default, if they were trained.
-        best_file: the winner as a configuration file; empty while there is none.
+    Of all trials that are known one or more have ended; the winner's ``best_file`` is empty while there is none, and
+    ``confirmation`` is None until winner and default were trained.
     """
     sweep = setup.sweep
     ended = [trial for trial in trials if trial.has_ended]
@@ -52,14 +47,12 @@ def analyse(setup: Setup, trials: Sequence[Trial], confirmation: SeedScores | No
     trade_offs = find_trade_offs(sweep, trials)
     claims = _write_claims(best, compared, budget, trade_offs)
     score = f" best={best.score():.2f}" if best else ""
-    missing = _find_incomplete(sweep, trials)
+    finished = [run for trial in trials if trial.state == "finished" for run in run_directories(sweep, trial.name)]
+    missing = find_incomplete(cell for run in finished if (cell := read_cell_file(run)))
+    progress = f"trials={len(ended)}/{sweep.trials}{score}"
+    summary = summarise(sweep, progress, claims, missing, use_gpu=default.training.use_gpu is not False)
     return SweepResults(
-        name=sweep.name,
-        label=sweep.label,
-        verdict=f"sweep={sweep.name} trials={len(ended)}/{sweep.trials}{score} {claims[0]} [{sweep.label}]"
-        + (f"; incomplete: {describe_incomplete(entry.model_dump() for entry in missing)}" if missing else ""),
-        incomplete=missing,
-        **asdict(record_provenance(default.training.use_gpu is not False)),
+        **dict(summary),
         objective=sweep.objective,
         metric=sweep.metric,
         searcher=sweep.searcher,
@@ -71,7 +64,7 @@ def analyse(setup: Setup, trials: Sequence[Trial], confirmation: SeedScores | No
         trainings=len(training_folds(sweep)),
         domains=list(sweep.domains),
         parameters=_list_parameters(sweep.searched, default),
-        trials=[_describe_trial(trial) for trial in trials],
+        trials=list(trials),
         best=best.name if best else None,
         best_file=best_file,
         importance=measure_importance(sweep.searched, ended, setup.first, sweep.seed),
@@ -79,7 +72,6 @@ def analyse(setup: Setup, trials: Sequence[Trial], confirmation: SeedScores | No
         budget=budget,
         pareto=find_pareto_front(trials) if sweep.cost != "none" else [],
         confirmation=compared,
-        claims=claims,
     )
 
 
@@ -98,24 +90,44 @@ def _list_parameters(space: Space, default: RunConfig) -> list[Parameter]:
     ]
 
 
-def _describe_trial(trial: Trial) -> SweepTrial:
-    return SweepTrial(
-        name=trial.name,
-        state=trial.state,
-        values=trial.values,
-        history=[ScoredStep(**score.to_row()) for score in trial.history],
-        cost=trial.cost,
-        seconds=trial.seconds,
-        error=trial.error,
-    )
+def measure_importance(space: Space, ended: Sequence[Trial], step: int, seed: int) -> Importance:
+    """Measure how much of the objective's variance over the space each key explains: fANOVA, over resampled trials.
+
+    Of the scores at ``step``, the first scoring, which every trial reached: later ones are of the trials that were
+    doing well. ``seed`` is of trees and resamples. Keys come with the 5th and 95th percentile of the resamples, the
+    most important first; none where trials are too few.
+    """
+    points = [(trial.values, score.objective) for trial in ended if (score := trial.at(step)) is not None]
+    if len(points) < LEAST_TRIALS or len({objective for _, objective in points}) < 2 or len(space) < 2:
+        return Importance(trials=len(points), step=step, resamples=0, parameters=[])
+    whole = _fanova(space, points, seed)
+    generator = np.random.default_rng(seed)
+    draws: list[dict[str, float]] = []
+    while len(draws) < RESAMPLES:
+        chosen = [points[number] for number in generator.integers(len(points), size=len(points))]
+        if len({objective for _, objective in chosen}) > 1:
+            draws.append(_fanova(space, chosen, seed + len(draws)))
+    shares = []
+    for key in sorted(space, key=lambda key: -whole[key]):
+        low, high = np.percentile([draw[key] for draw in draws], [5, 95])
+        shares.append(ImportanceShare(key=key, estimate=whole[key], low=float(low), high=float(high)))
+    return Importance(trials=len(points), step=step, resamples=RESAMPLES, parameters=shares)
 
 
-def _find_incomplete(sweep: SweepConfig, trials: Sequence[Trial]) -> list[Incomplete]:
-    """Find the sets of which videos are missing in some finished training, each at its fewest."""
-    finished = [trial.name for trial in trials if trial.state == "finished"]
-    cells = [read_cell_file(run) for name in finished for run in run_directories(sweep, name)]
-    missing = merge_incomplete([entry.model_dump() for entry in cell.incomplete] for cell in cells if cell)
-    return [Incomplete.model_validate(entry) for entry in missing]
+def _fanova(space: Space, points: Sequence[tuple[Values, float]], seed: int) -> dict[str, float]:
+    """Share of the variance by key."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(direction="maximize")
+    distributions = {key: draw.distribution() for key, draw in space.items()}
+    for values, objective in points:
+        study.add_trial(
+            optuna.trial.create_trial(params=dict(values), distributions=distributions, value=float(objective))
+        )
+    evaluator = optuna.importance.FanovaImportanceEvaluator(n_trees=32, seed=seed)
+    shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    return {key: float(shares.get(key, 0.0)) for key in space}
 
 
 def compare_with_default(scores: SeedScores) -> Confirmation:
@@ -124,16 +136,12 @@ def compare_with_default(scores: SeedScores) -> Confirmation:
     Of a handful of seeds a bootstrap knows too little; Student's t assumes that differences between seeds are normal.
     It covers the chance of training, not that of the held-out videos, on which the winner was chosen.
     """
-    winner, default = scores[WINNER], scores[DEFAULT]
+    winner, default = ([one.domains | {"objective": one.objective} for one in scores[of]] for of in (WINNER, DEFAULT))
     differences = [
-        _difference(name, [_score(one, name) for one in winner], [_score(one, name) for one in default])
-        for name in ("objective", *winner[0].domains)
+        _difference(name, [one[name] for one in winner], [one[name] for one in default])
+        for name in ("objective", *scores[WINNER][0].domains)
     ]
-    return Confirmation(seeds=[one.seed for one in winner], differences=differences)
-
-
-def _score(one: SeedScore, name: str) -> float:
-    return one.objective if name == "objective" else one.domains[name]
+    return Confirmation(seeds=[one.seed for one in scores[WINNER]], differences=differences)
 
 
 def _difference(name: str, winner: list[float], default: list[float]) -> Difference:
@@ -163,19 +171,16 @@ def find_trade_offs(sweep: SweepConfig, trials: Sequence[Trial]) -> list[TradeOf
 
 def find_pareto_front(trials: Sequence[Trial]) -> list[str]:
     """Find the finished trials that no other beats in both objective and cost."""
-    finished = [
-        (trial.name, trial.score(), trial.cost)
+    finished = {
+        trial.name: (trial.score(), -trial.cost)
         for trial in trials
         if trial.state == "finished" and trial.cost is not None
-    ]
-    return [
-        name
-        for name, score, cost in finished
-        if not any(
-            other >= score and its_cost <= cost and (other > score or its_cost < cost)
-            for _, other, its_cost in finished
-        )
-    ]
+    }
+
+    def beaten(own: tuple[float, int]) -> bool:
+        return any(other != own and other[0] >= own[0] and other[1] >= own[1] for other in finished.values())
+
+    return [name for name, own in finished.items() if not beaten(own)]
 
 
 def _sum_budget(setup: Setup, trials: Sequence[Trial]) -> Budget:

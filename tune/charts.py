@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from glscl.reporting.formats import number, short_key, tick
 from glscl.reporting.plots import (
     INK,
@@ -18,7 +20,9 @@ from glscl.reporting.plots import (
     line_chart,
     round_numbers,
 )
-from tune.results import Parameter, SweepResults, SweepTrial, Value
+from tune.results import Parameter, SweepResults
+from tune.space import Value
+from tune.trials import Trial
 
 BEST, FINISHED = SERIES[0], SERIES[2]
 LEGEND = (
@@ -96,10 +100,8 @@ def parallel_chart(results: SweepResults) -> Chart | None:
             title = f"{trial.name}, {trial.state}: {number(last.objective, 2)} at step {last.step}"
             state = "best" if trial.name == results.best else trial.state
             _draw_trial(plot, list(enumerate(heights)), state, title)
-        keys = len(results.parameters)
-        return plot.chart(
-            f"Parallel coordinates: {len(trials)} trials over {keys} keys and the objective", legend=LEGEND
-        )
+        label = f"Parallel coordinates: {len(trials)} trials over {len(results.parameters)} keys and the objective"
+        return plot.chart(label, legend=LEGEND)
 
 
 def parameter_charts(results: SweepResults) -> list[Chart]:
@@ -137,7 +139,7 @@ def _parameter_chart(results: SweepResults, parameter: Parameter, limits: tuple[
                     for step, domains in _shown(results, trial)
                     if (step == results.steps) is last
                 ]
-                plot.axes.plot(*_columns(points), "o", color=colour, markersize=6, markeredgewidth=1.25,
+                plot.axes.plot(*np.reshape(points, (-1, 2)).T, "o", color=colour, markersize=6, markeredgewidth=1.25,
                                markerfacecolor=colour if last else "none", zorder=3)  # fmt: skip
         label = f"Held-out scores of each domain over {parameter.key}; the table of trials has the numbers"
         return plot.chart(short_key(parameter.key), description=label)
@@ -168,7 +170,7 @@ def labels(parameter: Parameter, count: int = 4) -> list[tuple[float, str]]:
     return [(share(parameter, min(max(value, low), high)) or 0.0, tick(value)) for value in values]
 
 
-def _shown(results: SweepResults, trial: SweepTrial) -> list[tuple[int, dict[str, float]]]:
+def _shown(results: SweepResults, trial: Trial) -> list[tuple[int, dict[str, float]]]:
     """Step and scores by domain of a trial's first and last scoring."""
     return [(step.step, step.domains) for step in trial.history if step.step in (results.first, results.steps)]
 
@@ -177,7 +179,8 @@ def _draw_trial(plot: Plot, points: Sequence[tuple[float, float]], state: str, t
     """A trial's line, in the look of its state."""
     colour, width, opacity = {"best": (BEST, 3, 1), "finished": (FINISHED, 1.75, 0.9)}.get(state, (NEUTRAL, 1.25, 0.6))
     dashes = (0, (2, 3)) if state == "failed" else "-"
-    (line,) = plot.axes.plot(*_columns(points), color=colour, linewidth=width, alpha=opacity, linestyle=dashes)
+    x, y = zip(*points, strict=True)
+    (line,) = plot.axes.plot(x, y, color=colour, linewidth=width, alpha=opacity, linestyle=dashes)
     plot.name(line, state, title)
 
 
@@ -191,7 +194,3 @@ def _draw_axis(plot: Plot, place: int, section: str, name: str, marks: Sequence[
         label = axes.annotate(text, (place, height), (-6, 0), textcoords="offset points", ha="right", va="center",
                               color=MUTED, zorder=5)  # fmt: skip
         plot.name(label, "halo")
-
-
-def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    return [x for x, _ in points], [y for _, y in points]

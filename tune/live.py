@@ -15,10 +15,8 @@ from rich.text import Text
 from glscl.errors import UserError
 from glscl.reporting.console import console
 from glscl.system.progress import time_left
-from tune.objective import Score
-from tune.setup import Setup
-from tune.space import Value
-from tune.trials import Seen, Trial, best_of, from_ray
+from tune.objective import Score, Setup
+from tune.trials import Trial, best_of, from_ray
 
 SEARCH = "search"
 """Folder of Ray Tune's state."""
@@ -30,18 +28,13 @@ class SweepCallback(Callback):
     """Follows Ray Tune's trials, prints what happens and has it kept.
 
     Args:
-        setup: the sweep's.
         known: trials that ended before this start of the driver.
         keep: is given the sweep's trials whenever one has ended.
         check: is called at each turn of Ray Tune, and raises where it has to end.
     """
 
     def __init__(
-        self,
-        setup: Setup,
-        known: Sequence[Trial],
-        keep: Callable[[list[Trial]], None],
-        check: Callable[[], None],
+        self, setup: Setup, known: Sequence[Trial], keep: Callable[[list[Trial]], None], check: Callable[[], None]
     ) -> None:
         self._setup = setup
         self._total = setup.sweep.trials
@@ -72,7 +65,8 @@ class SweepCallback(Callback):
         self._ending.pop(trial.trial_id, None)
         if trial.trial_id in self._known:
             return  # had ended, which Ray Tune had not yet written down: it only reports that again
-        values = ", ".join(f"{key.rpartition('.')[2]}={_short(value)}" for key, value in trial.config.items())
+        short = {key: f"{value:.3g}" if isinstance(value, float) else str(value) for key, value in trial.config.items()}
+        values = ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in short.items())
         self._event(trials, f"trial {trial.trial_id} starts: {values}")
 
     def on_trial_result(
@@ -83,7 +77,8 @@ class SweepCallback(Callback):
             return
         score = Score(result["step"], result["objective"], dict(result["domains"]))
         self._reported.setdefault(trial.trial_id, {})[score.step] = score
-        self._event(trials, f"trial {trial.trial_id} step {score.step}: {score.objective:.2f} ({_domains(score)})")
+        domains = ", ".join(f"{name} {value:.1f}" for name, value in score.domains.items())
+        self._event(trials, f"trial {trial.trial_id} step {score.step}: {score.objective:.2f} ({domains})")
 
     def on_trial_complete(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
         """A trial has finished, or was stopped."""
@@ -109,7 +104,7 @@ class SweepCallback(Callback):
 
     def trials(self, trials: Sequence[Any]) -> list[Trial]:
         """Convert Ray Tune's trials."""
-        return from_ray(self._setup, trials, Seen(self._known, self._reported, self._ending))
+        return from_ray(self._setup, trials, self._known, self._reported, self._ending)
 
     def _ended(self, trials: Sequence[Any], name: str, state: str) -> None:
         self._ending[name] = state
@@ -150,11 +145,3 @@ def build_table(trials: Sequence[Trial], total: int) -> Table:
         )
         table.add_row(*map(Text, (trial.name, trial.state, *numbers)))
     return table
-
-
-def _short(value: Value) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _domains(score: Score) -> str:
-    return ", ".join(f"{name} {value:.1f}" for name, value in score.domains.items())

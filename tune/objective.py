@@ -9,9 +9,10 @@ early stopping compares equals.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
+from glscl.data.shards import open_shard_set
+from glscl.errors import UserError
 from glscl.models.heads.base import build_head
 from glscl.runs.build import build_run, pretrained_towers
 from glscl.runs.cell import Cell
@@ -19,6 +20,7 @@ from glscl.runs.sets import Sets
 from glscl.system import storage
 from glscl.training.config import RunConfig
 from glscl.training.run_log import read_metrics
+from glscl.training.schedule import RunLength, make_plan
 from tune.options import SweepConfig
 from tune.space import Values, nest
 
@@ -28,21 +30,11 @@ ALL = "all"
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A trial's score at a step.
-
-    Attributes:
-        step: of every training.
-        objective: across domains, in per cent.
-        domains: each domain's held-out score.
-    """
+    """A trial's score at a step, the same step of every training: the objective, and each domain's, in per cent."""
 
     step: int
     objective: float
     domains: dict[str, float]
-
-    def to_row(self) -> dict[str, Any]:
-        """Plain values, as they are reported to Ray Tune and kept in files."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +43,48 @@ class Fold:
 
     trained: tuple[str, ...]
     scored: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What every trial of a sweep is given."""
+
+    sweep: SweepConfig
+    sets: Mapping[str, Sets]
+    steps: int
+    """Length of a training."""
+    first: int
+    """Step of a training's first scoring."""
+
+
+def make_setup(sweep: SweepConfig, sets: Mapping[str, Sets]) -> Setup:
+    """Open the training sets and count steps.
+
+    Raises:
+        UserError: trainings of a trial differ in length, or are over before the schedulers may act.
+    """
+    lengths = []
+    for config in build_runs(sweep, sets, trials_folder(sweep), {}, sweep.seed).values():
+        opened = [open_shard_set(uri) for uri in config.data.train]
+        lengths.append(RunLength.of(config, make_plan(config, opened)))
+    totals = {length.total for length in lengths}
+    firsts = {min(length.evaluate_every, length.total) for length in lengths}
+    for what, counts, knob in (
+        ("length", totals, "run.training.max_steps to what all of them reach"),
+        ("the steps of an epoch", firsts, "domains to equally many pairs"),
+    ):
+        if len(counts) > 1:
+            raise UserError(
+                f"the trainings that leave one domain out differ in {what} ({sorted(counts)} steps), and are not "
+                f"scored at the same steps: set {knob}"
+            )
+    total, first = totals.pop(), firsts.pop()
+    if sweep.scheduler != "none" and max(first, sweep.grace_steps or 0) >= total:
+        raise UserError(
+            f"scheduler: nothing can be stopped early when the first scoring is at step {first} of {total} "
+            f"(grace_steps {sweep.grace_steps}): train for more epochs, or set scheduler to none"
+        )
+    return Setup(sweep, sets, total, first)
 
 
 def training_folds(sweep: SweepConfig) -> dict[str, Fold]:
@@ -64,18 +98,9 @@ def training_folds(sweep: SweepConfig) -> dict[str, Fold]:
 def build_runs(
     sweep: SweepConfig, sets: Mapping[str, Sets], folder: str, values: Values, seed: int
 ) -> dict[str, RunConfig]:
-    """Build the trainings of a trial, by the name of their fold.
-
-    Args:
-        sweep: the sweep.
-        sets: shard sets of its domains.
-        folder: in which their run directories are made.
-        values: of the searched keys.
-        seed: of the trainings.
-    """
-    return {
-        name: _build_fold(sweep, sets, folder, name, values, seed, fold) for name, fold in training_folds(sweep).items()
-    }
+    """Build the trainings of a trial, by the name of their fold; their run directories are made in ``folder``."""
+    folds = training_folds(sweep)
+    return {name: _build_fold(sweep, sets, folder, name, values, seed, fold) for name, fold in folds.items()}
 
 
 def build_run_on_all(sweep: SweepConfig, sets: Mapping[str, Sets], folder: str, name: str, values: Values) -> RunConfig:
@@ -98,15 +123,7 @@ def _build_fold(
 def build_cells(
     sweep: SweepConfig, configs: Mapping[str, RunConfig], variant: str, purpose: str, seed: int
 ) -> list[Cell]:
-    """Build cells of trainings: cells are done once, and go on after an interruption.
-
-    Args:
-        sweep: the sweep.
-        configs: by the name of their fold.
-        variant: whose trainings they are.
-        purpose: what they are for.
-        seed: theirs.
-    """
+    """Build cells of trainings, ``configs`` by their fold: cells are done once, and go on after an interruption."""
     trained = {name: fold.trained for name, fold in training_folds(sweep).items()} | {ALL: tuple(sweep.domains)}
     return [Cell(purpose, variant, fold, trained[fold], seed, config) for fold, config in configs.items()]
 
@@ -123,9 +140,7 @@ def read_history(sweep: SweepConfig, configs: Mapping[str, RunConfig]) -> list[S
     common = set.intersection(*(set(steps) for steps in by_fold)) if by_fold else set()
     history = []
     for step in sorted(common):
-        scores: dict[str, float] = {}
-        for steps in by_fold:
-            scores |= steps[step]
+        scores = {name: score for steps in by_fold for name, score in steps[step].items()}
         domains = {name: scores[name] for name in sweep.domains}
         history.append(Score(step, compute_objective(sweep, domains), domains))
     return history
@@ -133,12 +148,10 @@ def read_history(sweep: SweepConfig, configs: Mapping[str, RunConfig]) -> list[S
 
 def _read_scores(sweep: SweepConfig, run_directory: str) -> dict[int, dict[str, float]]:
     """Read a run's held-out scores by step and domain."""
+    keys = {name: f"validation/{name}/{sweep.metric}" for name in sweep.domains}
     by_step: dict[int, dict[str, float]] = {}
     for row in read_metrics(run_directory):
-        scores = {
-            name: float(row[key]) for name in sweep.domains if (key := f"validation/{name}/{sweep.metric}") in row
-        }
-        if scores:
+        if scores := {name: float(row[key]) for name, key in keys.items() if key in row}:
             by_step[row["step"]] = scores
     return by_step
 

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from glscl.evaluation.metrics import HELD_OUT_METRICS
-from glscl.options.packaged import yaml_names
-from glscl.runs.options import RunsConfig, Values, load_runs, merge, packaged_text
+from glscl.runs.options import RunsConfig, Values, merge
 from glscl.system import storage
 from tune.space import Draw, Space, ready_made
 
@@ -26,6 +25,7 @@ class SweepConfig(RunsConfig):
     """A search over keys of a run's configuration, scored on held-out parts of the training domains."""
 
     kind = "sweep"
+    packaged = resources.files("tune") / "presets"
 
     name: str = "sweep"
     """Name of the sweep; the same name continues it."""
@@ -119,40 +119,23 @@ class SweepConfig(RunsConfig):
             space |= ready_made(name)[1]
         return space | self.space
 
+    @classmethod
+    def load(cls, source: str, **changes: str) -> Self:
+        """Read a sweep as any collection of runs; its ``run`` is then the whole run: `base` with what differs."""
+        sweep = super().load(source, **changes)
+        from glscl.training.config import load_config
 
-_SWEEPS = resources.files("tune") / "presets"
-
-
-def sweep_names() -> list[str]:
-    """Names of the packaged sweeps."""
-    return yaml_names(_SWEEPS)
-
-
-def sweep_text(name: str) -> str:
-    """A packaged sweep as commented YAML.
-
-    Raises:
-        UserError: no such sweep.
-    """
-    return packaged_text(_SWEEPS, SweepConfig.kind, name)
-
-
-def load_sweep(source: str, **changes: Any) -> SweepConfig:
-    """Read a sweep; see `load_runs`. Its ``run`` is then the whole run: `base` with what differs."""
-    sweep = load_runs(SweepConfig, source, sweep_text, changes)
-    from glscl.training.config import load_config
-
-    base = load_config(sweep.base).model_dump(exclude_unset=True) if sweep.base else {}
-    for key in ("name", "storage", "seed"):
-        base.pop(key, None)
-    for key in ("train", "validation", "test"):
-        base.get("data", {}).pop(key, None)
-    run = merge(base, sweep.run)
-    model = run.get("model") or {}
-    files = {key: storage.resolve(model[key]) for key in ("clip", "pretrained") if _is_local_file(model.get(key))}
-    # Trials run in other folders than this command.
-    update = {"storage": storage.resolve(sweep.storage), "root": storage.resolve(sweep.root or ".")}
-    return sweep.model_copy(update=update | {"run": merge(run, {"model": files}) if files else run})
+        base = load_config(sweep.base).model_dump(exclude_unset=True) if sweep.base else {}
+        for key in ("name", "storage", "seed"):
+            base.pop(key, None)
+        for key in ("train", "validation", "test"):
+            base.get("data", {}).pop(key, None)
+        run = merge(base, sweep.run)
+        model = run.get("model") or {}
+        files = {key: storage.resolve(model[key]) for key in ("clip", "pretrained") if _is_local_file(model.get(key))}
+        # Trials run in other folders than this command.
+        update = {"storage": storage.resolve(sweep.storage), "root": storage.resolve(sweep.root or ".")}
+        return sweep.model_copy(update=update | {"run": merge(run, {"model": files}) if files else run})
 
 
 def _is_local_file(value: Any) -> bool:

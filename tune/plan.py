@@ -11,9 +11,8 @@ from glscl.runs.sets import are_built, locate_sets
 from glscl.system import storage
 from glscl.training.config import RunConfig
 from glscl.training.driver.preflight import note_on_loss
-from tune.objective import build_run_on_all, training_folds, trials_folder
+from tune.objective import build_run_on_all, make_setup, training_folds, trials_folder
 from tune.options import SweepConfig
-from tune.setup import make_setup
 from tune.space import check_space
 from tune.trials import read_trials
 
@@ -25,8 +24,7 @@ FREE_KEYS = ("name", "storage", "label", "concurrent", "confirm_seeds", "keep_mo
 def plan_sweep(sweep: SweepConfig) -> RunConfig:
     """Check what can be checked without data and without a cluster; makes and starts nothing.
 
-    Returns:
-        the default configuration: a trial's training without the searched values.
+    Returns the default configuration: a trial's training without the searched values.
 
     Raises:
         UserError: naming what is wrong, where, and the option to change.

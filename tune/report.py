@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 from glscl import __version__
 from glscl.reporting.page import environment
-from glscl.system.storage import write_bytes
 from tune import charts
 from tune.results import SweepResults, parse_sweep
 
@@ -14,37 +13,21 @@ FEW = 10
 """Trials per searched key below which the page warns of the importances."""
 
 
-def write_sweep_report(results: Mapping[str, object] | SweepResults, output_uri: str) -> None:
-    """Write the page of a sweep.
-
-    Args:
-        results: see :mod:`tune.results`.
-        output_uri: the HTML file, local or ``s3://``.
-
-    Raises:
-        UserError: ``results`` lack something.
-    """
-    write_bytes(output_uri, render_sweep(results).encode())
-
-
 def render_sweep(results: Mapping[str, object] | SweepResults) -> str:
-    """Return the page as :func:`write_sweep_report` writes it.
+    """Return the page of a sweep.
 
     Raises:
         UserError: ``results`` lack something.
     """
     sweep = parse_sweep(results)
     enough = FEW * len(sweep.parameters)
-    return (
-        environment("tune")
-        .get_template("sweep.html.j2")
-        .render(
-            sweep=sweep,
-            version=__version__,
-            best=next((trial for trial in sweep.trials if trial.name == sweep.best), None),
-            charts=charts,
-            few=sweep.importance.trials < enough,
-            enough=enough,
-            saved=1 - sweep.budget.trained / sweep.budget.full if sweep.budget.full else 0.0,
-        )
+    template = environment("tune").get_template("sweep.html.j2")
+    return template.render(
+        sweep=sweep,
+        version=__version__,
+        best=next((trial for trial in sweep.trials if trial.name == sweep.best), None),
+        charts=charts,
+        few=sweep.importance.trials < enough,
+        enough=enough,
+        saved=1 - sweep.budget.trained / sweep.budget.full if sweep.budget.full else 0.0,
     )

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
-from glscl.evaluation.results import Incomplete, parse
-
-Value = bool | int | float | str | None
+from glscl.evaluation.results import parse
+from glscl.runs.summary import Section, Summary
+from tune.space import Value
+from tune.trials import Trial
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-
-class Parameter(_Section):
+class Parameter(Section):
     """A searched key."""
 
     key: str
@@ -30,27 +24,7 @@ class Parameter(_Section):
     """How values were drawn."""
 
 
-class ScoredStep(_Section):
-    """A trial's score at a step."""
-
-    step: int
-    objective: float
-    domains: dict[str, float]
-
-
-class SweepTrial(_Section):
-    """One set of values that was tried."""
-
-    name: str
-    state: Literal["running", "finished", "stopped", "failed"]
-    values: dict[str, Value]
-    history: list[ScoredStep]
-    cost: int | None
-    seconds: float | None
-    error: str
-
-
-class ImportanceShare(_Section):
+class ImportanceShare(Section):
     """Share of the objective's variance that a key explains, with the 5th and 95th percentile of the resamples."""
 
     key: str
@@ -59,7 +33,7 @@ class ImportanceShare(_Section):
     high: float
 
 
-class Importance(_Section):
+class Importance(Section):
     """fANOVA over the scores at the first scoring; no parameters where trials are too few."""
 
     trials: int
@@ -68,7 +42,7 @@ class Importance(_Section):
     parameters: list[ImportanceShare]
 
 
-class TradeOff(_Section):
+class TradeOff(Section):
     """The finished trial that serves a domain best, and its distance from the best on each other one."""
 
     domain: str
@@ -78,7 +52,7 @@ class TradeOff(_Section):
     losses: dict[str, float]
 
 
-class Budget(_Section):
+class Budget(Section):
     """Steps of all trainings of the trials that have ended."""
 
     ended: int
@@ -89,7 +63,7 @@ class Budget(_Section):
     """Without early stopping."""
 
 
-class Difference(_Section):
+class Difference(Section):
     """Winner minus default, paired by seed; ``name`` is ``objective`` or a domain."""
 
     name: str
@@ -101,23 +75,16 @@ class Difference(_Section):
     high: float | None
 
 
-class Confirmation(_Section):
+class Confirmation(Section):
     """The winner and the default configuration, trained with seeds that the search did not use."""
 
     seeds: list[int]
     differences: list[Difference]
 
 
-class SweepResults(_Section):
+class SweepResults(Summary):
     """Everything that the page shows."""
 
-    name: str
-    label: str
-    verdict: str
-    created: str
-    git_commit: str | None
-    command: str
-    machine: str
     objective: str
     metric: str
     searcher: str
@@ -129,7 +96,7 @@ class SweepResults(_Section):
     trainings: int
     domains: list[str]
     parameters: list[Parameter]
-    trials: list[SweepTrial]
+    trials: list[Trial]
     best: str | None
     best_file: str
     importance: Importance
@@ -137,9 +104,6 @@ class SweepResults(_Section):
     budget: Budget
     pareto: list[str]
     confirmation: Confirmation | None
-    claims: list[str]
-    incomplete: list[Incomplete] = []
-    """Sets of which videos are missing in some trial, at its fewest."""
 
 
 def parse_sweep(results: Mapping[str, object] | SweepResults) -> SweepResults:

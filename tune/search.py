@@ -1,22 +1,26 @@
-"""The search: Ray Tune tries values until all trials have ended, and resumes after an interruption."""
+"""The search: Ray Tune tries values, as many trials at once as fit on the cluster, and resumes when interrupted."""
 
 from __future__ import annotations
 
 import os
+import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from glscl.errors import UserError
 from glscl.evaluation.saved import FOLDER
 from glscl.runs.execution import remove_checkpoints
+from glscl.runs.pool import concurrent_runs
 from glscl.system import storage
+from glscl.system.nodes import alive_nodes, check_resources
 from glscl.system.ownership import Owner
+from glscl.training.config import RunConfig
+from glscl.training.driver.machines import with_machines
 from tune.live import SEARCH, SweepCallback
-from tune.objective import run_directories, trials_folder
+from tune.objective import Setup, run_directories, training_folds, trials_folder
 from tune.options import SweepConfig
-from tune.resources import wait_for_resources
-from tune.setup import Setup
 from tune.trial import run_trial
 from tune.trials import RECORD, Trial, best_of, read_record, read_trials, write_record, write_trials
 
@@ -27,18 +31,32 @@ if TYPE_CHECKING:
 
 _DRIVER_BYTES = 512 * 2**20
 _RETRIES = 2
+_PATIENCE_S = 120.0
+
+
+def concurrent_trials(sweep: SweepConfig, default: RunConfig) -> int:
+    """Trials that fit on the cluster at once; Ray must be running. ``default`` is a training without searched values.
+
+    Raises:
+        UserError: not even one fits.
+    """
+    training, trainings = with_machines(default, alive_nodes, alone=False).training, len(training_folds(sweep))
+    check_resources(training.most_workers * trainings, training.cpus, training.on_gpu, training.wait_for_nodes_s)
+    groups = concurrent_runs(training)
+    fitting = groups // trainings
+    if not fitting:
+        raise UserError(
+            f"a trial needs {trainings} x {training.most_workers} workers of {training.cpus:g} CPUs"
+            f"{' and a GPU' if training.on_gpu else ''} at once, and the nodes hold {groups} such "
+            f"groups of {training.most_workers}: lower training.num_workers or training.cpus_per_worker, or add nodes"
+        )
+    return min(fitting, max(1, sweep.concurrent or fitting))
 
 
 def search(setup: Setup, at_once: int, owner: Owner) -> Trial:
-    """Let Ray Tune try values until all trials have ended. Ray must be running.
+    """Let Ray Tune try values, ``at_once`` trials side by side, until all have ended; returns the winner.
 
-    Args:
-        setup: from `make_setup`.
-        at_once: trials side by side.
-        owner: of the sweep's directory.
-
-    Returns:
-        the winner.
+    Ray must be running.
 
     Raises:
         UserError: no trial finished.
@@ -70,9 +88,13 @@ def search(setup: Setup, at_once: int, owner: Owner) -> Trial:
     trials = callback.trials(analysis.trials)
     if any(trial.state == "running" for trial in trials):
         raise KeyboardInterrupt  # Ray Tune ends its loop by itself then, and has saved where it was
-    wait_for_resources(before)
+    _wait_for_resources(before)
     keep(trials, last=True)
-    return _require_winner(sweep, trials)
+    best = best_of(trials)
+    if best is None:
+        reasons = "; ".join(dict.fromkeys(trial.error for trial in trials if trial.error))
+        raise UserError(f"{sweep.directory}: none of {len(trials)} trials finished: {reasons or 'all were stopped'}")
+    return best
 
 
 def _forget_failures(sweep: SweepConfig, trials: Sequence[Trial]) -> None:
@@ -82,17 +104,26 @@ def _forget_failures(sweep: SweepConfig, trials: Sequence[Trial]) -> None:
             storage.remove(storage.join(trials_folder(sweep), trial.name, RECORD))
 
 
-def _require_winner(sweep: SweepConfig, trials: Sequence[Trial]) -> Trial:
-    """Return the winner.
+def _wait_for_resources(before: Mapping[str, float]) -> None:
+    """Wait until what was available before the search is so again, and print so, or that it is not."""
+    import ray
+    from ray.util import placement_group_table
 
-    Raises:
-        UserError: no trial finished.
-    """
-    best = best_of(trials)
-    if best is None:
-        reasons = "; ".join(dict.fromkeys(trial.error for trial in trials if trial.error))
-        raise UserError(f"{sweep.directory}: none of {len(trials)} trials finished: {reasons or 'all were stopped'}")
-    return best
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        groups = sum(group["state"] != "REMOVED" for group in placement_group_table().values())
+        now = ray.available_resources()
+        missing = {k: v for k in ("CPU", "GPU") if (v := before.get(k, 0.0) - now.get(k, 0.0)) > 1e-6}
+        if not missing and not groups:
+            print(f"sweep: resources are back: {now.get('CPU', 0):g} CPUs free, no placement group left", flush=True)
+            return
+        if time.monotonic() > deadline:
+            print(
+                f"sweep: after {_PATIENCE_S:.0f} s resources are not back: {missing}, {groups} placement groups left",
+                flush=True,
+            )
+            return
+        time.sleep(0.5)
 
 
 def _run_tune(setup: Setup, at_once: int, ended: Sequence[Trial], callback: SweepCallback) -> ExperimentAnalysis:
@@ -109,6 +140,8 @@ def _run_tune(setup: Setup, at_once: int, ended: Sequence[Trial], callback: Swee
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "5")
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
     searcher, space = build_searcher(sweep, at_once)
+    left = storage.list_names(storage.join(sweep.directory, SEARCH))
+    begun = any(name.startswith("experiment_state") for name in left)
     path, filesystem = storage.ray_storage(sweep.directory)
 
     def do_trial(values: dict[str, Any]) -> None:
@@ -124,18 +157,12 @@ def _run_tune(setup: Setup, at_once: int, ended: Sequence[Trial], callback: Swee
         resources_per_trial=PlacementGroupFactory([{"memory": _DRIVER_BYTES}]),
         storage_path=path,
         storage_filesystem=filesystem,
-        resume="AUTO+ERRORED" if _was_begun(sweep) else None,
+        resume="AUTO+ERRORED" if begun else None,
         max_failures=_RETRIES,
         raise_on_failed_trial=False,
         verbose=0,
         callbacks=[callback],
     )
-
-
-def _was_begun(sweep: SweepConfig) -> bool:
-    """Whether Ray Tune has left a state to go on from."""
-    names = storage.list_names(storage.join(sweep.directory, SEARCH))
-    return any(name.startswith("experiment_state") for name in names)
 
 
 def build_searcher(sweep: SweepConfig, at_once: int) -> tuple[Searcher | SearchAlgorithm, dict[str, Any]]:
@@ -188,7 +215,7 @@ def build_scheduler(setup: Setup, ended: Sequence[Trial]) -> TrialScheduler:
         earlier = EarlierTrial(trial.name)
         scheduler.on_trial_add(None, earlier)
         for score in trial.history:
-            scheduler.on_trial_result(None, earlier, score.to_row())
+            scheduler.on_trial_result(None, earlier, asdict(score))
     return scheduler
 
 
@@ -203,14 +230,11 @@ def keep_trials(sweep: SweepConfig, trials: list[Trial], last: bool = False) -> 
     """Write what is known, and delete what no longer serves: losers' checkpoints and models.
 
     What was stopped is marked so in its folder, because Ray Tune may be interrupted before it writes it down. The trial
-    that ended just now is left alone until another ends: its workers may still be writing.
-
-    Args:
-        sweep: the sweep.
-        trials: all its trials.
-        last: none is running any more.
+    that ended just now is left alone until another ends, or until none runs any more (``last``): its workers may still
+    be writing.
     """
-    fresh = {trial.name for trial in trials} - {trial.name for trial in read_trials(sweep) if trial.state != "running"}
+    names = {trial.name for trial in trials}
+    fresh = names - {trial.name for trial in read_trials(sweep) if trial.state != "running"}
     _record_stopped(sweep, [trial for trial in trials if trial.name in fresh])
     write_trials(sweep, trials)
     best = best_of(trials)
@@ -218,7 +242,7 @@ def keep_trials(sweep: SweepConfig, trials: list[Trial], last: bool = False) -> 
         if trial.state != "running" and (last or trial.name not in fresh):
             _tidy_runs(sweep, trial, keep_models=trial is best or sweep.keep_models)
     if last:
-        _remove_unlisted(sweep, trials)
+        _remove_unlisted(sweep, names)
 
 
 def _record_stopped(sweep: SweepConfig, trials: Sequence[Trial]) -> None:
@@ -228,15 +252,15 @@ def _record_stopped(sweep: SweepConfig, trials: Sequence[Trial]) -> None:
             write_record(sweep, trial.name, trial.values, trial.history, None, "")
 
 
+def _remove_unlisted(sweep: SweepConfig, names: Set[str]) -> None:
+    """Delete trials that Ray Tune had begun and not yet written down when it was interrupted."""
+    for name in set(storage.list_names(trials_folder(sweep))) - names:
+        storage.tidy(storage.join(trials_folder(sweep), name))
+
+
 def _tidy_runs(sweep: SweepConfig, trial: Trial, *, keep_models: bool) -> None:
     """Delete the checkpoints of a trial's trainings, and their models unless those are kept."""
     for directory in run_directories(sweep, trial.name):
         remove_checkpoints(directory)
         if not keep_models:
             storage.tidy(storage.join(directory, FOLDER))
-
-
-def _remove_unlisted(sweep: SweepConfig, trials: Sequence[Trial]) -> None:
-    """Delete trials that Ray Tune had begun and not yet written down when it was interrupted."""
-    for name in set(storage.list_names(trials_folder(sweep))) - {trial.name for trial in trials}:
-        storage.tidy(storage.join(trials_folder(sweep), name))

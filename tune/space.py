@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import resources
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
@@ -18,7 +19,7 @@ from glscl.runs.options import merge
 if TYPE_CHECKING:  # brings torch, which the name of a sweep need not wait for
     from glscl.training.config import RunConfig
 
-_SPACES = resources.files("tune") / "spaces"
+SPACES = resources.files("tune") / "spaces"
 
 Value = bool | int | float | str | None
 Values = Mapping[str, Value]
@@ -79,10 +80,9 @@ class Draw(Options):
     @property
     def ends(self) -> tuple[float, float]:
         """Lowest and highest number; not for a choice."""
-        for pair in (self.uniform, self.loguniform, self.randint, self.lograndint):
-            if pair is not None:
-                return pair
-        raise ValueError("a choice has no ends")
+        pair = self.uniform or self.loguniform or self.randint or self.lograndint
+        assert pair is not None, "a choice has no ends"
+        return pair
 
     @property
     def is_log(self) -> bool:
@@ -144,20 +144,15 @@ class _ReadyMade(Options):
 Space = dict[str, Draw]
 
 
-def space_names() -> list[str]:
-    """Names of the packaged spaces."""
-    return yaml_names(_SPACES)
-
-
 def ready_made(name: str) -> tuple[str, Space]:
     """A packaged space, and the head that it is for.
 
     Raises:
         UserError: no such space.
     """
-    if name not in space_names():
-        raise UserError(f"spaces: no space '{name}'{did_you_mean(name, space_names())}; packaged: {space_names()}")
-    text = (_SPACES / f"{name}.yaml").read_text(encoding="utf-8")
+    if name not in (known := yaml_names(SPACES)):
+        raise UserError(f"spaces: no space '{name}'{did_you_mean(name, known)}; packaged: {known}")
+    text = (SPACES / f"{name}.yaml").read_text(encoding="utf-8")
     from glscl.training.config import read_yaml
 
     packaged = _ReadyMade.model_validate(read_yaml(f"space {name}", text))
@@ -168,28 +163,21 @@ def nest(values: Values) -> Tree:
     """Turn ``{"a.b": 1}`` into ``{"a": {"b": 1}}``."""
     tree: Tree = {}
     for key, value in values.items():
-        section, *names = key.split(".")
-        branch: Value | Tree = value
-        for name in reversed(names):
+        branch: Any = value
+        for name in reversed(key.split(".")):
             branch = {name: branch}
-        tree = merge(tree, {section: branch})
+        tree = merge(tree, branch)
     return tree
 
 
 def value_at(config: RunConfig, key: str) -> Value:
     """Return a configuration's value under a dotted key."""
-    value: Any = config
-    for name in key.split("."):
-        value = getattr(value, name)
-    return value  # type: ignore[no-any-return]
+    value: Value = attrgetter(key)(config)
+    return value
 
 
 def check_space(space: Space, base: RunConfig) -> None:
     """Check that every key can be searched, and that the configuration takes every value.
-
-    Args:
-        space: what is searched.
-        base: the run without it.
 
     Raises:
         UserError: naming the key.
@@ -226,7 +214,6 @@ def _check_values(space: Space, base: RunConfig) -> None:
     for values in [*corners, *({key: value} for key, draw in space.items() for value in draw.samples())]:
         made = validate(merge(plain, nest(values)), "space")
         for key, value in values.items():
-            if value_at(made, key) != value or isinstance(value_at(made, key), bool) != isinstance(value, bool):
-                raise UserError(
-                    f"space: {key} = {value!r} becomes {value_at(made, key)!r}: it is not of the key's type"
-                )
+            taken = value_at(made, key)
+            if taken != value or isinstance(taken, bool) != isinstance(value, bool):
+                raise UserError(f"space: {key} = {value!r} becomes {taken!r}: it is not of the key's type")

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 
 from glscl.data import apart
 from glscl.errors import UserError
-from glscl.runs.sets import Sets, check_domain_names, locate_sets, make_sets, open_sets
-from glscl.runs.towers import pretrain
+from glscl.runs.execution import pretrain
+from glscl.runs.sets import Sets, check_domain_names, locate_sets, open_sets
 from glscl.system import storage
 from glscl.system.nodes import alive_nodes
 from glscl.system.ownership import Owner
@@ -17,13 +17,11 @@ from glscl.training.driver.machines import with_machines
 from glscl.training.driver.outputs import status_on_failure, write_status
 from glscl.training.driver.preflight import preflight
 from tune.analysis import analyse
-from tune.objective import build_runs, trials_folder
+from tune.objective import Setup, build_runs, make_setup, trials_folder
 from tune.options import SweepConfig
 from tune.plan import CONFIG, identifying_values, plan_sweep
-from tune.report import write_sweep_report
-from tune.resources import concurrent_trials
-from tune.search import search
-from tune.setup import Setup, make_setup
+from tune.report import render_sweep
+from tune.search import concurrent_trials, search
 from tune.trials import Trial, read_trials
 from tune.winner import confirm, read_best, read_confirmation, write_best
 
@@ -33,14 +31,9 @@ REPORT = "report.html"
 
 
 def run_sweep(sweep: SweepConfig, owner: Owner) -> str:
-    """Do what is not finished, and write the report; Ray must be running. ``status.json`` follows what happens.
+    """Do what is not finished, and write the report; returns the verdict. ``status.json`` follows what happens.
 
-    Args:
-        sweep: the sweep.
-        owner: of its directory.
-
-    Returns:
-        the verdict.
+    Ray must be running.
 
     Raises:
         UserError: bad input, or no trial could be finished.
@@ -66,7 +59,7 @@ def prepare(sweep: SweepConfig) -> Setup:
         UserError: naming what is wrong, where, and the option to change.
     """
     storage.write_json(storage.join(sweep.directory, CONFIG), identifying_values(sweep))
-    sets = make_sets(sweep)
+    sets = locate_sets(sweep, make=True)
     check_held_out(sweep, sets)
     pretrain(sweep)
     for fold, config in build_runs(sweep, sets, trials_folder(sweep), {}, sweep.seed).items():
@@ -90,10 +83,7 @@ def check_held_out(sweep: SweepConfig, sets: Mapping[str, Sets]) -> None:
 
 
 def report(sweep: SweepConfig) -> str:
-    """Write what the ended trials allow: ``results.json``, ``trials.csv`` and ``report.html``.
-
-    Returns:
-        the verdict.
+    """Write what the ended trials allow: ``results.json``, ``trials.csv`` and ``report.html``; returns the verdict.
 
     Raises:
         UserError: no trial has ended.
@@ -105,10 +95,11 @@ def report(sweep: SweepConfig) -> str:
     results = analyse(setup, trials, read_confirmation(sweep), read_best(sweep))
     storage.write_json(storage.join(sweep.directory, RESULTS), results.model_dump())
     storage.write_bytes(storage.join(sweep.directory, TRIALS_CSV), trials_csv(sweep, trials).encode())
-    write_sweep_report(results, storage.join(sweep.directory, REPORT))
+    where = storage.join(sweep.directory, REPORT)
+    storage.write_bytes(where, render_sweep(results).encode())
     for sentence in results.claims:
         print(sentence)
-    return f"{results.verdict} report={storage.join(sweep.directory, REPORT)}"
+    return f"{results.verdict} report={where}"
 
 
 def trials_csv(sweep: SweepConfig, trials: Sequence[Trial]) -> str:

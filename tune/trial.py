@@ -6,13 +6,13 @@ import os
 import time
 from collections.abc import Callable, Sequence, Set
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import asdict
 from typing import Any
 
 from glscl.errors import UserError, one_line
 from glscl.runs.execution import run_cell
 from glscl.system import storage
-from tune.objective import Score, build_cells, build_runs, count_multiply_adds, read_history, trials_folder
-from tune.setup import Setup
+from tune.objective import Score, Setup, build_cells, build_runs, count_multiply_adds, read_history, trials_folder
 from tune.space import Values
 from tune.trials import read_record, write_record
 
@@ -23,13 +23,8 @@ _REMOTE_POLL_S = 5.0
 def run_trial(setup: Setup, name: str, values: Values, report: Callable[[dict[str, Any]], object]) -> None:
     """Do a trial, or go on with it; one that has ended only reports how.
 
-    The last step is reported once everything of the trial is on disk: the schedulers may end it then.
-
-    Args:
-        setup: the sweep's.
-        name: of the trial, and of its folder.
-        values: of the searched keys.
-        report: takes a scored step as plain values.
+    The last step is reported once everything of the trial is on disk: the schedulers may end it then. ``report`` takes
+    a scored step as plain values.
 
     Raises:
         UserError: a training cannot be done with these values, or stopped (a loss that is no number, for one).
@@ -39,8 +34,7 @@ def run_trial(setup: Setup, name: str, values: Values, report: Callable[[dict[st
     folder = storage.join(trials_folder(sweep), name)
     configs = build_runs(sweep, setup.sets, folder, values, sweep.seed)
     cost = {} if sweep.cost == "none" else {"cost": count_multiply_adds(next(iter(configs.values())))}
-    record = read_record(sweep, name)
-    if record is not None:
+    if record := read_record(sweep, name):
         if record.error:
             raise UserError(record.error)
         _report_new(record.history, set(), cost, report)
@@ -76,5 +70,5 @@ def _report_new(
     """Report the scores of steps that were not reported before; return these steps."""
     new = [score for score in scores if score.step not in reported]
     for score in new:
-        report(score.to_row() | cost)
+        report(asdict(score) | cost)
     return {score.step for score in new}

@@ -13,9 +13,8 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 
 from glscl.system import storage
-from tune.objective import Score, build_runs, read_history, trials_folder
+from tune.objective import Score, Setup, build_runs, read_history, trials_folder
 from tune.options import SweepConfig
-from tune.setup import Setup
 from tune.space import Value, Values
 
 FILE = "trials.json"
@@ -35,24 +34,17 @@ class TrialRecord:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One trial.
-
-    Attributes:
-        name: of its folder under ``trials/``.
-        values: of the searched keys.
-        state: ``stopped`` is early, by the scheduler; ``running`` includes what an interruption has left.
-        history: its scored steps.
-        cost: multiply-adds of its head per pair, where that is an objective.
-        seconds: of the trial, where it finished.
-        error: why it failed.
-    """
+    """One set of values that was tried; ``name`` is that of its folder under ``trials/``."""
 
     name: str
     values: dict[str, Value]
     state: State
+    """``stopped`` is early, by the scheduler; ``running`` includes what an interruption has left."""
     history: tuple[Score, ...]
     cost: int | None = None
+    """Multiply-adds of its head per pair, where that is an objective."""
     seconds: float | None = None
+    """Where it finished."""
     error: str = ""
 
     @property
@@ -108,47 +100,42 @@ def best_of(trials: Iterable[Trial]) -> Trial | None:
     return max((trial for trial in trials if trial.state == "finished"), key=Trial.score, default=None)
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """What this start of the driver knows beside Ray Tune's trials.
+def from_ray(
+    setup: Setup,
+    trials: Iterable[Any],
+    known: Mapping[str, Trial],
+    reported: Mapping[str, Mapping[int, Score]],
+    ending: Mapping[str, str],
+) -> list[Trial]:
+    """Convert Ray Tune's trials as they stand, with what this start of the driver knows beside them.
 
-    Attributes:
+    Args:
         known: by name, the trials that ended before this start, whose reports it has not seen.
         reported: by name and step, the scores that it has seen.
         ending: by name, the final state of trials whose end Ray Tune has just reported and not yet written.
     """
-
-    known: Mapping[str, Trial]
-    reported: Mapping[str, Mapping[int, Score]]
-    ending: Mapping[str, str]
-
-
-def from_ray(setup: Setup, trials: Sequence[Any], seen: Seen) -> list[Trial]:
-    """Convert Ray Tune's trials as they stand."""
-    return [seen.known.get(trial.trial_id) or _convert(setup, trial, seen) for trial in trials]
+    return [
+        known.get(trial.trial_id)
+        or _convert(setup, trial, reported.get(trial.trial_id, {}), ending.get(trial.trial_id) or trial.status)
+        for trial in trials
+    ]
 
 
-def _convert(setup: Setup, trial: Any, seen: Seen) -> Trial:
-    """Convert one of Ray Tune's trials that was not known before."""
+def _convert(setup: Setup, trial: Any, reported: Mapping[int, Score], ray_state: str) -> Trial:
     name = trial.trial_id
-    ray_state = seen.ending.get(name) or trial.status
     ended = ray_state in ("TERMINATED", "ERROR")
     record = read_record(setup.sweep, name) if ended else None
     result = trial.last_result or {}
-    scores: Sequence[Score] = list(seen.reported.get(name, {}).values())
+    scores = list(reported.values())
     if ended and not scores and (last := result.get("step")) is not None:
-        # It ended in the moment before an interruption.
-        scores = [score for score in _read_scores(setup, name, trial.config) if score.step <= last]
+        # It ended in the moment before an interruption: its scores are in the logs of its trainings.
+        folder = storage.join(trials_folder(setup.sweep), name)
+        runs = build_runs(setup.sweep, setup.sets, folder, trial.config, setup.sweep.seed)
+        scores = [score for score in read_history(setup.sweep, runs) if score.step <= last]
     state = _state_of(ray_state, scores, setup.steps)
     error = (record.error if record else "") or (_error_of(trial) if state == "failed" else "")
     seconds = record.seconds if record else None
     return Trial(name, dict(trial.config), state, tuple(scores), result.get("cost"), seconds, error)
-
-
-def _read_scores(setup: Setup, name: str, values: Values) -> Sequence[Score]:
-    """Read a trial's scores from the logs of its trainings."""
-    folder = storage.join(trials_folder(setup.sweep), name)
-    return read_history(setup.sweep, build_runs(setup.sweep, setup.sets, folder, values, setup.sweep.seed))
 
 
 def _state_of(ray_state: str, scores: Sequence[Score], steps: int) -> State:

@@ -16,9 +16,8 @@ from glscl.runs.pool import run_cells
 from glscl.system import storage
 from glscl.system.ownership import Owner
 from glscl.training.config import RunConfig, to_yaml
-from tune.objective import ALL, build_cells, build_run_on_all, build_runs, read_history, trials_folder
+from tune.objective import ALL, Score, Setup, build_cells, build_run_on_all, build_runs, read_history, trials_folder
 from tune.options import SweepConfig
-from tune.setup import Setup
 from tune.space import Values
 from tune.trials import Trial
 
@@ -28,12 +27,9 @@ WINNER, DEFAULT = "winner", "default"
 
 
 @dataclass(frozen=True, slots=True)
-class SeedScore:
+class SeedScore(Score):
     """The last score of a trial's trainings with one seed."""
 
-    step: int
-    objective: float
-    domains: dict[str, float]
     seed: int
 
 
@@ -46,7 +42,7 @@ def write_best(setup: Setup, best: Trial, owner: Owner) -> None:
     """Write the winner as a configuration file for `glscl train`, and its model; Ray must be running."""
     sweep = setup.sweep
     assert best.last is not None
-    config = build_best_run(setup, best.values)
+    config = build_run_on_all(sweep, setup.sets, storage.resolve(sweep.storage), f"{sweep.name}-best", best.values)
     scores = ", ".join(f"{name} {score:.2f}" for name, score in best.last.domains.items())
     lines = [
         f"Winner of the sweep {sweep.name}: trial {best.name}, {sweep.objective.replace('_', ' ')} of {sweep.metric} "
@@ -71,12 +67,6 @@ def read_best(sweep: SweepConfig) -> str:
     return storage.read_bytes(where).decode() if storage.exists(where) else ""
 
 
-def build_best_run(setup: Setup, values: Values) -> RunConfig:
-    """Build a run of the winner's values on all domains, beside the sweep's directory."""
-    sweep = setup.sweep
-    return build_run_on_all(sweep, setup.sets, storage.resolve(sweep.storage), f"{sweep.name}-best", values)
-
-
 def _train_on_all(setup: Setup, values: Values, owner: Owner) -> str:
     """Train the winner's values on all domains, where trials always left one out; returns the run directory."""
     sweep = setup.sweep
@@ -87,12 +77,9 @@ def _train_on_all(setup: Setup, values: Values, owner: Owner) -> str:
 
 
 def confirm(setup: Setup, values: Values, owner: Owner) -> None:
-    """Train winner and default with every seed, unless that is done, and write their scores; Ray must be running.
+    """Train the winner of these values and the default with every seed, unless that is done, and write their scores.
 
-    Args:
-        setup: the sweep's.
-        values: the winner's.
-        owner: of the sweep's directory.
+    Ray must be running.
 
     Raises:
         UserError: trainings failed; the same command goes on.

@@ -12,8 +12,6 @@ An import stands inside a command's function for one reason only: it brings torc
 misspelt option is refused before that.
 """
 
-from __future__ import annotations
-
 import importlib
 import re
 from collections.abc import Sequence
@@ -24,14 +22,6 @@ from typing import NamedTuple
 from glscl.errors import UserError, did_you_mean
 
 _CONSTANT = re.compile(r'^(HELP|ORDER) = ("[^"\n]*"|[0-9]+)$', re.MULTILINE)
-
-
-class CommandFailed(Exception):  # noqa: N818  # the command failed, not the program
-    """What ran elsewhere has failed: its exit status and its verdict become this command's."""
-
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
-        self.status = status
 
 
 class Command(NamedTuple):
@@ -51,25 +41,18 @@ class Command(NamedTuple):
 @cache
 def list_commands() -> dict[str, Command]:
     """Every command by its name, in the order of the help."""
-    files = [file for folder in __path__ for file in Path(folder).glob("*.py") if not file.stem.startswith("_")]
-    return {command.name: command for command in sorted(map(_read_command, files))}
-
-
-def _read_command(file: Path) -> Command:
-    constants = dict(_CONSTANT.findall(file.read_text(encoding="utf-8")))
-    return Command(int(constants["ORDER"]), file.stem.replace("_", " "), constants["HELP"].strip('"'))
+    commands = []
+    for file in [file for folder in __path__ for file in Path(folder).glob("[!_]*.py")]:
+        constants = dict(_CONSTANT.findall(file.read_text(encoding="utf-8")))
+        commands.append(Command(int(constants["ORDER"]), file.stem.replace("_", " "), constants["HELP"].strip('"')))
+    return {command.name: command for command in sorted(commands)}
 
 
 def format_usage() -> str:
     """What `glscl --help` prints."""
     lines = [f"  {command.name:<15} {command.help}" for command in list_commands().values()]
-    return "\n".join(
-        [
-            "usage: glscl COMMAND [options]\n",
-            *lines,
-            "\n`glscl COMMAND --help` explains a command's options. Paths may be local or s3://.",
-        ]
-    )
+    more = "`glscl COMMAND --help` explains a command's options. Paths may be local or s3://."
+    return "\n".join(["usage: glscl COMMAND [options]", "", *lines, "", more])
 
 
 def find_command(words: Sequence[str]) -> tuple[Command, Sequence[str]]:

@@ -1,9 +1,6 @@
 """`glscl doctor`: check a cluster before money is spent."""
 
-from __future__ import annotations
-
 from cluster.doctor import Doctor, doctor
-from glscl.commands._jobs import verdict_of
 from glscl.options.flags import parse_options
 
 HELP = "check nodes, GPUs, network, token, storage and shards of a cluster before money is spent"
@@ -12,4 +9,4 @@ ORDER = 110
 
 def run(words: list[str], program: str) -> str:
     """Print a table of checks; the command fails if one of them failed."""
-    return verdict_of(doctor(parse_options(Doctor, words, program), words))
+    return doctor(parse_options(Doctor, words, program), words).verdict()

@@ -1,7 +1,5 @@
 """`glscl eval`: score a finished run on any shard sets."""
 
-from __future__ import annotations
-
 from pydantic import Field
 
 from glscl.errors import UserError
@@ -11,7 +9,7 @@ from glscl.options import Options
 from glscl.options.flags import parse_options
 from glscl.system import storage
 from glscl.system.environment import check_environment
-from glscl.system.hardware import Auto, choose
+from glscl.system.nodes import Auto, choose
 
 HELP = "score a finished run on any shard sets, in and across domains"
 ORDER = 30
@@ -57,17 +55,18 @@ def run(words: list[str], program: str) -> str:
 
     from glscl.data.shards import open_shard_set
 
-    for uri in (*options.test, *options.bank):
-        open_shard_set(uri)
+    tests, bank = ([open_shard_set(uri) for uri in uris] for uris in (options.test, options.bank))
 
-    from glscl.evaluation.evaluate import check_tests
+    from glscl.evaluation.evaluate import check_options
+    from glscl.evaluation.saved import check_weights
 
     config = EvaluationConfig(
         normalisations=options.normalisations,
         bank_videos=options.bank_videos if options.bank else 0,
         leave_out=options.leave_out,
     )
-    check_tests(options.run, options.test, config, options.bank)
+    check_weights(options.run)
+    check_options(config, tests, bank)
     run_directory = storage.resolve(options.run)
     output = storage.resolve(options.output) if options.output else storage.join(run_directory, "eval")
     storage.check_writable(output, "--output")
@@ -77,11 +76,8 @@ def run(words: list[str], program: str) -> str:
 def _check(options: Eval) -> None:
     if options.bank and not options.normalisations:
         raise UserError("--bank: only normalisations use a query bank; add --normalisations, or leave out --bank")
-    for name, given, least in (
-        ("workers", options.workers, 1),
-        ("cpus-per-worker", options.cpus_per_worker, 0.01),
-        ("loader-workers", options.loader_workers, 0),
-    ):
+    for name, least in (("workers", 1), ("cpus-per-worker", 0.01), ("loader-workers", 0)):
+        given = getattr(options, name.replace("-", "_"))
         if given != "auto" and given < least:
             raise UserError(f"--{name} = {given:g}: give {least:g} or more, or auto")
 

@@ -1,9 +1,6 @@
 """`glscl jobs logs`: follow a job from its first line to its end."""
 
-from __future__ import annotations
-
 from cluster.submit import Jobs, logs
-from glscl.commands._jobs import verdict_of
 from glscl.options.flags import parse_options
 
 HELP = "follow a job from its first line to its end"
@@ -14,4 +11,4 @@ ABOUT = "Follow a job from its first line to its end; the last line and the exit
 
 def run(words: list[str], program: str) -> str:
     """Print the job's log as it grows."""
-    return verdict_of(logs(parse_options(Jobs, words, program, about=ABOUT)))
+    return logs(parse_options(Jobs, words, program, about=ABOUT)).verdict()

@@ -1,7 +1,5 @@
 """`glscl jobs status`: print the state of one job, or of all."""
 
-from __future__ import annotations
-
 from cluster.submit import JobsStatus, status
 from glscl.options.flags import parse_options
 

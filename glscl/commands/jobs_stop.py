@@ -1,7 +1,5 @@
 """`glscl jobs stop`: end a job."""
 
-from __future__ import annotations
-
 from cluster.submit import Jobs, stop
 from glscl.options.flags import parse_options
 

@@ -1,11 +1,9 @@
 """`glscl presets`: list the packaged configurations, or print one."""
 
-from __future__ import annotations
-
 from glscl.errors import UserError
 from glscl.options.packaged import preset_names, preset_text
-from glscl.study.options import study_names, study_text
-from tune.options import sweep_names, sweep_text
+from glscl.study.options import StudyConfig
+from tune.options import SweepConfig
 
 HELP = "list the packaged configurations, or print one"
 ORDER = 80
@@ -15,8 +13,8 @@ def run(words: list[str], program: str) -> str:
     """Print, with no verdict: what is printed can be saved as a file."""
     kinds = {
         "train": (preset_names(), preset_text),
-        "study": (study_names(), study_text),
-        "sweep": (sweep_names(), sweep_text),
+        "study": (StudyConfig.names(), StudyConfig.text),
+        "sweep": (SweepConfig.names(), SweepConfig.text),
     }
     if words and words[0] in ("-h", "--help"):
         print(f"usage: {program} [[train|study|sweep] NAME]\n\n{HELP}")

@@ -1,9 +1,5 @@
 """`glscl quickstart`: make two toy domains, train on one, test on both."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from pydantic import Field
 
 from glscl.options import Options
@@ -11,9 +7,6 @@ from glscl.options.flags import parse_options
 from glscl.reporting.console import start_panel
 from glscl.system import storage
 from glscl.system.environment import check_environment
-
-if TYPE_CHECKING:
-    from glscl.training.config import RunConfig
 
 HELP = "make two toy domains, train GLSCL on one, test it on both (no data, no GPU; minutes)"
 ORDER = 10
@@ -24,7 +17,7 @@ TOY_SETS = (
     ("toy_clips", "test", 200),
     ("toy_stories", "test", 200),
 )
-"""Domain, split and number of videos of the shard sets that are made."""
+"""Domain, split and number of videos of the shard sets that are made, in ``toy/`` under the storage."""
 
 
 class Quickstart(Options):
@@ -42,31 +35,26 @@ def run(words: list[str], program: str) -> str:
     check_environment()
     storage.check_writable(storage.resolve(options.storage), "--storage")
 
-    from glscl.commands._training import train_and_report
+    from glscl.commands._runs import train_and_report
+    from glscl.data.toy.sets import toy_set
     from glscl.system.nodes import alive_nodes
     from glscl.system.session import ray_session
+    from glscl.training.config import load_config
     from glscl.training.driver.machines import with_machines
     from glscl.training.driver.preflight import preflight
 
     with ray_session():
-        config = with_machines(_make_config(options.storage, options.name), alive_nodes)
+        root, config = options.storage, load_config("quickstart")
+        shards = {(domain, split): toy_set(root, domain, split, count) for domain, split, count in TOY_SETS}
+        data = config.data.model_copy(
+            update={
+                "train": (shards["toy_clips", "train"],),
+                "validation": (shards["toy_clips", "dev"],),
+                "test": (shards["toy_clips", "test"], shards["toy_stories", "test"]),
+            }
+        )
+        config = config.model_copy(update={"data": data, "name": options.name, "storage": root}).resolved()
+        config = with_machines(config, alive_nodes)
         ready = preflight(config)
         start_panel(program, ready.facts)
         return train_and_report(config, ready)
-
-
-def _make_config(root: str, name: str) -> RunConfig:
-    """Write the toy sets that are missing, into ``toy/`` under ``root``; return the run's configuration on them."""
-    from glscl.data.toy.sets import toy_set
-    from glscl.training.config import load_config
-
-    shards = {(domain, split): toy_set(root, domain, split, count) for domain, split, count in TOY_SETS}
-    config = load_config("quickstart")
-    data = config.data.model_copy(
-        update={
-            "train": (shards["toy_clips", "train"],),
-            "validation": (shards["toy_clips", "dev"],),
-            "test": (shards["toy_clips", "test"], shards["toy_stories", "test"]),
-        }
-    )
-    return config.model_copy(update={"data": data, "name": name, "storage": root}).resolved()

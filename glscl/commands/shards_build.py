@@ -1,7 +1,5 @@
 """`glscl shards build`: turn a benchmark's annotations and video files into a shard set."""
 
-from __future__ import annotations
-
 from pydantic import Field
 
 from glscl.data.benchmarks import benchmark_names, find_benchmark

@@ -1,7 +1,5 @@
 """`glscl shards index`: write a manifest beside WebDataset tars of other programs."""
 
-from __future__ import annotations
-
 from pydantic import Field
 
 from glscl.data.foreign import index_shards
@@ -39,13 +37,7 @@ def run(words: list[str], program: str) -> str:
             raise UserError(f"`{program}` takes the folder or s3:// prefix of the tars first, then options")
         where, rest = [""], words
     options = parse_options(Index, rest, program)
-    manifest, notes = index_shards(
-        where[0],
-        domain=options.domain,
-        split=options.split,
-        max_bad_fraction=options.max_bad_fraction,
-        overwrite=options.overwrite,
-    )
+    manifest, notes = index_shards(where[0], **options.model_dump())
     start_panel(program, describe_manifest(manifest))
     for note in notes:
         print(note)

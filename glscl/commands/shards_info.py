@@ -1,9 +1,7 @@
 """`glscl shards info`: print the manifest of a shard set."""
 
-from __future__ import annotations
-
-from glscl.commands._shard_set import shard_set_argument
 from glscl.data.shards import describe_manifest, open_shard_set
+from glscl.options.flags import shard_set_argument
 from glscl.reporting.console import start_panel
 
 HELP = "print a manifest"

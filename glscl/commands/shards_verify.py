@@ -1,10 +1,8 @@
 """`glscl shards verify`: read every shard of a set and compare it with the manifest."""
 
-from __future__ import annotations
-
-from glscl.commands._shard_set import shard_set_argument
 from glscl.data.shards import verify_shards
 from glscl.errors import UserError
+from glscl.options.flags import shard_set_argument
 
 HELP = "read every shard and compare it with the manifest"
 ORDER = 62

@@ -1,8 +1,6 @@
 """`glscl study`: train every head on every domain, test each on every domain, compare them."""
 
-from __future__ import annotations
-
-from glscl.commands._many_runs import ManyRuns, open_session
+from glscl.commands._runs import ManyRuns, open_session
 from glscl.options.flags import parse_options
 from glscl.reporting.console import start_panel
 from glscl.system.environment import check_environment
@@ -31,9 +29,9 @@ def run(words: list[str], program: str) -> str:
     if not (options.dry_run or options.report_only):
         check_environment()
 
-    from glscl.study.options import load_study
+    from glscl.study.options import StudyConfig
 
-    study = load_study(options.config, **options.changed_keys())
+    study = StudyConfig.load(options.config, **options.changed_keys())
 
     from glscl.study.plan import describe, plan_study
     from glscl.study.run import report, run_study

@@ -1,10 +1,7 @@
 """`glscl submit`: run a command on a Ray cluster as a job, and follow it."""
 
-from __future__ import annotations
-
 from cluster.submit import Submit, submit
 from glscl.commands import find_command
-from glscl.commands._jobs import verdict_of
 from glscl.errors import UserError
 from glscl.options.flags import parse_options
 
@@ -22,4 +19,4 @@ def run(words: list[str], program: str) -> str:
     name = find_command(job)[0].name
     if name == "submit" or name.startswith("jobs "):
         raise UserError(f"`{program}` runs commands on a cluster; '{name}' is not one of those")
-    return verdict_of(submit(job, options))
+    return submit(job, options).verdict()

@@ -1,8 +1,6 @@
 """`glscl sweep`: search over keys of a run's configuration across domains."""
 
-from __future__ import annotations
-
-from glscl.commands._many_runs import ManyRuns, open_session
+from glscl.commands._runs import ManyRuns, open_session
 from glscl.options.flags import parse_options
 from glscl.reporting.console import start_panel
 from glscl.system.environment import check_environment
@@ -31,13 +29,13 @@ def run(words: list[str], program: str) -> str:
     if not options.report_only:
         check_environment()
 
-    from tune.options import load_sweep
+    from tune.options import SweepConfig
 
-    sweep = load_sweep(options.config, **options.changed_keys())
+    sweep = SweepConfig.load(options.config, **options.changed_keys())
 
     from glscl.system.session import ray_session
     from tune.plan import describe, plan_sweep
-    from tune.resources import concurrent_trials
+    from tune.search import concurrent_trials
     from tune.sweep import report, run_sweep
 
     default = plan_sweep(sweep)

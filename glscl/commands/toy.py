@@ -1,7 +1,5 @@
 """`glscl toy`: write the videos and annotations of a toy domain."""
 
-from __future__ import annotations
-
 import os
 
 from pydantic import Field

@@ -1,7 +1,5 @@
 """`glscl train`: train a run, or continue it where it stopped; test it; write its report."""
 
-from __future__ import annotations
-
 from glscl.data.options import DataConfig
 from glscl.evaluation.options import EvaluationConfig
 from glscl.options import Options
@@ -41,7 +39,7 @@ def run(words: list[str], program: str) -> str:
 
     config = run_config([word for word in words if word != "--dry-run"], program, ABOUT).resolved()
 
-    from glscl.commands._training import train_and_report
+    from glscl.commands._runs import train_and_report
     from glscl.system.session import cluster_nodes
     from glscl.training.driver.machines import with_machines
     from glscl.training.driver.preflight import as_begun, preflight

@@ -1,40 +1,32 @@
 """A table in shared memory that says what each video-reading process is doing.
 
-A process that hangs in a decoder or in a storage client cannot report where it is. The training process reads what the
-process wrote before it hung.
+A process that hangs in a decoder or a storage client cannot say where. The training process reads what it wrote before.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-_HEADER = struct.Struct("=qdi?")  # pid, since when, length of the text, busy
-_ROW_BYTES = 1024
+import numpy as np
+import numpy.typing as npt
+
+_ROW = np.dtype([("pid", "i8"), ("since", "f8"), ("busy", "?"), ("what", "S1000")])
 
 
 @dataclass(frozen=True, slots=True)
 class Activity:
-    """What one reading process is doing.
+    """What one reading process is doing."""
 
-    Attributes:
-        worker: number of the loader worker; 0 also where the training process reads.
-        pid: 0 before its first note.
-        busy: false while it waits for its batch to be taken.
-        what: the current task in words; while it waits, the last one.
-        seconds: time since the task began.
-    """
-
-    worker: int
-    pid: int
-    busy: bool
-    what: str
-    seconds: float
+    worker: int  # number of the loader worker; 0 also where the training process reads
+    pid: int  # 0 before its first note
+    busy: bool  # false while it waits for its batch to be taken
+    what: str  # the current task in words; while it waits, the last one
+    seconds: float  # time since the task began
 
     def __str__(self) -> str:
         who = f"loader worker {self.worker} (pid {self.pid})"
@@ -44,39 +36,30 @@ class Activity:
 
 
 class ActivityTable:
-    """One row per reading process. It travels to loader processes by fork, and by pickling where they are spawned.
-
-    Args:
-        workers: loader workers (0: the training process reads).
-    """
+    """One row per loader worker, or one for the training process; travels by fork, and by pickling where they spawn."""
 
     def __init__(self, workers: int) -> None:
-        self.workers = workers
         self.awaited = 0
         """Loader worker whose share of a batch the training process takes next (known to that process)."""
-        self._memory = multiprocessing.RawArray("c", max(1, workers) * _ROW_BYTES)  # unnamed: nothing is left behind
+        self._memory = multiprocessing.RawArray("c", max(1, workers) * _ROW.itemsize)  # unnamed: nothing is left behind
+
+    def _rows(self) -> npt.NDArray[np.void]:
+        return np.frombuffer(self._memory, _ROW)
 
     def note(self, worker: int, what: str) -> None:
         """Write what this process does from now on; empty: it waits for its batch to be taken."""
-        view = memoryview(self._memory).cast("B")[worker * _ROW_BYTES : (worker + 1) * _ROW_BYTES]
-        if not what:
-            length = _HEADER.unpack_from(view)[2]
-            _HEADER.pack_into(view, 0, os.getpid(), time.monotonic(), length, False)
-            return
-        text = what.encode()[: _ROW_BYTES - _HEADER.size]
-        _HEADER.pack_into(view, 0, os.getpid(), time.monotonic(), 0, True)  # a reader sees no text rather than a mix
-        view[_HEADER.size : _HEADER.size + len(text)] = text
-        _HEADER.pack_into(view, 0, os.getpid(), time.monotonic(), len(text), True)
+        row = self._rows()[worker : worker + 1]
+        row["pid"], row["since"], row["busy"] = os.getpid(), time.monotonic(), bool(what)
+        if what:
+            row["what"] = b""  # a reader sees the beginning of a text rather than a mix of two
+            row["what"] = what.encode()
 
     def read(self) -> list[Activity]:
         """Read every row (the clock is that of the machine, the same for all its processes)."""
-        view = memoryview(self._memory).cast("B")
         activities = []
-        for worker in range(max(1, self.workers)):
-            row = bytes(view[worker * _ROW_BYTES : (worker + 1) * _ROW_BYTES])
-            pid, since, length, busy = _HEADER.unpack_from(row)
-            text = row[_HEADER.size : _HEADER.size + length].decode(errors="replace")
-            activities.append(Activity(worker, pid, busy, text, time.monotonic() - since if pid else 0.0))
+        for worker, (pid, since, busy, what) in enumerate(self._rows().tolist()):
+            seconds = time.monotonic() - since if pid else 0.0
+            activities.append(Activity(worker, pid, busy, what.decode(errors="replace"), seconds))
         return activities
 
     def longest(self) -> Activity | None:

@@ -1,16 +1,17 @@
-"""Check that held-out, training and test sets of a domain share no videos.
+"""Check that held-out, training and test sets of a domain share no videos, and tell sets apart by name.
 
-Checkpoints and trials are chosen on held-out sets, so these may overlap neither with training sets nor with test sets.
-`glscl train`, `study` and `sweep` all use this check. Sets are compared by content, by name (domain and split) and by
-the ids of their videos. Ids are compared within a domain only: in another, the same id names another video. They come
-from the manifest, so no tar of a remote set is read. Sets built before manifests listed ids are read through if they
-are local and not large, and named in a note otherwise.
+Sets are compared by content, by name (domain and split) and by the ids of their videos. Ids are compared within a
+domain only: in another, the same id names another video. They come from the manifest, so no tar of a remote set is
+read. Sets built before manifests listed ids are read through if they are local and not large, and named in a note
+otherwise. Every error names both sets, the videos and the remedy.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -19,8 +20,7 @@ from glscl.data.shards import Manifest, Shard, ShardSet, open_shard_set
 from glscl.errors import UserError
 from glscl.system import storage
 
-SHOWN = 3
-"""Most shared ids that an error names."""
+SHOWN = 3  # most shared ids that an error names
 MOST_READ = 20_000
 """Most videos of a local set whose tars are read for ids that its manifest does not list: some seconds."""
 
@@ -36,11 +36,7 @@ class NamedSet:
 
     @classmethod
     def open(cls, key: str, uri: str) -> NamedSet:
-        """Open the shard set that ``key`` names.
-
-        Raises:
-            UserError: as `open_shard_set`.
-        """
+        """Open the shard set that ``key`` names; errors are those of `open_shard_set`."""
         return cls(key, open_shard_set(uri))
 
     @property
@@ -53,27 +49,19 @@ class NamedSet:
 
 
 def check_held_out(held_out: Sequence[NamedSet], trained: Sequence[NamedSet], tested: Sequence[NamedSet]) -> list[str]:
-    """Check that held-out sets are neither tested nor trained on.
-
-    Args:
-        held_out: sets to choose on.
-        trained: sets to train on.
-        tested: sets to test on.
-
-    Returns:
-        One note per pair of sets whose ids could not be compared.
+    """Check that sets to choose on are neither tested nor trained on; returns a note per pair that cannot be compared.
 
     Raises:
         UserError: a set to choose on is a test split by its name, is one of the test or training sets, has the name of
-            a test set, or shares videos with one; names both sets, the videos and the remedy.
+            a test set, or shares videos with one.
     """
     for chosen in held_out:
-        name = _split_name(chosen)
+        name = split_name(chosen.manifest)
         if same := _same_content(chosen, tested):
             raise UserError(f"{chosen} is also in {same}; {ADVICE}")
         if is_test_split(chosen.manifest):
             raise UserError(f"{chosen} is the test split {name}; {ADVICE}")
-        if same := next((other for other in tested if _split_name(other) == name), None):
+        if same := next((other for other in tested if split_name(other.manifest) == name), None):
             raise UserError(f"{chosen} is {name}, and so is {same}; {ADVICE}")
         if same := _same_content(chosen, trained):
             raise UserError(f"{chosen} is also in {same}; {ADVICE}")
@@ -81,19 +69,7 @@ def check_held_out(held_out: Sequence[NamedSet], trained: Sequence[NamedSet], te
 
 
 def check_not_trained(tested: Sequence[NamedSet], trained: Sequence[NamedSet], advice: str) -> list[str]:
-    """Check that no test set is trained on, nor any of its videos.
-
-    Args:
-        tested: sets to test on.
-        trained: sets to train on.
-        advice: how the error ends: what to do.
-
-    Returns:
-        One note per pair of sets whose ids could not be compared.
-
-    Raises:
-        UserError: naming both sets and the videos.
-    """
+    """Check that no test set is trained on, nor any of its videos; as `check_held_out`, with its own advice."""
     for test in tested:
         if same := _same_content(test, trained):
             raise UserError(f"{test} is also in {same}; {advice}")
@@ -107,11 +83,7 @@ def is_test_split(manifest: Manifest) -> bool:
 
 
 def video_ids(shard_set: ShardSet) -> frozenset[str] | None:
-    """Ids of a set's videos; None if its manifest has none and to read them would take long.
-
-    Raises:
-        UserError: a tar that has to be read is torn.
-    """
+    """Ids of a set's videos; None if its manifest has none and to read them would take long."""
     return _video_ids(shard_set.uri, shard_set.manifest.fingerprint())
 
 
@@ -126,14 +98,34 @@ def _video_ids(uri: str, _: str) -> frozenset[str] | None:
         return None
     ids: set[str] = set()
     for index in range(len(manifest.shards)):
-        shard = Shard(shard_set, index)
-        ids.update(sample.video_id for sample in shard.samples)
-        shard.close()
+        with closing(Shard(shard_set, index)) as shard:
+            ids.update(sample.video_id for sample in shard.samples)
     return frozenset(ids)
 
 
-def _split_name(named: NamedSet) -> str:
-    return f"{named.manifest.domain}/{named.manifest.split}"
+def split_name(manifest: Manifest) -> str:
+    """Write ``msrvtt/train_9k``."""
+    return f"{manifest.domain}/{manifest.split}"
+
+
+def distinct_names(shard_sets: Sequence[ShardSet]) -> list[str]:
+    """Name each set, in their order, all differently.
+
+    A name is the shortest of these that tells all sets apart: ``msrvtt/test``; with the set's folder, ``msrvtt/test
+    (test_1k_a)``; with its whole address; with its number in the list.
+    """
+    names = [split_name(item.manifest) for item in shard_sets]
+    addresses = [item.uri for item in shard_sets]
+    folders = [uri.rstrip("/").rpartition("/")[2] for uri in addresses]
+    for more in (folders, addresses):
+        counts = Counter(names)
+        if len(counts) == len(names):
+            break
+        longer = [f"{name} ({what})" for name, what in zip(names, more, strict=True)]
+        if more is addresses or len({*longer}) == len(longer):
+            names = [new if counts[old] > 1 else old for old, new in zip(names, longer, strict=True)]
+    counts = Counter(names)
+    return [f"{name}, number {number}" if counts[name] > 1 else name for number, name in enumerate(names, start=1)]
 
 
 def _same_content(named: NamedSet, others: Sequence[NamedSet]) -> NamedSet | None:

@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # options are read without torch, which takes a second to import
@@ -22,11 +21,7 @@ _FRACTIONS = ("p", "mstd")
 
 
 def check_augmentation(text: str) -> str:
-    """Return ``text`` if it is RandAugment as timm writes it, such as ``rand-m7-n4-mstd0.5-inc1``.
-
-    Raises:
-        ValueError: it is not; timm itself would leave out what it does not know.
-    """
+    """The text, if it is RandAugment as timm writes it; else a ValueError (timm leaves out what it does not know)."""
     kind, *sections = text.split("-")
     matches = [_SECTION.fullmatch(section) for section in sections]
     keys = [match[1] for match in matches if match]
@@ -50,13 +45,9 @@ class ClipAugmentation:
     n operations are drawn with replacement; each is applied with chance p, at a magnitude N(m, mstd²) clipped to
     [0, 10], with bicubic resampling and grey filling (``tvr/dataloaders/rand_augment.py``, ``video_transforms.py``).
     Coin, magnitude and sign are drawn once for all frames of a clip.
-
-    Attributes:
-        text: see `check_augmentation`.
-        seed: of every draw.
     """
 
-    text: str
+    text: str  # as `check_augmentation` takes it
     seed: int
 
     def __post_init__(self) -> None:
@@ -86,21 +77,17 @@ class ClipAugmentation:
 
 @cache
 def _operations(text: str) -> tuple[list[Callable[[Picture], Picture]], int, random.Random]:
-    """Timm's operations, how many are applied, and the generator that they draw from."""
+    """Timm's operations, how many are applied, and the generator that they draw from.
+
+    They are of a copy of timm's module with a generator of its own: timm's draws from the process's, as others do.
+    """
     from PIL import Image
 
-    timm, generator = _private_timm()
-    transform = timm.rand_augment_transform(text, {"img_mean": FILL, "interpolation": Image.Resampling.BICUBIC})
-    return transform.ops, transform.num_layers, generator
-
-
-def _private_timm() -> tuple[ModuleType, random.Random]:
-    """A copy of timm's module with a generator of its own: timm's draws from the process's, which others draw from."""
     spec = importlib.util.find_spec("timm.data.auto_augment")
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    generator = random.Random()
-    module.random = generator  # type: ignore[attr-defined]
-    return module, generator
+    timm = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(timm)
+    timm.random = generator = random.Random()  # type: ignore[attr-defined]
+    transform = timm.rand_augment_transform(text, {"img_mean": FILL, "interpolation": Image.Resampling.BICUBIC})
+    return transform.ops, transform.num_layers, generator

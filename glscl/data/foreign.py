@@ -6,15 +6,15 @@ import hashlib
 import os
 import tarfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from pydantic import ValidationError
 
 from glscl.data.quarantine import LISTED
-from glscl.data.records import compose_accents
-from glscl.data.shards import FOREIGN, MANIFEST, Manifest, ShardEntry, local_file
+from glscl.data.records import compose_accents, list_some
+from glscl.data.shards import FOREIGN, MANIFEST, Manifest, ShardEntry, count_reasons, local_file
 from glscl.data.tars import index_foreign
 from glscl.errors import UserError
 from glscl.options.mistakes import first_mistake
@@ -23,12 +23,11 @@ from glscl.system.progress import Progress
 
 VERSION = 1
 _THREADS = 4
-_BLOCK = 8 << 20
 
 
 class _IndexedTar(NamedTuple):
     entry: ShardEntry
-    rejected: dict[str, str]
+    rejected: dict[str, str]  # keys of samples that lack something, with the reason
     video_ids: list[str]
 
 
@@ -37,23 +36,8 @@ def index_shards(
 ) -> tuple[Manifest, list[str]]:
     """Read the tars of a folder once and write the manifest that makes them a shard set.
 
-    Samples are grouped as WebDataset groups them. Each needs a video under any extension of `VIDEO_EXTENSIONS` and a
-    caption (`index_foreign`), as video2dataset, clip-video-encode and similar programs write them. Samples without
-    either are left out and listed as rejected.
-
-    Args:
-        uri: folder or ``s3://`` prefix that holds the tars, ``*.tar``.
-        domain: name of the domain; empty takes the folder's.
-        split: name of the split.
-        max_bad_fraction: share of the samples that may be left out.
-        overwrite: replace an existing manifest.
-
-    Returns:
-        The manifest, and notes for the user.
-
-    Raises:
-        UserError: no tars, a tar that cannot be read or holds no video, too many samples left out, or the folder has a
-            manifest already.
+    Samples (`index_foreign`) without a video or a caption are left out and listed as rejected. An empty domain takes
+    the folder's name. Returned are the manifest, and notes for the user. A `UserError` names what cannot be used.
     """
     uri = storage.resolve(uri)
     where = storage.join(uri, MANIFEST)
@@ -72,7 +56,7 @@ def index_shards(
             tars.append(tar)
             progress.advance()
     manifest = _describe_set(tars, domain or compose_accents(uri.rpartition("/")[2]), split)
-    _check_rejected(uri, manifest.rejected, manifest.videos + len(manifest.rejected), max_bad_fraction)
+    _check_rejected(uri, manifest, max_bad_fraction)
     storage.write_json(where, manifest.model_dump(mode="json"))
     times = Counter(manifest.video_ids)
     repeated = [video_id for video_id, count in times.items() if count > 1]
@@ -81,11 +65,7 @@ def index_shards(
 
 
 def _describe_set(tars: Sequence[_IndexedTar], domain: str, split: str) -> Manifest:
-    """Build the manifest of a folder of tars.
-
-    Raises:
-        UserError: the name of the domain or of the split cannot be used.
-    """
+    """Build the manifest of a folder of tars; a `UserError` says that a name cannot be used."""
     rejected = {f"{tar.entry.name}/{key}": reason for tar in tars for key, reason in tar.rejected.items()}
     try:
         return Manifest(
@@ -108,12 +88,10 @@ def _describe_set(tars: Sequence[_IndexedTar], domain: str, split: str) -> Manif
 
 def _index(uri: str, name: str) -> _IndexedTar:
     """Read one tar: its entry of the manifest, what it cannot give, and its ids."""
-    digest, size = hashlib.sha256(), 0
     with local_file(uri) as file:
+        size = file.seek(0, os.SEEK_END)
         file.seek(0)
-        while block := file.read(_BLOCK):
-            digest.update(block)
-            size += len(block)
+        digest = hashlib.file_digest(file, "sha256")  # type: ignore[arg-type]
         try:
             index = index_foreign(file)
         except (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError) as error:
@@ -126,12 +104,12 @@ def _index(uri: str, name: str) -> _IndexedTar:
     return _IndexedTar(entry, index.rejected, [sample.video_id for sample in index.samples])
 
 
-def _check_rejected(uri: str, rejected: Mapping[str, str], samples: int, limit: float) -> None:
+def _check_rejected(uri: str, manifest: Manifest, limit: float) -> None:
+    rejected, samples = manifest.rejected, manifest.videos + len(manifest.rejected)
     if len(rejected) > limit * samples:
-        shown = "; ".join(f"{key} ({reason})" for key, reason in list(rejected.items())[:LISTED])
-        more = f" and {len(rejected) - LISTED} more" if len(rejected) > LISTED else ""
-        reasons = ", ".join(f"{count} x {reason}" for reason, count in Counter(rejected.values()).most_common())
+        shown = list_some([f"{key} ({reason})" for key, reason in rejected.items()], LISTED, between="; ")
         raise UserError(
-            f"{uri}: {len(rejected)} of {samples} samples cannot be used ({reasons}), more than --max-bad-fraction "
-            f"({limit:g}): {shown}{more}; mend them, or raise --max-bad-fraction, and the manifest lists them"
+            f"{uri}: {len(rejected)} of {samples} samples cannot be used ({count_reasons(rejected)}), more than "
+            f"--max-bad-fraction ({limit:g}): {shown}; "
+            "mend them, or raise --max-bad-fraction, and the manifest lists them"
         )

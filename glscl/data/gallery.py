@@ -14,8 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from glscl.data.activity import ActivityTable, activity_writer
 from glscl.data.limits import VideoError
 from glscl.data.loader import errors_as_items, explain_dead_loaders, raise_items, start_loader_worker
-from glscl.data.quarantine import Entry, quarantine_entry
-from glscl.data.repairs import repair_entry
+from glscl.data.quarantine import Entry, quarantine_entry, repair_entry
 from glscl.data.shards import Sample, Shard, ShardSet
 from glscl.data.shared_memory import GALLERY_PREFETCH, check_room, gallery_bytes
 from glscl.data.stream import Tokenize
@@ -25,61 +24,31 @@ from glscl.errors import UserError
 
 @dataclass(slots=True)
 class GalleryBatch:
-    """Consecutive videos of a set with all their captions.
+    """Consecutive videos of a set with all their captions."""
 
-    Attributes:
-        positions: (B,) index of each video in the set (manifest order).
-        frames: (B, F, 3, S, S) uint8, zero where masked.
-        frame_mask: (B, F) bool.
-        token_ids: (A, W) int64, the captions of these videos in order.
-        text_to_video: (A,) row of each caption's video in this batch.
-        samples: ids, captions and attributes of the videos.
-        truncated: captions cut to ``max_words`` tokens.
-        quarantined: videos that could not be used.
-        repaired: videos some of whose frames stand for pictures that do not decode.
-    """
-
-    positions: list[int]
-    frames: Tensor
-    frame_mask: Tensor
-    token_ids: Tensor
-    text_to_video: Tensor
+    positions: list[int]  # (B,) index of each video in the set (manifest order)
+    frames: Tensor  # (B, F, 3, S, S) uint8, zero where masked
+    frame_mask: Tensor  # (B, F) bool
+    token_ids: Tensor  # (A, W) int64, the captions of these videos in order
+    text_to_video: Tensor  # (A,) row of each caption's video in this batch
     samples: list[Sample]
-    truncated: int
+    truncated: int  # captions cut to ``max_words`` tokens
     quarantined: list[Entry]
     repaired: list[Entry] = field(default_factory=list)
 
 
+@dataclass(eq=False)
 class Gallery(IterableDataset["GalleryBatch | UserError"]):
-    """Videos ``first`` to ``last`` (exclusive) of a shard set, in batches.
+    """Videos ``first`` to ``last`` (exclusive, in manifest order) of a shard set, in batches of so many videos."""
 
-    Args:
-        shard_set: where the videos are read.
-        first: index of the first video, in manifest order.
-        last: index after the last one.
-        sampling: frames per video.
-        tokenize: captions to token ids.
-        batch_size: videos per batch.
-        activity: where the reading processes note what they do; it has a row for each loader worker.
-    """
-
-    def __init__(
-        self,
-        shard_set: ShardSet,
-        first: int,
-        last: int,
-        sampling: FrameSampling,
-        tokenize: Tokenize,
-        batch_size: int,
-        activity: ActivityTable | None = None,
-    ) -> None:
-        super().__init__()
-        self.activity = activity
-        self.shard_set = shard_set
-        self.first, self.last = first, last
-        self.sampling = sampling
-        self.tokenize = tokenize
-        self.batch_size = batch_size
+    shard_set: ShardSet
+    first: int
+    last: int
+    sampling: FrameSampling
+    tokenize: Tokenize
+    batch_size: int
+    activity: ActivityTable | None = None
+    """Where the reading processes note what they do; it has a row for each loader worker."""
 
     def __iter__(self) -> Iterator[GalleryBatch | UserError]:
         return errors_as_items(self._read_batches())
@@ -92,13 +61,13 @@ class Gallery(IterableDataset["GalleryBatch | UserError"]):
         pending: list[tuple[int, Sample, Tensor]] = []
         quarantined: list[Entry] = []
         repaired: list[Entry] = []
-        for position, sample, result in self._read(int(cuts[worker]), int(cuts[worker + 1]), note):
+        for position, shard, sample, result in self._read(int(cuts[worker]), int(cuts[worker + 1]), note):
             if isinstance(result, dict):
                 quarantined.append(result)
             else:
                 pending.append((position, sample, result.frames))
                 if result.replaced:
-                    repaired.append(self._repair(position, sample, result))
+                    repaired.append(repair_entry(self.shard_set.manifest.domain, shard, sample, result))
             if len(pending) == self.batch_size:
                 batch = self._collate(pending, quarantined, repaired)
                 note("")
@@ -108,13 +77,10 @@ class Gallery(IterableDataset["GalleryBatch | UserError"]):
         if pending or quarantined:
             yield self._collate(pending, quarantined, repaired)
 
-    def _repair(self, position: int, sample: Sample, clip: Clip) -> Entry:
-        manifest = self.shard_set.manifest
-        last = np.cumsum([entry.samples for entry in manifest.shards])
-        shard = manifest.shards[int(np.searchsorted(last, position, side="right"))]
-        return repair_entry(manifest.domain, shard.name, sample, clip)
-
-    def _read(self, first: int, last: int, note: Callable[[str], None]) -> Iterator[tuple[int, Sample, Clip | Entry]]:
+    def _read(
+        self, first: int, last: int, note: Callable[[str], None]
+    ) -> Iterator[tuple[int, str, Sample, Clip | Entry]]:
+        """Yield each video's position, the name of its shard, and its frames or what is wrong with it."""
         manifest = self.shard_set.manifest
         before = 0
         for index, entry in enumerate(manifest.shards):
@@ -125,12 +91,12 @@ class Gallery(IterableDataset["GalleryBatch | UserError"]):
                     for row in range(begin - before, end - before):
                         sample = shard.samples[row]
                         note(f"decoding {manifest.domain}/{sample.video_id} (sample {sample.key} of {shard.uri})")
+                        result: Clip | Entry
                         try:
                             result = load_clip(shard.video(row), self.sampling, sample.start, sample.end)
                         except VideoError as error:
-                            yield before + row, sample, quarantine_entry(self.shard_set, index, sample, str(error))
-                        else:
-                            yield before + row, sample, result
+                            result = quarantine_entry(self.shard_set, index, sample, str(error))
+                        yield before + row, entry.name, sample, result
             before += entry.samples
 
     def _collate(
@@ -150,11 +116,7 @@ class Gallery(IterableDataset["GalleryBatch | UserError"]):
         return GalleryBatch(positions, frames, mask, token_ids, owners, samples, truncations, quarantined, repaired)
 
     def batches(self, loader_workers: int) -> Iterator[GalleryBatch]:
-        """Iterate with ``loader_workers`` decoding processes (0 decodes in this one); order of batches may vary.
-
-        Raises:
-            UserError: there is not enough shared memory.
-        """
+        """Iterate with ``loader_workers`` decoding processes (0 decodes in this one); order of batches may vary."""
         needed = gallery_bytes(self.last - self.first, self.batch_size, loader_workers, self.sampling)
         check_room(needed, f"{loader_workers} loader processes of an evaluation", "evaluation.batch_size")
         loader: DataLoader[GalleryBatch | UserError] = DataLoader(

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-MAX_BYTES = 4 << 30
-"""Largest video file."""
-MAX_DECODE_S = 60.0
-"""CPU seconds that decoding one video may take, unless an option says otherwise."""
-MAX_ENCODE_S = 3600.0
-"""CPU seconds that re-encoding one video may take, unless an option says otherwise."""
+MAX_BYTES = 4 << 30  # largest video file
+MAX_DECODE_S = 60.0  # CPU seconds that decoding one video may take, unless an option says otherwise
+MAX_ENCODE_S = 3600.0  # CPU seconds that re-encoding one video may take, unless an option says otherwise
 
 
 class VideoError(Exception):

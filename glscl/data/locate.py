@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from functools import partial
 
-from glscl.data.benchmarks.base import list_ids
-from glscl.data.records import compose_accents
+from glscl.data.records import compose_accents, list_some
 from glscl.errors import UserError
 from glscl.system import storage
 
@@ -18,13 +17,11 @@ VIDEO_EXTENSIONS = (
     *("3gp", "3gpp", "3g2", "ts", "mts", "m2ts", "vob", "gif", "", "null"),
 )
 # What downloaders and feature extractors leave beside a video under the same name.
-OTHER_EXTENSIONS = frozenset(
-    (
-        *("aac", "csv", "description", "flac", "h5", "hdf5", "jpeg", "jpg", "json", "lock", "log", "m4a", "md", "md5"),
-        *("mp3", "npy", "npz", "ogg", "opus", "part", "pkl", "png", "pt", "sha256", "srt", "tar", "tmp", "tsv", "txt"),
-        *("url", "vtt", "wav", "webp", "xml", "yaml", "ytdl", "zip"),
-    )
-)
+OTHER_EXTENSIONS = {
+    *("aac", "csv", "description", "flac", "h5", "hdf5", "jpeg", "jpg", "json", "lock", "log", "m4a", "md", "md5"),
+    *("mp3", "npy", "npz", "ogg", "opus", "part", "pkl", "png", "pt", "sha256", "srt", "tar", "tmp", "tsv", "txt"),
+    *("url", "vtt", "wav", "webp", "xml", "yaml", "ytdl", "zip"),
+}
 _BLOCK = 8 << 20
 _RANK = {extension: rank for rank, extension in enumerate(VIDEO_EXTENSIONS)}
 
@@ -35,24 +32,16 @@ def locate_videos(video_ids: Iterable[str], folder: str) -> tuple[dict[str, str]
     An id is a file name with its extension, without one, or a path under the folder (``./name`` is a file of the
     folder itself). In this order a file matches that has the id's very name, the id followed by an extension, or the
     id's name under another video extension (videos that were re-encoded). The case of extensions is ignored, that of
-    names is not: ``dQw4`` and ``DQW4`` are two videos. Accents composed or apart (Unicode NFC, NFD) are the same name;
-    where a folder has both, the very name is taken.
+    names is not. Accents composed or apart (Unicode NFC, NFD) are the same name; where a folder has both, the very name
+    is taken.
 
     Of files that differ in their extension alone the order of ``VIDEO_EXTENSIONS`` decides, which a note says; of files
     of one name with the same bytes the shorter path, then the alphabet. Different files of one name are refused.
 
-    Args:
-        video_ids: ids as the readers give them.
-        folder: local path or ``s3://`` URI.
-
-    Returns:
-        The path or URI of each id that has a file, and the ids that have none, both in the order given; and notes for
-        the user.
-
-    Raises:
-        UserError: there is no such folder, or an id fits several different files of one name.
+    Returned are the path or URI of each id that has a file, the ids that have none, both in the order given, and notes
+    for the user.
     """
-    files = _index(folder)
+    files = _FileIndex(folder)
     root = storage.resolve(folder)
     located: dict[str, str] = {}
     missing: list[str] = []
@@ -74,60 +63,41 @@ def locate_videos(video_ids: Iterable[str], folder: str) -> tuple[dict[str, str]
     if ambiguous:
         raise UserError(
             f"{folder}: {len(ambiguous):,} of {len(located) + len(missing):,} ids fit several different files of "
-            f"one name: {list_ids(ambiguous)}; name the folder meant with --videos, or give paths under it as ids"
+            f"one name: {list_some(ambiguous)}; name the folder meant with --videos, or give paths under it as ids"
         )
     what = "ids fit files of several extensions, of which one is taken"
-    notes = [f"{len(passed_over):,} of {len(located):,} {what}: {list_ids(passed_over)}"] if passed_over else []
+    notes = [f"{len(passed_over):,} of {len(located):,} {what}: {list_some(passed_over)}"] if passed_over else []
     return located, missing, notes
 
 
-@dataclass(frozen=True, slots=True)
 class _FileIndex:
-    """Paths of a folder's files, relative to it; each is listed under its name and under its path.
+    """Paths of a folder's files, relative to it; each is listed under its name and under its path."""
 
-    Attributes:
-        by_name: by name with extension.
-        by_stem: by name without extension.
-    """
-
-    by_name: dict[str, list[str]]
-    by_stem: dict[str, list[str]]
+    def __init__(self, folder: str) -> None:
+        self.by_name: dict[str, list[str]] = defaultdict(list)  # with extension
+        self.by_stem: dict[str, list[str]] = defaultdict(list)  # without
+        for path in _walk(folder):
+            for form in {path, path.rpartition("/")[2]}:
+                stem, extension = _split(form)
+                if extension not in OTHER_EXTENSIONS:
+                    self.by_name[_key(form)].append(path)
+                    self.by_stem[compose_accents(stem)].append(path)
 
     def candidates(self, video_id: str, name: str) -> list[str]:
-        """Files that may be the video of an id, the preferred first.
-
-        Args:
-            video_id: as the reader gives it.
-            name: the id without the folder before it.
-        """
+        """Files that may be the video of an id, the preferred first; ``name`` is the id without the folder's path."""
         stem, extension = _split(compose_accents(name))
         paths = self.by_name.get(_key(name)) or self.by_stem.get(compose_accents(name)) or []
         if not paths and extension in _RANK:
             paths = self.by_stem.get(stem, [])
         if name != video_id:  # a path from the folder on, not the name of a file anywhere below it
             paths = [path for path in paths if path.count("/") == name.count("/")]
-        return sorted(_very_name(paths, name), key=_preference)
+        very_name = [path for path in paths if _split(name)[0] in path]  # with accents in the same form
+        return sorted(very_name or paths, key=_preference)
 
 
 def describe_missing(missing: list[str], total: int, folder: str) -> str:
-    """Say in one line how many of ``total`` videos have a file, and name the first that have none."""
-    if not missing:
-        return f"all {total:,} videos found in {folder}"
-    return f"{len(missing):,} of {total:,} videos are not in {folder}: {list_ids(missing)}"
-
-
-def _index(folder: str) -> _FileIndex:
-    """Walk a folder and index its files."""
-    by_name: dict[str, list[str]] = defaultdict(list)
-    by_stem: dict[str, list[str]] = defaultdict(list)
-    for path in _walk(folder):
-        name = path.rpartition("/")[2]
-        for form in {path, name}:
-            stem, extension = _split(form)
-            if extension not in OTHER_EXTENSIONS:
-                by_name[_key(form)].append(path)
-                by_stem[compose_accents(stem)].append(path)
-    return _FileIndex(dict(by_name), dict(by_stem))
+    """Say in one line how many of ``total`` videos have no file, and name the first."""
+    return f"{len(missing):,} of {total:,} videos are not in {folder}: {list_some(missing)}"
 
 
 def _walk(folder: str) -> Iterator[str]:
@@ -173,15 +143,9 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def _key(name: str) -> str:
-    """Return the name with its accents composed and its extension in lower case."""
+    """The name with its accents composed and its extension in lower case."""
     stem, extension = _split(compose_accents(name))
     return f"{stem}.{extension}" if len(stem) < len(compose_accents(name)) else stem
-
-
-def _very_name(paths: list[str], name: str) -> list[str]:
-    """Those paths that hold the name's very characters, if any does."""
-    stem = _split(name)[0]
-    return [path for path in paths if stem in path] or paths
 
 
 def _preference(path: str) -> tuple[int, int, str]:
@@ -193,7 +157,4 @@ def _same_bytes(root: str, one: str, other: str) -> bool:
     if storage.size(one) != storage.size(other):
         return False
     with storage.open_read(one) as first, storage.open_read(other) as second:
-        while block := first.read(_BLOCK):
-            if block != second.read(_BLOCK):
-                return False
-    return True
+        return all(block == second.read(_BLOCK) for block in iter(partial(first.read, _BLOCK), b""))

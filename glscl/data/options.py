@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 
 from glscl.data.augment import check_augmentation
 from glscl.options import Options
-from glscl.system.hardware import Auto
+from glscl.system.nodes import Auto
 
 
 class DataConfig(Options):

@@ -1,14 +1,13 @@
 """The order of the training stream: pure arithmetic over manifests, no files.
 
-Vocabulary: V virtual streams together fill every global batch of B pairs, and each contributes ``B / V`` consecutive
-pairs to it. Stream-major order inside a batch means that any rank (and any loader worker of it) that owns a contiguous
-run of streams owns a contiguous run of every global batch. Hence the global batch at a step is the same list of pairs
-whatever the number of ranks and workers.
+V virtual streams together fill every global batch of B pairs, and each contributes ``B / V`` consecutive pairs to it.
+Any rank (and any loader worker of it) that owns a contiguous run of streams owns a contiguous run of every global
+batch. Hence the global batch at a step is the same list of pairs whatever the number of ranks and workers.
 
 One epoch of a domain: its shards are permuted, the pairs inside each shard are permuted, and the resulting line of
 pairs is cut into equal contiguous ranges, one per virtual stream of the domain. Every stream therefore has exactly the
 same number of batches; the fewer-than-B pairs at the end of the line wait for the next epoch, whose order differs. A
-shard that a cut goes through is read by two streams, so no stream ever runs short however uneven the shards are.
+shard that a cut goes through is read by two streams.
 """
 
 from __future__ import annotations
@@ -30,19 +29,12 @@ Integers = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Where one pair of the stream lies.
+    """Where one pair of the stream lies."""
 
-    Attributes:
-        domain: index of the manifest.
-        epoch: of this domain, from 0.
-        shard: index of the tar in the manifest.
-        rank_in_shard: position in the shard's permuted order.
-    """
-
-    domain: int
-    epoch: int
-    shard: int
-    rank_in_shard: int
+    domain: int  # index of the manifest
+    epoch: int  # of this domain, from 0
+    shard: int  # index of the tar in the manifest
+    rank_in_shard: int  # position in the shard's permuted order
 
 
 class StreamPlan:
@@ -51,10 +43,8 @@ class StreamPlan:
     Args:
         manifests: one per training domain.
         weights: share of every global batch per domain; empty means in proportion to the domains' pairs.
-        global_batch: pairs per step over all ranks (B).
-        virtual_streams: V.
+        global_batch: pairs per step over all ranks (B), a multiple of ``virtual_streams`` (V).
         captions: ``all`` makes every caption a pair of the epoch; ``one`` draws one caption per video and epoch.
-        seed: of every permutation.
 
     Raises:
         UserError: B is no multiple of V, a domain is too small for one step, or its weight is below 1/V.
@@ -97,8 +87,8 @@ class StreamPlan:
                     f"places of every global batch: lower training.global_batch or its weight in data.weights"
                 )
             self.domain_steps.append(steps)
-        self.steps_per_epoch = sum(totals) // global_batch
         self.pairs_per_epoch = sum(totals)
+        self.steps_per_epoch = self.pairs_per_epoch // global_batch
 
     def slots(self, step: int, stream: int) -> list[Slot]:
         """The pairs that one virtual stream contributes to global step ``step`` (counted from the run's start)."""
@@ -116,7 +106,8 @@ class StreamPlan:
 
     def pair_in_shard(self, slot: Slot) -> int:
         """Index, in file order, of the pair (``all``) or sample (``one``) that stands at the slot."""
-        return int(self._shard_order(slot.domain, slot.epoch, slot.shard)[slot.rank_in_shard])
+        size = self.shard_size(slot.domain, slot.shard)
+        return int(_permutation(size, self.seed, 2, slot.domain, slot.epoch, slot.shard)[slot.rank_in_shard])
 
     def shard_size(self, domain: int, shard: int) -> int:
         """Places that a shard fills in one epoch."""
@@ -139,22 +130,14 @@ class StreamPlan:
                 yield Slot(slot.domain, slot.epoch, shard, place)
 
     def owned(self, rank: int, world_size: int, worker: int, workers: int) -> range:
-        """Virtual streams of one loader worker of one rank (``workers`` counts at least 1).
-
-        Raises:
-            UserError: V cannot be dealt evenly.
-        """
+        """Virtual streams of one loader worker of one rank (``workers`` counts at least 1)."""
         self.check_world(world_size, workers)
         count = self.virtual_streams // (world_size * workers)
         first = (rank * workers + worker) * count
         return range(first, first + count)
 
     def check_world(self, world_size: int, workers: int) -> None:
-        """Refuse a world that does not divide the virtual streams, or that outnumbers the shards.
-
-        Raises:
-            UserError: naming the knobs.
-        """
+        """Refuse a world that does not divide the virtual streams, or that outnumbers the shards."""
         readers = world_size * max(1, workers)
         if self.virtual_streams % readers:
             raise UserError(
@@ -171,9 +154,6 @@ class StreamPlan:
 
     def _line(self, domain: int, epoch: int) -> tuple[Integers, Integers]:
         return _line_of_shards(self.seed, domain, epoch, tuple(self._sizes[domain].tolist()))
-
-    def _shard_order(self, domain: int, epoch: int, shard: int) -> Integers:
-        return _permutation(self.shard_size(domain, shard), self.seed, 2, domain, epoch, shard)
 
 
 @lru_cache(maxsize=32)
@@ -225,7 +205,7 @@ def _apportion(weights: Sequence[float], places: int, names: Sequence[str]) -> l
             f"domain '{name}' would get less than one of {places} virtual streams: raise data.virtual_streams or its "
             f"weight in data.weights"
         )
-    return [int(share) for share in shares]
+    return shares.tolist()  # type: ignore[no-any-return]
 
 
 def _interleave(shares: Sequence[int]) -> list[tuple[int, int]]:

@@ -1,17 +1,20 @@
-"""Videos that cannot be used: listed in a file as soon as they are known, and bounded set by set."""
+"""Lists of videos with faults: those that cannot be used, bounded set by set, and those of which some pictures fail."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-from glscl.data.records import describe_share
+from glscl.data.records import describe_share, list_some
 from glscl.data.shards import Sample, ShardSet
 from glscl.errors import UserError
 from glscl.system import storage
 from glscl.system.ownership import Fence
+
+if TYPE_CHECKING:
+    from glscl.data.video import Clip  # with what decodes, seconds to import
 
 FILE = "quarantine.jsonl"
 Part = Literal["train", "validation", "test", "bank"]
@@ -21,50 +24,35 @@ WORDS: Mapping[str, str] = {
     "test": "test set",
     "bank": "query bank from",
 }
-KNOB = "data.max_bad_fraction"
-"""The option of a run that bounds them."""
-LISTED = 10
-"""Most videos that a message names."""
+KNOB = "data.max_bad_fraction"  # the option of a run that bounds them
+LISTED = 10  # most videos that a message names
+LISTED_REPAIRS = 3
 Entry = dict[str, str]
 """``part`` (a key of `WORDS`), ``domain``, ``split``, ``set`` (its address), ``shard``, ``key``, ``video_id`` and
-``reason``; ``part`` is known once a `Quarantine` holds the entry."""
+``reason``; ``part`` is known once a `Quarantine` holds the entry. A repaired video's has ``domain``, ``shard``,
+``key``, ``video_id`` and ``frames`` (``3 of 12``)."""
 
 
 class IncompleteSet(TypedDict):
-    """A set of which videos are missing, as results list it."""
+    """A set of which videos are missing, as results list it (`glscl.evaluation.results.Incomplete`)."""
 
     part: Part
     domain: str
     split: str
     shards: str
-    """Address of the set."""
     videos: int
-    """Videos that were used."""
     of: int
-    """All videos, those left out when the shards were built included."""
     reasons: str
-    """``3 x empty file, 1 x no frames``."""
 
 
 class UnusableSetError(UserError):
-    """A set without a usable video.
+    """A set without a usable video."""
 
-    Attributes:
-        quarantined: its videos, each with what is wrong with it.
-    """
-
-    quarantined: Sequence[Entry] = ()
+    quarantined: Sequence[Entry] = ()  # its videos, each with what is wrong with it
 
 
 def quarantine_entry(shard_set: ShardSet, shard: int, sample: Sample, reason: str) -> Entry:
-    """Build one line of the list.
-
-    Args:
-        shard_set: the set that the video belongs to.
-        shard: index of its tar.
-        sample: its ids.
-        reason: why it cannot be used.
-    """
+    """Build one line of the list, for a video of the set's tar of that index."""
     manifest = shard_set.manifest
     return {
         "domain": manifest.domain,
@@ -82,19 +70,13 @@ class Quarantine:
 
     Args:
         folder: where `FILE` is written as soon as the list grows, which is also printed; None only holds the list.
-        limit: share of a set's videos that may be unusable.
-        knob: the option that holds the limit.
+        limit: share of a set's videos that may be unusable, which the option ``knob`` holds.
         entries: known from an earlier start of the run.
         fence: of the command that owns the folder, checked before the file is written.
     """
 
     def __init__(
-        self,
-        folder: str | None,
-        limit: float,
-        knob: str,
-        entries: Iterable[Entry] = (),
-        fence: Fence | None = None,
+        self, folder: str | None, limit: float, knob: str, entries: Iterable[Entry] = (), fence: Fence | None = None
     ) -> None:
         self.folder, self.limit, self.knob, self._fence = folder, limit, knob, fence
         self.entries: list[Entry] = []
@@ -104,20 +86,13 @@ class Quarantine:
 
     def _add(self, entry: Entry) -> bool:
         place = tuple(entry.get(name, "") for name in ("part", "set", "shard", "key"))
-        if place in self._places:
-            return False
-        self._places.add(place)
-        self.entries.append(entry)
-        return True
+        if is_new := place not in self._places:
+            self._places.add(place)
+            self.entries.append(entry)
+        return is_new
 
     def take(self, part: Part, shard_sets: Sequence[ShardSet], entries: Iterable[Entry]) -> None:
-        """Add the entries that are new, print how many there are, and write the file anew.
-
-        Args:
-            part: what the sets are used for.
-            shard_sets: the sets that the entries are of.
-            entries: videos that cannot be used.
-        """
+        """Add the entries of these sets that are new, print how many there are, and write the file anew."""
         new = [entry for entry in ({"part": part, **entry} for entry in entries) if self._add(entry)]
         if self.folder is None or not new:
             return
@@ -166,36 +141,20 @@ def read_quarantine(folder: str) -> list[Entry]:
     where = storage.join(folder, FILE)
     if not storage.exists(where):
         return []
-    entries: list[Entry] = [json.loads(line) for line in storage.read_bytes(where).decode("utf-8").split("\n") if line]
-    return entries
+    return [json.loads(line) for line in storage.read_bytes(where).decode("utf-8").split("\n") if line]
 
 
 def add_missing_sets(entries: Iterable[Entry], shard_sets: Sequence[ShardSet]) -> list[Entry]:
     """Complete entries of older checkpoints, which name no set because they list training sets alone."""
-    sets = {shard_set.manifest.domain: shard_set for shard_set in reversed(shard_sets)}
-    return [
-        entry
-        if "set" in entry
-        else {
-            "part": "train",
-            "set": sets[entry["domain"]].uri,
-            "split": sets[entry["domain"]].manifest.split,
-            **entry,
-        }
-        for entry in entries
-    ]
+    missing = {
+        shard_set.manifest.domain: {"part": "train", "set": shard_set.uri, "split": shard_set.manifest.split}
+        for shard_set in reversed(shard_sets)
+    }
+    return [entry if "set" in entry else missing[entry["domain"]] | entry for entry in entries]
 
 
 def find_incomplete(part: Part, shard_set: ShardSet, bad: Iterable[Entry]) -> IncompleteSet | None:
-    """Describe a set of which videos are missing; None if none is.
-
-    Videos that were left out when the shards were built count as missing.
-
-    Args:
-        part: what the set is used for.
-        shard_set: the set to describe.
-        bad: its videos that could not be used.
-    """
+    """Describe a set of which videos are missing: ``bad`` ones, or left out when it was built; None if none is."""
     manifest = shard_set.manifest
     reasons = Counter(entry["reason"] for entry in bad)
     used = manifest.videos - reasons.total()
@@ -236,5 +195,20 @@ def _title(part: Part, shard_set: ShardSet) -> str:
 
 
 def _list(entries: Sequence[Entry], most: int) -> str:
-    listed = "; ".join(f"{entry['domain']}/{entry['video_id']} ({entry['reason']})" for entry in entries[:most])
-    return f"{listed} and {len(entries) - most} more" if len(entries) > most else listed
+    names = [f"{entry['domain']}/{entry['video_id']} ({entry['reason']})" for entry in entries]
+    return list_some(names, most, between="; ")
+
+
+def repair_entry(domain: str, shard: str, sample: Sample, clip: Clip) -> Entry:
+    """Build one line of the list of videos in which the nearest picture stands for some that do not decode."""
+    frames = f"{clip.replaced} of {len(clip.frames)}"
+    return {"domain": domain, "shard": shard, "key": sample.key, "video_id": sample.video_id, "frames": frames}
+
+
+def describe_repairs(what: str, videos: int, entries: Sequence[Mapping[str, str]]) -> str:
+    """Say in one line which of the ``videos`` of ``what`` (``test set msvd/test``) are repaired, one or more."""
+    names = [f"{entry['video_id']} ({entry['frames']} frames)" for entry in entries]
+    return (
+        f"repaired: in {len(entries)} of {videos} videos of {what} the nearest picture stands for some that do not "
+        f"decode: {list_some(names, LISTED_REPAIRS)}"
+    )

@@ -18,17 +18,11 @@ from glscl.system.ownership import Fence
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """Whether videos are copied as they are or re-encoded once.
+    """Whether videos are copied as they are or re-encoded once."""
 
-    Attributes:
-        short_side: pixels of the re-encoded short side; 0 copies the files untouched.
-        rate: frames a second of the copy.
-        max_seconds: CPU seconds that re-encoding one video may take.
-    """
-
-    short_side: int = 0
-    rate: float = 3.0
-    max_seconds: float = MAX_ENCODE_S
+    short_side: int = 0  # pixels of the re-encoded short side; 0 copies the files untouched
+    rate: float = 3.0  # frames a second of the copy
+    max_seconds: float = MAX_ENCODE_S  # CPU seconds that re-encoding one video may take
 
     def __str__(self) -> str:
         return f"short side {self.short_side}, {self.rate:g} fps" if self.short_side else "as is"
@@ -36,36 +30,22 @@ class Encoding:
 
 @dataclass(frozen=True, slots=True)
 class ShardJob:
-    """One tar to write.
+    """One tar to write."""
 
-    Attributes:
-        items: number, record and video file of each sample.
-        uri: address of the tar.
-        domain: goes into every annotation.
-        encoding: copy or re-encode.
-        fence: checked before the tar is uploaded.
-    """
-
-    items: list[tuple[int, Record, str]]
+    items: list[tuple[int, Record, str]]  # number, record and video file of each sample
     uri: str
     domain: str
     encoding: Encoding
-    fence: Fence | None
+    fence: Fence | None  # checked before the tar is uploaded
 
 
 @dataclass(frozen=True, slots=True)
 class WrittenShard:
-    """What became of one job.
+    """What became of one job."""
 
-    Attributes:
-        entry: of the manifest; None if no video was readable.
-        rejected: videos that could not be used, with the reason.
-        repaired: videos of which some pictures do not decode, with ``3 of 250 pictures``.
-    """
-
-    entry: ShardEntry | None
-    rejected: dict[str, str]
-    repaired: dict[str, str]
+    entry: ShardEntry | None  # of the manifest; None if no video was readable
+    rejected: dict[str, str]  # videos that could not be used, with the reason
+    repaired: dict[str, str]  # videos of which some pictures do not decode, with ``3 of 250 pictures``
 
     def kept(self, job: ShardJob) -> Iterator[Record]:
         """Records of the job that are in the tar, in its order."""
@@ -120,19 +100,11 @@ def write_shard(job: ShardJob) -> WrittenShard:
         file.flush()
         if not pairs:
             return WrittenShard(None, rejected, repaired)
-        entry = ShardEntry(
-            name=job.uri.rsplit("/", 1)[1],
-            samples=len(pairs),
-            pairs=sum(pairs),
-            bytes=os.path.getsize(file.name),
-            sha256=_sha256(file.name),
-        )
+        with open(file.name, "rb") as written:
+            digest = hashlib.file_digest(written, "sha256").hexdigest()
+        name, size = job.uri.rsplit("/", 1)[1], os.path.getsize(file.name)
+        entry = ShardEntry(name=name, samples=len(pairs), pairs=sum(pairs), bytes=size, sha256=digest)
         if job.fence is not None:
             job.fence.check()
         storage.upload(file.name, job.uri)
     return WrittenShard(entry, rejected, repaired)
-
-
-def _sha256(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

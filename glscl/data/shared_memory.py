@@ -1,8 +1,7 @@
 """Shared memory (``/dev/shm``), through which batches pass from loader processes to the one that reads them.
 
-Docker gives a container 64 MB of it unless told otherwise. What would fill it is refused before anything is read; what
-fills it all the same, and any other error of the thread that sends a batch, reaches the process that waits for it
-(Python's own way is to print a traceback and drop the batch).
+What would fill it is refused before anything is read. What fills it all the same, and any other error of the thread
+that sends a batch, reaches the process that waits for it (Python's own way is to print a traceback and drop the batch).
 """
 
 from __future__ import annotations
@@ -18,32 +17,24 @@ from glscl.data.video import FrameSampling
 from glscl.errors import UserError
 
 FOLDER = "/dev/shm"
-GALLERY_PREFETCH = 2
-"""Batches that a loader process of an evaluation decodes ahead."""
+GALLERY_PREFETCH = 2  # batches that a loader process of an evaluation decodes ahead
 LARGER = "give the machine more shared memory (--shm-size of docker run; on Kubernetes an emptyDir of medium Memory)"
 _FULL = re.compile("shared memory|/shm|No space left|unable to mmap|bus error", re.IGNORECASE)
 
 
-def pair_bytes(sampling: FrameSampling) -> int:
-    """Most bytes that one video of a batch takes."""
+def _video_bytes(sampling: FrameSampling) -> int:
     return int(sampling.max_frames * 3 * sampling.size**2)
 
 
 def stream_bytes(pairs: int, sampling: FrameSampling, prefetch: int) -> int:
-    """Most bytes that a training stream has in shared memory: what is decoded ahead, and the batch being read.
-
-    Args:
-        pairs: of one batch.
-        sampling: frames per video.
-        prefetch: batches decoded ahead.
-    """
-    return pairs * pair_bytes(sampling) * (prefetch + 1)
+    """Most bytes that a training stream has in shared memory: ``prefetch`` batches, and the one being read."""
+    return pairs * _video_bytes(sampling) * (prefetch + 1)
 
 
 def gallery_bytes(videos: int, batch_size: int, loader_workers: int, sampling: FrameSampling) -> int:
     """Most bytes that an evaluation of so many videos has in shared memory."""
     ahead = batch_size * loader_workers * (GALLERY_PREFETCH + 1)
-    return min(videos, ahead) * pair_bytes(sampling) if loader_workers else 0
+    return min(videos, ahead) * _video_bytes(sampling) if loader_workers else 0
 
 
 def free_bytes() -> int | None:
@@ -56,16 +47,7 @@ def free_bytes() -> int | None:
 
 
 def check_room(needed: int, what: str, knobs: str) -> None:
-    """Check that shared memory is large enough.
-
-    Args:
-        needed: bytes.
-        what: needs them, for the message.
-        knobs: options that lower the need.
-
-    Raises:
-        UserError: less is free on this machine.
-    """
+    """Check that the ``needed`` bytes are free; a `UserError` says what needs them, and which knobs lower the need."""
     free = free_bytes()
     if free is not None and needed > free:
         raise UserError(

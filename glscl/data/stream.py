@@ -19,8 +19,7 @@ from glscl.data.augment import ClipAugmentation
 from glscl.data.limits import VideoError
 from glscl.data.loader import errors_as_items, explain_dead_loaders, raise_items, start_loader_worker
 from glscl.data.plan import Slot, StreamPlan
-from glscl.data.quarantine import Entry, UnusableSetError, quarantine_entry
-from glscl.data.repairs import repair_entry
+from glscl.data.quarantine import Entry, UnusableSetError, quarantine_entry, repair_entry
 from glscl.data.shards import Sample, Shard, ShardSet
 from glscl.data.video import Clip, FrameSampling, load_clip
 from glscl.errors import UserError

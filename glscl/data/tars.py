@@ -1,9 +1,8 @@
 """Find the samples of a tar by its headers: in this project's layout, strictly, and in those of other programs.
 
-This project's: ``<key>.json`` (everything), ``<key>.mp4`` and, for stock WebDataset readers, ``<key>.txt`` (the first
-caption; not read here, and absent from older sets). Others' (video2dataset, img2dataset's form, clip-video-encode):
-members that share a name up to its first dot are a sample, with a video of any extension, a caption in ``.txt`` or
-``.json``, and whatever else (embeddings, sound, subtitles), which is passed over.
+This project's: ``<key>.json`` (everything), ``<key>.mp4`` and ``<key>.txt`` (the first caption; not read here, absent
+from older sets). Others' (video2dataset, img2dataset's form, clip-video-encode): members that share a name up to its
+first dot are a sample, with a video of any extension, a caption in ``.txt`` or ``.json``, and whatever else.
 """
 
 from __future__ import annotations
@@ -17,10 +16,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO, TypeGuard, cast
 
-from glscl.data import strict_json
 from glscl.data.benchmarks.base import MAX_CAPTION
 from glscl.data.locate import VIDEO_EXTENSIONS
-from glscl.data.records import MOST_SECONDS, id_problem
+from glscl.data.records import MOST_SECONDS, id_problem, parse_strict_json
 from glscl.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -48,17 +46,11 @@ class Sample:
 
 @dataclass(slots=True)
 class TarIndex:
-    """What a tar holds, in file order.
+    """What a tar holds, in file order."""
 
-    Attributes:
-        samples: the usable ones.
-        videos: offset and size of the video of each of them.
-        rejected: keys of samples that lack something, with the reason (other programs' layouts only).
-    """
-
-    samples: list[Sample]
-    videos: list[tuple[int, int]]
-    rejected: dict[str, str]
+    samples: list[Sample]  # the usable ones
+    videos: list[tuple[int, int]]  # offset and size of the video of each of them
+    rejected: dict[str, str]  # keys of samples that lack something, with the reason (other programs' layouts only)
 
 
 class _Headers:
@@ -104,19 +96,13 @@ def _check_new(member: tarfile.TarInfo, key: str, extension: str, seen: set[tupl
 
 
 def index_native(file: IO[bytes], uri: str, domain: str, samples: int) -> TarIndex:
-    """Pair up the members of a tar in this project's layout.
-
-    Args:
-        file: the opened tar.
-        uri: its address, for messages.
-        domain: that its annotations must be of.
-        samples: how many the manifest lists.
+    """Pair up the members of a tar in this project's layout: of ``domain``, with as many samples as the manifest lists.
 
     Raises:
         tarfile.TarError, ValueError, EOFError, OverflowError, RecursionError: a tar in another layout.
         UserError: an annotation in another form.
     """
-    annotations: dict[str, _Annotation] = {}
+    annotations: dict[str, Sample] = {}
     videos: dict[str, tuple[int, int]] = {}
     seen: set[tuple[str, str]] = set()
     for member in _members(file):
@@ -127,16 +113,14 @@ def index_native(file: IO[bytes], uri: str, domain: str, samples: int) -> TarInd
         if extension == "json":
             if member.size > MAX_ANNOTATION_BYTES:
                 raise tarfile.TarError(f"member {member.name!r} has {member.size} bytes")
-            annotations[key] = annotation = _parse_annotation(_read(file, member), member.name, uri)
-            if annotation.domain != domain:
-                raise tarfile.TarError(
-                    f"{member.name} is of domain {annotation.domain!r} where {MANIFEST} says {domain!r}"
-                )
+            annotations[key], written = _parse_annotation(_read(file, member), key, f"{uri}: {member.name}")
+            if written != domain:
+                raise tarfile.TarError(f"{member.name} is of domain {written!r} where {MANIFEST} says {domain!r}")
         elif extension == "mp4":
             videos[key] = (member.offset_data, member.size)
     if odd := sorted({key for key, _ in seen} - (annotations.keys() & videos.keys())):
         raise tarfile.TarError(f"sample {odd[0]!r} lacks its video or its annotation")
-    return TarIndex([one.sample(key) for key, one in annotations.items()], [videos[key] for key in annotations], {})
+    return TarIndex(list(annotations.values()), [videos[key] for key in annotations], {})
 
 
 def _native_name(member: tarfile.TarInfo) -> tuple[str, str]:
@@ -153,44 +137,25 @@ def _native_name(member: tarfile.TarInfo) -> tuple[str, str]:
     return key, extension
 
 
-@dataclass(frozen=True, slots=True)
-class _Annotation:
-    """What the ``.json`` member of this project's layout holds."""
-
-    domain: object
-    video_id: str
-    captions: tuple[str, ...]
-    start: float | None
-    end: float | None
-    attributes: dict[str, object]
-
-    def sample(self, key: str) -> Sample:
-        return Sample(key, self.video_id, self.captions, self.start, self.end, self.attributes)
-
-
-def _parse_annotation(data: bytes, name: str, uri: str) -> _Annotation:
-    """Read a ``.json`` member.
-
-    Raises:
-        UserError: it is not what this project writes.
-    """
+def _parse_annotation(data: bytes, key: str, where: str) -> tuple[Sample, object]:
+    """Read a ``.json`` member of this project's layout, or raise a `UserError`: the sample of that key, its domain."""
     try:
-        value = strict_json.loads(data.decode())  # UnicodeDecodeError is a ValueError
+        value = parse_strict_json(data.decode())  # UnicodeDecodeError is a ValueError
     except ValueError as error:
-        raise UserError(f"{uri}: {name} is not UTF-8 JSON ({error}); build the shards again") from None
+        raise UserError(f"{where} is not UTF-8 JSON ({error}); build the shards again") from None
     facts = value if isinstance(value, dict) else {}
     captions, video_id = facts.get("captions"), facts.get("video_id")
     if not isinstance(captions, list) or not captions or not all(isinstance(text, str) for text in captions):
-        raise UserError(f"{uri}: {name} has no list of captions; build the shards again")
+        raise UserError(f"{where} has no list of captions; build the shards again")
     if not isinstance(video_id, str):
-        raise UserError(f"{uri}: {name} has no video_id; build the shards again")
+        raise UserError(f"{where} has no video_id; build the shards again")
     if problem := id_problem(video_id):
-        raise UserError(f"{uri}: {name} has {problem}; build the shards again")
-    start, end = _parse_times(facts, f"{uri}: {name}")
+        raise UserError(f"{where} has {problem}; build the shards again")
+    times = _parse_times(facts, where)
     attributes = facts.get("attributes", {})
     if not isinstance(attributes, dict):
-        raise UserError(f"{uri}: {name}: attributes must be an object; build the shards again")
-    return _Annotation(facts.get("domain"), video_id, tuple(captions), start, end, attributes)
+        raise UserError(f"{where}: attributes must be an object; build the shards again")
+    return Sample(key, video_id, tuple(captions), *times, attributes), facts.get("domain")
 
 
 def _parse_times(facts: Mapping[str, object], where: str) -> tuple[float | None, float | None]:
@@ -227,21 +192,22 @@ class _ForeignSample:
         elif extension in ("txt", "json") and member.size > MAX_ANNOTATION_BYTES:
             self.problem = f".{extension} of {member.size:,} bytes"
         elif extension == "txt":
-            self._read_txt(_read(file, member))
+            try:
+                self.txt = _read(file, member).decode("utf-8-sig")
+            except UnicodeDecodeError:
+                self.problem = "a caption that is not UTF-8"
         elif extension == "json":
             self._read_json(key, _read(file, member))
         self.picture |= extension in PICTURES
 
-    def _read_txt(self, data: bytes) -> None:
-        try:
-            self.txt = data.decode("utf-8-sig")
-        except UnicodeDecodeError:
-            self.problem = "a caption that is not UTF-8"
-
     def _read_json(self, key: str, data: bytes) -> None:
         with suppress(UserError):  # a tar of this project whose manifest is lost
-            self.native = _parse_annotation(data, key, "").sample(key)
-        facts = _lenient_json(data)
+            self.native, _ = _parse_annotation(data, key, "")
+        try:
+            value = json.loads(data, parse_constant=lambda _: None)  # other programs: NaN stands for what is not known
+        except (ValueError, RecursionError):
+            value = None
+        facts = value if isinstance(value, dict) else {}
         several, one = facts.get("captions"), facts.get("caption")
         if isinstance(several, list) and all(isinstance(text, str) for text in several):
             self.captions = tuple(several)
@@ -269,15 +235,6 @@ class _ForeignSample:
         if any("\ud800" <= character <= "\udfff" for text in captions for character in text):
             return "a caption with half of a surrogate pair"
         return None
-
-
-def _lenient_json(data: bytes) -> dict[str, object]:
-    """Metadata as other programs write it: NaN stands for what is not known; empty if it is no object."""
-    try:
-        value = json.loads(data, parse_constant=lambda _: None)
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def index_foreign(file: IO[bytes]) -> TarIndex:
@@ -311,10 +268,7 @@ def index_foreign(file: IO[bytes]) -> TarIndex:
     return index
 
 
-def _explain_empty(
-    samples: Mapping[str, _ForeignSample], seen: set[tuple[str, str]], rejected: Mapping[str, str]
-) -> str:
-    """Say why a tar has no usable sample."""
+def _explain_empty(samples: Mapping[str, _ForeignSample], seen: set[tuple[str, str]], rejected: dict[str, str]) -> str:
     if usable := [key for key, sample in samples.items() if sample.video]:
         return f"no usable sample: {usable[0]} has {rejected[usable[0]]}"
     extensions = ", ".join(f".{extension}" for extension in sorted({extension for _, extension in seen})[:8])

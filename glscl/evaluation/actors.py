@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from types import TracebackType
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -12,13 +11,13 @@ from torch import Tensor
 from glscl.data.gallery import Gallery
 from glscl.data.shards import open_shard_set
 from glscl.errors import BrokenRunError, UserError
-from glscl.evaluation.embed import Embeddings, embed
+from glscl.evaluation.embed import Embeddings, RowShard, embed, score_rows, similarity_of_rows
 from glscl.evaluation.options import EvaluationConfig
-from glscl.evaluation.retrieval import RowShard, score_rows, similarity_of_rows
 from glscl.evaluation.saved import load_model
 from glscl.evaluation.scoring import ScoringResult, merge
 from glscl.models.heads.base import Features
 from glscl.models.tokenizer import tokenize
+from glscl.system.nodes import Share
 from glscl.system.progress import Progress
 
 if TYPE_CHECKING:
@@ -56,12 +55,10 @@ class Evaluator:
         rows = shard.rows(len(videos))
         first, last = videos.start + rows.start, videos.start + rows.stop
         sampling = self.card.sampling(self.model.frame_size)
-        gallery = Gallery(open_shard_set(uri), first, last, sampling, self._tokenize, self.config.batch_size)
+        tokens = partial(tokenize, max_words=self.card.model.max_words)
+        gallery = Gallery(open_shard_set(uri), first, last, sampling, tokens, self.config.batch_size)
         self.done = 0
         return embed(self.model, gallery, self.loader_workers, self.device, thumbnails=thumbnails, note=self._note)
-
-    def _tokenize(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        return tokenize(captions, self.card.model.max_words)
 
     @torch.no_grad()
     def score(self, embeddings: Embeddings, shard: RowShard) -> ScoringResult:
@@ -77,31 +74,20 @@ class Evaluator:
 
 
 class Evaluators:
-    """All actors of an evaluation, as one; a context that ends them.
+    """All actors of an evaluation, as one; a context that ends them."""
 
-    Args:
-        folder: of the saved model.
-        config: block and batch sizes.
-        count: number of actors.
-        use_gpu: one GPU per actor.
-        cpus: CPUs that Ray reserves per actor.
-        loader_workers: decoding processes per actor.
-    """
-
-    def __init__(
-        self, folder: str, config: EvaluationConfig, count: int, *, use_gpu: bool, cpus: float, loader_workers: int
-    ) -> None:
+    def __init__(self, folder: str, config: EvaluationConfig, share: Share) -> None:
         import ray
 
         # Of the two calls at once, one asks how far the other has come.
-        remote = ray.remote(num_cpus=cpus, num_gpus=int(use_gpu), max_concurrency=2)(Evaluator)
-        self._actors = [remote.remote(folder, config, use_gpu, loader_workers) for _ in range(count)]
-        self._shards = [RowShard(index, count) for index in range(count)]
+        remote = ray.remote(num_cpus=share.cpus, num_gpus=int(share.use_gpu), max_concurrency=2)(Evaluator)
+        self._shards = [RowShard(index, share.workers) for index in range(share.workers)]
+        self._actors = [remote.remote(folder, config, share.use_gpu, share.loaders) for _ in self._shards]
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         import ray
 
         for actor in self._actors:

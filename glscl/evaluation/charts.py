@@ -1,7 +1,5 @@
 """Charts of a run's report: the curves of its training."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 
 from glscl.evaluation.metrics import MAIN_METRIC

@@ -1,15 +1,13 @@
 """The tables of an evaluation that a command prints at its end."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import IO
 
 from rich.text import Text
 
-from glscl.data.repairs import describe_repairs
+from glscl.data.quarantine import describe_repairs
 from glscl.evaluation.metrics import DIRECTIONS, MAIN_METRIC, RECALLS, SUMMARY
-from glscl.evaluation.results import Results, parse_results
+from glscl.evaluation.results import Results
 from glscl.reporting.console import console, print_table
 from glscl.reporting.formats import number
 
@@ -22,35 +20,25 @@ def print_results(results: Results) -> None:
         oracle_tables(results)
 
 
-def results_table(results: Mapping[str, object] | Results, *, file: IO[str] | None = None) -> None:
-    """Print one row per test set and direction, recalls in per cent; below it, which videos play only in part.
-
-    Raises:
-        UserError: ``results`` lack something.
-    """
+def results_table(results: Results, *, file: IO[str] | None = None) -> None:
+    """Print one row per test set and direction, recalls in per cent; below it, which videos play only in part."""
     rows = []
-    tests = parse_results(results).tests
-    for test in tests:
+    for test in results.tests:
         for direction, title in DIRECTIONS.items():
             metrics = test.metrics(direction)
             numbers = _numbers(metrics, SUMMARY)
             rows.append([test.name, test.relation, title.lower(), *numbers, f"{int(metrics['queries'])}", test.share])
     header = ("test set", "relation", "direction", *SUMMARY, "queries", "videos")
     print_table(header, rows, text_columns=3, file=file)
-    for test in tests:
+    for test in results.tests:
         if test.repaired:
-            what = f"test set {test.name}"
-            console(file).print(Text(describe_repairs(what, test.videos, test.repaired)))
+            console(file).print(Text(describe_repairs(f"test set {test.name}", test.videos, test.repaired)))
 
 
-def normalised_table(results: Mapping[str, object] | Results, *, file: IO[str] | None = None) -> None:
-    """Print one row per normalised column, recalls in per cent; nothing if there is none.
-
-    Raises:
-        UserError: ``results`` lack something.
-    """
+def normalised_table(results: Results, *, file: IO[str] | None = None) -> None:
+    """Print one row per normalised column, recalls in per cent; nothing if there is none."""
     rows = []
-    for test in parse_results(results).tests:
+    for test in results.tests:
         for column in test.normalised:
             saw = column.saw.partition(":")[0]  # the whole sentence is in the report
             numbers = _numbers(column.metrics, RECALLS)

@@ -4,8 +4,6 @@ Multiply-adds (MAC) are those of products of matrices and vectors, per pair of a
 cached that depends on one of them alone.
 """
 
-from __future__ import annotations
-
 import statistics
 import time
 import weakref
@@ -34,45 +32,35 @@ _ENCODED = 10  # items encoded; their caches are repeated, since only the number
 
 @dataclass(frozen=True)
 class HeadCost:
-    """What a head costs at some number of words and frames.
-
-    Attributes:
-        parameters: number of its parameters.
-        length_tied: which lengths its parameters are tied to, "words" or "frames".
-        text_bytes: cached per text, by a head in float32.
-        video_bytes: cached per video.
-        declared: MAC of the head's equations as its authors' code evaluates them.
-        implemented: MAC of this implementation, by its declared formula.
-        counted: the same, by torch's counter.
-        measured_texts: size of the matrix that latency and memory were measured on.
-        measured_videos: the same.
-        seconds: to score that matrix in blocks, features cached; median of `RUNS`.
-        peak_bytes: most bytes of tensors alive while scoring it, beyond the caches.
-    """
+    """What a head costs at some number of words and frames."""
 
     parameters: int
     length_tied: tuple[str, ...]
+    """Which lengths its parameters are tied to, "words" or "frames"."""
     text_bytes: int
+    """Cached per text, by a head in float32."""
     video_bytes: int
     declared: int
+    """MAC of the head's equations as its authors' code evaluates them."""
     implemented: int
+    """MAC of this implementation, by its declared formula."""
     counted: float
+    """The same, by torch's counter."""
     measured_texts: int
+    """Of the matrix that latency and memory were measured on."""
     measured_videos: int
     seconds: float
+    """To score that matrix in blocks, features cached; median of `RUNS`."""
     peak_bytes: int
+    """Most bytes of tensors alive while scoring it, beyond the caches."""
 
 
 class PeakMemory(TorchDispatchMode):
-    """Counts the bytes of tensors made inside that are alive.
+    """Counts the bytes of tensors made inside that are ``alive``, and their ``peak`` after any operation.
 
     Deterministic and the same on every device: it follows the storages that operations return, not an allocator. What
     existed before is not counted, a view counts with its storage, once, and what a kernel allocates for itself is not
     seen.
-
-    Attributes:
-        alive: bytes alive now.
-        peak: most bytes alive after any operation inside.
     """
 
     def __init__(self) -> None:
@@ -92,11 +80,10 @@ class PeakMemory(TorchDispatchMode):
         return result
 
     def _follow(self, values: object, made_here: bool) -> None:
-        for value in tree_leaves(values):
-            if isinstance(value, torch.Tensor):
-                storage = value.untyped_storage()
-                if id(storage) not in self._known:  # a storage is one Python object for as long as it lives
-                    self._add(storage, storage.nbytes() if made_here else 0)
+        for tensor in filter(torch.is_tensor, tree_leaves(values)):
+            storage = tensor.untyped_storage()
+            if id(storage) not in self._known:  # a storage is one Python object for as long as it lives
+                self._add(storage, storage.nbytes() if made_here else 0)
 
     def _add(self, storage: torch.UntypedStorage, size: int) -> None:
         key = id(storage)
@@ -121,18 +108,10 @@ def head_cost(
     budget: int = BUDGET,
     block: int = 256,
 ) -> HeadCost:
-    """Measure a head with random weights; torch's global random state stays as it is.
+    """Measure a registered head of feature width D with random weights; torch's random state stays as it is.
 
-    Args:
-        name: name the head is registered under.
-        options: its section of the configuration.
-        width: feature width D.
-        words: tokens of every text.
-        frames: frames of every video.
-        device: where to score.
-        budget: multiply-adds of scoring the measured matrix once. The matrix is the largest square of `SIZES` within
-            it, the smallest of them if none is.
-        block: texts, and videos, scored at a time.
+    Scoring the measured matrix once takes no more than ``budget`` multiply-adds: it is the largest square of `SIZES`
+    within that, the smallest of them if none is. ``block`` texts, and videos, are scored at a time.
 
     Raises:
         UserError: no head has that name, its options do not fit the width, or its `implemented_multiply_adds` are not
@@ -160,7 +139,10 @@ def head_cost(
             "on one text or one video alone to encode_text or encode_video"
         )
     size = next((size for size in SIZES if implemented * size**2 <= budget), SIZES[-1])
-    texts, videos = ({key: _repeat(value, size) for key, value in cache.items()} for cache in (text, video))
+    texts, videos = (  # their rows again and again
+        {key: value.repeat(size // _ENCODED, *[1] * (value.ndim - 1)) for key, value in cache.items()}
+        for cache in (text, video)
+    )
     with PeakMemory() as memory:
         _score(head, texts, videos, size, block)
     return HeadCost(
@@ -195,20 +177,12 @@ def _score(head: Head, text: Features, video: Features, size: int, block: int) -
 
 
 def _seconds(head: Head, text: Features, video: Features, size: int, block: int, device: torch.device) -> float:
-    start = _now(device)
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda _: None
+    wait(device)
+    start = time.perf_counter()
     _score(head, text, video, size, block)
-    return _now(device) - start
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
-def _repeat(cache: torch.Tensor, size: int) -> torch.Tensor:
-    """The rows of a cache again and again, ``size`` in all."""
-    return cache.repeat(size // _ENCODED, *[1] * (cache.ndim - 1))
+    wait(device)
+    return time.perf_counter() - start
 
 
 def _bytes_per_item(cache: Features) -> int:
@@ -217,21 +191,16 @@ def _bytes_per_item(cache: Features) -> int:
 
 @dataclass(frozen=True)
 class PaperCount:
-    """A head's multiply-adds for a 1000 × 1000 matrix (D = 512, W = 32 words, F = 12 frames), in 10⁹.
-
-    Attributes:
-        method: as the paper calls it.
-        formula: per pair, as the paper's table counts.
-        paper: by that formula.
-        printed: in the paper's table.
-        fair: `Head.multiply_adds`: everything per pair, pooling for the text at hand and learned matrices included.
-    """
+    """A head's multiply-adds for a 1000 × 1000 matrix (D = 512, W = 32 words, F = 12 frames), in 10⁹."""
 
     method: str
     formula: str
+    """Per pair, as the paper's table counts; by it, ``paper``."""
     paper: float
     printed: float
+    """In the paper's table."""
     fair: float
+    """`Head.multiply_adds`: everything per pair, pooling for the text at hand and learned matrices included."""
 
 
 def paper_counts() -> list[PaperCount]:

@@ -1,11 +1,9 @@
-"""Embedding a shard set: computes once what the head caches of every text and video."""
-
-from __future__ import annotations
+"""What each process does for its row shard: embed texts and videos once, and rank from these embeddings."""
 
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from itertools import chain
 
 import torch
 from PIL import Image
@@ -13,42 +11,37 @@ from torch import Tensor
 
 from glscl.data.gallery import Gallery
 from glscl.errors import UserError
+from glscl.evaluation.metrics import Direction, measure_ranks
+from glscl.evaluation.options import EvaluationConfig
+from glscl.evaluation.results import Metrics
+from glscl.evaluation.scoring import Cache, ScoreFunction, ScoringResult, evaluate_scores, similarity_rows, split_rows
 from glscl.models.heads.base import Features
 
 THUMBNAIL_SIDE = 112
 
-Item = TypeVar("Item")
-
 
 @dataclass(slots=True)
 class Embeddings:
-    """Caches of consecutive videos of a set and of all their captions, on the CPU.
-
-    Attributes:
-        text: the head's caches, leading dimension A.
-        video: the head's caches, leading dimension N.
-        text_to_video: (A,) int64, row of each caption's video.
-        positions: index of each video in the shard set.
-        video_ids: names of the videos.
-        captions: the texts.
-        attributes: ground truth of synthetic videos, one mapping per video.
-        truncated: captions cut to ``max_words`` tokens.
-        quarantined: videos that could not be decoded and are left out.
-        repaired: videos some of whose frames stand for pictures that do not decode.
-        thumbnails: first, middle and last frame of each video as JPEG, if they were asked for.
-    """
+    """What a head caches of N consecutive videos of a set and of all their A captions, on the CPU."""
 
     text: Features
     video: Features
     text_to_video: Tensor
+    """(A,) int64, row of each caption's video."""
     positions: list[int]
+    """Index of each video in the shard set."""
     video_ids: list[str]
     captions: list[str]
     attributes: list[dict[str, object]]
+    """Ground truth of synthetic videos, one mapping per video."""
     truncated: int
+    """Captions cut to ``max_words`` tokens."""
     quarantined: list[dict[str, str]]
+    """Videos that could not be decoded and are left out."""
     repaired: list[dict[str, str]] = field(default_factory=list)
+    """Videos some of whose frames stand for pictures that do not decode."""
     thumbnails: list[list[bytes]] = field(default_factory=list)
+    """First, middle and last frame of each video as JPEG, if they were asked for."""
 
 
 @torch.no_grad()
@@ -62,13 +55,8 @@ def embed(
 ) -> Embeddings:
     """Embed a range of videos with their captions; without rows or caches if the range holds no usable video.
 
-    Args:
-        model: called as ``model("text", token_ids)`` and ``model("video", frames, frame_mask)``.
-        gallery: which videos.
-        loader_workers: decoding processes.
-        device: where the model is.
-        thumbnails: also keep small pictures of every video.
-        note: called with the number of videos that are done since the last call.
+    The model, which is on ``device``, is called as ``model("text", token_ids)`` and ``model("video", frames,
+    frame_mask)``; ``note`` with the number of videos that are done since the last call.
     """
     pieces = []
     quarantined = []
@@ -89,9 +77,7 @@ def embed(
                 truncated=batch.truncated,
                 quarantined=[],
                 repaired=batch.repaired,
-                thumbnails=[strip(*video) for video in zip(batch.frames, batch.frame_mask, strict=True)]
-                if thumbnails
-                else [],
+                thumbnails=list(map(strip, batch.frames, batch.frame_mask)) if thumbnails else [],
             )
         )
     if not pieces:
@@ -100,39 +86,27 @@ def embed(
 
 
 def concatenate(pieces: Sequence[Embeddings]) -> Embeddings:
-    """Join pieces of one set in manifest order, whoever computed them; also the order of the quarantine.
-
-    Raises:
-        UserError: no piece holds a video.
-    """
+    """Join pieces of one set, whoever computed them, in manifest order. Raises `UserError`: none holds a video."""
     present = sorted((piece for piece in pieces if piece.positions), key=lambda piece: piece.positions[0])
-    quarantined = [entry for piece in pieces for entry in piece.quarantined]
+    quarantined = list(chain.from_iterable(piece.quarantined for piece in pieces))
     if not present:
         reasons = "; ".join(f"{e['domain']}/{e['video_id']} ({e['reason']})" for e in quarantined[:3])
         raise UserError(f"no video of the set can be decoded: {reasons}")
-    offsets = torch.tensor([0] + [len(piece.positions) for piece in present]).cumsum(0)
-    rows = zip(present, offsets[:-1], strict=True)
+    offsets = torch.tensor([0] + [len(piece.positions) for piece in present[:-1]]).cumsum(0)
+    per_row = ("positions", "video_ids", "captions", "attributes", "repaired", "thumbnails")
+    lists = {name: list(chain.from_iterable(getattr(piece, name) for piece in present)) for name in per_row}
     return Embeddings(
+        **lists,
         text=_join([piece.text for piece in present]),
         video=_join([piece.video for piece in present]),
-        text_to_video=torch.cat([piece.text_to_video + offset for piece, offset in rows]),
-        positions=_chain(present, lambda piece: piece.positions),
-        video_ids=_chain(present, lambda piece: piece.video_ids),
-        captions=_chain(present, lambda piece: piece.captions),
-        attributes=_chain(present, lambda piece: piece.attributes),
+        text_to_video=torch.cat([piece.text_to_video + at for piece, at in zip(present, offsets, strict=True)]),
         truncated=sum(piece.truncated for piece in present),
         quarantined=sorted(quarantined, key=lambda entry: (entry["shard"], entry["key"])),
-        repaired=_chain(present, lambda piece: piece.repaired),
-        thumbnails=_chain(present, lambda piece: piece.thumbnails),
     )
 
 
 def _join(caches: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {key: torch.cat([cache[key] for cache in caches]) for key in caches[0]}
-
-
-def _chain(pieces: Sequence[Embeddings], values: Callable[[Embeddings], list[Item]]) -> list[Item]:
-    return [value for piece in pieces for value in values(piece)]
 
 
 def strip(frames: Tensor, mask: Tensor) -> list[bytes]:
@@ -155,3 +129,67 @@ def _to_cpu(features: Features) -> Features:
 def _released(tensor: Tensor) -> Tensor:
     """The same in memory of this process: what comes from a loader process is an open file each (masks are cached)."""
     return tensor.clone() if tensor.is_shared() else tensor
+
+
+@dataclass(frozen=True, slots=True)
+class RowShard:
+    """The rows that one of several processes works on: range ``index`` of ``count``."""
+
+    index: int
+    count: int
+
+    def rows(self, total: int) -> range:
+        """Its rows of ``total``."""
+        return split_rows(total, self.index, self.count)
+
+
+def score_rows(
+    score: ScoreFunction, embeddings: Embeddings, config: EvaluationConfig, shard: RowShard, device: torch.device
+) -> ScoringResult:
+    """Rank this shard's texts among all videos and this shard's videos among all texts."""
+    return evaluate_scores(
+        _on_device(score, device),
+        embeddings.text,
+        embeddings.video,
+        embeddings.text_to_video,
+        text_block=config.text_block,
+        video_block=config.video_block,
+        text_rows=shard.rows(len(embeddings.captions)),
+        video_rows=shard.rows(len(embeddings.video_ids)),
+    )
+
+
+def similarity_of_rows(
+    score: ScoreFunction,
+    texts: Embeddings,
+    videos: Embeddings,
+    config: EvaluationConfig,
+    shard: RowShard,
+    device: torch.device,
+) -> Tensor:
+    """Similarities (a, N) of this shard's texts of one set with all N videos of the same or another set."""
+    return similarity_rows(
+        _on_device(score, device),
+        texts.text,
+        videos.video,
+        shard.rows(len(texts.captions)),
+        text_block=config.text_block,
+        video_block=config.video_block,
+    )
+
+
+def _on_device(score: ScoreFunction, device: torch.device) -> ScoreFunction:
+    """``score`` of caches that lie on the CPU."""
+
+    def moved(cache: Cache) -> Cache:
+        return {key: value.to(device, non_blocking=True) for key, value in cache.items()}
+
+    return lambda text, video: score(moved(text), moved(video))
+
+
+def measure(result: ScoringResult) -> dict[Direction, Metrics]:
+    """Both directions' metrics of a merged result."""
+    return {
+        "text_to_video": measure_ranks(result.text_to_video),
+        "video_to_text": measure_ranks(result.video_to_text),
+    }

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from glscl.data.names import distinct_names
+from glscl.data.apart import distinct_names
 from glscl.data.quarantine import Quarantine
 from glscl.data.shards import ShardSet, open_shard_set
 from glscl.errors import UserError
 from glscl.evaluation.actors import Evaluators
-from glscl.evaluation.describe import Scores, describe_test, describe_without_leaked
-from glscl.evaluation.embed import Embeddings, concatenate
+from glscl.evaluation.describe import describe_test
+from glscl.evaluation.embed import Embeddings, concatenate, measure
 from glscl.evaluation.leakage import LeakageList, leakage_lists, leave_out
-from glscl.evaluation.normalise import measure_normalised
+from glscl.evaluation.metrics import Direction
+from glscl.evaluation.normalise import Bank, measure_normalised
 from glscl.evaluation.options import EvaluationConfig
-from glscl.evaluation.query_bank import QueryBank, embed_bank, videos_per_set
 from glscl.evaluation.results import NormalisedColumn, Test, WithoutLeaked
-from glscl.evaluation.saved import check_weights, read_card
+from glscl.evaluation.saved import read_card
 from glscl.evaluation.scoring import ScoringResult, rank_matrix
+from glscl.system.nodes import Share
 from glscl.system.progress import Progress
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
 
 
 def evaluate_model(
@@ -34,18 +40,10 @@ def evaluate_model(
     keep_ranks: bool = False,
     quarantine: Quarantine | None = None,
 ) -> list[Test]:
-    """Score a model on every test set with ``workers`` Ray actors.
-
-    The numbers do not depend on the number of workers.
+    """Score a model on every test set with ``workers`` Ray actors, on whose number no figure depends.
 
     Args:
         model_uri: folder of a saved model, or a run directory.
-        tests: shard sets.
-        config: block sizes, number of examples, normalisations, videos to leave out.
-        workers: actors.
-        use_gpu: one GPU per actor.
-        cpus_per_worker: CPUs that Ray reserves per actor.
-        loader_workers: decoding processes per actor.
         bank: training shard sets that ``config.bank_videos`` are drawn from.
         keep_ranks: add every query's ranks, for paired statistics.
         quarantine: lists the videos that cannot be used and bounds them set by set; without, any number is left out.
@@ -64,12 +62,13 @@ def evaluate_model(
     quarantine = quarantine or Quarantine(None, 1.0, "")
     results: list[Test] = []
     problems: list[str] = []
-    with Evaluators(
-        folder, config, workers, use_gpu=use_gpu, cpus=cpus_per_worker, loader_workers=loader_workers
-    ) as evaluators:
+    share = Share(workers, use_gpu, cpus_per_worker, loader_workers)
+    with Evaluators(folder, config, share) as evaluators:
         query_bank = embed_bank(evaluators, bank_sets, per_set, quarantine) if per_set else None
         for shard_set, name in zip(test_sets, distinct_names(test_sets), strict=True):
-            pieces = _embed(evaluators, shard_set, name, thumbnails=config.examples > 0)
+            videos = range(shard_set.manifest.videos)
+            with Progress(f"embedding {name}", len(videos), "videos") as progress:
+                pieces = evaluators.embed(shard_set.uri, videos, thumbnails=config.examples > 0, progress=progress)
             quarantine.take("test", [shard_set], [entry for piece in pieces for entry in piece.quarantined])
             if problem := quarantine.problem("test", [shard_set]):
                 problems.append(problem)
@@ -77,22 +76,22 @@ def evaluate_model(
             embeddings = concatenate(pieces)
             domain = shard_set.manifest.domain
             result, normalised = _score(evaluators, embeddings, name, domain, config, query_bank)
-            without_leaked = _score_without_leaked(evaluators, embeddings, leaked.get(domain))
-            scores = Scores(result, normalised, without_leaked)
             results.append(
                 describe_test(
-                    name, shard_set, card, embeddings, scores, examples=config.examples, keep_ranks=keep_ranks
+                    name,
+                    shard_set,
+                    card,
+                    embeddings,
+                    result,
+                    normalised=normalised,
+                    without_leaked=_score_without_leaked(evaluators, embeddings, leaked.get(domain)),
+                    examples=config.examples,
+                    keep_ranks=keep_ranks,
                 )
             )
     if problems:
         raise UserError("; ".join(problems))
     return results
-
-
-def _embed(evaluators: Evaluators, shard_set: ShardSet, name: str, *, thumbnails: bool) -> list[Embeddings]:
-    videos = shard_set.manifest.videos
-    with Progress(f"embedding {name}", videos, "videos") as progress:
-        return evaluators.embed(shard_set.uri, range(videos), thumbnails=thumbnails, progress=progress)
 
 
 def _score(
@@ -126,25 +125,73 @@ def _score_without_leaked(
 
     if leaked is None:
         return None
-    smaller, report = leave_out(embeddings, leaked.names)
-    return describe_without_leaked(leaked.uri, report, smaller, evaluators.score(ray.put(smaller)))
+    smaller, note = leave_out(embeddings, leaked.names)
+    return WithoutLeaked(
+        list=leaked.uri,
+        note=note,
+        videos=len(smaller.video_ids),
+        texts=len(smaller.captions),
+        **measure(evaluators.score(ray.put(smaller))),
+    )
 
 
-def check_tests(model_uri: str, tests: Sequence[str], config: EvaluationConfig, bank: Sequence[str] = ()) -> None:
-    """Fail early on what would fail in an actor: the model's card and weights, every manifest, and the options.
+@dataclass(frozen=True, slots=True)
+class QueryBank:
+    """Training videos and captions, embedded once for all test sets."""
 
-    Raises:
-        UserError: naming what is missing or does not fit.
-    """
-    check_weights(model_uri)
-    check_options(config, [open_shard_set(uri) for uri in tests], [open_shard_set(uri) for uri in bank])
+    embeddings: ObjectRef[Embeddings]
+    texts: int
+    videos: int
+    domains: tuple[str, ...]
+
+    def similarities(
+        self, evaluators: Evaluators, test_set: ObjectRef[Embeddings], domain: str
+    ) -> dict[Direction, Bank]:
+        """Score the bank's queries against the candidates of a test set of ``domain``, in both directions."""
+        in_domain, domains = domain in self.domains, " and ".join(self.domains)
+        captions = f"{self.texts:,} training captions of {domains}"
+        videos = f"{self.videos:,} training videos of {domains}"
+        return {
+            "text_to_video": Bank(evaluators.similarity(self.embeddings, test_set), captions, in_domain),
+            "video_to_text": Bank(evaluators.similarity(test_set, self.embeddings).T, videos, in_domain),
+        }
+
+
+def videos_per_set(config: EvaluationConfig, bank: Sequence[ShardSet]) -> int:
+    """Videos that each training set gives to the query bank, or 0 for none. Raises `UserError`: fewer than sets."""
+    if not config.normalisations or not config.bank_videos or not bank:
+        return 0
+    if config.bank_videos < len(bank):
+        raise UserError(
+            f"bank_videos ({config.bank_videos}) is fewer than the {len(bank)} training sets that the query bank is "
+            f"drawn from: raise it, or set it to 0 for no bank"
+        )
+    return config.bank_videos // len(bank)
+
+
+def embed_bank(evaluators: Evaluators, bank: Sequence[ShardSet], per_set: int, quarantine: Quarantine) -> QueryBank:
+    """Embed the first ``per_set`` usable videos of each set. Raises `UserError`: too many are unusable."""
+    import ray
+
+    sets = []
+    for shard_set in bank:
+        pieces: list[Embeddings] = []
+        read, missing = 0, per_set
+        while missing and read < shard_set.manifest.videos:
+            videos = range(read, min(read + missing, shard_set.manifest.videos))
+            new = evaluators.embed(shard_set.uri, videos)
+            pieces += new
+            quarantine.take("bank", [shard_set], [entry for piece in new for entry in piece.quarantined])
+            if problem := quarantine.problem("bank", [shard_set]):
+                raise UserError(problem)
+            read, missing = videos.stop, missing - sum(len(piece.positions) for piece in new)
+        sets.append(concatenate(pieces))
+    whole = concatenate(sets)  # the order of a bank's queries matters to nobody
+    domains = dict.fromkeys(shard_set.manifest.domain for shard_set in bank)
+    return QueryBank(ray.put(whole), len(whole.captions), len(whole.video_ids), tuple(domains))
 
 
 def check_options(config: EvaluationConfig, tests: Sequence[ShardSet], bank: Sequence[ShardSet]) -> None:
-    """Fail early on options that do not fit the sets, and on lists of videos that cannot be read.
-
-    Raises:
-        UserError: naming the option.
-    """
+    """Fail early, with a `UserError`, on options that do not fit the sets and lists that cannot be read."""
     videos_per_set(config, bank)
     leakage_lists(config.leave_out, [shard_set.manifest.domain for shard_set in tests])

@@ -1,11 +1,8 @@
 """Test videos to leave out because they, or near-duplicates of them, were trained on.
 
-A list names videos of the test set. They leave with their captions, as queries and as candidates: a leaked video that
-stays in the gallery still takes places from others. Ranks among fewer candidates are other ranks, so the embeddings
-are cut down and scored anew; results with and without the listed videos stand side by side.
+Listed videos leave with their captions, as queries and as candidates: a leaked video that stays in the gallery still
+takes places from others. So the embeddings are cut down and scored anew, beside the result of the whole set.
 """
-
-from __future__ import annotations
 
 import csv
 import io
@@ -32,41 +29,6 @@ class LeakageList:
     names: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class LeakageReport:
-    """What a list did to a test set.
-
-    Attributes:
-        listed: names in the list.
-        left_out: videos of the set that were left out, by their name in the set.
-        undecodable: listed videos that were out already, because they could not be decoded.
-        unknown: listed names that are no video of the set.
-        texts_left_out: captions that went with the videos.
-        example: name of a video of the set, to compare unknown names with.
-    """
-
-    listed: int
-    left_out: tuple[str, ...]
-    undecodable: tuple[str, ...]
-    unknown: tuple[str, ...]
-    texts_left_out: int
-    example: str
-
-    @property
-    def note(self) -> str:
-        """What happened, as a sentence or two."""
-        captions = f"and their captions ({self.texts_left_out})"
-        text = f"{len(self.left_out)} of {self.listed} listed videos left out, {captions}."
-        if self.undecodable:
-            text += f" {len(self.undecodable)} could not be decoded and were out already."
-        if self.unknown:
-            names = ", ".join(self.unknown[:3]) + (", …" if len(self.unknown) > 3 else "")
-            text += (
-                f" {len(self.unknown)} are no videos of this set ({names}; its videos are named like {self.example})."
-            )
-        return text
-
-
 def read_leakage_list(uri: str) -> list[str]:
     """Read names of videos: each once, in the order of the file.
 
@@ -74,9 +36,6 @@ def read_leakage_list(uri: str) -> list[str]:
     list under ``videos``. ``.csv`` and ``.tsv`` have the column ``video_id`` (or ``video``, ``id``), or no header and
     the names first. Anything else has a name at the start of every line, up to a tab; ``#`` starts a comment line. The
     last form reads the duplicate lists of papermsucode/mdmmt as they are: the test video is their first column.
-
-    Args:
-        uri: path or ``s3://`` URI.
 
     Raises:
         UserError: no such file, not of that form, or it names no video.
@@ -102,11 +61,7 @@ def read_leakage_list(uri: str) -> list[str]:
 
 
 def leakage_lists(entries: Sequence[str], domains: Collection[str]) -> dict[str, LeakageList]:
-    """Read the lists that ``evaluation.leave_out`` names, by domain.
-
-    Args:
-        entries: ``DOMAIN=FILE`` each.
-        domains: of the test sets.
+    """Read the lists that ``evaluation.leave_out`` names as ``DOMAIN=FILE``, by domain; ``domains`` has the test sets'.
 
     Raises:
         UserError: not of that form, no test set of that domain, two lists of one domain, or no readable list.
@@ -134,73 +89,59 @@ def leakage_lists(entries: Sequence[str], domains: Collection[str]) -> dict[str,
     return lists
 
 
-def leave_out(embeddings: Embeddings, names: Iterable[str]) -> tuple[Embeddings, LeakageReport]:
-    """Drop videos and their captions.
+def leave_out(embeddings: Embeddings, names: Iterable[str]) -> tuple[Embeddings, str]:
+    """Drop videos and their captions from a whole set; also says what was left out, in a sentence or two.
 
     A name counts for a video of the same name, with or without the ending of a video file and the ``v_`` that
     ActivityNet puts before names, its accents composed or apart. ``truncated`` stays that of the whole set: it is not
     known per caption.
 
-    Args:
-        embeddings: of a whole set.
-        names: videos to leave out.
-
-    Returns:
-        the smaller set, which keeps order, and what was left out.
-
     Raises:
         UserError: no video with a caption would remain.
     """
     listed = list(dict.fromkeys(names))
-    video_ids = [compose_accents(name) for name in embeddings.video_ids]
+    video_ids = list(map(compose_accents, embeddings.video_ids))
     quarantined = {compose_accents(entry["video_id"]) for entry in embeddings.quarantined}
     dropped, unmatched = _match(listed, set(video_ids))
-    undecodable = [name for name in unmatched if quarantined.intersection(_spellings(compose_accents(name)))]
+    undecodable = [name for name in unmatched if quarantined.intersection(_spellings(name))]
     keep = torch.tensor([name not in dropped for name in video_ids], dtype=torch.bool)
     keep_text = keep[embeddings.text_to_video]
     if not keep_text.any():
         raise UserError(
             f"all {len(set(video_ids))} videos of the test set are on the list of videos to leave out; nothing remains"
         )
-    report = LeakageReport(
-        listed=len(listed),
-        left_out=tuple(compress(embeddings.video_ids, (~keep).tolist())),
-        undecodable=tuple(undecodable),
-        unknown=tuple(name for name in unmatched if name not in undecodable),
-        texts_left_out=int((~keep_text).sum()),
-        example=embeddings.video_ids[0],
-    )
+    captions = f"and their captions ({int((~keep_text).sum())})"
+    note = f"{int((~keep).sum())} of {len(listed)} listed videos left out, {captions}."
+    if undecodable:
+        note += f" {len(undecodable)} could not be decoded and were out already."
+    if unknown := [name for name in unmatched if name not in undecodable]:
+        some = ", ".join(unknown[:3]) + (", …" if len(unknown) > 3 else "")
+        example = embeddings.video_ids[0]
+        note += f" {len(unknown)} are no videos of this set ({some}; its videos are named like {example})."
     videos, texts = keep.tolist(), keep_text.tolist()
-    new_row = keep.cumsum(0) - 1
     smaller = replace(
         embeddings,
         text={key: value[keep_text] for key, value in embeddings.text.items()},
         video={key: value[keep] for key, value in embeddings.video.items()},
-        text_to_video=new_row[embeddings.text_to_video[keep_text]],
+        text_to_video=(keep.cumsum(0) - 1)[embeddings.text_to_video[keep_text]],
         positions=list(compress(embeddings.positions, videos)),
         video_ids=list(compress(embeddings.video_ids, videos)),
         captions=list(compress(embeddings.captions, texts)),
         attributes=list(compress(embeddings.attributes, videos)),
         thumbnails=list(compress(embeddings.thumbnails, videos)),
     )
-    return smaller, report
+    return smaller, note
 
 
-def _match(listed: Sequence[str], present: set[str]) -> tuple[set[str], list[str]]:
+def _match(listed: Iterable[str], present: set[str]) -> tuple[set[str], list[str]]:
     """The videos that the names of a list stand for, and the names that stand for none."""
-    matched: set[str] = set()
-    unmatched = []
-    for name in listed:
-        spelling = next((one for one in _spellings(compose_accents(name)) if one in present), None)
-        if spelling is None:
-            unmatched.append(name)
-        else:
-            matched.add(spelling)
-    return matched, unmatched
+    matches = {name: next((one for one in _spellings(name) if one in present), None) for name in listed}
+    return set(filter(None, matches.values())), [name for name, match in matches.items() if match is None]
 
 
 def _spellings(name: str) -> list[str]:
-    """Names that the same video may have in a test set, the given one first."""
+    """Names that the same video may have in a test set, accents composed, the given one first."""
+    name = compose_accents(name)
     bare = next((name[: -len(suffix)] for suffix in _SUFFIXES if name.lower().endswith(suffix)), name)
     return list(dict.fromkeys([name, bare, f"v_{bare}", bare.removeprefix("v_")]))
 

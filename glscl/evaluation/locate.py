@@ -1,7 +1,5 @@
 """Finding a trained model's folder, without importing torch: a wrong ``--run`` is told at once."""
 
-from __future__ import annotations
-
 from glscl.errors import UserError
 from glscl.system import storage
 
@@ -10,11 +8,7 @@ CARD = "model.json"
 
 
 def find_model(uri: str) -> str:
-    """The folder of a model, given that folder or a run directory.
-
-    Raises:
-        UserError: there is none.
-    """
+    """The folder of a model, given that folder or a run directory. Raises `UserError`: there is none."""
     uri = storage.resolve(uri)
     for folder in (uri, storage.join(uri, FOLDER)):
         if storage.exists(storage.join(folder, CARD)):

@@ -7,7 +7,7 @@ configurations and pages may use the names.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -52,19 +52,14 @@ HELD_OUT_METRICS = tuple(f"{direction}_{name}" for direction in DIRECTIONS for n
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A metric that is a mean over queries, so that a study can resample it.
-
-    Attributes:
-        title: in words.
-        per_cent: whether it is a percentage; a difference is then in points.
-        higher_is_better: whether it is.
-        of_ranks: ranks of Q queries -> values (Q,), expectations over breaking ties at random.
-    """
+    """A metric that is a mean over queries, so that a study can resample it."""
 
     title: str
     per_cent: bool
+    """A difference is then in points."""
     higher_is_better: bool
     of_ranks: Callable[[Ranks], Tensor]
+    """Ranks of Q queries -> values (Q,), expectations over breaking ties at random."""
 
     @property
     def unit(self) -> str:
@@ -89,52 +84,21 @@ METRICS: dict[str, Metric] = {
 """The metrics of a study, by name. The median rank is no mean over queries and is not among them."""
 
 
-@dataclass(frozen=True)
-class RetrievalMetrics:
-    """Recall in per cent, and median and mean rank, of one direction.
+def measure_ranks(ranks: Ranks) -> dict[str, int | float]:
+    """Recalls in per cent (see `Ranks.within`), median and mean rank, and R@1 with all ties broken either way.
 
-    A query counts for R@k with the chance that its right answer is among the first k when ties are broken at random
-    (`Ranks.within`). The optimistic and pessimistic R@1 bound what any way of breaking ties could give; they differ
-    from R@1 only if there are ties for the first place.
-
-    Attributes:
-        recalls: by level.
+    Raises:
+        ValueError: there are no queries.
     """
-
-    recalls: Mapping[int, float]
-    median_rank: float
-    mean_rank: float
-    queries: int
-    recall_at_1_optimistic: float
-    recall_at_1_pessimistic: float
-
-    @classmethod
-    def from_ranks(cls, ranks: Ranks) -> RetrievalMetrics:
-        """Summarise ranks.
-
-        Raises:
-            ValueError: there are no queries.
-        """
-        if len(ranks) == 0:
-            raise ValueError("no queries: there is nothing to measure")
-        mid = ranks.mid
-        return cls(
-            recalls={k: 100.0 * float(ranks.within(k).sum()) / len(ranks) for k in (*RECALL_LEVELS, DEEP_LEVEL)},
-            # Not torch.median, which returns the lower of the two middle values.
-            median_rank=statistics.median(mid.tolist()),
-            mean_rank=float(mid.mean()),
-            queries=len(mid),
-            recall_at_1_optimistic=100.0 * int((ranks.optimistic == 1).sum()) / len(ranks),
-            recall_at_1_pessimistic=100.0 * int((ranks.pessimistic == 1).sum()) / len(ranks),
-        )
-
-    def to_dict(self) -> dict[str, int | float]:
-        """The metrics under their customary names."""
-        return {
-            **{recall_name(k): recall for k, recall in self.recalls.items()},
-            MEDIAN_RANK: self.median_rank,
-            MEAN_RANK: self.mean_rank,
-            "queries": self.queries,
-            OPTIMISTIC: self.recall_at_1_optimistic,
-            PESSIMISTIC: self.recall_at_1_pessimistic,
-        }
+    queries = len(ranks)
+    if queries == 0:
+        raise ValueError("no queries: there is nothing to measure")
+    mid = ranks.mid
+    return {
+        **{recall_name(k): 100.0 * float(ranks.within(k).sum()) / queries for k in (*RECALL_LEVELS, DEEP_LEVEL)},
+        MEDIAN_RANK: statistics.median(mid.tolist()),  # torch.median returns the lower of the two middle values
+        MEAN_RANK: float(mid.mean()),
+        "queries": queries,
+        OPTIMISTIC: 100.0 * int((ranks.optimistic == 1).sum()) / queries,
+        PESSIMISTIC: 100.0 * int((ranks.pessimistic == 1).sum()) / queries,
+    }

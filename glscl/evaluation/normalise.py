@@ -4,16 +4,14 @@ Each makes a hub (a video that is near to every text) harder to retrieve, and ne
 those of a bank, or all those of the test. That is more than a search engine sees when a query comes in, so raw
 similarities give the main result and these are columns of their own, which say what they saw.
 
-All work on queries × candidates, (Q, C): texts × videos, or its transpose for video-to-text. The published forms
-exponentiate similarities; here everything stays in logarithms, where a temperature of 100 neither overflows nor
-rounds small scores to ties. The scores order the candidates of one query as the published forms do, but they may be
-compared along rows only: a row that query-bank normalisation leaves alone is on another scale than its neighbours.
-`Normalised` therefore ranks in its own direction and in no other.
-
-Temperatures are those of the publications. One chosen on the test set is one more thing the column saw.
+All take queries × candidates, (Q, C): texts × videos, or its transpose for video-to-text. They return (Q, C) in the
+precision of the similarities (at least fp32). The published forms exponentiate similarities; here everything stays in
+logarithms, where a temperature of 100 neither overflows nor rounds small scores to ties. The scores order the
+candidates of one query as the published forms do, but they may be compared along rows only: a row that query-bank
+normalisation leaves alone is on another scale than its neighbours. `normalise` therefore ranks in one direction and in
+no other. ``beta`` is the inverse temperature, by default that of the publication. One chosen on the test set is
+one more thing the column saw.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,31 +20,18 @@ import torch
 from torch import Tensor
 
 from glscl.errors import UserError, did_you_mean
-from glscl.evaluation.metrics import DIRECTIONS, Direction, RetrievalMetrics
-from glscl.evaluation.ranks import Ranks, check_similarity, text_to_video_ranks, video_to_text_ranks
+from glscl.evaluation.metrics import DIRECTIONS, Direction, measure_ranks
+from glscl.evaluation.ranks import check_similarity, text_to_video_ranks, video_to_text_ranks
 from glscl.evaluation.results import NormalisedColumn
-
-_QUERIES: dict[Direction, str] = {"text_to_video": "captions", "video_to_text": "videos"}
-_CANDIDATES: dict[Direction, str] = {"text_to_video": "videos", "video_to_text": "captions"}
 
 
 def qb_norm(similarity: Tensor, bank: Tensor, *, beta: float = 20.0, top_k: int = 1, threshold: int = 1) -> Tensor:
     """Query-bank normalisation with the dynamic inverted softmax (Bogolin et al., CVPR 2022; ioanacroi/qb-norm).
 
-    A candidate is a hub if at least ``threshold`` queries of the bank have it among their ``top_k``. The row of a query
-    whose best candidate is a hub becomes ``exp(beta * s) / Σ_bank exp(beta * s_bank)``, written here as
+    A candidate is a hub if at least ``threshold`` queries of the bank (P, C) have it among their ``top_k``. The row of
+    a query whose best candidate is a hub becomes ``exp(beta * s) / Σ_bank exp(beta * s_bank)``, written here as
     ``s - logsumexp(beta * s_bank) / beta``; every other row stays as it is. The original has threshold 1; GLSCL and
     DiCoSA count occurrences (``theta``).
-
-    Args:
-        similarity: (Q, C) test queries × candidates.
-        bank: (P, C) queries of the bank × the same candidates.
-        beta: inverse temperature.
-        top_k: neighbours of a bank query that it counts for.
-        threshold: occurrences that make a hub.
-
-    Returns:
-        (Q, C), comparable along rows only, in the precision of the similarities (at least fp32).
 
     Raises:
         UserError: NaN.
@@ -68,24 +53,11 @@ def qb_norm(similarity: Tensor, bank: Tensor, *, beta: float = 20.0, top_k: int 
 
 
 def inverted_softmax(similarity: Tensor, *, beta: float = 20.0) -> Tensor:
-    """Inverted softmax over the test queries themselves (Smith et al., ICLR 2017).
+    """Inverted softmax over all test queries (Smith et al., ICLR 2017): ``exp(beta * s) / Σ_queries exp(beta * s)``.
 
-    ``exp(beta * s) / Σ_queries exp(beta * s)``, as ``s - logsumexp_queries(beta * s) / beta``.
-
-    Args:
-        similarity: (Q, C) all test queries × candidates.
-        beta: inverse temperature.
-
-    Returns:
-        (Q, C), comparable along rows only, in the precision of the similarities (at least fp32).
-
-    Raises:
-        UserError: NaN.
-        ValueError: ``beta`` is not positive.
+    Written here as ``s - logsumexp_queries(beta * s) / beta``; raises as `dual_softmax`.
     """
-    similarity = check_similarity(similarity)
-    if beta <= 0:
-        raise ValueError(f"beta must be positive, not {beta}")
+    similarity = _checked(similarity, beta)
     exact = similarity.double()
     return (exact - torch.logsumexp(exact * beta, 0) / beta).to(similarity.dtype)
 
@@ -95,23 +67,14 @@ def dual_softmax(similarity: Tensor, *, beta: float = 100.0) -> Tensor:
 
     The softmax rewards the query for which a candidate is nearest: a prior that queries and candidates are paired one
     to one. A negative similarity times a small weight comes out above one times a large weight, in the published form
-    as here.
-
-    Args:
-        similarity: (Q, C) all test queries × candidates.
-        beta: inverse temperature; 100 is the logit scale of CLIP, by which the published code multiplies first.
-
-    Returns:
-        (Q, C) with the published form's order within each row, in the precision of the similarities (at least fp32):
-        products are held as sign and logarithm.
+    as here. A ``beta`` of 100 is the logit scale of CLIP, by which the published code multiplies first. Products are
+    held as sign and logarithm, in the published form's order within each row.
 
     Raises:
         UserError: NaN.
         ValueError: ``beta`` is not positive.
     """
-    similarity = check_similarity(similarity)
-    if beta <= 0:
-        raise ValueError(f"beta must be positive, not {beta}")
+    similarity = _checked(similarity, beta)
     if not similarity.numel():
         return similarity
     exact = similarity.double()
@@ -121,46 +84,46 @@ def dual_softmax(similarity: Tensor, *, beta: float = 100.0) -> Tensor:
     return torch.where(nonzero, exact.sign() * (magnitude - least + 1), 0.0).to(similarity.dtype)
 
 
+def _checked(similarity: Tensor, beta: float) -> Tensor:
+    if beta <= 0:
+        raise ValueError(f"beta must be positive, not {beta}")
+    return check_similarity(similarity)
+
+
 @dataclass(frozen=True, slots=True)
 class Bank:
-    """Queries other than the test's, against the test's candidates.
-
-    Attributes:
-        similarity: (P, C) queries of the bank × candidates of the test.
-        origin: which queries, as in ``"training captions of msrvtt"``.
-        of_test_domain: they come from the domain that is tested, which a model trained elsewhere has not seen.
-    """
+    """Queries other than the test's, against the test's candidates."""
 
     similarity: Tensor
+    """(P, C) queries of the bank × candidates of the test."""
     origin: str
+    """Which queries, as in ``"training captions of msrvtt"``."""
     of_test_domain: bool
+    """They come from the domain that is tested, which a model trained elsewhere has not seen."""
 
 
 @dataclass(frozen=True, slots=True)
 class Normalisation:
-    """A registered normalisation.
-
-    Attributes:
-        label: how tables name it, parameters included.
-        source: publication or code.
-        needs_bank: whether it needs a `Bank`; without, it takes all test queries.
-        function: (similarity (Q, C), bank (P, C) or None, direction) -> (Q, C), comparable along rows.
-        prior: what else it takes for granted, as the end of a sentence.
-    """
+    """A registered normalisation."""
 
     label: str
+    """How tables name it, parameters included."""
     source: str
+    """Publication or code."""
     needs_bank: bool
+    """Without a `Bank`, it takes all test queries."""
     function: Callable[[Tensor, Tensor | None, Direction], Tensor]
+    """(similarity (Q, C), bank (P, C) or None, direction) -> (Q, C), comparable along rows."""
     prior: str = ""
+    """What else it takes for granted, as the end of a sentence."""
 
     def saw(self, direction: Direction, bank: Bank | None = None) -> str:
         """What it was allowed to see, as a sentence."""
-        candidates = f"test {_CANDIDATES[direction]}"
+        queries, candidates = ("captions", "videos") if direction == "text_to_video" else ("videos", "captions")
         if bank is None:
-            return f"All test queries at once: test {_QUERIES[direction]} × {candidates}{self.prior}."
+            return f"All test queries at once: test {queries} × test {candidates}{self.prior}."
         access = "; these are queries of the test domain" if bank.of_test_domain else ""
-        return f"A query bank: {bank.origin} × {candidates}{self.prior}{access}."
+        return f"A query bank: {bank.origin} × test {candidates}{self.prior}{access}."
 
 
 def _bank(bank: Tensor | None) -> Tensor:
@@ -201,42 +164,13 @@ NORMALISATIONS: dict[str, Normalisation] = {
 """By name. Add one with another temperature, or of another kind, to have it in every table."""
 
 
-@dataclass(frozen=True, slots=True)
-class Normalised:
-    """Normalised similarities of one direction.
-
-    Attributes:
-        name: key of the registry.
-        label: how tables name it.
-        saw: what it was allowed to see.
-        direction: in which it may be ranked.
-        similarity: (Q, C) queries × candidates of this direction, comparable along rows only.
-    """
-
-    name: str
-    label: str
-    saw: str
-    direction: Direction
-    similarity: Tensor
-
-    def ranks(self, text_to_video: Tensor) -> Ranks:
-        """Ranks along rows, with the rules for several captions per video of `glscl.evaluation.metrics`.
-
-        Args:
-            text_to_video: (A,) the video of each text.
-        """
-        if self.direction == "text_to_video":
-            return text_to_video_ranks(self.similarity, text_to_video)
-        return video_to_text_ranks(self.similarity.T, text_to_video)
-
-
-def normalise(name: str, similarity: Tensor, direction: Direction, bank: Bank | None = None) -> Normalised:
-    """Apply a registered normalisation.
+def normalise(
+    name: str, similarity: Tensor, text_to_video: Tensor, direction: Direction, bank: Bank | None = None
+) -> NormalisedColumn:
+    """Apply a registered normalisation to (A, N) texts × videos, and measure it along rows of one direction.
 
     Args:
-        name: key of `NORMALISATIONS`.
-        similarity: (A, N) texts × videos, for either direction.
-        direction: which side asks.
+        text_to_video: (A,) the video of each text.
         bank: for a normalisation that needs one: (P, N) texts × test videos, or (P, A) videos × test texts.
 
     Raises:
@@ -251,36 +185,29 @@ def normalise(name: str, similarity: Tensor, direction: Direction, bank: Bank | 
         bank = None
     elif bank is None:
         raise UserError(f"normalisation '{name}' needs a query bank for {direction}: queries not of the test")
-    queries = similarity if direction == "text_to_video" else similarity.T
-    scores = entry.function(queries, None if bank is None else bank.similarity, direction)
-    return Normalised(name, entry.label, entry.saw(direction, bank), direction, scores)
+    queries = None if bank is None else bank.similarity
+    if direction == "text_to_video":
+        ranks = text_to_video_ranks(entry.function(similarity, queries, direction), text_to_video)
+    else:
+        ranks = video_to_text_ranks(entry.function(similarity.T, queries, direction).T, text_to_video)
+    return NormalisedColumn(
+        name=name,
+        label=entry.label,
+        source=entry.source,
+        saw=entry.saw(direction, bank),
+        direction=direction,
+        metrics=measure_ranks(ranks),
+    )
 
 
 def measure_normalised(
     similarity: Tensor, text_to_video: Tensor, banks: Mapping[Direction, Bank] | None = None
 ) -> list[NormalisedColumn]:
-    """Measure every registered normalisation that can be had, in both directions, as columns beside the raw result.
-
-    Args:
-        similarity: (A, N) texts × videos.
-        text_to_video: (A,) the video of each text.
-        banks: query banks; without one for a direction, the normalisations that need it are left out.
-    """
-    columns = []
-    for name, entry in NORMALISATIONS.items():
-        for direction in DIRECTIONS:
-            bank = (banks or {}).get(direction)
-            if entry.needs_bank and bank is None:
-                continue
-            result = normalise(name, similarity, direction, bank)
-            columns.append(
-                NormalisedColumn(
-                    name=name,
-                    label=result.label,
-                    source=entry.source,
-                    saw=result.saw,
-                    direction=direction,
-                    metrics=RetrievalMetrics.from_ranks(result.ranks(text_to_video)).to_dict(),
-                )
-            )
-    return columns
+    """`normalise` by all that can be had, in both directions; without a bank, those that need it are left out."""
+    banks = banks or {}
+    return [
+        normalise(name, similarity, text_to_video, direction, banks.get(direction))
+        for name, entry in NORMALISATIONS.items()
+        for direction in DIRECTIONS
+        if direction in banks or not entry.needs_bank
+    ]

@@ -1,7 +1,5 @@
 """Configuration of evaluation."""
 
-from __future__ import annotations
-
 from pydantic import Field
 
 from glscl.options import Options

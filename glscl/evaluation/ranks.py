@@ -4,16 +4,14 @@ Text-to-video: every caption is a query against all videos; the right answer is 
 
 Video-to-text: every captioned video is a query against all captioned videos, each of which stands for its captions:
 the similarity of query video ``i`` to video ``j`` is the maximum over the captions of ``j``, and the rank is that of
-``j = i``. This is the multi-sentence protocol of CLIP4Clip (``tensor_video_to_text_sim``: maximum over the caption
-axis, then the diagonal's rank) used for MSVD and VATEX. With one caption per video the maximum is over one
-element and the rule is the plain one: the rank of the video's own caption among all captions.
+``j = i``. This is the multi-sentence protocol of CLIP4Clip (``tensor_video_to_text_sim``) used for MSVD and VATEX; with
+one caption per video it is the plain rule.
 
 Ties: every figure but the median is the expectation over breaking them at random. A right answer that shares its
 similarity with ``tied - 1`` other candidates, ``greater`` being above, takes each of the ranks ``greater + 1`` to
 ``greater + tied`` with equal chance. So it counts for R@k with ``clamp((k - greater) / tied, 0, 1)``, its rank counts
-with the mean ``1 + greater + (tied - 1) / 2``, and the median rank is the median of these means. What breaking all ties
-against or in favour of the right answers would give stands beside R@1. CLIP4Clip's ``compute_metrics`` instead yields
-one extra "query" per tie, which changes every number as soon as two captions or two embeddings are equal.
+with the mean ``1 + greater + (tied - 1) / 2``, and the median rank is the median of these means. CLIP4Clip's
+``compute_metrics`` instead yields one extra "query" per tie, which changes every number.
 """
 
 from __future__ import annotations
@@ -30,15 +28,12 @@ from glscl.errors import UserError
 
 @dataclass(frozen=True)
 class Ranks:
-    """Ranks of the right answers, one per query, counted from 1.
-
-    Attributes:
-        optimistic: (Q,) int64, ties broken in the right answer's favour: ``1 + #greater``.
-        pessimistic: (Q,) int64, ties broken against it: ``1 + #greater + #equal others``.
-    """
+    """Ranks of the right answers, one per query, counted from 1."""
 
     optimistic: Tensor
+    """(Q,) int64, ties broken in the right answer's favour: ``1 + #greater``."""
     pessimistic: Tensor
+    """(Q,) int64, ties broken against it: ``1 + #greater + #equal others``."""
 
     @property
     def mid(self) -> Tensor:
@@ -58,10 +53,7 @@ class Ranks:
         return torch.where(self.tied == 1, 1 / first, among_tied)
 
     def within(self, k: int) -> Tensor:
-        """(Q,) float64, the chance that each right answer is among the first ``k`` if ties are broken at random.
-
-        That is ``clamp((k - greater) / tied, 0, 1)``: 1 or 0 for every query without ties.
-        """
+        """(Q,) float64, the chance that each right answer is among the first ``k``: 1 or 0 without ties."""
         return ((k + 1 - self.optimistic).double() / self.tied).clamp(0, 1)
 
     def __len__(self) -> int:
@@ -70,10 +62,11 @@ class Ranks:
     @staticmethod
     def concatenate(blocks: Sequence[Ranks]) -> Ranks:
         """Join the ranks of consecutive blocks of queries."""
-        if not blocks:
-            empty = torch.zeros(0, dtype=torch.int64)
-            return Ranks(empty, empty.clone())
-        return Ranks(torch.cat([b.optimistic for b in blocks]), torch.cat([b.pessimistic for b in blocks]))
+        none = torch.zeros(0, dtype=torch.int64)
+        return Ranks(
+            torch.cat([none, *(block.optimistic for block in blocks)]),
+            torch.cat([none, *(block.pessimistic for block in blocks)]),
+        )
 
 
 def check_similarity(similarity: Tensor) -> Tensor:
@@ -82,8 +75,7 @@ def check_similarity(similarity: Tensor) -> Tensor:
     Raises:
         UserError: it contains NaN, which has no rank.
     """
-    bad = int(similarity.isnan().sum())
-    if bad:
+    if bad := int(similarity.isnan().sum()):
         raise UserError(
             f"{bad} of {similarity.numel()} similarities are NaN, so there are no ranks: the checkpoint has diverged "
             "or the model overflows in half precision; evaluate an earlier checkpoint or in fp32"
@@ -92,11 +84,7 @@ def check_similarity(similarity: Tensor) -> Tensor:
 
 
 def check_text_to_video(text_to_video: Tensor, texts: int, videos: int) -> Tensor:
-    """Return ``text_to_video`` as int64.
-
-    Raises:
-        ValueError: it is not (texts,) integers within ``[0, videos)``.
-    """
+    """Return ``text_to_video`` as int64. Raises `ValueError`: it is not (texts,) integers within ``[0, videos)``."""
     if text_to_video.shape != (texts,) or text_to_video.is_floating_point():
         raise ValueError(
             f"text_to_video must be ({texts},) integers, not {tuple(text_to_video.shape)} {text_to_video.dtype}"
@@ -110,15 +98,7 @@ def check_text_to_video(text_to_video: Tensor, texts: int, videos: int) -> Tenso
 
 
 def rank_targets(similarity: Tensor, target: Tensor) -> Ranks:
-    """Rank one candidate of every row.
-
-    Args:
-        similarity: (Q, C), larger is closer.
-        target: (Q,) int64, the column of each query's right answer.
-
-    Raises:
-        UserError: NaN.
-    """
+    """Rank the candidate in column ``target``, (Q,) int64, of every row of (Q, C). Raises `UserError`: NaN."""
     similarity = check_similarity(similarity)
     right = similarity.gather(1, target[:, None])
     optimistic = 1 + (similarity > right).sum(1)
@@ -127,11 +107,7 @@ def rank_targets(similarity: Tensor, target: Tensor) -> Ranks:
 
 
 def text_to_video_ranks(similarity: Tensor, text_to_video: Tensor) -> Ranks:
-    """Rank each text's video among all videos.
-
-    Args:
-        similarity: (A, N) of every text and every video.
-        text_to_video: (A,) the video of each text.
+    """Rank the video of each text, ``text_to_video`` (A,), among all videos of the (A, N) similarities.
 
     Raises:
         UserError: NaN.
@@ -144,11 +120,8 @@ def text_to_video_ranks(similarity: Tensor, text_to_video: Tensor) -> Ranks:
 def video_to_text_ranks(similarity: Tensor, text_to_video: Tensor) -> Ranks:
     """Rank each captioned video's best caption among the best captions of all captioned videos.
 
-    A video without captions has no right answer: it is no query here, and no candidate.
-
-    Args:
-        similarity: (A, N) of every text and every video.
-        text_to_video: (A,) the video of each text.
+    A video without captions has no right answer: it is no query here, and no candidate. Arguments are those of
+    `text_to_video_ranks`.
 
     Returns:
         One rank per captioned video, in increasing order of video.
@@ -168,10 +141,8 @@ def video_to_text_ranks(similarity: Tensor, text_to_video: Tensor) -> Ranks:
 def fold_captions(best: Tensor, similarity: Tensor, group: Tensor) -> None:
     """Update, in place, each row's best caption per video.
 
-    Args:
-        best: (B, G) running maxima.
-        similarity: (B, a) of B videos and a texts.
-        group: (a,) int64, the column of ``best`` that each text belongs to.
+    ``best`` (B, G) holds running maxima, ``similarity`` (B, a) is of B videos and a texts, and ``group`` (a,) int64 is
+    the column of ``best`` that each text belongs to.
     """
     best.scatter_reduce_(1, group.expand(len(similarity), -1), similarity, "amax")
 
@@ -179,12 +150,7 @@ def fold_captions(best: Tensor, similarity: Tensor, group: Tensor) -> None:
 def expected_occurrences(similarity: Tensor, k: int) -> Tensor:
     """How often each candidate is expected among the queries' ``k`` best, ties for the last place broken at random.
 
-    Args:
-        similarity: (Q, C), without NaN.
-        k: places; all C candidates have one if there are no more.
-
-    Returns:
-        (C,) float64; the sum is ``Q * min(k, C)``.
+    Of similarities (Q, C) without NaN; returns (C,) float64, whose sum is ``Q * min(k, C)``.
     """
     k = min(k, similarity.shape[1])
     last = similarity.topk(k, 1).values[:, -1:]
@@ -196,11 +162,7 @@ def expected_occurrences(similarity: Tensor, k: int) -> Tensor:
 def skewness(counts: Tensor) -> float:
     """Skewness of the k-occurrence: how unevenly videos appear among the texts' k nearest (Radovanovic et al., 2010).
 
-    Args:
-        counts: (N,) occurrences of each video (`expected_occurrences`).
-
-    Returns:
-        The third standardised moment of the counts; 0 if all are equal.
+    The third standardised moment of ``counts`` (N,), which `expected_occurrences` gives; 0 if all are equal.
     """
     centred = counts.double() - counts.double().mean()
     variance = centred.square().mean()

@@ -1,53 +1,25 @@
 """The HTML report of a run: one file for a screen of any width, light or dark, and for paper.
 
-``results`` follows :mod:`glscl.evaluation.results`. Captions and identifiers are other people's text: the template
-escapes all of it, pictures may only be ``data:`` URIs, and the page's content security policy forbids everything else.
+Captions and identifiers are other people's text: the template escapes all of it, pictures may only be ``data:`` URIs,
+and the page's content security policy forbids everything else.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from glscl import __version__
+from glscl.evaluation import metrics
 from glscl.evaluation.charts import training_charts
-from glscl.evaluation.metrics import (
-    DIRECTIONS,
-    FULL_SUMMARY,
-    MAIN_METRIC,
-    OPTIMISTIC,
-    PESSIMISTIC,
-    RANK_TITLES,
-    RECALL_LEVELS,
-    RECALLS,
-    SHORT_DIRECTIONS,
-    recall_name,
-)
-from glscl.evaluation.results import Example, Results, Test, WithoutLeaked, parse_results
+from glscl.evaluation.results import Results, Test, WithoutLeaked, parse_results
 from glscl.reporting.formats import number
 from glscl.reporting.page import environment
 from glscl.reporting.published import PublishedRow, for_domain, read_published
 from glscl.system.storage import write_bytes
 
 
-@dataclass(frozen=True)
-class Bar:
-    """A horizontal bar: value and chance level in per cent."""
-
-    label: str
-    value: float
-    chance: float | None = None
-    kind: str = ""
-
-
 def write_report(results: Mapping[str, object] | Results, output_uri: str, *, published: str | None = None) -> None:
-    """Write the report of an evaluation.
+    """Write the report of an evaluation to a file, local or ``s3://``.
 
-    Args:
-        results: see :mod:`glscl.evaluation.results`.
-        output_uri: the HTML file, local or ``s3://``.
-        published: CSV of published figures (:func:`glscl.reporting.published.read_published`), shown for those test
-            domains that it knows.
+    ``published`` is a CSV of published figures (`read_published`), shown for those test domains that it knows.
 
     Raises:
         UserError: ``results`` or the CSV lack something.
@@ -57,29 +29,22 @@ def write_report(results: Mapping[str, object] | Results, output_uri: str, *, pu
 
 
 def render_report(results: Mapping[str, object] | Results, published: Sequence[PublishedRow] = ()) -> str:
-    """Return the page as :func:`write_report` writes it.
-
-    Raises:
-        UserError: ``results`` lack something, or a thumbnail is no picture.
-    """
+    """The page of `write_report`. Raises `UserError`: ``results`` lack something, or a thumbnail is no picture."""
     parsed = parse_results(results)
     template = environment("glscl.evaluation").get_template("report.html.j2")
     return template.render(
         results=parsed,
         version=__version__,
-        directions=[(key, name, SHORT_DIRECTIONS[key]) for key, name in DIRECTIONS.items()],
-        recall_levels=RECALL_LEVELS,
-        recalls=RECALLS,
-        summary=FULL_SUMMARY,
-        rank_titles=RANK_TITLES,
-        recall_bars=recall_bars,
+        directions=[(key, name, metrics.SHORT_DIRECTIONS[key]) for key, name in metrics.DIRECTIONS.items()],
+        recalls=dict(zip(metrics.RECALL_LEVELS, metrics.RECALLS, strict=True)),
+        summary=metrics.FULL_SUMMARY,
+        rank_titles=metrics.RANK_TITLES,
         chance=chance,
         bounds=bounds,
         oracle_bars=oracle_bars,
         attribute_rows=attribute_rows,
-        in_top=in_top,
         charts=training_charts(parsed.history),
-        published=[(test, rows) for test in parsed.tests if (rows := for_domain(list(published), test.domain))],
+        published=[(test, rows) for test in parsed.tests if (rows := for_domain(published, test.domain))],
     )
 
 
@@ -92,31 +57,21 @@ def chance(test: Test | WithoutLeaked, direction: str, k: int) -> float:
     return min(100.0, 100.0 * k / max(candidates, 1))
 
 
-def bounds(metrics: Mapping[str, float]) -> str:
+def bounds(values: Mapping[str, float]) -> str:
     """The R@1 that any way of breaking ties could give, or nothing if all give the same."""
-    low, high = number(metrics[PESSIMISTIC]), number(metrics[OPTIMISTIC])
+    low, high = number(values[metrics.PESSIMISTIC]), number(values[metrics.OPTIMISTIC])
     return f"{low}–{high}" if low != high else ""
 
 
-def recall_bars(test: Test, direction: str) -> list[Bar]:
-    """The recalls of one direction that were measured."""
-    metrics: dict[str, float] = getattr(test, direction)
-    return [
-        Bar(name, metrics[name], chance(test, direction, k), direction)
-        for k in RECALL_LEVELS
-        if (name := recall_name(k)) in metrics
-    ]
-
-
-def oracle_bars(test: Test) -> list[Bar]:
-    """The model's text-to-video R@1 beside the best oracles and chance."""
-    bars = [Bar("this model", test.text_to_video[MAIN_METRIC], kind="text_to_video")]
+def oracle_bars(test: Test) -> list[tuple[str, float, str]]:
+    """Label, R@1 and CSS class of the model beside the best oracles and chance, text to video."""
+    bars = [("this model", test.text_to_video[metrics.MAIN_METRIC], "text_to_video")]
     if test.oracles:
         for kind, scores in (("two attributes", test.oracles.pair), ("one attribute", test.oracles.single)):
             if scores:
                 name = max(scores, key=lambda attribute: scores[attribute])
-                bars.append(Bar(f"{kind}: {name.replace('+', ' + ')}", scores[name]))
-    return [*bars, Bar("chance", chance(test, "text_to_video", 1))]
+                bars.append((f"{kind}: {name.replace('+', ' + ')}", scores[name], ""))
+    return [*bars, ("chance", chance(test, "text_to_video", 1), "")]
 
 
 def attribute_rows(test: Test) -> list[tuple[str, float | None, float | None, float | None, float | None]]:
@@ -129,8 +84,3 @@ def attribute_rows(test: Test) -> list[tuple[str, float | None, float | None, fl
         numbers = (known.accuracy, known.ignoring, known.chance) if known else (None, None, None)
         rows.append((name, *numbers, single.get(name)))
     return rows
-
-
-def in_top(example: Example) -> bool:
-    """True if the right video is among the results shown."""
-    return any(match.correct for match in example.results)

@@ -4,8 +4,6 @@ All recalls, accuracies, chance levels and oracle scores are in per cent. Keys b
 read.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal, TypeVar
 
@@ -21,7 +19,7 @@ from glscl.options.mistakes import first_mistake
 
 Model = TypeVar("Model", bound=BaseModel)
 Metrics = dict[str, int | float]
-"""`RetrievalMetrics.to_dict`: by customary name, the number of queries included."""
+"""`measure_ranks`: by customary name, the number of queries included."""
 IntArray = Annotated[
     NDArray[np.int32],
     PlainValidator(lambda numbers: np.asarray(numbers, np.int32)),
@@ -186,7 +184,7 @@ class Test(_Section):
     rejected: int = 0
     """Videos left out when the shards were built."""
     repaired: list[Entry] = []
-    """Videos in which the nearest picture stands for some that do not decode (`glscl.data.repairs`)."""
+    """Videos in which the nearest picture stands for some that do not decode (`glscl.data.quarantine`)."""
     text_to_video: Metrics
     video_to_text: Metrics
     hubness_skewness: float
@@ -203,19 +201,13 @@ class Test(_Section):
         return self.text_to_video if direction == "text_to_video" else self.video_to_text
 
     @property
-    def videos_of(self) -> int:
-        """Its videos, the missing ones included."""
-        return self.videos + self.quarantined + self.rejected
-
-    @property
     def share(self) -> str:
         """``16 of 19``: its videos, wherever some are missing."""
-        return describe_share(self.videos, self.videos_of)
+        return describe_share(self.videos, self.videos + self.quarantined + self.rejected)
 
     def to_json(self) -> dict[str, object]:
         """As ``results.json`` holds it: without the examples' pictures, and without ranks where none were kept."""
-        no_pictures = {"examples": {"__all__": {"results": {"__all__": {"thumbnail"}}}}}
-        values = self.model_dump(exclude=no_pictures)
+        values = self.model_dump(exclude={"examples": {"__all__": {"results": {"__all__": {"thumbnail"}}}}})
         if self.per_query is None:
             del values["per_query"]
         return values
@@ -256,11 +248,7 @@ class Results(_Section):
 
 
 def parse_results(results: Mapping[str, object] | Results) -> Results:
-    """Check the structure of ``results``.
-
-    Raises:
-        UserError: a key is missing or of another type; names the first one.
-    """
+    """Check the structure of ``results``; raises as `parse` does."""
     return parse(Results, results, "results", "glscl eval")
 
 

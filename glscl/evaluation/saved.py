@@ -46,13 +46,8 @@ class ModelCard(Options):
 
     def sampling(self, frame_size: int) -> FrameSampling:
         """The frame sampling that the model was trained with."""
-        return FrameSampling(
-            self.model.max_frames,
-            self.sample_fps,
-            frame_size,
-            self.decoder,  # type: ignore[arg-type]
-            self.max_decode_s,
-        )
+        frames, decoder = self.model.max_frames, self.decoder
+        return FrameSampling(frames, self.sample_fps, frame_size, decoder, self.max_decode_s)  # type: ignore[arg-type]
 
 
 def save_model(uri: str, card: ModelCard, weights: dict[str, Tensor]) -> None:
@@ -65,11 +60,7 @@ def save_model(uri: str, card: ModelCard, weights: dict[str, Tensor]) -> None:
 
 
 def read_card(uri: str) -> tuple[str, ModelCard]:
-    """Find a model given its own folder or a run directory: (folder, card).
-
-    Raises:
-        UserError: there is no model, or its card does not parse.
-    """
+    """Folder and card of a model, given its folder or a run directory. Raises `UserError`: none, or no such card."""
     folder = find_model(uri)
     where = storage.join(folder, CARD)
     try:
@@ -81,18 +72,16 @@ def read_card(uri: str) -> tuple[str, ModelCard]:
         raise UserError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None
 
 
-def check_weights(uri: str) -> None:
-    """Compare the names and shapes in a weights file with what its card describes; reads the file's header only.
+def check_weights(uri: str) -> tuple[str, ModelCard]:
+    """Compare a weights file's header with the card's model, built without memory: a card may ask for any amount.
+
+    Returns:
+        as `read_card`.
 
     Raises:
         UserError: no model, a torn file, or weights of another architecture.
     """
     folder, card = read_card(uri)
-    _check_shapes(folder, card)
-
-
-def _check_shapes(folder: str, card: ModelCard) -> None:
-    """Compare the file's header with the card's model, built without memory: a card may ask for any amount."""
     where = storage.join(folder, WEIGHTS)
     shapes = _shapes(where)
     with torch.device("meta"):
@@ -104,17 +93,13 @@ def _check_shapes(folder: str, card: ModelCard) -> None:
             raise UserError(f"{where}: weights of another architecture than {CARD} says: {says}, not {[*tensor.shape]}")
     if shapes:
         raise UserError(f"{where}: weights of another architecture than {CARD} says: '{min(shapes)}' has no place")
+    return folder, card
 
 
 def load_model(uri: str) -> tuple[Retriever, ModelCard]:
-    """Load a trained model in evaluation mode, on the CPU, in fp32.
-
-    Raises:
-        UserError: as `check_weights`.
-    """
-    folder, card = read_card(uri)
+    """Load a trained model in evaluation mode, on the CPU, in fp32. Raises `UserError`: as `check_weights`."""
+    folder, card = check_weights(uri)
     where = storage.join(folder, WEIGHTS)
-    _check_shapes(folder, card)
     model = _empty_model(folder, card)
     with tempfile.TemporaryDirectory(prefix="glscl-model-") as scratch:
         path = where

@@ -1,7 +1,5 @@
 """Which keys differ between a saved configuration and the current one."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 
 Values = Mapping[str, object]
@@ -11,11 +9,7 @@ Values = Mapping[str, object]
 def differing_keys(saved: Values, current: Values, free: Collection[str], prefix: str = "") -> list[str]:
     """``key: saved -> current`` for every key whose value differs; null is as good as a missing key.
 
-    Args:
-        saved: values of the file.
-        current: values to compare with.
-        free: dotted keys that may differ.
-        prefix: dotted key of the section that is compared, with a dot at its end.
+    The dotted keys of ``free`` may differ. ``prefix`` is that of the section that is compared, with a dot at its end.
     """
     different = []
     for key in sorted(saved.keys() | current.keys()):

@@ -3,8 +3,6 @@
 `glscl.training.config` is another module, because commands that train nothing need not wait for torch.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import re
@@ -34,12 +32,8 @@ def parse_options(
 ) -> SectionType:
     """Parse ``--a.b value`` options with tyro; ``--help`` prints every key and leaves.
 
-    Args:
-        kind: class of the options.
-        arguments: command-line words.
-        program: name of the command in the help.
-        default: values of options that are not given; None is the class's defaults.
-        about: first text of the help; None is the class's docstring.
+    ``about`` begins the help of ``program``, by default the class's docstring; ``default`` has the values of options
+    that are not given.
 
     Raises:
         UserError: unknown option, or a value of the wrong type.
@@ -47,14 +41,11 @@ def parse_options(
     cli = partial(tyro.cli, kind, prog=program, description=about, **({} if default is None else {"default": default}))
     if "--help" in arguments or "-h" in arguments:
         return cast(SectionType, cli(args=["--help"]))
-    known = {name.replace("_", "-") for name in keys_of(kind)}
+    known = _flags_of(kind)
     for argument in arguments:
         match = re.match(r"^--([A-Za-z][\w.-]*)", argument)
-        name = match.group(1).replace("_", "-") if match else ""
-        if match and name not in known and not _is_no_flag(name, known):
-            raise UserError(
-                f"unknown option '--{match.group(1)}'{nearest_key(f'--{name}', [f'--{option}' for option in known])}"
-            )
+        if match and not _is_flag(name := f"--{match[1]}".replace("_", "-"), known):
+            raise UserError(f"unknown option '--{match[1]}'{nearest_key(name, known)}")
     arguments = _spelt_out(arguments, kind)
     printed = io.StringIO()
     try:
@@ -68,11 +59,8 @@ def parse_options(
 
 def _switches(kind: type[BaseModel]) -> set[str]:
     """The flags that are on, off or "auto"."""
-    return {
-        name.replace("_", "-")
-        for name, annotation in annotated_keys(kind)
-        if bool in get_args(annotation) and len(get_args(annotation)) > 1
-    }
+    kinds = {name.replace("_", "-"): get_args(annotation) for name, annotation in annotated_keys(kind)}
+    return {name for name, types in kinds.items() if bool in types and len(types) > 1}
 
 
 def _spelt_out(arguments: Sequence[str], kind: type[BaseModel]) -> list[str]:
@@ -97,6 +85,21 @@ def _spelt_out(arguments: Sequence[str], kind: type[BaseModel]) -> list[str]:
     return words
 
 
+def shard_set_argument(words: Sequence[str], program: str, what: str) -> str:
+    """The one argument of a command, the address of a shard set; ``what`` the command does, for its help.
+
+    Raises:
+        UserError: there is not exactly one word, or it is an option.
+        SystemExit: the help was asked for, and has been printed.
+    """
+    if words and words[0] in ("-h", "--help"):
+        print(f"usage: {program} SHARD_SET\n\n{what}; a local folder or an s3:// prefix")
+        raise SystemExit(0)
+    if len(words) != 1 or words[0].startswith("--"):
+        raise UserError(f"`{program}` takes one shard set: a local folder or an s3:// prefix")
+    return words[0]
+
+
 def check_spelling(arguments: Iterable[str], sections: Mapping[str, type[Options]]) -> None:
     """Refuse an option that is nearly a key of these sections, before the whole configuration is imported.
 
@@ -105,14 +108,13 @@ def check_spelling(arguments: Iterable[str], sections: Mapping[str, type[Options
     Raises:
         UserError: an option is misspelt; the message names the right key.
     """
-    known = {f"{name}.{key}".replace("_", "-") for name, kind in sections.items() for key in keys_of(kind)}
+    known = {flag for name, kind in sections.items() for flag in _flags_of(kind, f"{name}.")}
     for argument in arguments:
-        match = re.match(r"^--([A-Za-z][\w-]*)\.([\w.-]*)", argument)
-        name = f"{match.group(1)}.{match.group(2)}".replace("_", "-") if match else ""
-        if match and match.group(1) in sections and name not in known and not _is_no_flag(name, known):
-            meant = nearest_key(f"--{name}", [f"--{option}" for option in known], least=SURE_LIKENESS)
-            if meant:
-                raise UserError(f"unknown option '--{match.group(1)}.{match.group(2)}'{meant}")
+        match = re.match(r"^--([A-Za-z][\w-]*)\.[\w.-]*", argument)
+        if not match or match[1] not in sections or _is_flag(name := match[0].replace("_", "-"), known):
+            continue
+        if meant := nearest_key(name, known, least=SURE_LIKENESS):
+            raise UserError(f"unknown option '{match[0]}'{meant}")
 
 
 def _one_line(printed: str, leaving: SystemExit, kind: type[BaseModel]) -> str:
@@ -135,7 +137,11 @@ def _one_line(printed: str, leaving: SystemExit, kind: type[BaseModel]) -> str:
     return text.removeprefix("Error parsing ")
 
 
-def _is_no_flag(name: str, known: set[str]) -> bool:
-    """Whether a name is the negative form of a switch, ``--a.no-b``."""
-    head, _, last = name.rpartition(".")
-    return last.startswith("no-") and ".".join(filter(None, [head, last[3:]])) in known
+def _flags_of(kind: type[BaseModel], prefix: str = "") -> set[str]:
+    """``--a.b`` of every key."""
+    return {f"--{name}".replace("_", "-") for name in keys_of(kind, prefix)}
+
+
+def _is_flag(name: str, known: set[str]) -> bool:
+    """Whether a name is one of these, or the negative form of a switch, ``--a.no-b``."""
+    return name in known or re.sub(r"(^--|\.)no-(?=[^.]*$)", r"\1", name) in known

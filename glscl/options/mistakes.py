@@ -1,7 +1,5 @@
 """Pydantic's first error as one line, and the known key that a misspelt one means."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -17,10 +15,7 @@ LEAST_LIKENESS = 0.6
 
 @dataclass(frozen=True, slots=True)
 class Mistake:
-    """The dotted key of a wrong value, and pydantic's message. ``str()`` gives ``key: message``.
-
-    The key is empty where the outermost value itself is wrong.
-    """
+    """The dotted key of a wrong value, empty for the outermost value itself, and pydantic's message."""
 
     key: str
     message: str
@@ -30,23 +25,15 @@ class Mistake:
 
 
 def first_mistake(error: ValidationError, outermost: str = "") -> Mistake:
-    """The first error of a validation.
-
-    Args:
-        error: pydantic's error.
-        outermost: name of the key where the outermost value itself is wrong.
-    """
+    """The first error of a validation; ``outermost`` names the key where the outermost value itself is wrong."""
     first = error.errors(include_url=False)[0]
     return Mistake(".".join(map(str, first["loc"])) or outermost, first["msg"])
 
 
 def describe_mistake(error: ValidationError, kind: type[BaseModel], prefix: str = "") -> str:
-    """The first wrong option in one line: its full key, the value, the message, and the number of further mistakes.
+    """The first wrong option of a class in one line: its full key, value, message, and the number of further mistakes.
 
-    Args:
-        error: pydantic's error.
-        kind: class of the options.
-        prefix: key of the section that was validated, if it was not the whole.
+    ``prefix`` is the key of the section that was validated, if it was not the whole.
     """
     several = {name for name, annotation in annotated_keys(kind) if Literal["auto"] in get_args(annotation)}
 
@@ -70,10 +57,7 @@ def describe_mistake(error: ValidationError, kind: type[BaseModel], prefix: str 
 
 
 def nearest_key(name: str, known: Iterable[str], least: float = LEAST_LIKENESS) -> str:
-    """Return ``", did you mean 'a.b'?"`` for the closest dotted key, or an empty string.
-
-    The last word counts as much as the whole, so that ``tau`` finds ``model.heads.glscl.tau``.
-    """
+    """``", did you mean 'a.b'?"`` for the closest dotted key, or nothing; the last word counts as much as the whole."""
 
     def likeness(key: str) -> float:
         given, other = name.lstrip("-"), key.lstrip("-")
@@ -86,8 +70,7 @@ def nearest_key(name: str, known: Iterable[str], least: float = LEAST_LIKENESS) 
 
 def keys_of(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """Every configuration key, dotted."""
-    for name, _ in annotated_keys(model, prefix):
-        yield name
+    return (name for name, _ in annotated_keys(model, prefix))
 
 
 def annotated_keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, object]]:

@@ -1,7 +1,5 @@
 """The packaged configurations by name. Imports nothing slow, so that a misspelt name is refused at once."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -28,11 +26,7 @@ def preset_names() -> list[str]:
 
 
 def preset_text(name: str) -> str:
-    """A packaged configuration as commented YAML.
-
-    Raises:
-        UserError: no such preset.
-    """
+    """A packaged configuration as commented YAML. Raises `UserError`: no such preset."""
     if name not in preset_names():
         raise UserError(f"no preset '{name}'{did_you_mean(name, preset_names())}; see `glscl presets`")
     return (_PRESETS / f"{name}.yaml").read_text(encoding="utf-8")

@@ -4,8 +4,6 @@ PyYAML reads YAML 1.1, in which ``010`` is eight, ``1:30`` ninety, ``on`` true a
 is decimal (or says ``0x``, ``0o``), true is ``true``, and everything else is text, which a key for numbers refuses.
 """
 
-from __future__ import annotations
-
 import re
 from typing import Any
 
@@ -13,18 +11,13 @@ import yaml
 
 MAX_VALUES = 100_000
 
-_BOOL = re.compile(r"true|True|TRUE|false|False|FALSE")
-_NULL = re.compile(r"~|null|Null|NULL|")
-_INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
-_FLOAT = re.compile(
-    r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
-)
+_FLOAT = r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
 _SCHEMA = (  # tag, what it looks like, the characters that it may begin with; the first that fits is taken
-    ("bool", _BOOL, "tTfF"),
-    ("null", _NULL, ["~", "n", "N", ""]),
-    ("int", _INT, "-+0123456789"),
+    ("bool", "true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("null", "~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("int", "[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
     ("float", _FLOAT, "-+.0123456789"),
-    ("merge", re.compile("<<"), "<"),
+    ("merge", "<<", "<"),
 )
 
 
@@ -97,4 +90,4 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader._int)
 _Loader.add_constructor("tag:yaml.org,2002:float", _Loader._float)
 for _tag, _looks, _first in _SCHEMA:
     for _class in (_Loader, _Dumper):
-        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_looks.pattern})$"), list(_first))
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_looks})$"), list(_first))

@@ -1,7 +1,5 @@
 """Console output: rich panels and tables on a terminal, plain lines anywhere else (logs, pipes, CI)."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping, Sequence
 from typing import IO
@@ -39,19 +37,16 @@ def print_table(
     """Print a table whose first ``text_columns`` columns are flush left and the others, numbers, flush right."""
     out = console(file)
     if not out.is_terminal:
-        widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
         for row in [header, *rows]:
-            cells = [
-                cell.ljust(width) if column < text_columns else cell.rjust(width)
-                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ]
-            out.print("  ".join(cells).rstrip())
+            texts = map(str.ljust, row[:text_columns], widths)
+            numbers = map(str.rjust, row[text_columns:], widths[text_columns:])
+            out.print("  ".join([*texts, *numbers]).rstrip())
         return
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     for column, name in enumerate(header):
-        table.add_column(
-            Text(name), justify="left" if column < text_columns else "right", no_wrap=column >= text_columns
-        )
+        number = column >= text_columns
+        table.add_column(Text(name), justify="right" if number else "left", no_wrap=number)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     out.print(table)

@@ -1,10 +1,8 @@
 """Formats of numbers, dates and keys, for pages, tables and axes of charts."""
 
-from __future__ import annotations
-
 import math
 from datetime import datetime
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
 MISSING = "–"
 """Shown where a figure is missing."""
@@ -15,17 +13,18 @@ class Bounds(Protocol):
     """An interval; None or an infinity: without bound on that side."""
 
     @property
-    def low(self) -> float | None:
-        """Lower end."""
-
+    def low(self) -> float | None: ...
     @property
-    def high(self) -> float | None:
-        """Upper end."""
+    def high(self) -> float | None: ...
+
+
+def _shown(value: float | None) -> TypeGuard[float]:
+    return value is not None and math.isfinite(value)
 
 
 def number(value: float | None, digits: int = 1) -> str:
     """``−1,234.5``: fixed decimals, thousands separated, a true minus sign, none before what rounds to zero."""
-    if value is None or not math.isfinite(value):
+    if not _shown(value):
         return MISSING
     text = f"{value:,.{digits}f}"
     return text.lstrip("-") if not text.strip("-0.") else _true_minus(text)
@@ -33,7 +32,7 @@ def number(value: float | None, digits: int = 1) -> str:
 
 def signed(value: float | None, digits: int = 1) -> str:
     """``+1.2``, ``−0.4``; no sign before what rounds to zero."""
-    if value is None or not math.isfinite(value):
+    if not _shown(value):
         return MISSING
     text = f"{value:+,.{digits}f}"
     return text[1:] if not text.strip("+-0.") else _true_minus(text)
@@ -41,12 +40,10 @@ def signed(value: float | None, digits: int = 1) -> str:
 
 def interval(bounds: Bounds, digits: int = 1) -> str:
     """``1.5 to 4.7``; ``≥ 1.5`` where one side is without bound; a dash where both are."""
-    low, high = (value if value is not None and math.isfinite(value) else None for value in (bounds.low, bounds.high))
-    if low is None and high is None:
-        return MISSING
-    if low is None or high is None:
-        return f"≤ {number(high, digits)}" if low is None else f"≥ {number(low, digits)}"
-    return f"{number(low, digits)} to {number(high, digits)}"
+    low, high = number(bounds.low, digits), number(bounds.high, digits)
+    if MISSING not in (low, high):
+        return f"{low} to {high}"
+    return f"≥ {low}" if low != MISSING else f"≤ {high}" if high != MISSING else MISSING
 
 
 def p_value(value: float) -> str:
@@ -58,7 +55,7 @@ def p_value(value: float) -> str:
 
 def ratio(value: float | None) -> str:
     """``14.1 ×``: three significant digits."""
-    if value is None or not math.isfinite(value):
+    if not _shown(value):
         return MISSING
     return f"{value:,.0f} ×" if value >= 100 else f"{value:.3g} ×"
 
@@ -85,7 +82,7 @@ def size(amount: float) -> str:
 
 def duration(seconds: float | None) -> str:
     """``0.0042`` -> ``4.2 ms``; ``412`` -> ``6.87 min``."""
-    if seconds is None or not math.isfinite(seconds):
+    if not _shown(seconds):
         return MISSING
     for limit, factor, unit in ((1.0, 1e3, "ms"), (120.0, 1.0, "s"), (7200.0, 1 / 60, "min")):
         if seconds < limit:

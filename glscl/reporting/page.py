@@ -1,7 +1,5 @@
 """Templates of the HTML pages: everything inserted is escaped, numbers have their formats, pictures are in the page."""
 
-from __future__ import annotations
-
 import base64
 import re
 from collections.abc import Sequence
@@ -12,14 +10,15 @@ from markupsafe import Markup, escape
 from glscl.errors import UserError
 from glscl.reporting import formats
 
+_FORMATS = (formats.number, formats.signed, formats.interval, formats.p_value, formats.ratio, formats.si, formats.size,
+            formats.duration, formats.short, formats.short_key, formats.when)  # fmt: skip
 _DATA_URI = re.compile(r"data:image/(jpeg|png|webp);base64,[A-Za-z0-9+/]+=*\Z")
 
 
 def environment(package: str) -> Environment:
-    """Return the environment of a package's templates: the formats and functions of this kit are its filters.
+    """Return the environment of the ``templates`` of a package and of this one, which holds what all pages include.
 
-    Args:
-        package: whose ``templates`` folder holds the page's own; this package's holds what all pages include.
+    The formats and functions of this kit are its filters.
     """
     templates = Environment(
         loader=ChoiceLoader([PackageLoader(package), PackageLoader("glscl.reporting")]),
@@ -28,7 +27,7 @@ def environment(package: str) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters.update({function.__name__: function for function in _FILTERS})
+    templates.filters.update({function.__name__: function for function in (*_FORMATS, breakable, thumbnails)})
     return templates
 
 
@@ -48,29 +47,11 @@ def thumbnails(value: str | bytes | Sequence[str | bytes] | None) -> list[str]:
     """
     if not value:
         return []
-    pictures = [value] if isinstance(value, str | bytes) else list(value)
     uris = []
-    for picture in pictures:
+    for picture in [value] if isinstance(value, str | bytes) else value:
         if isinstance(picture, bytes):
             picture = "data:image/jpeg;base64," + base64.b64encode(picture).decode()
         if not _DATA_URI.match(picture):
             raise UserError(f"thumbnail {picture[:40]!r} is not a 'data:image/jpeg;base64,' URI")
         uris.append(picture)
     return uris
-
-
-_FILTERS = (
-    formats.number,
-    formats.signed,
-    formats.interval,
-    formats.p_value,
-    formats.ratio,
-    formats.si,
-    formats.size,
-    formats.duration,
-    formats.short,
-    formats.short_key,
-    formats.when,
-    breakable,
-    thumbnails,
-)

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from markupsafe import Markup
@@ -49,9 +49,8 @@ _STYLE: dict[str, object] = {
     "lines.solid_capstyle": "round",
     "lines.dash_capstyle": "butt",
     "text.color": INK,
-    **{f"{axis}tick.color": MUTED for axis in "xy"},
-    **{f"{axis}tick.major.size": 0 for axis in "xy"},
-    **{f"{axis}tick.minor.size": 0 for axis in "xy"},
+    **dict.fromkeys(("xtick.color", "ytick.color"), MUTED),
+    **dict.fromkeys(("xtick.major.size", "ytick.major.size", "xtick.minor.size", "ytick.minor.size"), 0),
     "xtick.major.pad": 10,
     "ytick.major.pad": 6,
 }
@@ -90,10 +89,8 @@ class Chart:
 class Plot:
     """A figure with one pair of axes, in units of the SVG element; a context in which its charts are drawn.
 
-    Args:
-        width, height: of the view box; the chart fills its column, so these set its shape and the size of its text.
-        left, right, top, bottom: margins around the axes; the left one grows with the labels of the vertical axis.
-        font: size of all text.
+    ``width`` and ``height`` are of the view box; the chart fills its column, so these set its shape and the size of its
+    text. The left margin grows with the labels of the vertical axis.
     """
 
     def __init__(
@@ -132,9 +129,7 @@ class Plot:
         self.axes.margins(0)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._style.close()
 
     def ticks(self, *, x: int = 3, y: int = 5, whole: bool = False) -> None:
@@ -214,12 +209,8 @@ def line_chart(
 ) -> Chart | None:
     """Lines over a common horizontal axis of whole numbers; None if there is nothing finite to draw.
 
-    Args:
-        title: of the chart.
-        series: name -> points.
-        y_range: of the vertical axis; that of the values if None.
-        draw: draws the line of that name. If None, lines have the colours of series and are named with their last
-            values: several in a legend, one opposite the title.
+    ``draw`` draws the line of a name. Without, lines have the colours of series and are named with their last values:
+    several in a legend, one opposite the title.
     """
     finite = {name: kept for name, points in series.items() if (kept := _finite(points))}
     if not finite:
@@ -237,34 +228,21 @@ def line_chart(
         plot.ticks(whole=True)
         if draw is not None:
             return plot.chart(title)
-        return _with_last_values(plot, title, {name: significant(points[-1][1]) for name, points in finite.items()})
-
-
-def _with_last_values(plot: Plot, title: str, last: Mapping[str, str]) -> Chart:
-    """The chart with the last value of its only line opposite the title, or of several in a legend."""
-    if len(last) == 1:
-        return plot.chart(title, note=next(iter(last.values())))
-    legend = [
-        LegendEntry(f"{name} {value}", SERIES[index % len(SERIES)], DASHES[index % len(DASHES)])
-        for index, (name, value) in enumerate(last.items())
-    ]
-    return plot.chart(title, legend=legend)
+        last = {name: significant(points[-1][1]) for name, points in finite.items()}
+        if len(last) == 1:
+            return plot.chart(title, note=last.popitem()[1])
+        entries = map(LegendEntry, map(" ".join, last.items()), itertools.cycle(SERIES), itertools.cycle(DASHES))
+        return plot.chart(title, legend=list(entries))
 
 
 def free_box(
     width: float, x: float, y: float, taken: Sequence[Box], frame: Box, radius: float, height: float
 ) -> tuple[Box, tuple[float, float] | None]:
-    """The place around a marker where its label covers the least, the nearer the better; the right side first.
+    """The place around a marker at (x, y) where its label covers the least, the nearer the better; right side first.
 
-    Args:
-        width, height: of the label.
-        x, y: the marker's centre.
-        taken: boxes ``(left, bottom, right, top)`` of other labels and markers.
-        frame: where the label should be.
-        radius: the marker's.
-
-    Returns:
-        The box, and where a line from the marker meets it, if it had to go elsewhere than beside the marker.
+    Boxes are ``(left, bottom, right, top)``: those ``taken`` by other labels and markers, and the ``frame`` where the
+    label should be. Returns the label's, and where a line from the marker meets it, if it had to go elsewhere than
+    beside the marker.
     """
     best: tuple[float, Box, tuple[float, float] | None] | None = None
     for distance in (0.0, 12.0, 24.0, 38.0, 54.0):
@@ -297,7 +275,7 @@ def _apart(low: float, high: float, margin: float) -> tuple[float, float]:
 
 
 def _finite(points: Points) -> Points:
-    return [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
+    return [point for point in points if all(map(math.isfinite, point))]
 
 
 def _thin(points: Points) -> Points:

@@ -1,11 +1,9 @@
 """Published figures: a CSV of results of papers, one row per method and direction."""
 
-from __future__ import annotations
-
 import csv
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,7 +12,6 @@ from glscl.system.storage import read_bytes
 
 COLUMNS = ("method", "backbone", "dataset", "direction", "recall_at_1", "recall_at_5", "recall_at_10")
 NAMES = ("method", "venue", "backbone", "note", "source", "dataset")
-
 
 PACKAGED = str(Path(__file__).parent / "published_results.csv")
 """Figures of the papers; each row names its source."""
@@ -43,7 +40,13 @@ def read_published(uri: str) -> list[PublishedRow]:
     Raises:
         UserError: the file is missing, a column is missing, or a value is no number.
     """
-    reader = csv.DictReader(io.StringIO(_read_text(uri)))
+    try:
+        text = read_bytes(uri).decode("utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"{uri}: no such file with published figures") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{uri}: not UTF-8 text ({error})") from None
+    reader = csv.DictReader(io.StringIO(text))
     columns = list(reader.fieldnames or [])
     if missing := [name for name in COLUMNS if name not in columns]:
         raise UserError(f"{uri}: no column {', '.join(missing)}; needed are {', '.join(COLUMNS)}")
@@ -72,20 +75,10 @@ def _read_recalls(row: Mapping[str, str], levels: Mapping[str, int], line: str) 
         raise UserError(f"{line}: {error}") from None
 
 
-def _read_text(uri: str) -> str:
-    try:
-        return read_bytes(uri).decode("utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"{uri}: no such file with published figures") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{uri}: not UTF-8 text ({error})") from None
-
-
-def for_domain(rows: list[PublishedRow], domain: str) -> list[PublishedRow]:
+def for_domain(rows: Sequence[PublishedRow], domain: str) -> list[PublishedRow]:
     """The rows on the data set that ``domain`` is named after: ``msrvtt_1k_a`` finds ``MSR-VTT``."""
-    name = _plain(domain)
-    return [row for row in rows if _plain(row.dataset) and name.startswith(_plain(row.dataset))]
 
+    def plain(name: str) -> str:
+        return "".join(filter(str.isalnum, name.lower()))
 
-def _plain(name: str) -> str:
-    return "".join(character for character in name.lower() if character.isalnum())
+    return [row for row in rows if plain(row.dataset) and plain(domain).startswith(plain(row.dataset))]

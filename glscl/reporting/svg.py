@@ -1,7 +1,5 @@
 """Matplotlib's SVG rewritten for the inside of an HTML page: themed colours, no ids, no styles, all text escaped."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -43,13 +41,8 @@ def inline_svg(document: str, names: Mapping[str, Name], label: str, description
     """Rewrite a document of matplotlib's SVG backend (``svg.fonttype`` is ``none``) as an ``<svg>`` element.
 
     The element has the width of its container. Colours become the page's CSS variables, so the chart follows light,
-    dark and print. Marker definitions and clip paths are written out or dropped, so no id can clash.
-
-    Args:
-        document: the SVG file.
-        names: group id of an artist -> its name.
-        label: accessible name.
-        description: accessible description.
+    dark and print. Marker definitions and clip paths are written out or dropped, so no id can clash. ``names``
+    are those of artists by group id; ``label`` and ``description`` are for screen readers.
 
     Raises:
         ValueError: a colour is not one of `PALETTE`, or an element is no line, marker or text.
@@ -67,11 +60,7 @@ def inline_svg(document: str, names: Mapping[str, Name], label: str, description
 
 
 def css_colour(colour: str) -> str:
-    """The CSS variable that a colour of the palette stands for.
-
-    Raises:
-        ValueError: the colour is not one of `PALETTE`.
-    """
+    """The CSS variable that a colour of the palette stands for. Raises `ValueError`: it is none of them."""
     if colour not in _VARIABLES:
         raise ValueError(f"{colour} is not a colour of the page: take one of glscl.reporting.plots")
     return _VARIABLES[colour]

@@ -15,21 +15,12 @@ TOWERS = "towers.safetensors"
 
 
 def build_run(
-    config: RunsConfig,
-    folder: str,
-    name: str,
-    seed: int,
-    changes: Sequence[Values],
-    data: Mapping[str, Sequence[str]],
+    config: RunsConfig, folder: str, name: str, seed: int, changes: Sequence[Values], data: Mapping[str, Sequence[str]]
 ) -> RunConfig:
-    """Build one run: the shared one, then ``changes``, then what is this run's alone.
+    """Build one run: the shared one, then ``changes``, the later winning, then what is this run's alone.
 
     Args:
-        config: of the study or sweep.
         folder: where the run directory is made.
-        name: of the run directory.
-        seed: of the training.
-        changes: differences from the shared run, the later winning.
         data: ``train``, ``validation`` and ``test``.
 
     Raises:
@@ -49,9 +40,7 @@ def build_run(
 def build_pretraining(config: RunsConfig, *, make: bool) -> RunConfig | None:
     """Build the run that makes the towers; None if there is none.
 
-    Args:
-        config: of the study or sweep.
-        make: write its toy set if that is missing (Ray must be running).
+    ``make`` writes its toy set if that is missing (Ray must be running).
 
     Raises:
         UserError: the configuration is wrong.

@@ -1,49 +1,42 @@
-"""A cell: one run of a study or sweep. Finished cells are read, never done again."""
+"""A cell: one run of a study or sweep, and its result in ``cell.json``. Finished cells are read, never done again."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
+
+from glscl.data.quarantine import merge_incomplete
 from glscl.data.shards import open_shard_set
 from glscl.errors import UserError
+from glscl.evaluation.results import Incomplete, Metrics, QueryRanks, Test
 from glscl.options.differences import differing_keys
 from glscl.runs.options import ZERO_SHOT
-from glscl.runs.results import CellResult, read_cell_file
+from glscl.system import storage
 from glscl.training.checkpoint.format import FREE_KEYS
 from glscl.training.config import RunConfig
+
+RESULT = "cell.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One training, tested on every test set; or the towers before any.
-
-    Attributes:
-        condition: name of the condition.
-        variant: name of the variant; `ZERO_SHOT` for the towers alone.
-        training: name of the domain, `UNION` or `ZERO_SHOT`.
-        domains: domains trained on.
-        seed: of the training; of the towers where they are random.
-        config: the whole run. Its run directory is the cell's.
-    """
+    """One training, tested on every test set; or the towers before any."""
 
     condition: str
     variant: str
+    """`ZERO_SHOT` for the towers alone."""
     training: str
+    """Name of the domain, `UNION` or `ZERO_SHOT`."""
     domains: tuple[str, ...]
+    """Domains trained on."""
     seed: int
+    """Of the training; of the towers where they are random."""
     config: RunConfig
-
-    def to_values(self) -> dict[str, Any]:
-        """Plain values, to send to another process."""
-        return {f.name: getattr(self, f.name) for f in fields(self)} | {"config": self.config.model_dump(mode="json")}
-
-    @classmethod
-    def from_values(cls, values: Mapping[str, Any]) -> Cell:
-        """The cell that `to_values` sent."""
-        return cls(**{**values, "config": RunConfig.model_validate(values["config"])})
+    """The whole run. Its run directory is the cell's."""
 
     @property
     def directory(self) -> str:
@@ -56,6 +49,43 @@ class Cell:
         if self.training == ZERO_SHOT:
             return f"{self.condition}: {ZERO_SHOT} towers"
         return f"{self.condition}: {self.variant} on {self.training}, seed {self.seed}"
+
+
+class CellTest(Test):
+    """One test set of a cell, with every query's ranks."""
+
+    per_query: QueryRanks
+
+
+class CellResult(BaseModel):
+    """What a finished cell leaves."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    config: dict[str, Any]
+    """The run's whole configuration."""
+    tests: list[CellTest]
+    """Without examples."""
+    step: int
+    """Of the checkpoint that was tested."""
+    validation: Metrics
+    """Held-out scores of that checkpoint."""
+    incomplete: list[Incomplete] = []
+    """Sets of which videos are missing; earlier versions did not write this down."""
+    seconds: float
+    """Wall-clock of the last attempt."""
+
+
+def read_cell_file(directory: str) -> CellResult | None:
+    """Read the result in a cell's directory; None where there is none."""
+    where = storage.join(directory, RESULT)
+    return CellResult.model_validate(storage.read_json(where)) if storage.exists(where) else None
+
+
+def write_cell_file(directory: str, result: CellResult) -> None:
+    """Write the result into a cell's directory."""
+    plain = result.model_dump(exclude={"tests"}) | {"tests": [test.to_json() for test in result.tests]}
+    storage.write_json(storage.join(directory, RESULT), plain)
 
 
 def read_result(cell: Cell) -> CellResult | None:
@@ -84,3 +114,9 @@ def read_result(cell: Cell) -> CellResult | None:
 def _fingerprint(uri: str) -> str:
     """Fingerprint of a test set, which is the same for hundreds of cells and may lie behind a slow listing."""
     return open_shard_set(uri).manifest.fingerprint()
+
+
+def find_incomplete(results: Iterable[CellResult]) -> list[Incomplete]:
+    """Find the shard sets that lack videos in some cell, each at its fewest."""
+    merged = merge_incomplete([entry.model_dump() for entry in result.incomplete] for result in results)
+    return [Incomplete.model_validate(entry) for entry in merged]

@@ -1,17 +1,20 @@
-"""Doing a cell: train, test, leave the result."""
+"""Doing a cell: train, test, leave the result; and the pretraining, which makes a file of towers for all cells."""
 
 from __future__ import annotations
 
+import os
+import tempfile
 import time
 
 import torch
+from safetensors.torch import save_file
 
 from glscl.evaluation.results import Results
-from glscl.evaluation.saved import FOLDER, ModelCard, save_model
+from glscl.evaluation.saved import CARD, FOLDER, ModelCard, load_model, save_model
 from glscl.models.retriever import Retriever
-from glscl.runs.cell import Cell, read_result
-from glscl.runs.options import ZERO_SHOT
-from glscl.runs.results import CellResult, CellTest, write_cell_file
+from glscl.runs.build import TOWERS, build_pretraining
+from glscl.runs.cell import Cell, CellResult, CellTest, read_result, write_cell_file
+from glscl.runs.options import ZERO_SHOT, RunsConfig
 from glscl.system import storage
 from glscl.system.nodes import alive_nodes, check_resources
 from glscl.system.ownership import ANOTHER_NAME, Owner, owned
@@ -27,25 +30,16 @@ PATIENCE_S = 90.0
 
 
 def run_cell(cell: Cell, keep_model: bool) -> CellResult:
-    """Do a cell, or go on with it where it stopped. Ray must be running.
-
-    Args:
-        cell: the cell.
-        keep_model: keep the trained model in the cell's folder.
-
-    Returns:
-        its result, which ``cell.json`` holds then.
+    """Do a cell, or go on with it where it stopped; Ray must be running. Its result is in ``cell.json`` then.
 
     Raises:
         UserError: bad input, or another command does this cell.
     """
     began = time.monotonic()
-    finished = read_result(cell)
-    if finished is not None:
+    if finished := read_result(cell):
         return finished
     with owned(cell.directory, ANOTHER_NAME, patience_s=PATIENCE_S) as owner:
-        finished = read_result(cell)  # the owner that was waited for may have done it
-        if finished is not None:
+        if finished := read_result(cell):  # the owner that was waited for may have done it
             return finished
         results = _score_towers(cell.config) if cell.training == ZERO_SHOT else _train(cell.config, owner)
         result = CellResult(
@@ -82,9 +76,8 @@ def _train(config: RunConfig, owner: Owner) -> Results:
         results = train(config, preflight(config), owner, keep_ranks=True)
         owner.fence.check()
         tests = [test.model_copy(update={"per_query": None}) for test in results.tests]
-        command = (
-            f"{config.name}: one of the runs of a study or sweep"  # this process's own command line is a Ray worker's
-        )
+        # This process's own command line is a Ray worker's.
+        command = f"{config.name}: one of the runs of a study or sweep"
         write_results(results.model_copy(update={"tests": tests, "command": command}), config.run_directory)
     write_status(config.run_directory, state="finished", verdict=results.verdict)
     return results
@@ -93,13 +86,13 @@ def _train(config: RunConfig, owner: Owner) -> Results:
 def _score_towers(config: RunConfig) -> Results:
     """Test the clip towers as they are, frames pooled by their mean."""
     config = with_machines(config, alive_nodes, alone=False)
-    training = config.training
+    training, data = config.training, config.data
     check_resources(training.most_workers, training.cpus, training.on_gpu, training.wait_for_nodes_s)
     torch.manual_seed(config.seed)
     card = ModelCard(
         model=config.model,
-        sample_fps=config.data.sample_fps,
-        decoder=config.data.decoder,
+        sample_fps=data.sample_fps,
+        decoder=data.decoder,
         train_domains=(),
         step=0,
         seed=config.seed,
@@ -111,3 +104,44 @@ def _score_towers(config: RunConfig) -> Results:
     quarantine = quarantine_of(config)
     tests = score_tests(config, quarantine, keep_ranks=True)
     return build_results(card, tests, [], incomplete_sets(config, quarantine), quarantine.entries)
+
+
+def pretrain(config: RunsConfig) -> None:
+    """Train the towers that all runs start from, unless that was done before. Ray must be running.
+
+    Raises:
+        UserError: bad input, or another pretraining was done under this name.
+    """
+    run = build_pretraining(config, make=True)
+    if run is None:
+        return
+    run = with_machines(run, alive_nodes)
+    ready = preflight(run)  # also refuses another pretraining than the one that was done
+    towers = storage.join(config.directory, TOWERS)
+    if storage.exists(towers):
+        return
+    if not storage.exists(storage.join(run.run_directory, FOLDER, CARD)):
+        began = time.monotonic()
+        print(f"{config.kind}: pretraining the towers: {run.run_directory}", flush=True)
+        with owned(run.run_directory, ANOTHER_NAME, patience_s=PATIENCE_S) as owner:
+            train(run, ready, owner)
+        print(f"{config.kind}: pretrained in {time.monotonic() - began:.0f} s", flush=True)
+    export_towers(run.run_directory, towers)
+    remove_checkpoints(run.run_directory)
+
+
+def export_towers(model_uri: str, output: str) -> None:
+    """Write the clip towers of a run or saved model as open_clip loads them: a file for ``model.pretrained``.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    model, _ = load_model(model_uri)
+    prefix = "towers."
+    weights = {name.removeprefix(prefix): t for name, t in model.state_dict().items() if name.startswith(prefix)}
+    weights["logit_scale"] = model.logit_scale.detach()
+    with tempfile.TemporaryDirectory(prefix="glscl-towers-") as folder:
+        path = os.path.join(folder, "towers.safetensors")
+        tensors = {name: tensor.contiguous().clone() for name, tensor in weights.items()}
+        save_file(tensors, path, metadata=model.towers.metadata)
+        storage.upload(path, output)

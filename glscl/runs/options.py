@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from importlib.resources.abc import Traversable
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -35,17 +35,26 @@ class ToySets(Options):
     test: int = Field(default=0, ge=0)
 
 
-class Domain(Options):
-    """A domain to train and to test on."""
-
+class _Source(Options):
     train: tuple[str, ...] = ()
     """Shard sets to train on."""
+    toy: ToySets | None = None
+    """Instead of shard sets: make the toy domain of this name."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if bool(self.train) == (self.toy is not None):
+            raise ValueError("give either train (shard sets) or toy (numbers of videos)")
+        return self
+
+
+class Domain(_Source):
+    """A domain to train and to test on."""
+
     validation: tuple[str, ...] = ()
     """Held-out part of this domain, on which its models' best checkpoint is chosen; none keeps the last step."""
     test: str = ""
     """Shard set to test on, whatever was trained on; empty: this domain is only trained on."""
-    toy: ToySets | None = None
-    """Instead of the three: make the toy domain of this name."""
     run: Values = Field(default_factory=dict)
     """What differs in runs that train on this domain alone, such as training.epochs."""
 
@@ -55,31 +64,19 @@ class Domain(Options):
         return bool(self.test or (self.toy and self.toy.test))
 
     @model_validator(mode="after")
-    def _one_source(self) -> Domain:
-        if bool(self.train) == (self.toy is not None):
-            raise ValueError("give either train (shard sets) or toy (numbers of videos)")
+    def _toy_has_all(self) -> Self:
         if self.toy is not None and (self.validation or self.test):
             raise ValueError("toy makes validation and test too; leave them out")
         return self
 
 
-class Pretraining(Options):
+class Pretraining(_Source):
     """A run before the study, whose towers every cell starts from (in place of model.pretrained)."""
 
     domain: str
     """Name, and where it is a toy domain's, which to make."""
-    train: tuple[str, ...] = ()
-    """Shard sets to train on."""
-    toy: ToySets | None = None
-    """Instead of train: make the toy domain of this name."""
     run: Values = Field(default_factory=dict)
     """What differs from the study's run."""
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Pretraining:
-        if bool(self.train) == (self.toy is not None):
-            raise ValueError("give either train (shard sets) or toy (numbers of videos)")
-        return self
 
 
 class RunsConfig(Options):
@@ -87,6 +84,8 @@ class RunsConfig(Options):
 
     kind: ClassVar[str]
     """What such a collection of runs is called."""
+    packaged: ClassVar[Traversable]
+    """Folder of the packaged ones."""
 
     name: str
     """Name of the study or sweep; the same name continues it."""
@@ -134,8 +133,38 @@ class RunsConfig(Options):
         """Address of a shard set or list: under `root`, unless it is absolute itself."""
         return storage.join(self.root, path) if self.root and "://" not in path and path[:1] not in "/~" else path
 
+    @classmethod
+    def names(cls) -> list[str]:
+        """Names of the packaged ones."""
+        return yaml_names(cls.packaged)
 
-RunsType = TypeVar("RunsType", bound=RunsConfig)
+    @classmethod
+    def text(cls, name: str) -> str:
+        """A packaged one as commented YAML.
+
+        Raises:
+            UserError: there is none of this name.
+        """
+        if name not in (known := cls.names()):
+            raise UserError(f"no {cls.kind} '{name}'{did_you_mean(name, known)}; packaged: {', '.join(known)}")
+        return (cls.packaged / f"{name}.yaml").read_text(encoding="utf-8")
+
+    @classmethod
+    def load(cls, source: str, **changes: str) -> Self:
+        """Read a YAML file (local or ``s3://``), or a packaged one by name; ``changes`` replace top-level keys.
+
+        Raises:
+            UserError: missing file, bad YAML, unknown key or bad value, with the key's full name.
+        """
+        text = None if is_file(source) else cls.text(source)
+        from glscl.training.config import read_yaml  # brings torch, which a misspelt name need not wait for
+
+        values = read_yaml(source, text)
+        try:
+            return cls.model_validate(values | changes)
+        except ValidationError as error:
+            where = source if text is None else f"{cls.kind} {source}"
+            raise UserError(f"{where}: {describe_mistake(error, cls)}") from None
 
 
 def merge(*layers: Mapping[str, Any]) -> Values:
@@ -170,39 +199,3 @@ def has_key(values: Mapping[str, Any], key: str) -> bool:
     if head not in values:
         return False
     return not rest or (isinstance(values[head], Mapping) and has_key(values[head], rest))
-
-
-def packaged_text(folder: Traversable, kind: str, name: str) -> str:
-    """Commented YAML of a packaged study or sweep.
-
-    Raises:
-        UserError: there is none of this name.
-    """
-    if name not in (known := yaml_names(folder)):
-        raise UserError(f"no {kind} '{name}'{did_you_mean(name, known)}; packaged: {', '.join(known)}")
-    return (folder / f"{name}.yaml").read_text(encoding="utf-8")
-
-
-def load_runs(
-    model: type[RunsType], source: str, text_of: Callable[[str], str], changes: Mapping[str, Any]
-) -> RunsType:
-    """Read the YAML file (local or ``s3://``) of a study or sweep, or a packaged one by name.
-
-    Args:
-        model: what to read.
-        source: path, address or name.
-        text_of: packaged ones by name.
-        changes: top-level keys to replace, such as ``storage``.
-
-    Raises:
-        UserError: missing file, bad YAML, unknown key or bad value, with the key's full name.
-    """
-    text = None if is_file(source) else text_of(source)
-    from glscl.training.config import read_yaml  # brings torch, which a misspelt name need not wait for
-
-    where = source if text is None else f"{model.kind} {source}"
-    values = read_yaml(source, text)
-    try:
-        return model.model_validate(values | dict(changes))
-    except ValidationError as error:
-        raise UserError(f"{where}: {describe_mistake(error, model)}") from None

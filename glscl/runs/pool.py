@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 from glscl.data.quarantine import describe_incomplete
@@ -13,8 +12,7 @@ from glscl.errors import UserError, one_line
 from glscl.evaluation.metrics import MAIN_METRIC
 from glscl.runs.cell import Cell, read_result
 from glscl.runs.execution import run_cell
-from glscl.system.hardware import Share
-from glscl.system.nodes import alive_nodes, check_resources, worker_capacity
+from glscl.system.nodes import Share, alive_nodes, capacity_of_nodes, check_resources
 from glscl.system.ownership import Owner
 from glscl.system.progress import time_left
 from glscl.training.checkpoint.format import SELECTION_METRIC
@@ -29,23 +27,17 @@ _MOST_FAILURES = 5
 
 def concurrent_runs(training: TrainingConfig) -> int:
     """Trainings whose workers all fit on the nodes there are."""
-    return worker_capacity(training.cpus, training.on_gpu) // training.most_workers
+    return capacity_of_nodes(alive_nodes(), training.cpus, training.on_gpu) // training.most_workers
 
 
 def run_cells(
     cells: Sequence[Cell], owner: Owner, *, kind: str, concurrent: int | None = None, keep_models: bool = False
 ) -> None:
-    """Do every cell that is not finished, as many at once as there is room for.
+    """Do every cell that is not finished, as many at once as there is room for, and ``concurrent`` at most.
 
     Each is a Ray task that starts its own worker group. No more of them run than all their workers fit, so that none
-    waits with half of its workers for another's to end. Nodes that join later are used from then on.
-
-    Args:
-        cells: finished ones among them.
-        owner: of the directory that they lie in; nothing is started once that has another.
-        kind: study or sweep; every line begins with it.
-        concurrent: most at once.
-        keep_models: keep each cell's model.
+    waits with half of its workers for another's to end. Nodes that join later are used from then on. Nothing is started
+    once the directory that they lie in has another owner. Every line that is printed begins with ``kind``.
 
     Raises:
         UserError: cells failed of bad input; names the first and says how to go on.
@@ -59,41 +51,18 @@ def run_cells(
         return
     config = with_machines(pending[0].config, alive_nodes, alone=False)
     training = config.training
-    pool = _Pool(pending, len(cells), training, concurrent or len(cells), keep_models, kind)
+    pool = _Pool(pending, len(cells), training, concurrent or len(cells), kind, keep_models)
     share = Share(training.most_workers, training.on_gpu, training.cpus, config.data.loaders)
     print(f"{kind}: workers of a cell: {share}; {pool.capacity()} cells at once", flush=True)
     check_resources(training.most_workers, training.cpus, training.on_gpu, training.wait_for_nodes_s)
     pool.run(owner)
 
 
-@dataclass(frozen=True, slots=True)
-class _Done:
-    """What the driver prints of a finished cell; everything else is in ``cell.json``."""
-
-    seconds: float
-    scores: str
-
-
 class _Pool:
-    """Cells under way.
-
-    Args:
-        pending: cells to do.
-        total: number of all cells, finished ones included.
-        training: of any of them: all have equally many workers.
-        most: cells at once.
-        keep_models: keep each cell's model.
-        kind: every line begins with it.
-    """
+    """Cells under way, ``total`` with the finished ones; ``training`` is any one's, all have equally many workers."""
 
     def __init__(
-        self,
-        pending: deque[Cell],
-        total: int,
-        training: TrainingConfig,
-        most: int,
-        keep_models: bool,
-        kind: str,
+        self, pending: deque[Cell], total: int, training: TrainingConfig, most: int, kind: str, keep_models: bool
     ) -> None:
         import ray
 
@@ -111,13 +80,7 @@ class _Pool:
         return max(1, min(concurrent_runs(self._training), self._most))
 
     def run(self, owner: Owner) -> None:
-        """Do them all.
-
-        Raises:
-            UserError: cells failed of bad input.
-            RuntimeError: cells failed of something else.
-            TakenOverError: another command owns the directory now.
-        """
+        """Do them all; raises as `run_cells`."""
         import ray
 
         while self._pending or self._running:
@@ -134,7 +97,7 @@ class _Pool:
     def _start(self) -> None:
         while self._pending and len(self._running) < self.capacity() and len(self._failures) < _MOST_FAILURES:
             cell = self._pending.popleft()
-            self._running[self._task.remote(cell.to_values(), self._keep_models)] = cell
+            self._running[self._task.remote(cell, self._keep_models)] = cell
 
     def _collect(self, reference: Any) -> None:
         """Take in how a cell ended."""
@@ -142,19 +105,19 @@ class _Pool:
 
         cell = self._running.pop(reference)
         try:
-            done: _Done = ray.get(reference)
+            seconds, scores = ray.get(reference)
         except ray.exceptions.RayError as error:
             cause = getattr(error, "cause", None)
             self._failures.append((cell, cause if isinstance(cause, BaseException) else error))
             self._print(f"FAILED {cell.label}: {one_line(self._failures[-1][1])}")
             return
         self._finished += 1
-        self._seconds += done.seconds
+        self._seconds += seconds
         mean = self._seconds / (self._finished - self._before)
         left = mean * (len(self._pending) + len(self._running)) / self.capacity()
         self._print(
-            f"{self._finished}/{self._total} {cell.label}: {done.scores} "
-            f"({done.seconds:.0f} s, about {max(1, round(left / 60))} min left)"
+            f"{self._finished}/{self._total} {cell.label}: {scores} "
+            f"({seconds:.0f} s, about {max(1, round(left / 60))} min left)"
         )
 
     def _print_progress(self) -> None:
@@ -178,10 +141,10 @@ class _Pool:
         print(f"{self._kind}: {text}", flush=True)
 
 
-def _run_task(values: Mapping[str, Any], keep_model: bool) -> _Done:
-    """Do a cell in a process of the cluster."""
-    result = run_cell(Cell.from_values(values), keep_model)
+def _run_task(cell: Cell, keep_model: bool) -> tuple[float, str]:
+    """Do a cell in a process of the cluster; returns its seconds and scores, everything else is in ``cell.json``."""
+    result = run_cell(cell, keep_model)
     tests = ", ".join(f"{test.domain} {MAIN_METRIC}={test.text_to_video[MAIN_METRIC]:.1f}" for test in result.tests)
     scores = tests or f"held-out {MAIN_METRIC}={result.validation[SELECTION_METRIC]:.1f}"
     missing = describe_incomplete(entry.model_dump() for entry in result.incomplete)
-    return _Done(result.seconds, f"{scores}; incomplete: {missing}" if missing else scores)
+    return result.seconds, f"{scores}; incomplete: {missing}" if missing else scores

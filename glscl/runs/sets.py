@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from glscl.data.apart import NamedSet
@@ -24,22 +24,17 @@ class Sets:
 
     @property
     def uris(self) -> list[str]:
-        """All of them."""
+        """All addresses."""
         return [*self.train, *self.validation, *([self.test] if self.test else [])]
 
 
-def locate_sets(config: RunsConfig) -> dict[str, Sets]:
-    """Return the shard sets of every domain; toy sets need not be there yet."""
-    return {name: _sets(config, name, domain, toy_set_address) for name, domain in config.domains.items()}
+def locate_sets(config: RunsConfig, *, make: bool = False) -> dict[str, Sets]:
+    """Return the shard sets of every domain; ``make`` writes the toy sets that are missing (Ray must be running)."""
+    return {name: _locate(config, name, domain, make) for name, domain in config.domains.items()}
 
 
-def make_sets(config: RunsConfig) -> dict[str, Sets]:
-    """Return the shard sets of every domain, and write the toy sets that are missing. Ray must be running."""
-    return {name: _sets(config, name, domain, toy_set) for name, domain in config.domains.items()}
-
-
-def _sets(config: RunsConfig, name: str, domain: Domain, address: Callable[[str, str, str, int], str]) -> Sets:
-    toy = domain.toy
+def _locate(config: RunsConfig, name: str, domain: Domain, make: bool) -> Sets:
+    toy, address = domain.toy, toy_set if make else toy_set_address
     if toy is None:
         train, validation = (tuple(map(config.address, uris)) for uris in (domain.train, domain.validation))
         return Sets(train, validation, config.address(domain.test) if domain.test else "")
@@ -84,23 +79,16 @@ def open_sets(sets: Mapping[str, Sets]) -> OpenSets:
     Raises:
         UserError: one is missing.
     """
-    return OpenSets(
-        [NamedSet.open(f"domains.{name}.train", uri) for name, domain in sets.items() for uri in domain.train],
-        [
-            NamedSet.open(f"domains.{name}.validation", uri)
-            for name, domain in sets.items()
-            for uri in domain.validation
-        ],
-        [NamedSet.open(f"domains.{name}.test", domain.test) for name, domain in sets.items() if domain.test],
-    )
+    opened = OpenSets([], [], [])
+    for name, domain in sets.items():
+        opened.trained.extend(NamedSet.open(f"domains.{name}.train", uri) for uri in domain.train)
+        opened.held_out.extend(NamedSet.open(f"domains.{name}.validation", uri) for uri in domain.validation)
+        opened.tested.extend(NamedSet.open(f"domains.{name}.test", uri) for uri in (domain.test,) if uri)
+    return opened
 
 
 def check_domain_names(opened: Sequence[NamedSet], kind: str) -> None:
-    """Check that sets of `open_sets` are of the domain that the configuration names them by.
-
-    Args:
-        opened: the sets.
-        kind: what the configuration is of, for the message.
+    """Check that sets of `open_sets` are of the domain that the configuration, of this ``kind``, names them by.
 
     Raises:
         UserError: one is of another domain.

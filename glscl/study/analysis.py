@@ -1,33 +1,26 @@
-"""Compute the typed results of a study from its cells' ranks: figures, comparisons and claims."""
+"""Compute the typed results of a study from its cells' ranks: figures, comparisons, claims, and what was held equal."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 
-from glscl.data.quarantine import describe_incomplete, merge_incomplete
+from glscl.data.shards import open_shard_set
 from glscl.errors import UserError
-from glscl.evaluation.results import Incomplete, Test
-from glscl.runs.cell import Cell
+from glscl.evaluation.metrics import MAIN_METRIC
+from glscl.evaluation.results import Test
+from glscl.runs.cell import Cell, find_incomplete
 from glscl.runs.options import UNION, ZERO_SHOT
-from glscl.runs.provenance import record_provenance
+from glscl.runs.summary import summarise
 from glscl.study.comparisons import compare_variants, write_claims
-from glscl.study.figures import Domains, build_result
 from glscl.study.options import StudyConfig
-from glscl.study.panels import Finished, build_panels, select_comparable
-from glscl.study.protocol import describe_protocol, describe_test_set, list_variants
-from glscl.study.results import Comparison, Result, StudyResults, Training
+from glscl.study.panels import Finished, build_panels, build_result, select_comparable
+from glscl.study.results import Comparison, Result, StudyResults, TestSet, Training, Variant
 
 
 def analyse(study: StudyConfig, cells: Sequence[Cell], finished: Finished) -> StudyResults:
     """Compute everything of `StudyResults` that follows from the cells' results; costs and examples are not in it.
 
     While the study is unfinished, the seeds that are: see `select_comparable`.
-
-    Args:
-        study: the study.
-        cells: all its cells.
-        finished: those that are finished, with their results.
 
     Raises:
         UserError: nothing is finished, or cells were tested on different queries.
@@ -48,44 +41,84 @@ def analyse(study: StudyConfig, cells: Sequence[Cell], finished: Finished) -> St
         ]
         comparisons += compare_variants(study, condition, panels, domains)
         for name, panel in panels.items():
-            tested.setdefault(name, {})[condition] = next(iter(panel.seeds.values()))[0].test
-    claims = write_claims(study, comparisons)
-    incomplete = _merge_incomplete(comparable)
-    verdict = f"study={study.name} cells={len(finished)}/{len(cells)} {' '.join(claims[:1])} [{study.label}]"
+            tested.setdefault(name, {})[condition] = panel.first
+    summary = summarise(
+        study,
+        f"cells={len(finished)}/{len(cells)}",
+        write_claims(study, comparisons),
+        find_incomplete(result for _, result in comparable),
+        use_gpu=comparable[0][0].config.training.use_gpu is not False,
+    )
+    # The trainings: zero-shot first and the union last.
+    trainings = sorted(domains.items(), key=lambda item: (item[0] != ZERO_SHOT, item[0] == UNION))
     return StudyResults(
-        name=study.name,
-        label=study.label,
-        verdict=verdict + _describe_incomplete(incomplete),
-        incomplete=incomplete,
-        **asdict(record_provenance(comparable[0][0].config.training.use_gpu is not False)),
+        **dict(summary),
         finished_cells=len(finished),
         cells=len(cells),
         seeds=list(study.seeds),
         conditions=list(study.conditions),
-        claims=claims,
         protocol=describe_protocol(study, cells),
-        variants=list_variants(study),
-        trainings=_list_trainings(domains),
-        tests=[describe_test_set(name, tested[name]) for name in study.domains if name in tested],
+        variants=_list_variants(study),
+        trainings=[Training(name=name, domains=of_training) for name, of_training in trainings],
+        tests=[_describe_test_set(name, tested[name]) for name in study.domains if name in tested],
         results=results,
         comparisons=comparisons,
     )
 
 
-def _merge_incomplete(finished: Finished) -> list[Incomplete]:
-    """Merge what the cells say of shard sets that lack videos."""
-    merged = merge_incomplete([entry.model_dump() for entry in result.incomplete] for _, result in finished)
-    return [Incomplete.model_validate(entry) for entry in merged]
+def describe_protocol(study: StudyConfig, cells: Sequence[Cell]) -> dict[str, str]:
+    """Describe what was held equal."""
+    config = cells[-1].config
+    training = config.training
+    trained = [cell.config for cell in cells if cell.domains]
+    towers = f"pretrained here on {study.pretraining.domain}" if study.pretraining else str(config.model.pretrained)
+    rule = f"best held-out {MAIN_METRIC} of the training domain" if trained[0].data.validation else "last step"
+    by_condition = {cell.condition: cell.config.model for cell in cells}
+    context = f"{config.model.frame_context}, the same for all heads"
+    if len({run.model.frame_context for run in trained}) > 1:
+        context = "as each variant's settings say"
+    run_length = f"{training.max_steps} steps" if training.max_steps else f"{training.epochs} epochs"
+    if len({(run.training.max_steps, run.training.epochs) for run in trained}) > 1:
+        run_length = "steps as each domain's settings say"
+    lengths = {name: f"{model.max_words} words, {model.max_frames} frames" for name, model in by_condition.items()}
+    return {
+        "Towers": f"{config.model.clip}, {towers}; the same for all",
+        "Frame context": context,
+        "Lengths": "; ".join(f"{name}: {text}, in training and in testing" for name, text in lengths.items()),
+        "Training": f"{run_length}, global batch {training.global_batch}, "
+        f"{training.precision}, {len(study.seeds)} seeds per cell",
+        "Videos trained on": _count_training_videos(study, cells),
+        "Checkpoint": f"{rule}; never chosen on a test set or on another domain",
+        "Ranks": "every caption is a query; ties count by expectation; a video's best caption counts, video to text",
+        "Intervals": f"95 %: paired bootstrap over queries ({study.resamples:,} resamples, captions of a video "
+        "together), seeds as a random effect, Student's t; Holm's correction within means and within single cells",
+        "Retention": "R@1 on a domain after training on another, over R@1 there after training there",
+        "Lift": "R@1 minus that of the towers before any training",
+    }
 
 
-def _describe_incomplete(incomplete: Sequence[Incomplete]) -> str:
-    """Describe shard sets that lack videos, for the end of the verdict; empty if none does."""
-    if not incomplete:
-        return ""
-    return f"; incomplete: {describe_incomplete([entry.model_dump() for entry in incomplete])}"
+def _count_training_videos(study: StudyConfig, cells: Sequence[Cell]) -> str:
+    """Count the videos of every domain's training sets."""
+    sets = {cell.training: cell.config.data.train for cell in cells if cell.training in study.domains}
+    videos = {name: sum(open_shard_set(uri).manifest.videos for uri in uris) for name, uris in sets.items()}
+    return ", ".join(f"{name} {count:,}" for name, count in videos.items())
 
 
-def _list_trainings(domains: Domains) -> list[Training]:
-    """List the trainings, zero-shot first and the union last."""
-    ordered = sorted(domains.items(), key=lambda item: (item[0] != ZERO_SHOT, item[0] == UNION))
-    return [Training(name=name, domains=list(of_training)) for name, of_training in ordered]
+def _list_variants(study: StudyConfig) -> list[Variant]:
+    """List the variants, the zero-shot towers first."""
+    variants = [
+        Variant(name=name, head=v.run.get("model", {}).get("head", "glscl"), group=v.group, what=v.what)
+        for name, v in study.variants.items()
+    ]
+    if study.zero_shot:
+        what = "the towers before any training, mean of the frames"
+        variants.insert(0, Variant(name=ZERO_SHOT, head="mean_pool", group="pooling", what=what))
+    return variants
+
+
+def _describe_test_set(name: str, by_condition: Mapping[str, Test]) -> TestSet:
+    """Describe a test set from one result per condition."""
+    test = next(iter(by_condition.values()))
+    truncated = {condition: one.truncated_texts for condition, one in by_condition.items()}
+    own = {"name": name, "chance": 100.0 / test.videos, "truncated": truncated}
+    return TestSet.model_validate(dict(test) | own)

@@ -33,17 +33,11 @@ class Mark:
     accuracy: float
 
 
-@dataclass(frozen=True)
-class CostCharts:
-    """Accuracy against cost, across domains and within them."""
+def cost_charts(study: StudyResults, results: Sequence[Result], costs: Sequence[Cost]) -> tuple[list[Chart], list[str]]:
+    """Draw mean text-to-video R@1 of one condition against multiply-adds per pair, cross-domain and in-domain.
 
-    charts: list[Chart]
-    left_out: list[str]
-    """Variants with a cell unfinished: a mean over other cells is no comparison."""
-
-
-def cost_charts(study: StudyResults, results: Sequence[Result], costs: Sequence[Cost]) -> CostCharts:
-    """Draw mean text-to-video R@1 of one condition against multiply-adds per pair, cross-domain and in-domain."""
+    Returns the charts, and the variants left out for an unfinished cell: a mean over other cells is no comparison.
+    """
     charts: list[Chart] = []
     left_out: set[str] = set()
     relations: tuple[Relation, ...] = ("cross-domain", "in-domain")
@@ -55,7 +49,7 @@ def cost_charts(study: StudyResults, results: Sequence[Result], costs: Sequence[
         title = f"{relation.capitalize()} mean R@1, %"
         if chart := scatter(title, marks, reference, filled=relation == "cross-domain"):
             charts.append(chart)
-    return CostCharts(charts, sorted(left_out))
+    return charts, sorted(left_out)
 
 
 def _mark_variants(
@@ -86,11 +80,8 @@ def _mean_untrained(results: Sequence[Result], tests: set[str]) -> float | None:
 def scatter(title: str, marks: Sequence[Mark], reference: float | None, *, filled: bool) -> Chart | None:
     """Draw accuracy against cost on a logarithmic axis; None if there is nothing to draw.
 
-    Args:
-        title: of the chart.
-        marks: one per variant.
-        reference: accuracy of the towers before any training; where it is far below the variants it is only noted.
-        filled: markers are filled rather than open.
+    The reference is the accuracy of the towers before any training; where it is far below the variants, and would press
+    them together, it is only noted.
     """
     marks = sorted((mark for mark in marks if math.isfinite(mark.accuracy)), key=lambda mark: mark.cost)
     if not marks:
@@ -98,7 +89,7 @@ def scatter(title: str, marks: Sequence[Mark], reference: float | None, *, fille
     costs = [_cost_on_axis(mark) for mark in marks]
     heights = [mark.accuracy for mark in marks]
     note = ""
-    if reference is not None and _is_far_below(reference, heights):
+    if reference is not None and min(heights) - reference > max(max(heights) - min(heights), 1.0):
         note = f"{ZERO_SHOT}: {number(reference)}, below the axis"
         reference = None
     levels = heights if reference is None else [*heights, reference]
@@ -125,11 +116,6 @@ def _cost_on_axis(mark: Mark) -> float:
     return max(mark.cost, 1.0)
 
 
-def _is_far_below(reference: float, heights: Sequence[float]) -> bool:
-    """Whether a reference on the axis would press the variants together."""
-    return min(heights) - reference > max(max(heights) - min(heights), 1.0)
-
-
 def _powers_of_ten(low: float, high: float) -> list[tuple[float, str]]:
     """List the powers of ten from low to high, with their labels."""
     powers = range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)
@@ -137,11 +123,10 @@ def _powers_of_ten(low: float, high: float) -> list[tuple[float, str]]:
 
 
 def _draw_reference(plot: Plot, height: float | None) -> None:
-    if height is None:
-        return
-    plot.axes.axhline(height, color=MUTED, linewidth=1.25, linestyle=(0, (5, 4)))
-    plot.axes.annotate(ZERO_SHOT, (1, height), (0, 4), ("axes fraction", "data"), "offset points",
-                       ha="right", color=MUTED)  # fmt: skip
+    if height is not None:
+        plot.axes.axhline(height, color=MUTED, linewidth=1.25, linestyle=(0, (5, 4)))
+        plot.axes.annotate(ZERO_SHOT, (1, height), (0, 4), ("axes fraction", "data"), "offset points",
+                           ha="right", color=MUTED)  # fmt: skip
 
 
 def _draw_mark(plot: Plot, mark: Mark, *, filled: bool) -> None:

@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from glscl.evaluation.metrics import DIRECTIONS, MAIN_METRIC, Direction
-from glscl.study.figures import Domains, relation_of
 from glscl.study.options import StudyConfig
-from glscl.study.panels import Panel
+from glscl.study.panels import Domains, Panel, relation_of
 from glscl.study.results import Comparison, Relation
 from glscl.study.statistics import LEVEL, Interval, System, claim, holm, mean_difference
 
@@ -17,8 +16,6 @@ AVERAGED: tuple[Relation, ...] = ("in-domain", "cross-domain")
 
 
 class _Key(NamedTuple):
-    """Which difference: ``first - second`` in a scope."""
-
     first: str
     second: str
     scope: str
@@ -74,11 +71,8 @@ def _correct(
         in_condition = f", {condition}" if len(study.conditions) > 1 else ""
         where = f"({direction.replace('_', '-')}, {key.scope}{in_condition})"
         yield Comparison(
+            **key._asdict(),
             condition=condition,
-            first=key.first,
-            second=key.second,
-            scope=key.scope,
-            relation=key.relation,
             direction=direction,
             metric=MAIN_METRIC,
             estimate=interval.estimate,
@@ -124,7 +118,7 @@ def tally(comparisons: Sequence[Comparison]) -> str:
     """Count the differences that were shown, and which way."""
     better = sum(c.shown and c.estimate > 0 for c in comparisons)
     worse = sum(c.shown and c.estimate < 0 for c in comparisons)
-    compared = f"{len(comparisons)} comparison{'s' if len(comparisons) > 1 else ''}"
+    compared = f"{len(comparisons)} comparisons" if len(comparisons) > 1 else "1 comparison"
     if not better and not worse:
         return f"no difference shown in {'any of ' if len(comparisons) > 1 else ''}{compared}"
     rest = len(comparisons) - better - worse

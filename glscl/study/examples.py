@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,9 +13,8 @@ from glscl.evaluation.embed import strip
 from glscl.evaluation.results import QueryRanks
 from glscl.models.tokenizer import tokenize
 from glscl.models.towers import frame_size_of
-from glscl.runs.cell import Cell
+from glscl.runs.cell import Cell, CellTest
 from glscl.runs.options import ZERO_SHOT
-from glscl.runs.results import CellTest
 from glscl.study.options import StudyConfig
 from glscl.study.panels import Finished
 from glscl.study.results import Example, Shot
@@ -31,21 +31,14 @@ PicturesOf = Callable[[str, int], list[str]]
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A query that could be shown.
-
-    Attributes:
-        cell: of the variant that finds it.
-        test: domain of the test set.
-        query: number of the caption.
-        finder: name of the variant that finds it.
-        loser: name of the one that loses it.
-        of_finder: ranks of the finder.
-        of_loser: ranks of the loser.
-    """
+    """A query that could be shown."""
 
     cell: Cell
+    """Of the variant that finds it."""
     test: str
+    """Domain of the test set."""
     query: int
+    """Number of the caption."""
     finder: str
     loser: str
     of_finder: QueryRanks
@@ -84,8 +77,8 @@ def find_examples(study: StudyConfig, finished: Finished) -> list[Example]:
                         candidates += find_candidates(cell, finder, loser, ours, theirs)
             queues.append(sorted(candidates, key=lambda candidate: candidate.order))
     chosen = _choose(queues, study.examples)
-    pictures = _Pictures(finished[0][0])
-    return [build_example(candidate, pictures.decode) for candidate in chosen]
+    pictures = _open_pictures(finished[0][0])
+    return [build_example(candidate, pictures) for candidate in chosen]
 
 
 def find_candidates(cell: Cell, finder: str, loser: str, ours: CellTest, theirs: CellTest) -> Iterator[Candidate]:
@@ -114,30 +107,36 @@ def _rank(queries: QueryRanks, query: int) -> float:
     return float(ranks.optimistic[query] + ranks.pessimistic[query]) / 2
 
 
-class _Pictures:
-    """Pictures of test videos, decoded from their shards once each."""
+def _open_pictures(cell: Cell) -> PicturesOf:
+    """Open the cell's test shards, whose videos are decoded once each: first, middle and last frame."""
+    sets = [open_shard_set(uri) for uri in cell.config.data.test]
+    by_domain = {shard_set.manifest.domain: shard_set for shard_set in sets}
+    sampling = make_sampling(cell.config, frame_size_of(cell.config.model.clip))
 
-    def __init__(self, cell: Cell) -> None:
-        sets = [open_shard_set(uri) for uri in cell.config.data.test]
-        self._sets = {shard_set.manifest.domain: shard_set for shard_set in sets}
-        self._sampling = make_sampling(cell.config, frame_size_of(cell.config.model.clip))
-        self._decoded: dict[tuple[str, int], list[str]] = {}
+    @functools.cache
+    def decode(domain: str, position: int) -> list[str]:
+        gallery = Gallery(by_domain[domain], position, position + 1, sampling, lambda texts: tokenize(texts, 8), 1)
+        (batch,) = gallery.batches(0)
+        jpegs = strip(batch.frames[0], batch.frame_mask[0])
+        return ["data:image/jpeg;base64," + base64.b64encode(jpeg).decode() for jpeg in jpegs]
 
-    def decode(self, domain: str, position: int) -> list[str]:
-        """Decode first, middle and last frame of a video, as ``data:`` URIs."""
-        key = domain, position
-        if key not in self._decoded:
-            test_set = self._sets[domain]
-            gallery = Gallery(test_set, position, position + 1, self._sampling, lambda texts: tokenize(texts, 8), 1)
-            (batch,) = gallery.batches(0)
-            jpegs = strip(batch.frames[0], batch.frame_mask[0])
-            self._decoded[key] = ["data:image/jpeg;base64," + base64.b64encode(jpeg).decode() for jpeg in jpegs]
-        return self._decoded[key]
+    return decode
 
 
 def build_example(candidate: Candidate, pictures: PicturesOf) -> Example:
     """Build an example; ``pictures`` gives a video's frames."""
     query = candidate.query
+
+    def shots(queries: QueryRanks) -> list[Shot]:
+        return [
+            Shot(
+                video_id=queries.video_ids[row],
+                correct=row == queries.owners[query],
+                thumbnails=pictures(candidate.test, queries.positions[row]),
+            )
+            for row in map(int, queries.top[query][:SHOWN])
+        ]
+
     return Example(
         condition=candidate.cell.condition,
         training=candidate.cell.training,
@@ -147,19 +146,6 @@ def build_example(candidate: Candidate, pictures: PicturesOf) -> Example:
         loser=candidate.loser,
         finder_rank=_rank(candidate.of_finder, query),
         loser_rank=_rank(candidate.of_loser, query),
-        finder_top=_build_shots(candidate.of_finder, candidate, pictures),
-        loser_top=_build_shots(candidate.of_loser, candidate, pictures),
+        finder_top=shots(candidate.of_finder),
+        loser_top=shots(candidate.of_loser),
     )
-
-
-def _build_shots(queries: QueryRanks, candidate: Candidate, pictures: PicturesOf) -> list[Shot]:
-    """Build the best videos of one variant."""
-    right = queries.owners[candidate.query]
-    return [
-        Shot(
-            video_id=queries.video_ids[row],
-            correct=row == right,
-            thumbnails=pictures(candidate.test, queries.positions[row]),
-        )
-        for row in map(int, queries.top[candidate.query][:SHOWN])
-    ]

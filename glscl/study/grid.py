@@ -15,8 +15,6 @@ from glscl.study.options import StudyConfig
 from glscl.system import storage
 from glscl.training.config import RunConfig
 
-CELLS = "cells"
-
 _UNTRAINED: Values = {"model": {"head": "mean_pool", "frame_context": "none", "position_std": None}}
 
 
@@ -60,7 +58,7 @@ def _build_config(
         "validation": [uri for domain in domains for uri in sets[domain].validation],
         "test": [domain.test for domain in sets.values() if domain.test],
     }
-    folder = storage.join(study.directory, CELLS, condition)
+    folder = storage.join(study.directory, "cells", condition)
     layers = [study.conditions[condition], pretrained_towers(study), *changes]
     return build_run(study, folder, name, seed, layers, data)
 
@@ -81,8 +79,7 @@ def _leave_out(study: StudyConfig, domains: tuple[str, ...]) -> Values:
 def check_sets(study: StudyConfig, sets: Mapping[str, Sets]) -> list[str]:
     """Open every shard set and every list of leaked videos, and check that no test set is trained or selected on.
 
-    Returns:
-        notes on sets that could not be compared.
+    Returns notes on sets that could not be compared.
 
     Raises:
         UserError: naming what is missing or shared.

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from importlib import resources
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from glscl.errors import did_you_mean
 from glscl.options import Options
-from glscl.options.packaged import yaml_names
-from glscl.runs.options import RunsConfig, Values, check_names, load_runs, packaged_text
-
-_STUDIES = resources.files("glscl") / "presets" / "studies"
+from glscl.runs.options import RunsConfig, Values, check_names
 
 Group = Literal["consistency", "attention", "pooling", "ablation"]
 
@@ -21,8 +18,8 @@ class VariantOptions(Options):
     """A head with its options and losses."""
 
     group: Group
-    """consistency: global-local consistency; attention: between text and frames; pooling: neither; ablation: a
-    consistency head without its losses or one of its parts."""
+    """consistency: global-local consistency (GLSCL, GLCCL); attention: learned or token-wise, between text and frames;
+    pooling: no interaction before the last dot product; ablation: a consistency head without its losses or a part."""
     what: str
     """In a few words, for the report."""
     run: Values
@@ -44,6 +41,7 @@ class StudyConfig(RunsConfig):
     """Heads × training domains × test domains × seeds. Each domain is trained on alone, and tested on by all."""
 
     kind = "study"
+    packaged = resources.files("glscl") / "presets" / "studies"
 
     name: str = "study"
     """Name of the study; the same name continues it."""
@@ -110,22 +108,3 @@ class StudyConfig(RunsConfig):
         """The comparisons, the default ones where none are named."""
         ours, others = ([n for n, v in self.variants.items() if v.group == g] for g in ("consistency", "attention"))
         return self.comparisons or tuple((first, second) for first in ours for second in others)
-
-
-def study_names() -> list[str]:
-    """Names of the packaged studies."""
-    return yaml_names(_STUDIES)
-
-
-def study_text(name: str) -> str:
-    """A packaged study as commented YAML.
-
-    Raises:
-        UserError: no such study.
-    """
-    return packaged_text(_STUDIES, StudyConfig.kind, name)
-
-
-def load_study(source: str, **changes: Any) -> StudyConfig:
-    """Read a study; see `load_runs`."""
-    return load_runs(StudyConfig, source, study_text, changes)

@@ -1,25 +1,35 @@
-"""Panels: the cells' ranks on one test set in one condition, resampled so that all of them are paired."""
+"""Panels: the cells' ranks on one test set in one condition, resampled and paired, and the figures that they give."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from glscl.errors import UserError
-from glscl.evaluation.metrics import DIRECTIONS, METRICS, Direction
+from glscl.evaluation.metrics import (
+    DIRECTIONS,
+    MAIN_METRIC,
+    MEDIAN_RANK,
+    METRICS,
+    OPTIMISTIC,
+    PESSIMISTIC,
+    RECALL_LEVELS,
+    Direction,
+    recall_name,
+)
 from glscl.evaluation.ranks import Ranks
-from glscl.evaluation.results import Metrics, QueryRanks, Test, WithoutLeaked
-from glscl.runs.cell import Cell
-from glscl.runs.options import ZERO_SHOT
-from glscl.runs.results import CellResult, CellTest
+from glscl.evaluation.results import QueryRanks, RankBounds
+from glscl.runs.cell import Cell, CellResult, CellTest
+from glscl.runs.options import UNION, ZERO_SHOT
 from glscl.study.options import StudyConfig
-from glscl.study.statistics import QueryBootstrap, System, per_query
+from glscl.study.results import Column, Estimate, Relation, Result, WithoutLeaked
+from glscl.study.statistics import Array, Interval, QueryBootstrap, System, over_seeds, per_query
 
-Key = tuple[str, str]
-"""Variant and training."""
+Domains = Mapping[str, Sequence[str]]
+"""Training -> the domains that it learns from."""
 Finished = Sequence[tuple[Cell, CellResult]]
 _SHARED = ("owners", "query_videos", "video_ids", "positions", "captions")
 
@@ -34,29 +44,26 @@ class SeedResult:
 
 @dataclass(slots=True)
 class Panel:
-    """Everything measured on one test set in one condition.
-
-    Attributes:
-        test: domain.
-        seeds: (variant, training) -> results of its seeds, in the order of the seeds.
-        bootstraps: by direction.
-        systems: direction -> (variant, training, metric) -> resampled values.
-    """
+    """Everything measured on one test set in one condition."""
 
     test: str
-    seeds: dict[Key, list[SeedResult]] = field(default_factory=dict)
+    """Domain."""
+    seeds: dict[tuple[str, str], list[SeedResult]] = field(default_factory=dict)
+    """Variant and training -> results of its seeds, in the order of the seeds."""
     bootstraps: dict[Direction, QueryBootstrap] = field(default_factory=dict)
     systems: dict[Direction, dict[tuple[str, str, str], System]] = field(default_factory=dict)
+    """Direction -> (variant, training, metric) -> resampled values."""
+
+    @property
+    def first(self) -> CellTest:
+        """One of the results, for what all have in common."""
+        return next(iter(self.seeds.values()))[0].test
 
 
 def share_texts(result: CellResult, known: dict[str, list[int] | list[str]]) -> CellResult:
-    """Hold captions, names and owners that are the same in all cells only once.
+    """Hold captions, names and owners that are the same in all cells only once; ``known`` are those of cells before.
 
     A large study has hundreds of cells with tens of thousands of queries each.
-
-    Args:
-        result: of a cell.
-        known: lists of the cells before; updated.
     """
     tests = []
     for test in result.tests:
@@ -112,7 +119,7 @@ def _collect(finished: Finished) -> dict[str, Panel]:
     for cell, result in sorted(finished, key=lambda item: item[0].seed):
         for test in result.tests:
             panel = panels.setdefault(test.domain, Panel(test.domain))
-            if panel.seeds and _first(panel).per_query.owners != test.per_query.owners:
+            if panel.seeds and panel.first.per_query.owners != test.per_query.owners:
                 raise UserError(
                     f"{cell.directory}: tested on other videos of {test.domain} than the cells before it (some could "
                     f"not be decoded then or now); delete the folders of the cells that are out of step"
@@ -123,7 +130,7 @@ def _collect(finished: Finished) -> dict[str, Panel]:
 
 def _resample(panel: Panel, direction: Direction, resamples: int, seed: int) -> None:
     """Resample the queries of one direction for every system of a panel."""
-    queries = _first(panel).per_query
+    queries = panel.first.per_query
     # Captions of one video are not independent: they are resampled together.
     groups = np.asarray(queries.owners) if direction == "text_to_video" else len(queries.query_videos)
     bootstrap = QueryBootstrap(groups, resamples, seed)
@@ -137,14 +144,121 @@ def _resample(panel: Panel, direction: Direction, resamples: int, seed: int) -> 
 
 
 def _ranks(queries: QueryRanks, direction: Direction) -> Ranks:
-    bounds = queries.text_to_video if direction == "text_to_video" else queries.video_to_text
+    bounds: RankBounds = getattr(queries, direction)
     return Ranks(torch.from_numpy(bounds.optimistic).long(), torch.from_numpy(bounds.pessimistic).long())
 
 
-def _first(panel: Panel) -> CellTest:
-    return next(iter(panel.seeds.values()))[0].test
+def relation_of(training: str, domains: Domains, test: str) -> Relation:
+    """Relation of a test set to a training."""
+    if training == ZERO_SHOT:
+        return "zero-shot"
+    if training == UNION:
+        return "union"
+    return "in-domain" if test in domains[training] else "cross-domain"
 
 
-def metrics_of(result: Test | WithoutLeaked, direction: Direction) -> Metrics:
-    """Figures of one direction, by name."""
-    return result.text_to_video if direction == "text_to_video" else result.video_to_text
+def build_result(condition: str, panel: Panel, variant: str, training: str, domains: Domains) -> Result:
+    """Compute everything that the study says of one variant after one training on one test set."""
+    seeds = panel.seeds[variant, training]
+    relation = relation_of(training, domains, panel.test)
+    return Result(
+        condition=condition,
+        variant=variant,
+        training=training,
+        test=panel.test,
+        relation=relation,
+        text_to_video=_figures(panel, "text_to_video", variant, training),
+        video_to_text=_figures(panel, "video_to_text", variant, training),
+        median_rank={d: _mean_metric(seeds, d, MEDIAN_RANK) for d in DIRECTIONS},
+        ties={d: (_mean_metric(seeds, d, PESSIMISTIC), _mean_metric(seeds, d, OPTIMISTIC)) for d in DIRECTIONS},
+        hubness=_hubness(seeds),
+        retention=_retention(panel, variant, training) if relation == "cross-domain" else None,
+        lift=_lift(panel, variant, training) if training != ZERO_SHOT else None,
+        columns=_columns(seeds),
+        without_leaked=_without_leaked(seeds),
+        seconds=_mean(one.seconds for one in seeds) if training != ZERO_SHOT else None,
+    )
+
+
+def _figures(panel: Panel, direction: Direction, variant: str, training: str) -> dict[str, Estimate]:
+    """Every metric of one direction."""
+    figures = {}
+    for name, metric in METRICS.items():
+        system = panel.systems[direction][variant, training, name]
+        interval = panel.bootstraps[direction].mean(system, metric.bounds)
+        figures[name] = _estimate(interval, system.units.mean(1))
+    return figures
+
+
+def _retention(panel: Panel, variant: str, training: str) -> Estimate | None:
+    """What is left of the main metric after training on another domain than the test's."""
+    systems = panel.systems["text_to_video"]
+    at_home = systems.get((variant, panel.test, MAIN_METRIC))
+    if at_home is None:
+        return None
+    interval = panel.bootstraps["text_to_video"].retention(systems[variant, training, MAIN_METRIC], at_home)
+    return _estimate(interval) if interval is not None else None
+
+
+def _lift(panel: Panel, variant: str, training: str) -> Estimate | None:
+    """Difference in the main metric from the towers before any training."""
+    systems = panel.systems["text_to_video"]
+    zero_shot = systems.get((ZERO_SHOT, ZERO_SHOT, MAIN_METRIC))
+    if zero_shot is None:
+        return None
+    return _estimate(panel.bootstraps["text_to_video"].difference(systems[variant, training, MAIN_METRIC], zero_shot))
+
+
+def _estimate(interval: Interval, of_seeds: Array | None = None) -> Estimate:
+    """Convert an interval; ``of_seeds`` (S,) are the seeds' figures."""
+    low, high = (float(end) if np.isfinite(end) else None for end in (interval.low, interval.high))
+    return Estimate(
+        estimate=interval.estimate,
+        low=low,
+        high=high,
+        deviation=over_seeds(of_seeds).deviation if of_seeds is not None else None,
+        seeds=min(interval.seeds),
+        note=interval.note,
+    )
+
+
+def _hubness(seeds: Sequence[SeedResult]) -> Estimate:
+    skewness = over_seeds([one.test.hubness_skewness for one in seeds])
+    return Estimate(
+        estimate=skewness.mean,
+        low=skewness.minimum,
+        high=skewness.maximum,
+        deviation=skewness.deviation,
+        seeds=skewness.seeds,
+        note="range over seeds",
+    )
+
+
+def _columns(seeds: Sequence[SeedResult]) -> list[Column]:
+    """Means over seeds of the normalised figures, for every level that all seeds measured."""
+    columns = []
+    for number, column in enumerate(seeds[0].test.normalised):
+        metrics = [one.test.normalised[number].metrics for one in seeds]
+        recalls = {
+            f"recall_at_{k}": _mean(of_seed[name] for of_seed in metrics)
+            for k in RECALL_LEVELS
+            if all((name := recall_name(k)) in of_seed for of_seed in metrics)
+        }
+        columns.append(Column(label=column.label, saw=column.saw, direction=column.direction, **recalls))
+    return columns
+
+
+def _without_leaked(seeds: Sequence[SeedResult]) -> WithoutLeaked | None:
+    leakless = [one.test.without_leaked for one in seeds if one.test.without_leaked]
+    if len(leakless) < len(seeds):
+        return None
+    means = {d: _mean(getattr(one, d)[MAIN_METRIC] for one in leakless) for d in DIRECTIONS}
+    return WithoutLeaked(note=leakless[0].note, videos=leakless[0].videos, **means)
+
+
+def _mean_metric(seeds: Sequence[SeedResult], direction: Direction, name: str) -> float:
+    return _mean(one.test.metrics(direction)[name] for one in seeds)
+
+
+def _mean(values: Iterable[float]) -> float:
+    return float(np.mean(list(values)))

@@ -2,30 +2,28 @@
 
 Recalls, accuracies and chance levels are in per cent, retention too; lifts and differences are in points. A *training*
 is a row of the study: one training domain, the union of all of them, or none (zero-shot towers). A *variant* is a head
-with its options and losses. Every number of a `Result` is over the seeds of one variant after one training on one
-test set.
+with its options and losses.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict, Field
 
 from glscl.data.records import describe_share
+from glscl.evaluation.cost import HeadCost, PaperCount
 from glscl.evaluation.metrics import Direction
-from glscl.evaluation.results import Incomplete, parse
+from glscl.evaluation.results import parse
+from glscl.runs.summary import Section, Summary
 from glscl.study.options import Group
 
 Relation = Literal["in-domain", "cross-domain", "union", "zero-shot"]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-
-class Estimate(_Section):
+class Estimate(Section):
     """A figure with its 95 % interval."""
 
     estimate: float
@@ -40,27 +38,23 @@ class Estimate(_Section):
     """What the interval covers."""
 
 
-class Variant(_Section):
+class Variant(Section):
     """A head with its options and losses, as the study trained it."""
 
     name: str
     head: str
     group: Group
-    """``consistency`` (global-local consistency: GLSCL, GLCCL), ``attention`` (learned or token-wise attention between
-    text and frames), ``pooling`` (no interaction before the last dot product) or ``ablation`` (a consistency head
-    without its losses, or without one of its parts)."""
     what: str
-    """In a few words."""
 
 
-class Training(_Section):
+class Training(Section):
     """A row: what was trained on."""
 
     name: str
     domains: list[str]
 
 
-class TestSet(_Section):
+class TestSet(Section):
     """A column: what was tested on."""
 
     __test__ = False
@@ -94,7 +88,7 @@ class TestSet(_Section):
         return f"{self.name}/{self.split}"
 
 
-class Column(_Section):
+class Column(Section):
     """Recalls after a normalisation that looked beyond the query at hand; means over seeds.
 
     They are the fields ``recall_at_K``, of every level that was measured.
@@ -112,7 +106,7 @@ class Column(_Section):
         return self.__pydantic_extra__.get(f"recall_at_{k}")
 
 
-class WithoutLeaked(_Section):
+class WithoutLeaked(Section):
     """The same result without the test videos that were (nearly) trained on."""
 
     note: str
@@ -122,7 +116,7 @@ class WithoutLeaked(_Section):
     video_to_text: float
 
 
-class Result(_Section):
+class Result(Section):
     """One variant after one training on one test set, over seeds."""
 
     condition: str
@@ -143,13 +137,13 @@ class Result(_Section):
     """Text-to-video R@1 here over that of the same variant trained on this test's domain, in per cent."""
     lift: Estimate | None = None
     """Text-to-video R@1 here minus that of the zero-shot towers, in points."""
-    columns: list[Column] = []
+    columns: list[Column] = Field(default_factory=list)
     without_leaked: WithoutLeaked | None = None
     seconds: float | None = None
     """Wall-clock of a training, its tests included; mean over seeds."""
 
 
-class Comparison(_Section):
+class Comparison(Section):
     """``first - second`` on the same queries."""
 
     condition: str
@@ -171,55 +165,32 @@ class Comparison(_Section):
     sentence: str
 
 
-class Cost(_Section):
-    """What a variant's head costs at one condition; multiply-adds (MAC) are per pair of a text and a video."""
+@dataclass(frozen=True)
+class Cost(HeadCost):
+    """What a variant's head costs at one condition."""
 
     condition: str
     variant: str
-    parameters: int
-    length_tied: list[str]
-    text_bytes: int
-    """Cached per text, float32."""
-    video_bytes: int
-    declared: int
-    """MAC of the head's equations as its authors' code evaluates them."""
-    implemented: int
-    """MAC of this implementation, by its declared formula."""
-    counted: float
-    """The same, by torch's counter."""
-    measured_texts: int
-    """Size of the matrix that latency and memory were measured on."""
-    measured_videos: int
-    seconds: float
-    """To score that matrix in blocks, features cached."""
-    peak_bytes: int
-    """Most bytes of tensors alive while scoring it, beyond the caches."""
 
 
-class PaperCount(_Section):
-    """A head's multiply-adds for a 1000 × 1000 matrix (D = 512, 32 words, 12 frames), in 10⁹."""
+class MeasuredCosts(Section):
+    """What ``costs.json`` holds."""
 
-    method: str
-    formula: str
-    """As the paper's table counts."""
-    paper: float
-    """By that formula."""
-    printed: float | None
-    """In the paper's table."""
-    fair: float
-    """Everything per pair, query-dependent pooling and learned matrices included."""
+    costs: list[Cost] = Field(default_factory=list)
+    cost_machine: str = ""
+    paper_counts: list[PaperCount] = Field(default_factory=list)
 
 
-class Shot(_Section):
+class Shot(Section):
     """A video of an example."""
 
     video_id: str
     correct: bool
-    thumbnails: list[str] = []
+    thumbnails: list[str] = Field(default_factory=list)
     """``data:image/jpeg;base64,`` URIs: first, middle and last frame; empty where the shards were out of reach."""
 
 
-class Example(_Section):
+class Example(Section):
     """A query that one variant finds and another loses, after the same training with the same seed."""
 
     condition: str
@@ -234,38 +205,22 @@ class Example(_Section):
     loser_top: list[Shot]
 
 
-class StudyResults(_Section):
+class StudyResults(MeasuredCosts, Summary):
     """A whole study."""
 
-    name: str
-    label: str
-    """What the figures are figures of, shown first: "toy domains, not MSR-VTT"."""
-    verdict: str
-    created: str
-    """ISO 8601."""
-    git_commit: str | None
-    command: str
-    machine: str
     finished_cells: int
     cells: int
     seeds: list[int]
     conditions: list[str]
-    claims: list[str]
-    """Sentences generated from the intervals, the answer to the study's question first."""
     protocol: dict[str, str]
     """What was held equal, in words."""
     variants: list[Variant]
     trainings: list[Training]
     """Zero-shot first, union last, where there are any."""
     tests: list[TestSet]
-    incomplete: list[Incomplete] = []
-    """Sets of which videos are missing in some run, at its fewest."""
     results: list[Result]
     comparisons: list[Comparison]
-    costs: list[Cost] = []
-    cost_machine: str = ""
-    paper_counts: list[PaperCount] = []
-    examples: list[Example] = []
+    examples: list[Example] = Field(default_factory=list)
 
 
 def parse_study(results: Mapping[str, object] | StudyResults) -> StudyResults:

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import torch
+
 from glscl.errors import UserError
+from glscl.evaluation.cost import head_cost, paper_counts
+from glscl.models.options import ModelConfig
+from glscl.models.towers import Towers
 from glscl.options.strict_yaml import dump_yaml
+from glscl.reporting.published import PACKAGED, read_published
 from glscl.runs.cell import Cell, read_result
+from glscl.runs.execution import pretrain
 from glscl.runs.pool import run_cells
-from glscl.runs.sets import locate_sets, make_sets
-from glscl.runs.towers import pretrain
+from glscl.runs.sets import locate_sets
+from glscl.runs.summary import describe_machine
 from glscl.study.analysis import analyse
-from glscl.study.costs import MeasuredCosts, measure_costs
 from glscl.study.examples import find_examples
-from glscl.study.families import check_families
 from glscl.study.grid import build_cells, check_sets
 from glscl.study.options import StudyConfig
-from glscl.study.panels import Finished, share_texts
-from glscl.study.plan import CONFIG
-from glscl.study.report import write_study_report
+from glscl.study.panels import share_texts
+from glscl.study.plan import CONFIG, check_families
+from glscl.study.report import render_study
+from glscl.study.results import Cost, MeasuredCosts
 from glscl.study.tables import write_study_tables
 from glscl.system import storage
 from glscl.system.nodes import alive_nodes
@@ -32,14 +41,9 @@ COSTS = "costs.json"
 
 
 def run_study(study: StudyConfig, owner: Owner) -> str:
-    """Do what is not finished, and write the report; Ray must be running. ``status.json`` follows what happens.
+    """Do what is not finished, and write the report; returns the verdict. ``status.json`` follows what happens.
 
-    Args:
-        study: the study.
-        owner: of its directory.
-
-    Returns:
-        the verdict.
+    Ray must be running.
 
     Raises:
         UserError: bad input, or cells that failed.
@@ -61,7 +65,7 @@ def prepare(study: StudyConfig) -> list[Cell]:
         UserError: naming what is wrong, where, and the option to change.
     """
     begun = storage.exists(storage.join(study.directory, CONFIG))
-    sets = make_sets(study)
+    sets = locate_sets(study, make=True)
     if not begun:
         check_families(study, sets)
     storage.write_bytes(storage.join(study.directory, CONFIG), dump_yaml(study.model_dump(mode="json")).encode())
@@ -83,33 +87,55 @@ def prepare(study: StudyConfig) -> list[Cell]:
 
 
 def report(study: StudyConfig, *, costs: bool = False) -> str:
-    """Write what the finished cells allow: ``study.json``, ``report.html`` and ``tables/``.
+    """Write what the finished cells allow: ``study.json``, ``report.html`` and ``tables/``; returns the verdict.
 
-    Args:
-        study: the study.
-        costs: measure what the heads cost, unless that was done before (Ray must be running).
-
-    Returns:
-        the verdict.
+    With ``costs``, what the heads cost is measured, unless that was done before (Ray must be running).
 
     Raises:
         UserError: nothing is finished.
     """
     cells = build_cells(study, locate_sets(study))
     known_texts: dict[str, list[int] | list[str]] = {}
-    finished: Finished = [
-        (cell, share_texts(result, known_texts)) for cell in cells if (result := read_result(cell)) is not None
-    ]
+    finished = [(cell, share_texts(result, known_texts)) for cell in cells if (result := read_result(cell))]
     results = analyse(study, cells, finished)
     where = storage.join(study.directory, COSTS)
     if costs and not storage.exists(where):
-        storage.write_json(where, measure_costs(study, cells).model_dump())
+        storage.write_json(where, _measure_costs(study, cells).model_dump())
     measured = MeasuredCosts.model_validate(storage.read_json(where)) if storage.exists(where) else MeasuredCosts()
     results = results.model_copy(update={**dict(measured), "examples": find_examples(study, finished)})
     unmeasured = set() if measured.costs else set(MeasuredCosts.model_fields)
     storage.write_json(storage.join(study.directory, RESULTS), results.model_dump(exclude=unmeasured))
-    write_study_report(results, storage.join(study.directory, REPORT))
+    page = storage.join(study.directory, REPORT)
+    storage.write_bytes(page, render_study(results, read_published(PACKAGED)).encode())
     write_study_tables(results, storage.join(study.directory, TABLES))
     for sentence in results.claims:
         print(sentence)
-    return f"{results.verdict} report={storage.join(study.directory, REPORT)}"
+    return f"{results.verdict} report={page}"
+
+
+def _measure_costs(study: StudyConfig, cells: Sequence[Cell]) -> MeasuredCosts:
+    """Measure every variant in every condition, all by one process, side by side. Ray must be running."""
+    import ray
+
+    first = {(cell.condition, cell.variant): cell.config for cell in reversed(cells) if cell.domains}
+    training = with_machines(next(iter(first.values())), alive_nodes, alone=False).training
+    task = ray.remote(num_cpus=training.cpus, num_gpus=int(training.on_gpu))(_measure_heads)
+    models = [(condition, variant, config.model) for (condition, variant), config in first.items()]
+    order = list(study.variants)
+    costs, machine = ray.get(task.remote(models, training.on_gpu))
+    costs.sort(key=lambda cost: (cost.condition, order.index(cost.variant)))
+    return MeasuredCosts(costs=costs, cost_machine=machine, paper_counts=paper_counts())
+
+
+def _measure_heads(models: Sequence[tuple[str, str, ModelConfig]], use_gpu: bool) -> tuple[list[Cost], str]:
+    """Measure the models of conditions and variants in a process of the cluster; returns its machine, too."""
+    costs = []
+    width: dict[str, int] = {}
+    for condition, variant, model in models:
+        if model.clip not in width:
+            width[model.clip] = Towers(model.clip, model.pretrained, load_weights=False).width
+        options = getattr(model.heads, model.head)
+        device = "cuda" if use_gpu else "cpu"
+        cost = head_cost(model.head, options, width[model.clip], model.max_words, model.max_frames, device=device)
+        costs.append(Cost(condition=condition, variant=variant, **asdict(cost)))
+    return costs, f"{describe_machine(use_gpu)}, {torch.get_num_threads()} thread(s)"

@@ -1,37 +1,53 @@
-"""Rows and figures of the study's page, section by section."""
+"""Rows and figures of the study's page, section by section, with the axes and colours of those that are HTML.
+
+Positions on an axis are in per cent of the row's own picture, so the rows fit any width with text at its natural size.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from glscl.evaluation.metrics import DIRECTIONS, MAIN_METRIC, Direction
+from glscl.reporting.formats import tick
+from glscl.reporting.plots import round_numbers
 from glscl.runs.options import ZERO_SHOT
-from glscl.study.results import (
-    Column,
-    Comparison,
-    Cost,
-    PaperCount,
-    Relation,
-    Result,
-    StudyResults,
-    TestSet,
-    Training,
-    Variant,
-)
-from glscl.study.scales import Axis, row_axis
+from glscl.study.results import Column, Comparison, Cost, Relation, Result, StudyResults, TestSet, Training, Variant
 
-REFERENCE_METHOD = "GLSCL"
-"""The row of the paper's cost table that the ratios are over."""
+STEPS = 16
+LIGHT_STOPS = ("#eff5fa", "#9fc9e4", "#2f86bd", "#06305f")
+DARK_STOPS = ("#1c242c", "#1d4d75", "#3d8dc6", "#c4e5fb")
+HeatRow = tuple[Training, list[Result | None]]
+"""A training, and its result on every test set; None where it has not finished."""
+Scopes = list[tuple[str, list[Comparison]]]
+HubRow = tuple[Variant, dict[Relation, list[float]]]
+"""A variant's skewness by relation to the training, one value per cell."""
+Normalised = tuple[Result, list[float | None]]
+"""R@1 of one result beside its normalised forms, in the order of the labels (None: not had here)."""
 
 
 @dataclass(frozen=True)
-class HeatRow:
-    """A training, and its result on every test set; None where it has not finished."""
+class Shade:
+    """A cell's colour and the colour of the text on it."""
 
-    training: Training
-    cells: list[Result | None]
+    paper: str
+    ink: str
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A linear axis; positions are in per cent of its length."""
+
+    low: float
+    high: float
+    ticks: list[tuple[float, str]]
+
+    def at(self, value: float | None, *, otherwise: float = 0.0) -> float:
+        """Position of ``value``, held within the axis; that of an interval without bound is ``otherwise``."""
+        if value is None or not math.isfinite(value):
+            return otherwise
+        return round(min(100.0, max(0.0, 100.0 * (value - self.low) / (self.high - self.low))), 3)
 
 
 @dataclass(frozen=True)
@@ -39,27 +55,7 @@ class Forest:
     """Differences of one direction, by scope: the means over cells, then the single cells."""
 
     axis: Axis
-    blocks: list[tuple[str, list[tuple[str, list[Comparison]]]]]
-
-
-@dataclass(frozen=True)
-class HubRow:
-    """A variant's skewness by relation to the training, one value per cell."""
-
-    name: str
-    group: str
-    by_relation: dict[Relation, list[float]]
-
-
-@dataclass(frozen=True)
-class Normalised:
-    """R@1 of one result beside its normalised forms, in the order of the labels (None: not had here)."""
-
-    result: Result
-    normalised: list[float | None]
-
-
-NormalisedCell = tuple[list[Normalised], list[tuple[list[int], str]]]
+    blocks: list[tuple[str, Scopes]]
 
 
 @dataclass(frozen=True)
@@ -69,7 +65,7 @@ class NormalisedTable:
     labels: list[str]
     saw: list[str]
     """What each looked at, beyond the query at hand; empty where that differs from cell to cell."""
-    cells: list[NormalisedCell]
+    cells: list[tuple[list[Normalised], list[tuple[list[int], str]]]]
     """Of one training and test set each: the results, and what the labels of these numbers looked at in that cell."""
 
 
@@ -89,15 +85,10 @@ class Condition:
     ties: list[tuple[Result, Direction]]
     results: list[Result]
 
-
-@dataclass(frozen=True)
-class PaperRow:
-    """A row of the paper's cost table: its counts, and each over that of GLSCL."""
-
-    count: PaperCount
-    paper_ratio: float | None
-    fair_ratio: float | None
-    base: bool
+    @property
+    def has_further_scores(self) -> bool:
+        """Whether it has normalised scores, visible ties or figures without leaked videos."""
+        return bool(self.normalised or self.ties or any(result.without_leaked for result in self.results))
 
 
 def build_condition(study: StudyResults, name: str) -> Condition:
@@ -105,39 +96,20 @@ def build_condition(study: StudyResults, name: str) -> Condition:
     results = [result for result in study.results if result.condition == name]
     comparisons = [row for row in study.comparisons if row.condition == name]
     hubness = _build_hub_rows(study, results)
+    tables = {direction: _build_normalised_table(study, results, direction) for direction in DIRECTIONS}
     return Condition(
-        name,
-        _build_heat_maps(study, results),
-        _build_forests(comparisons),
-        [row for row in comparisons if row.metric != MAIN_METRIC],
-        _list_transfers(study, results),
-        [cost for cost in study.costs if cost.condition == name],
-        hubness,
-        _build_hub_axis(hubness),
-        _build_normalised_tables(study, results),
-        _list_ties(results),
-        results,
+        name=name,
+        maps=_build_heat_maps(study, results),
+        forests=_build_forests(comparisons),
+        other_metrics=[row for row in comparisons if row.metric != MAIN_METRIC],
+        transfers=_list_transfers(study, results),
+        costs=[cost for cost in study.costs if cost.condition == name],
+        hubness=hubness,
+        hub_axis=_build_hub_axis(hubness),
+        normalised={direction: table for direction, table in tables.items() if table is not None},
+        ties=_list_ties(results),
+        results=results,
     )
-
-
-def has_further_scores(condition: Condition) -> bool:
-    """Whether a condition has normalised scores, visible ties or figures without leaked videos."""
-    without_leaked = any(result.without_leaked for result in condition.results)
-    return bool(condition.normalised or condition.ties or without_leaked)
-
-
-def build_paper_rows(study: StudyResults) -> list[PaperRow]:
-    """List the counts of the paper's table, each over GLSCL: as the paper counts, and with everything counted."""
-    base = next((row for row in study.paper_counts if row.method.upper() == REFERENCE_METHOD), None)
-    return [
-        PaperRow(
-            row,
-            row.paper / base.paper if base and base.paper > 0 else None,
-            row.fair / base.fair if base and base.fair > 0 else None,
-            row is base,
-        )
-        for row in study.paper_counts
-    ]
 
 
 def _build_heat_maps(study: StudyResults, results: Sequence[Result]) -> list[tuple[Variant, list[HeatRow]]]:
@@ -151,10 +123,7 @@ def _build_heat_maps(study: StudyResults, results: Sequence[Result]) -> list[tup
 
     trained = [variant for variant in study.variants if variant.name != ZERO_SHOT] or study.variants
     return [
-        (
-            variant,
-            [HeatRow(row, [result_of(variant, row, test) for test in study.tests]) for row in study.trainings],
-        )
+        (variant, [(row, [result_of(variant, row, test) for test in study.tests]) for row in study.trainings])
         for variant in trained
     ]
 
@@ -167,8 +136,8 @@ def _build_forests(comparisons: Sequence[Comparison]) -> dict[Direction, Forest]
     return {direction: Forest(axis, of_direction) for direction, of_direction in blocks.items() if of_direction}
 
 
-def _build_blocks(rows: Sequence[Comparison]) -> list[tuple[str, list[tuple[str, list[Comparison]]]]]:
-    """Return ``(title, [(scope, comparisons)])`` of the means, then of the single cells."""
+def _build_blocks(rows: Sequence[Comparison]) -> list[tuple[str, Scopes]]:
+    """Return the title and scopes of the means, then of the single cells."""
     blocks = []
     for title, of_means in (("Means over cells", True), ("Single cells", False)):
         scopes: dict[str, list[Comparison]] = {}
@@ -200,21 +169,26 @@ def _build_hub_rows(study: StudyResults, results: Sequence[Result]) -> list[HubR
     for variant in study.variants:
         by_relation: dict[Relation, list[float]] = {}
         for result in results:
-            if result.variant == variant.name and math.isfinite(result.hubness.estimate):
+            finite = math.isfinite(result.hubness.estimate)
+            if result.variant == variant.name and finite and result.relation != "union":
                 by_relation.setdefault(result.relation, []).append(result.hubness.estimate)
-        by_relation.pop("union", None)
         if by_relation:
-            rows.append(HubRow(variant.name, variant.group, by_relation))
+            rows.append((variant, by_relation))
     return rows
 
 
 def _build_hub_axis(rows: Sequence[HubRow]) -> Axis:
-    return row_axis(value for row in rows for values in row.by_relation.values() for value in values)
+    return row_axis(value for _, by_relation in rows for values in by_relation.values() for value in values)
 
 
-def _build_normalised_tables(study: StudyResults, results: Sequence[Result]) -> dict[Direction, NormalisedTable]:
-    tables = {direction: _build_normalised_table(study, results, direction) for direction in DIRECTIONS}
-    return {direction: table for direction, table in tables.items() if table is not None}
+def _list_ties(results: Sequence[Result]) -> list[tuple[Result, Direction]]:
+    """List the results, with direction, in which ties make a difference that is visible."""
+    return [
+        (result, direction)
+        for direction in DIRECTIONS
+        for result in results
+        if f"{result.ties[direction][0]:.1f}" != f"{result.ties[direction][1]:.1f}"
+    ]
 
 
 def _build_normalised_table(
@@ -237,27 +211,17 @@ def _build_normalised_table(
 
 def _build_normalised_cell(
     results: Sequence[Result], direction: Direction, saw: Mapping[str, set[str]]
-) -> NormalisedCell:
+) -> tuple[list[Normalised], list[tuple[list[int], str]]]:
     """Build the rows of one training and test set, with notes on the labels that saw something else in other cells."""
     rows = []
     notes: dict[str, set[int]] = {}
     for result in results:
         columns = _columns_by_label(result, direction)
-        rows.append(Normalised(result, [columns[label].recall(1) if label in columns else None for label in saw]))
+        rows.append((result, [columns[label].recall(1) if label in columns else None for label in saw]))
         for index, label in enumerate(saw, start=1):
             if label in columns and len(saw[label]) > 1:
                 notes.setdefault(columns[label].saw, set()).add(index)
     return rows, [(sorted(labels), text) for text, labels in notes.items()]
-
-
-def _list_ties(results: Sequence[Result]) -> list[tuple[Result, Direction]]:
-    """List the results, with direction, in which ties make a difference that is visible."""
-    return [
-        (result, direction)
-        for direction in DIRECTIONS
-        for result in results
-        if f"{result.ties[direction][0]:.1f}" != f"{result.ties[direction][1]:.1f}"
-    ]
 
 
 def _columns_by_label(result: Result, direction: Direction) -> dict[str, Column]:
@@ -266,3 +230,40 @@ def _columns_by_label(result: Result, direction: Direction) -> dict[str, Column]
 
 def _index_by_cell(results: Sequence[Result]) -> dict[tuple[str, str, str], Result]:
     return {(result.variant, result.training, result.test): result for result in results}
+
+
+def shades(stops: Sequence[str]) -> list[Shade]:
+    """`STEPS` colours from the first of ``stops`` to the last, each with black or white text, whichever contrasts more.
+
+    The better of the two has a contrast of 4.58 to 1 or more on any colour.
+    """
+    from matplotlib.colors import LinearSegmentedColormap, to_hex
+
+    colours = LinearSegmentedColormap.from_list("shades", stops, STEPS)(range(STEPS))
+    return [Shade(to_hex(colour), "#000" if _luminance(colour[:3]) > 0.179 else "#fff") for colour in colours]
+
+
+def scale_top(values: Iterable[float]) -> float:
+    """End of the colour scale, which starts at 0: the largest value, rounded up to a multiple of 5."""
+    return max(5.0, 5.0 * math.ceil(max((value for value in values if math.isfinite(value)), default=0.0) / 5 - 1e-9))
+
+
+def scale_step(value: float, top: float) -> int:
+    """Number of a value's colour on a scale from 0 to ``top``."""
+    return min(STEPS - 1, max(0, int(STEPS * value / top))) if math.isfinite(value) else 0
+
+
+def row_axis(values: Iterable[float | None], *, count: int = 8) -> Axis:
+    """An axis that holds 0 and every finite value, with a margin at both ends."""
+    finite = [value for value in values if value is not None and math.isfinite(value)]
+    low, high = min([0.0, *finite]), max([0.0, *finite])
+    margin = 0.04 * (high - low) or 1.0
+    axis = Axis(low - margin if low < 0 else 0.0, high + margin, [])
+    marks = [(axis.at(value), tick(value)) for value in round_numbers(axis.low, axis.high, count)]
+    return Axis(axis.low, axis.high, marks)
+
+
+def _luminance(colour: Sequence[float]) -> float:
+    """Relative luminance (WCAG 2)."""
+    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue

@@ -1,7 +1,6 @@
-"""Checks of the environment, made before anything slow is imported or started.
+"""Checks of the environment before anything slow starts: Ray's address and token, temporary folders, S3 variables.
 
-They cover addresses and tokens of a Ray cluster, the folder for temporary files, and variables of S3 clients. Each
-check asks only what it needs, so that a healthy environment costs milliseconds.
+Every check raises a `UserError` that names the variable and what to set it to. All of them take milliseconds.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import shutil
 import socket
 import tempfile
 import threading
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -22,14 +22,11 @@ TOKEN_KNOB = (
     "set RAY_AUTH_MODE=token, and the cluster's token in RAY_AUTH_TOKEN, in the file that RAY_AUTH_TOKEN_PATH names, "
     "or in ~/.ray/auth_token"
 )
-ANSWER_S = 5.0
-"""Seconds that a cluster is given for its first answer."""
+ANSWER_S = 5.0  # seconds that a cluster is given for its first answer
 SESSION = "session_2000-01-01_00-00-00_000000_{pid}/sockets/plasma_store"
 """The longest path that Ray makes for a socket under its temporary folder."""
-LONGEST_SOCKET = 107
-"""Bytes of the path of a Unix socket (Linux)."""
-LEAST_FREE = 64 << 20
-"""Bytes that have to be free for Ray's logs and for temporary files."""
+LONGEST_SOCKET = 107  # bytes of the path of a Unix socket (Linux)
+LEAST_FREE = 64 << 20  # bytes that have to be free for Ray's logs and for temporary files
 _MODES = ("disabled", "token")
 first_answer_due = threading.Event()
 """Set by a command that starts, cleared by the first answer of an S3 endpoint. Until then an endpoint that cannot be
@@ -37,12 +34,12 @@ reached is a typing error, not an outage."""
 _ASKS = "/ray.rpc.NodeInfoGcsService/CheckAlive"
 
 
-def check_working_folder() -> None:
-    """See that the folder that the command was started in still exists.
+class NoAnswerError(UserError):
+    """Nobody answers at a cluster's address."""
 
-    Raises:
-        UserError: it does not.
-    """
+
+def check_working_folder() -> None:
+    """See that the folder that the command was started in still exists."""
     try:
         os.getcwd()
     except OSError:
@@ -50,12 +47,12 @@ def check_working_folder() -> None:
 
 
 def check_environment() -> None:
-    """See that a Ray cluster can be used or started from here.
-
-    Raises:
-        UserError: it cannot; the message names the variable and what to set it to.
-    """
-    check_auth_mode()
+    """See that a Ray cluster can be used or started from here."""
+    mode, path = os.environ.get("RAY_AUTH_MODE"), os.environ.get("RAY_AUTH_TOKEN_PATH")
+    if mode is not None and mode.lower() not in _MODES:
+        raise UserError(f"RAY_AUTH_MODE={mode}: not one of {' and '.join(_MODES)}{did_you_mean(mode, _MODES)}")
+    if path and not os.environ.get("RAY_AUTH_TOKEN") and not _read_text(path):
+        raise UserError(f"RAY_AUTH_TOKEN_PATH={path}: no token can be read there; correct it, or unset it")
     address = named_cluster()
     if address and address not in ("local", "auto"):
         check_cluster(address)
@@ -64,11 +61,7 @@ def check_environment() -> None:
 
 
 def named_cluster() -> str | None:
-    """``RAY_ADDRESS`` as ``host:port``, "local" or "auto"; None if it names none.
-
-    Raises:
-        UserError: it is another kind of address.
-    """
+    """``RAY_ADDRESS`` as ``host:port``, "local" or "auto"; None if it names none."""
     named = os.environ.get("RAY_ADDRESS", "").strip()
     if not named or named in ("local", "auto"):
         return named or None
@@ -85,7 +78,7 @@ def named_cluster() -> str | None:
             f"{shown}: Ray Client, through which nothing can be trained; on a node of the cluster set "
             f"RAY_ADDRESS=HEAD:6379, from outside use `glscl submit --address http://HEAD:8265 -- COMMAND`"
         )
-    match = re.fullmatch(r"(?P<host>[\w.-]+|\[[0-9A-Fa-f:.]+\]):(?P<port>\d{1,5})", named)
+    match = re.fullmatch(r"([\w.-]+|\[[0-9A-Fa-f:.]+\]):(?P<port>\d{1,5})", named)
     if not match or not 0 < int(match["port"]) < 65536:
         meant = did_you_mean(named, ("local", "auto"))
         raise UserError(
@@ -98,16 +91,13 @@ def check_cluster(address: str, shown: str = "") -> None:
     """See that a Ray cluster answers at ``host:port`` and takes the token that is set.
 
     Ray itself sends no token to a named address unless ``RAY_AUTH_MODE`` says so: that is set where it is needed.
-
-    Raises:
-        UserError: nobody answers, something else does, or the token is missing or wrong.
     """
     shown = shown or f"RAY_ADDRESS={address}"
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
     except OSError as error:
-        raise UserError(
+        raise NoAnswerError(
             f"no Ray cluster answers at {shown} ({error}); start it, correct the address, or unset "
             f"RAY_ADDRESS for a local one"
         ) from None
@@ -142,39 +132,26 @@ def _ask(address: str, token: str | None) -> str:
     return "OK"
 
 
-def check_auth_mode() -> None:
-    """See that ``RAY_AUTH_MODE`` is one of Ray's, and that ``RAY_AUTH_TOKEN_PATH`` names a readable token.
-
-    Raises:
-        UserError: one of them is wrong.
-    """
-    mode = os.environ.get("RAY_AUTH_MODE")
-    if mode is not None and mode.lower() not in _MODES:
-        raise UserError(f"RAY_AUTH_MODE={mode}: not one of {' and '.join(_MODES)}{did_you_mean(mode, _MODES)}")
-    path = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    if path and not os.environ.get("RAY_AUTH_TOKEN") and not _text(path):
-        raise UserError(f"RAY_AUTH_TOKEN_PATH={path}: no token can be read there; correct it, or unset it")
-
-
 def ray_token() -> str | None:
     """The token that Ray would send: of ``RAY_AUTH_TOKEN``, ``RAY_AUTH_TOKEN_PATH`` or ``~/.ray/auth_token``."""
-    if given := os.environ.get("RAY_AUTH_TOKEN"):
-        return given
-    return _text(os.environ.get("RAY_AUTH_TOKEN_PATH") or os.path.expanduser("~/.ray/auth_token")) or None
+    return os.environ.get("RAY_AUTH_TOKEN") or token_in_file() or None
+
+
+def token_in_file() -> str:
+    """The token of ``RAY_AUTH_TOKEN_PATH`` or ``~/.ray/auth_token``; empty if there is none."""
+    return _read_text(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token")
 
 
 def can_keep_token() -> bool:
     """Whether Ray can write the token of a cluster that it starts into the home folder."""
     home = Path(os.path.expanduser("~"))
-    for folder in (home / ".ray", home):
-        if folder.is_dir():
-            return os.access(folder, os.W_OK | os.X_OK)
-    return False
+    folder = home / ".ray"
+    return os.access(folder if folder.is_dir() else home, os.W_OK | os.X_OK)
 
 
-def _text(path: str) -> str:
+def _read_text(path: str) -> str:
     try:
-        return Path(path).expanduser().read_text(encoding="utf-8").strip()
+        return Path(os.path.expanduser(path)).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
         return ""
 
@@ -185,11 +162,7 @@ def temporary_folder() -> str:
 
 
 def check_temporary_folder(folder: str, knob: str) -> None:
-    """See that a local cluster fits into a folder: writable, with free space, and a path short enough for sockets.
-
-    Raises:
-        UserError: it does not; the message names the variable.
-    """
+    """See that a local cluster fits into a folder: writable, with free space, and a path short enough for sockets."""
     socket_path = os.path.join(os.path.abspath(folder), "glscl-ray-12345678", SESSION.format(pid=os.getpid()))
     over = len(os.fsencode(socket_path)) - LONGEST_SOCKET
     if over > 0:
@@ -215,11 +188,7 @@ def check_temporary_folder(folder: str, knob: str) -> None:
 
 
 def check_s3() -> None:
-    """See that the variables of S3 clients make sense together.
-
-    Raises:
-        UserError: they do not; the message names the variable.
-    """
+    """See that the variables of S3 clients make sense together."""
     for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
         given = os.environ.get(name, "")
         url = urlsplit(given)
@@ -227,7 +196,8 @@ def check_s3() -> None:
             raise UserError(f"{name}={given}: an endpoint begins with http:// or https://; set {name}=http://{given}")
     profile = os.environ.get("AWS_PROFILE") or os.environ.get("AWS_DEFAULT_PROFILE")
     if profile:
-        known = _profiles()
+        files = (read_aws_file("AWS_SHARED_CREDENTIALS_FILE"), read_aws_file("AWS_CONFIG_FILE"))
+        known = {name.removeprefix("profile ").strip() for file in files for name in file.sections()}
         if profile not in known:
             raise UserError(
                 f"AWS_PROFILE={profile}: no such profile{did_you_mean(profile, known)} (known: "
@@ -235,17 +205,10 @@ def check_s3() -> None:
             )
 
 
-def _profiles() -> set[str]:
-    """Names of the profiles in AWS's files of credentials and of configuration."""
-    profiles: set[str] = set()
-    for variable, default in (
-        ("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"),
-        ("AWS_CONFIG_FILE", "~/.aws/config"),
-    ):
-        parser = configparser.RawConfigParser(strict=False)
-        try:
-            parser.read_string(_text(os.environ.get(variable) or default))
-        except configparser.Error:
-            continue
-        profiles |= {name.removeprefix("profile ").strip() for name in parser.sections()}
-    return profiles
+def read_aws_file(variable: str) -> configparser.RawConfigParser:
+    """What can be read of AWS's file: of ``AWS_CONFIG_FILE`` or of ``AWS_SHARED_CREDENTIALS_FILE``."""
+    default = "~/.aws/config" if variable == "AWS_CONFIG_FILE" else "~/.aws/credentials"
+    parser = configparser.RawConfigParser(strict=False)
+    with suppress(configparser.Error):
+        parser.read_string(_read_text(os.environ.get(variable) or default))
+    return parser

@@ -1,8 +1,7 @@
 """Files that exactly one of many processes can create, on a disk or on S3. Ownership is built on them.
 
-On a disk this is ``O_EXCL``. On S3 it is a conditional write (``If-None-Match: *``), which AWS has had since 2024.
-Stores that refuse or ignore the condition are detected. There the file is written, left for `SETTLE_S` seconds, and
-belongs to the process that it names then.
+On a disk this is ``O_EXCL``. On S3 it is a conditional write (``If-None-Match: *``). On stores that refuse or ignore
+the condition, the file is written, left for `SETTLE_S` seconds, and belongs to the process that it names then.
 """
 
 from __future__ import annotations
@@ -10,42 +9,32 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from dataclasses import dataclass
+from contextlib import suppress
 from email.utils import parsedate_to_datetime
+from typing import NamedTuple
 
 from botocore.exceptions import ClientError
 
 from glscl.errors import StorageError
 from glscl.system import storage
 
-SETTLE_S = 3.0
-"""Seconds in which two writers of one object, on a store without conditional writes, have both written."""
+SETTLE_S = 3.0  # seconds in which two writers of one object, on a store without conditional writes, have both written
 
 _TAKEN = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409"}
 _NO_CONDITIONS = {"NotImplemented", "501", "InvalidArgument", "InvalidRequest", "400", "MethodNotAllowed", "405"}
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """Content of a file, and a stamp that differs after every `renew`."""
+class Seen(NamedTuple):
+    """Content of a file, and on a disk its time: one of the two differs after every `renew`."""
 
     data: bytes
-    stamp: tuple[bytes, int]
+    time_ns: int = 0
 
 
 def create(uri: str, data: bytes) -> bool:
-    """Write a file that does not exist yet; of all processes that try at once, one succeeds.
+    """Write a file that does not exist yet; of all processes that try at once, one succeeds and gets True.
 
-    Args:
-        uri: path or URI.
-        data: content, different for every process.
-
-    Returns:
-        whether this call created the file.
-
-    Raises:
-        StorageError: the store refuses it for another reason.
-        OSError: the disk refuses it.
+    ``data`` must be different for every process. A `StorageError` or OSError: it is refused for another reason.
     """
     if not storage.is_remote(uri):
         return _create_locally(storage.resolve(uri), data)
@@ -63,8 +52,7 @@ def create(uri: str, data: bytes) -> bool:
 
 
 def _holds(uri: str, data: bytes) -> bool:
-    seen = read(uri)
-    return seen is not None and seen.data == data
+    return (seen := read(uri)) is not None and seen.data == data
 
 
 def _create_locally(path: str, data: bytes) -> bool:
@@ -90,7 +78,10 @@ def _put_if_absent(uri: str, data: bytes) -> bool | None:
     try:
         fs.pipe_file(path, data, mode="create")
     except (StorageError, OSError) as error:
-        code = _code(error)
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, ClientError):
+            cause = cause.__cause__
+        code = cause.response.get("Error", {}).get("Code") if cause is not None else None
         if code in _TAKEN:
             return False
         if code in _NO_CONDITIONS:
@@ -99,37 +90,20 @@ def _put_if_absent(uri: str, data: bytes) -> bool | None:
     return True
 
 
-def _code(error: BaseException | None) -> str:
-    """The store's own word for why it refused."""
-    while error is not None:
-        if isinstance(error, ClientError):
-            return str(error.response.get("Error", {}).get("Code", ""))
-        error = error.__cause__
-    return ""
-
-
 def read(uri: str) -> Seen | None:
     """The file, or None if there is none. It is asked for by its name, never by a listing."""
     if storage.is_remote(uri):
         fs, path = storage.filesystem(uri)
-        try:
-            data: bytes = fs.cat_file(path)
-        except FileNotFoundError:
-            return None
-        return Seen(data, (data, 0))
-    try:
-        with open(storage.resolve(uri), "rb") as file:
-            return Seen(data := file.read(), (data, os.fstat(file.fileno()).st_mtime_ns))
-    except FileNotFoundError:
+        with suppress(FileNotFoundError):
+            return Seen(fs.cat_file(path))
         return None
+    with suppress(FileNotFoundError), open(storage.resolve(uri), "rb") as file:
+        return Seen(file.read(), os.fstat(file.fileno()).st_mtime_ns)
+    return None
 
 
 def renew(uri: str, data: bytes) -> None:
-    """Change the file's stamp: on S3 by new content, on a disk by its time, which needs no free space.
-
-    Raises:
-        FileNotFoundError: there is no such file on the disk (S3 cannot tell).
-    """
+    """Change what `read` sees: on S3 by new content; on a disk, where it must exist, by its time (no space needed)."""
     if storage.is_remote(uri):
         storage.write_bytes(uri, data)
     else:

@@ -26,21 +26,51 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import psutil
 
 from glscl.errors import UserError
 from glscl.system import exclusive, storage
 from glscl.system.exclusive import Seen
-from glscl.system.processes import machine_id, start_of
 
 FOLDER = "owner"
 PERIOD_S = 5.0
-LIMIT_S = 60.0
-"""Seconds without a heartbeat after which an owner on another machine counts as gone."""
+LIMIT_S = 60.0  # seconds without a heartbeat after which an owner on another machine counts as gone
 LEAST_WATCH_S = 3 * PERIOD_S
 RELEASE_S = 10.0
 ANOTHER_NAME = "choose another --name"
 _POLL_S = 1.0
+
+
+def start_of(pid: int) -> str | None:
+    """When a process began, counted from the start of the machine; None for a process that is gone or a zombie.
+
+    psutil's ``create_time`` moves when the wall clock is set; this does not.
+    """
+    try:
+        # after the last bracket, because a process may have brackets and spaces in its name
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        return None if fields[0] in "ZX" else fields[19]
+    except (FileNotFoundError, ProcessLookupError):
+        if os.path.isdir("/proc/self"):
+            return None
+    try:  # no /proc on this system
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else str(process.create_time())
+    except psutil.NoSuchProcess:
+        return None
+
+
+def machine_id() -> str:
+    """Name of the place where a process number means one process: host, boot and process namespace (a container's)."""
+    boot = namespace = ""
+    with contextlib.suppress(OSError):  # not Linux: the host's name has to do
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    with contextlib.suppress(OSError):
+        namespace = os.readlink("/proc/self/ns/pid")
+    return f"{socket.gethostname()} {boot} {namespace}"
 
 
 class TakenOverError(UserError):
@@ -49,32 +79,16 @@ class TakenOverError(UserError):
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The content of a claim's file.
+    """The content of a claim's file."""
 
-    Attributes:
-        token: unique to this claim.
-        command: the owner's command in words, for people; so is ``host``.
-        machine: the place where ``pid`` means a process (`processes.machine_id`).
-        pid: the owner's process.
-        started: when that process began (`processes.start_of`).
-        beat: number of heartbeats, where they are counted in the file.
-        released: whether the owner has ended in order.
-    """
-
-    token: str
-    command: str
+    token: str  # unique to this claim
+    command: str  # in words, for people; so is ``host``
     host: str
-    machine: str
+    machine: str  # where ``pid`` means a process (`machine_id`)
     pid: int
-    started: str
-    beat: int = 0
-    released: bool = False
-
-    @classmethod
-    def of_this_process(cls) -> Claim:
-        """A new claim of this process."""
-        pid = os.getpid()
-        return cls(uuid.uuid4().hex, _command(), socket.gethostname(), machine_id(), pid, start_of(pid) or "")
+    started: str  # when that process began (`start_of`)
+    beat: int = 0  # number of heartbeats, where they are counted in the file
+    released: bool = False  # whether the owner has ended in order
 
     @classmethod
     def parse(cls, data: bytes) -> Claim | None:
@@ -87,10 +101,6 @@ class Claim:
     def to_bytes(self) -> bytes:
         """The claim as JSON."""
         return (json.dumps(asdict(self), indent=1) + "\n").encode()
-
-    def is_running(self) -> bool:
-        """Whether the owner's process is running; only for claims of this machine."""
-        return start_of(self.pid) == self.started
 
     def __str__(self) -> str:
         return f"{self.command} on host {self.host}, pid {self.pid}"
@@ -105,14 +115,10 @@ class Fence:
     token: str
 
     def check(self) -> None:
-        """Read the claim from the storage.
-
-        Raises:
-            TakenOverError: the directory belongs to another command.
-        """
+        """Read the claim from the storage; a `TakenOverError` says that the directory belongs to another command."""
         newer = exclusive.read(_address(self.directory, self.number + 1))
         mine = exclusive.read(_address(self.directory, self.number)) if newer is None else None
-        claim = Claim.parse((newer or mine or Seen(b"", (b"", 0))).data)
+        claim = Claim.parse((newer or mine or Seen(b"")).data)
         if mine is not None and claim is not None and claim.token == self.token:
             return
         whom = f"was taken over by {claim}" if claim else "is no longer this command's (its owner/ folder is gone)"
@@ -126,7 +132,7 @@ class Owner:
 
     def __init__(self, fence: Fence, claim: Claim) -> None:
         self.fence = fence
-        self._claim = asdict(claim)
+        self._claim = claim
         self._where = _address(fence.directory, fence.number)
         self._lost: TakenOverError | None = None
         self._ended = threading.Event()
@@ -134,11 +140,7 @@ class Owner:
         self._thread.start()
 
     def check(self) -> None:
-        """Raise the last heartbeat's error; costs nothing.
-
-        Raises:
-            TakenOverError: the directory belongs to another command.
-        """
+        """Raise the last heartbeat's `TakenOverError`, if there was one; costs nothing."""
         if self._lost is not None:
             raise self._lost
 
@@ -148,7 +150,7 @@ class Owner:
             beat += 1
             try:
                 self.fence.check()
-                exclusive.renew(self._where, Claim(**self._claim | {"beat": beat}).to_bytes())
+                exclusive.renew(self._where, replace(self._claim, beat=beat).to_bytes())
                 failing = False
             except TakenOverError as error:
                 self._lost = error
@@ -163,17 +165,14 @@ class Owner:
                 failing = True
         try:
             self.fence.check()
-            storage.write_bytes(self._where, Claim(**self._claim | {"released": True}).to_bytes())
+            storage.write_bytes(self._where, replace(self._claim, released=True).to_bytes())
         except TakenOverError as error:
             self._lost = error
         except Exception as error:
             print(f"{self._where}: not released ({_one_line(error)})", flush=True)
 
     def release(self) -> None:
-        """End the heartbeat and free the directory.
-
-        Storage that does not answer is not waited for: the next command sees that this process is gone.
-        """
+        """End the heartbeat and free the directory, unless storage does not answer: this process will be gone."""
         self._ended.set()
         self._thread.join(RELEASE_S)
 
@@ -184,18 +183,12 @@ def _one_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def owned(directory: str, advice: str, *, patience_s: float = 0.0) -> Iterator[Owner]:
-    """Own a directory in this block.
+    """Own a directory, made if it does not exist, in this block; a `UserError` says that another command owns it.
 
-    Args:
-        directory: path or URI; made if it does not exist.
-        advice: what a user can do besides waiting for the owner or ending it, as in "choose another --name".
-        patience_s: how long to wait for a living owner that is expected to end.
-
-    Raises:
-        UserError: another command owns the directory.
+    A living owner that is expected to end is waited for. The ``advice`` says what else a user can do, as in "choose
+    another --name".
     """
-    directory = storage.resolve(directory)
-    owner = _claim(directory, advice, patience_s)
+    owner = _claim(storage.resolve(directory), advice, patience_s)
     try:
         yield owner
     finally:
@@ -212,7 +205,8 @@ def _command() -> str:
 
 
 def _claim(directory: str, advice: str, patience_s: float) -> Owner:
-    mine = Claim.of_this_process()
+    pid = os.getpid()
+    mine = Claim(uuid.uuid4().hex, _command(), socket.gethostname(), machine_id(), pid, start_of(pid) or "")
     deadline = time.monotonic() + patience_s
     probe = _OwnerProbe(directory)
     while True:
@@ -258,21 +252,19 @@ class _OwnerProbe:
                 return ""
             who = claim or "a command that has just begun"
             if claim is not None and claim.machine == machine_id():
-                if claim.is_running():
-                    return self._reason(who, where)
+                if start_of(claim.pid) == claim.started:
+                    break
                 self.say(f"taken over from {who}, whose process is gone")
                 return ""
             if first is None:
                 first, needed = seen, max(LIMIT_S - max(0.0, exclusive.age_s(where)), LEAST_WATCH_S)
                 self.say(f"owned by {who}; up to {needed:.0f} s for a sign of life from there")
-            elif seen.stamp != first.stamp:
-                return self._reason(who, where)
+            elif seen != first:
+                break
             elif now - began >= needed:
                 self.say(f"taken over from {who}, which was not heard of for {LIMIT_S:g} s")
                 return ""
             time.sleep(_POLL_S)
-
-    def _reason(self, who: Claim | str, where: str) -> str:
         return f"{who}, last heartbeat {max(0.0, exclusive.age_s(where)):.0f} s ago"
 
 

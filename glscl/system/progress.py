@@ -4,26 +4,17 @@ from __future__ import annotations
 
 import sys
 import time
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
-QUIET_S = 10.0
-"""Seconds before the first line: what is done by then needs no progress."""
-EVERY_S = 30.0
-"""Seconds between two lines where there is no terminal."""
+QUIET_S = 10.0  # seconds before the first line: what is done by then needs no progress
+EVERY_S = 30.0  # seconds between two lines where there is no terminal
 
 
 class Progress:
-    """Counts how much of something is done; a context manager.
-
-    Args:
-        what: the activity, as in "embedding msrvtt/test".
-        total: number of units.
-        unit: what is counted, as in "videos".
-    """
+    """Counts how much of an activity (``embedding msrvtt/test``) is done, in units (``videos``); a context manager."""
 
     def __init__(self, what: str, total: int, unit: str) -> None:
         self.what, self.total, self.unit = what, total, unit
@@ -33,25 +24,22 @@ class Progress:
 
     def __enter__(self) -> Self:
         if sys.stdout.isatty():
+            from rich import progress
             from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-            from rich.progress import Progress as Bar
 
             columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn(self.unit),
-                TimeRemainingColumn(elapsed_when_finished=True),
+                progress.TextColumn("{task.description}"),
+                progress.BarColumn(),
+                progress.MofNCompleteColumn(),
+                progress.TextColumn(self.unit),
+                progress.TimeRemainingColumn(elapsed_when_finished=True),
             )
-            self._bar = Bar(*columns, console=Console(file=sys.stdout), transient=True)
+            self._bar = progress.Progress(*columns, console=Console(file=sys.stdout), transient=True)
             self._bar.start()
             self._bar.add_task(self.what, total=self.total)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
 

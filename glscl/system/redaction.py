@@ -1,24 +1,23 @@
-"""Replaces secrets in everything that this process prints or writes: logs, verdicts, reports, status files, exceptions.
+"""Standard streams that take any text, and secrets replaced in everything that this process prints or writes.
 
-Secrets are the values of the variables that hold secrets (``AWS_SECRET_ACCESS_KEY``, ``RAY_AUTH_TOKEN``, and any
-whose name says secret, token, password or key), those of the AWS credentials file and of Ray's token file, and text
-that has the form of a credential. A command prints through `redacted_output`. Text of others goes through `redact`
-before it is written to a file.
+Secrets are the values of variables whose name says secret, token, password or key, those of the AWS credentials file
+and of Ray's token file, and text that has the form of a credential. A command prints through `redacted_output`. Text of
+others goes through `redact` before it is written to a file.
 """
 
 from __future__ import annotations
 
-import configparser
+import io
 import os
 import re
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 from typing import IO, Any
 
 from glscl.errors import BrokenRunError, RunStoppedError, UserError
+from glscl.system.environment import read_aws_file, token_in_file
 
 HIDDEN = "[secret]"
 _NAMES = re.compile(r"SECRET|TOKEN|PASSW|CREDENTIAL|API_?KEY|ACCESS_?KEY|AUTH_?KEY", re.IGNORECASE)
@@ -31,6 +30,21 @@ _FORMS = (
     re.compile(r"(?i)(?<=[?&]X-Amz-Credential=)[^&\s]+"),
     re.compile(r"(?i)(?<=[?&]X-Amz-Security-Token=)[^&\s]+"),
 )
+
+
+def prepare_streams() -> None:
+    """Open the standard streams that a service has closed, and let output escape letters that the terminal lacks."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    sys.stdout, sys.stderr = (
+        stream or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w") for stream in (sys.stdout, sys.stderr)
+    )
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def redact(text: str) -> str:
@@ -49,28 +63,11 @@ def has_secret(text: str) -> bool:
 
 def _known_secrets() -> list[str]:
     """Every known secret, the longest first: one may be part of another."""
-    secrets = {value for name, value in os.environ.items() if _NAMES.search(name) and not _names_a_file(value)}
-    secrets |= _read_files(
-        os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or os.path.expanduser("~/.aws/credentials"),
-        os.environ.get("RAY_AUTH_TOKEN_PATH") or os.path.expanduser("~/.ray/auth_token"),
-    )
+    profiles = read_aws_file("AWS_SHARED_CREDENTIALS_FILE")
+    secrets = {token_in_file()}
+    secrets |= {value for name, value in os.environ.items() if _NAMES.search(name) and value[:1] not in "/~."}  # a file
+    secrets |= {value for profile in profiles.values() for name, value in profile.items() if _NAMES.search(name)}
     return sorted((value for value in secrets if len(value) >= _SHORTEST), key=len, reverse=True)
-
-
-def _names_a_file(value: str) -> bool:
-    return value.startswith(("/", "~", "."))
-
-
-def _read_files(credentials: str, token: str) -> set[str]:
-    secrets: set[str] = set()
-    profiles = configparser.RawConfigParser()
-    with suppress(configparser.Error, OSError, UnicodeDecodeError):
-        profiles.read(credentials, encoding="utf-8")
-    for profile in profiles.sections():
-        secrets |= {value for name, value in profiles.items(profile) if _NAMES.search(name)}
-    with suppress(OSError, UnicodeDecodeError):
-        secrets.add(Path(token).read_text(encoding="utf-8").strip())
-    return secrets
 
 
 class OutputClosedError(Exception):
@@ -121,11 +118,7 @@ def redacted_output() -> Iterator[None]:
 
 @contextmanager
 def redacted_errors() -> Iterator[None]:
-    """Redact prints and exceptions of code in a Ray worker, which Ray writes into its log files.
-
-    Raises:
-        RuntimeError: in place of an error whose text or traceback holds a secret.
-    """
+    """Redact prints and exceptions (into RuntimeErrors, if need be) of a Ray worker, which Ray writes into its logs."""
     with redacted_output():
         try:
             yield

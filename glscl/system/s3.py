@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import logging
 import os
 import random
@@ -25,34 +26,24 @@ from glscl.errors import StorageError, UserError
 from glscl.system.environment import first_answer_due
 from glscl.system.s3_errors import advise, advise_on_checksums, code_of, describe_error, may_pass
 
-DEADLINE = "GLSCL_STORAGE_DEADLINE_S"
-"""Environment variable: seconds for which one request is tried again."""
+DEADLINE = "GLSCL_STORAGE_DEADLINE_S"  # environment variable: seconds for which one request is tried again
 DEFAULT_DEADLINE_S = 300.0
-FIRST_CONTACT_S = 5.0
-"""Seconds that a command gives an endpoint that has not answered it yet."""
+FIRST_CONTACT_S = 5.0  # seconds that a command gives an endpoint that has not answered it yet
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 20.0
 PART_BYTES = 8 << 20
-DELETIONS = 16
-"""Objects that are deleted at once."""
-SAY_EVERY_S = 30.0
-"""Seconds between two lines about a request that is still being tried."""
+DELETIONS = 16  # objects that are deleted at once
+SAY_EVERY_S = 30.0  # seconds between two lines about a request that is still being tried
 
 _logger = logging.getLogger(__name__)
 _jitter = random.SystemRandom()  # no part of anybody's seed
 
 
-class Body:
+class Body(io.BytesIO):
     """The body of an answer, already read."""
 
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-
-    async def read(self) -> bytes:
+    async def read(self) -> bytes:  # type: ignore[override]
         """The whole body."""
-        return self._data
-
-    def close(self) -> None:
-        """Nothing is open."""
+        return self.getvalue()
 
 
 class S3(s3fs.S3FileSystem):  # type: ignore[misc]
@@ -69,7 +60,7 @@ class S3(s3fs.S3FileSystem):  # type: ignore[misc]
         attempt = 0
         while True:
             try:
-                answer = await self._once(method, *arguments, **options)
+                return await self._once(method, *arguments, **options)
             except Exception as error:
                 cause = _cause_of(error)
                 if method == "complete_multipart_upload" and attempt and code_of(cause) == "NoSuchUpload":
@@ -94,9 +85,6 @@ class S3(s3fs.S3FileSystem):  # type: ignore[misc]
                         f"{where}: {what} has failed for {now - began:.0f} s ({describe_error(cause)}); trying on"
                     )
                 await asyncio.sleep(min(left, _jitter.uniform(0, min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**attempt))))
-            else:
-                first_answer_due.clear()
-                return answer
 
     async def _once(self, method: str, *arguments: object, **options: object) -> Any:
         answer = await super()._call_s3(method, *arguments, **options)
@@ -109,6 +97,7 @@ class S3(s3fs.S3FileSystem):  # type: ignore[misc]
             if len(data) != answer["ContentLength"]:
                 raise ConnectionError(f"{len(data)} of {answer['ContentLength']} bytes arrived")
             answer["Body"] = Body(data)
+        first_answer_due.clear()
         return answer
 
     call_s3 = sync_wrapper(_call_s3)
@@ -127,16 +116,10 @@ class S3(s3fs.S3FileSystem):  # type: ignore[misc]
         return await super()._expand_path(path, recursive, maxdepth, assume_literal=True)
 
     async def _lsdir(
-        self,
-        path: str,
-        refresh: bool = False,
-        max_items: int | None = None,
-        delimiter: str = "/",
-        prefix: str = "",
-        versions: bool = False,
+        self, path: str, *_: object, max_items: int | None = None, delimiter: str = "/", prefix: str = "", **__: object
     ) -> list[dict[str, object]]:
-        """List a folder. s3fs itself leaves out a key's first slashes, and lists another folder."""
-        bucket, key, _ = self.split_path(path)
+        """List a folder anew. s3fs itself leaves out a key's first slashes, and lists another folder."""
+        bucket, key = self.split_path(path)[:2]
         below = f"{key}/" if key else ""
         entries = [entry async for entry in self._iterdir(bucket, max_items, delimiter, below + prefix)]
         return sorted(entries, key=lambda entry: str(entry["name"]))
@@ -162,10 +145,10 @@ class S3(s3fs.S3FileSystem):  # type: ignore[misc]
         with contextlib.suppress(FileNotFoundError):
             await self._rm_file(path)
 
+    # S3 has no folders: s3fs would look for the bucket to put one into, and make a bucket where it may not look.
     async def _mkdir(self, path: str, *arguments: object, **options: object) -> None:
         if not self.split_path(path)[1]:
             await super()._mkdir(path, *arguments, **options)
-        # S3 has no folders. s3fs would look for the bucket, and make one where it may not look.
 
     async def _get_file(self, rpath: str, lpath: str, **options: object) -> None:
         """Download in parts: one part is held in memory, and tried again."""

@@ -6,15 +6,7 @@ import os
 import re
 
 import aiohttp
-from botocore.exceptions import (
-    ClientError,
-    CredentialRetrievalError,
-    FlexibleChecksumError,
-    HTTPClientError,
-    IncompleteReadError,
-    SSLError,
-)
-from botocore.exceptions import ConnectionError as BotoConnectionError
+import botocore.exceptions as boto
 from botocore.parsers import ResponseParserError
 
 REQUEST_CHECKSUMS = "AWS_REQUEST_CHECKSUM_CALCULATION"
@@ -22,43 +14,28 @@ REQUEST_CHECKSUMS = "AWS_REQUEST_CHECKSUM_CALCULATION"
 RESPONSE_CHECKSUMS = "AWS_RESPONSE_CHECKSUM_VALIDATION"
 
 NO_ANSWER = (
-    HTTPClientError,
-    BotoConnectionError,
-    IncompleteReadError,
+    boto.HTTPClientError,
+    boto.ConnectionError,
+    boto.IncompleteReadError,
     ResponseParserError,  # an answer cut short in the middle of its XML
-    CredentialRetrievalError,
+    boto.CredentialRetrievalError,
     aiohttp.ClientError,
     ConnectionError,
     TimeoutError,
 )
-PASSING_CODES = {  # those of botocore's retry handlers, whatever status they come with, and S3's own
-    "BandwidthLimitExceeded",
-    "InternalError",
-    "LimitExceededException",
-    "OperationAborted",
-    "PriorRequestNotComplete",
-    "ProvisionedThroughputExceededException",
-    "RequestLimitExceeded",
-    "RequestThrottled",
-    "RequestThrottledException",
-    "RequestTimeout",
-    "RequestTimeoutException",
-    "ServiceUnavailable",
-    "SlowDown",
-    "TemporaryRedirect",
-    "ThrottledException",
-    "Throttling",
-    "ThrottlingException",
-    "TooManyRequests",
-    "TooManyRequestsException",
+PASSING_CODES = {
+    *("BandwidthLimitExceeded", "InternalError", "LimitExceededException", "OperationAborted"),
+    *("PriorRequestNotComplete", "ProvisionedThroughputExceededException", "RequestLimitExceeded"),
+    *("RequestThrottled", "RequestThrottledException", "RequestTimeout", "RequestTimeoutException"),
+    *("ServiceUnavailable", "SlowDown", "TemporaryRedirect", "ThrottledException", "Throttling", "ThrottlingException"),
+    *("TooManyRequests", "TooManyRequestsException"),
 }
+"""Those of botocore's retry handlers, whatever status they come with, and S3's own."""
 PASSING_STATUS = {307, 408, 425, 429}
-PERMANENT_STATUS = {501, 505}
-"""Of the server's errors: it does not know how, and will not learn it."""
+PERMANENT_STATUS = {501, 505}  # of the server's errors: it does not know how, and will not learn it
 DAMAGED_CODES = {"BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch"}
 """The body is not what its checksum says: it changed on its way, or the store does not read the client's form."""
-DAMAGED_TRIES = 5
-"""After so many the way is not to blame."""
+DAMAGED_TRIES = 5  # after so many the way is not to blame
 
 WRITES = {"put_object", "upload_part", "create_multipart_upload", "complete_multipart_upload"}
 """Requests that carry the client's checksums."""
@@ -73,35 +50,22 @@ _SPACE = "free space there or raise the quota, then give the same command again"
 _ENDPOINT = "check AWS_ENDPOINT_URL: it must be the address of the S3 interface, not of a console or web page"
 _ADVICE = {
     "RequestTimeTooSkewed": "set this machine's clock (chrony or another NTP client)",
-    "ExpiredToken": _RENEW,
-    "ExpiredTokenException": _RENEW,
-    "InvalidToken": _RENEW,
-    "TokenRefreshRequired": _RENEW,
-    "301": _REGION,
-    "AuthorizationHeaderMalformed": _REGION,
-    "IllegalLocationConstraintException": _REGION,
-    "PermanentRedirect": _REGION,
-    "EntityTooLarge": _SPACE,
-    "QuotaExceeded": _SPACE,
-    "XMinioAdminBucketQuotaExceeded": _SPACE,
     "KeyTooLongError": "shorten --storage or --name",
-    "405": _ENDPOINT,
-    "MethodNotAllowed": _ENDPOINT,
+    **dict.fromkeys(("ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired"), _RENEW),
+    **dict.fromkeys(("301", "AuthorizationHeaderMalformed", "PermanentRedirect"), _REGION),
+    "IllegalLocationConstraintException": _REGION,
+    **dict.fromkeys(("EntityTooLarge", "QuotaExceeded", "XMinioAdminBucketQuotaExceeded"), _SPACE),
+    **dict.fromkeys(("405", "MethodNotAllowed"), _ENDPOINT),
 }
 
 
 def may_pass(error: BaseException, attempt: int) -> bool:
-    """Whether the same request may succeed later.
-
-    Args:
-        error: the error of the request.
-        attempt: how often the request has failed, this time included.
-    """
-    if isinstance(error, FlexibleChecksumError) or code_of(error) in DAMAGED_CODES:
+    """Whether a request may succeed later that has failed for the ``attempt``-th time with this error."""
+    if isinstance(error, boto.FlexibleChecksumError) or code_of(error) in DAMAGED_CODES:
         return attempt < DAMAGED_TRIES
-    if isinstance(error, SSLError) and _WRONG_TLS.search(str(error)):
+    if isinstance(error, boto.SSLError) and _WRONG_TLS.search(str(error)):
         return False
-    if not isinstance(error, ClientError):
+    if not isinstance(error, boto.ClientError):
         return isinstance(error, NO_ANSWER)
     status = _status(error)
     return (
@@ -112,24 +76,17 @@ def may_pass(error: BaseException, attempt: int) -> bool:
 
 
 def advise(error: BaseException, method: str) -> str:
-    """What a user can change after a request was refused.
-
-    Args:
-        error: the client's error.
-        method: the client's method, as in ``put_object``.
-    """
-    if isinstance(error, SSLError):
+    """What a user can change after the client's ``method`` (``put_object``) was refused."""
+    if isinstance(error, boto.SSLError):
         return "check AWS_ENDPOINT_URL (http:// or https://) and AWS_CA_BUNDLE, the file of certificates to trust"
-    if hint := advise_on_checksums(error, method):
-        return hint
-    return _ADVICE.get(code_of(error), CREDENTIALS)
+    return advise_on_checksums(error, method) or _ADVICE.get(code_of(error), CREDENTIALS)
 
 
 def advise_on_checksums(error: BaseException, method: str) -> str:
     """Which variables to set, if the store may have refused the checksums of AWS's client; else an empty string."""
-    if isinstance(error, FlexibleChecksumError):
+    if isinstance(error, boto.FlexibleChecksumError):
         return f"if that comes again, the store's checksums are of another kind: set {RESPONSE_CHECKSUMS}=when_required"
-    if os.environ.get(REQUEST_CHECKSUMS, "").lower() == "when_required" or not isinstance(error, ClientError):
+    if os.environ.get(REQUEST_CHECKSUMS, "").lower() == "when_required" or not isinstance(error, boto.ClientError):
         return ""
     code, status = code_of(error), _status(error)
     knobs = f"set {REQUEST_CHECKSUMS}=when_required and {RESPONSE_CHECKSUMS}=when_required"
@@ -147,14 +104,14 @@ def advise_on_checksums(error: BaseException, method: str) -> str:
 
 def code_of(error: BaseException) -> str:
     """The store's code of an error; empty if it has none."""
-    return str(error.response.get("Error", {}).get("Code", "")) if isinstance(error, ClientError) else ""
+    return str(error.response.get("Error", {}).get("Code", "")) if isinstance(error, boto.ClientError) else ""
 
 
 def describe_error(error: BaseException) -> str:
     """An error on one line."""
     text = " ".join(str(error).split())[:300]
-    return text if isinstance(error, ClientError) else f"{type(error).__name__}: {text}"
+    return text if isinstance(error, boto.ClientError) else f"{type(error).__name__}: {text}"
 
 
-def _status(error: ClientError) -> int:
+def _status(error: boto.ClientError) -> int:
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))

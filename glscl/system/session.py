@@ -6,7 +6,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import sys
 import tempfile
 import time
@@ -17,18 +16,10 @@ from pathlib import Path
 import psutil
 
 from glscl.errors import BrokenRunError, UserError, one_line
-from glscl.system import stopping
-from glscl.system.environment import (
-    can_keep_token,
-    check_cluster,
-    check_environment,
-    named_cluster,
-    ray_token,
-    temporary_folder,
-)
-from glscl.system.hardware import Node
-from glscl.system.nodes import alive_nodes
-from glscl.system.processes import start_of
+from glscl.system import environment, stopping
+from glscl.system.environment import check_environment, named_cluster
+from glscl.system.nodes import Node, alive_nodes
+from glscl.system.ownership import start_of
 
 _PREFIX = "glscl-ray-"
 _OWNER = "owner.json"
@@ -49,12 +40,8 @@ PATIENCE = {
 def ray_session(quiet: bool = False) -> Iterator[None]:
     """Connect to the cluster of ``RAY_ADDRESS`` or ``ray start``, else to a local one that ends with this block.
 
-    Args:
-        quiet: do not print the output of tasks and workers (it is in Ray's log files): that of many runs would mix.
-
-    Raises:
-        UserError: see `glscl.system.environment.check_environment`.
-        BrokenRunError: a local cluster does not start.
+    If it is ``quiet``, the output of tasks and workers, which many runs would mix, is in Ray's log files alone. Errors
+    are those of `check_environment`, and a BrokenRunError where a local cluster does not start.
     """
     # Ray polls workers for reports at this interval; the default of 2 s would be felt in short runs.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
@@ -77,12 +64,9 @@ def ray_session(quiet: bool = False) -> Iterator[None]:
         with _local_cluster(quiet):
             yield
         return
-    ray.init(address=address, logging_level="error", log_to_driver=not quiet)
-    stopping.reinstall_handlers()
-    try:
+    with ray.init(address=address, logging_level="error", log_to_driver=not quiet):
+        stopping.reinstall_handlers()
         yield
-    finally:
-        ray.shutdown()
 
 
 def on_this_machine() -> bool:
@@ -98,7 +82,7 @@ def on_this_machine() -> bool:
 @contextmanager
 def _local_cluster(quiet: bool) -> Iterator[None]:
     """Run a local cluster that leaves no processes and no files behind, except for the logs of a failure."""
-    parent = temporary_folder()
+    parent = environment.temporary_folder()
     _remove_left_folders(parent)
     folder = tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
     _mark_owned(folder)
@@ -128,10 +112,7 @@ def _start_ray(folder: str, quiet: bool) -> None:
     """Start a local cluster, however busy the machine is.
 
     Ray gives up on parts of itself after times that a machine under load needs. Those that can be set are set; one
-    that cannot is half a minute for its node to appear. A start that has failed is tried again.
-
-    Raises:
-        BrokenRunError: it has failed several times.
+    that cannot is half a minute for its node to appear. A start that has failed is tried again before a BrokenRunError.
     """
     import ray
 
@@ -139,7 +120,8 @@ def _start_ray(folder: str, quiet: bool) -> None:
 
     for variable, value in PATIENCE.items():
         os.environ.setdefault(variable, value)
-    if os.environ.get("RAY_AUTH_MODE", "token") == "token" and not (ray_token() or can_keep_token()):
+    has_token = environment.ray_token() or environment.can_keep_token()
+    if os.environ.get("RAY_AUTH_MODE", "token") == "token" and not has_token:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # Ray would write one into the home folder
     before = _children()
     for left in range(_STARTS - 1, -1, -1):
@@ -169,12 +151,12 @@ def _end(before: Collection[int]) -> None:
     """Shut Ray down, and end what this process has started since."""
     import ray
 
-    started = [
-        process
-        for child in psutil.Process().children()
-        if child.pid not in before
-        for process in [child, *_descendants(child)]
-    ]
+    started = []
+    for child in psutil.Process().children():
+        if child.pid not in before:
+            started.append(child)
+            with suppress(psutil.NoSuchProcess):
+                started += child.children(recursive=True)
     ray.shutdown()
     _, alive = psutil.wait_procs(started, timeout=_END_S)
     for process in alive:
@@ -184,27 +166,17 @@ def _end(before: Collection[int]) -> None:
 
 @contextmanager
 def _temporary_files_in(folder: str) -> Iterator[None]:
-    """Let this process, and those that it starts in this block, put their temporary files there.
-
-    Ray's processes are ended by force, and this one may be.
-    """
+    """In this block, this process and those that it starts (some end by force) put their temporary files there."""
     os.makedirs(folder)
-    variable, default = os.environ.get("TMPDIR"), tempfile.tempdir
+    before, default = os.environ.get("TMPDIR"), tempfile.tempdir
     os.environ["TMPDIR"] = tempfile.tempdir = folder
     try:
         yield
     finally:
         tempfile.tempdir = default
         del os.environ["TMPDIR"]
-        if variable is not None:
-            os.environ["TMPDIR"] = variable
-
-
-def _descendants(process: psutil.Process) -> list[psutil.Process]:
-    try:
-        return process.children(recursive=True)  # type: ignore[no-any-return]
-    except psutil.NoSuchProcess:
-        return []
+        if before is not None:
+            os.environ["TMPDIR"] = before
 
 
 def _mark_owned(folder: str, failed: bool = False) -> None:
@@ -247,32 +219,17 @@ def cluster_of_this_machine(say: bool = True) -> str | None:
     address = written_address()
     if not address:
         return None
-    if _answers(address):
-        check_cluster(address, f"the Ray cluster of this machine, {address}")
-        return address
-    if say:
-        print(f"the Ray cluster at {address} is gone; starting a local one", flush=True)
-    return None
-
-
-def _answers(address: str) -> bool:
-    """Whether a server listens at ``host:port``; other forms of address are left to Ray."""
-    host, _, port = address.rpartition(":")
-    if "://" in address or not host or not port.isdigit():
-        return True
     try:
-        socket.create_connection((host, int(port)), timeout=5).close()
-    except OSError:
-        return False
-    return True
+        environment.check_cluster(address, f"the Ray cluster of this machine, {address}")
+    except environment.NoAnswerError:
+        if say:
+            print(f"the Ray cluster at {address} is gone; starting a local one", flush=True)
+        return None
+    return address
 
 
 def cluster_nodes() -> list[Node]:
-    """Resources of the nodes of the cluster that `ray_session` would use; nothing is started.
-
-    Raises:
-        UserError: see `glscl.system.environment.check_environment`.
-    """
+    """Resources of the nodes of the cluster that `ray_session` would use, by the same checks; nothing is started."""
     import ray
 
     from glscl.system.ray_internals.cluster import nodes_at, resources_of_this_machine
@@ -282,6 +239,4 @@ def cluster_nodes() -> list[Node]:
     check_environment()
     named = named_cluster()
     address = cluster_of_this_machine(say=False) if named in (None, "auto") else named
-    if address in (None, "local"):
-        return [resources_of_this_machine()]
-    return nodes_at(address)
+    return [resources_of_this_machine()] if address in (None, "local") else nodes_at(address)

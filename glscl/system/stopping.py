@@ -1,8 +1,7 @@
 """Handlers of SIGTERM and Ctrl-C: a command ends with a verdict, and training saves first.
 
-`ray job stop`, Kubernetes and reclaimed machines send SIGTERM. Within `ends_by_signal` it ends the command as Ctrl-C
-does, by an exception; within `deferred` the first signal is only noted, so that what runs can end in order, and the
-second one ends it at once.
+Within `ends_by_signal`, SIGTERM (of `ray job stop`, Kubernetes, a reclaimed machine) ends the command by an exception,
+as Ctrl-C does. Within `deferred` the first signal is only noted, so that what runs can end in order.
 """
 
 from __future__ import annotations
@@ -49,11 +48,7 @@ def reinstall_handlers() -> None:
 
 @contextmanager
 def deferred() -> Iterator[Callable[[], int]]:
-    """Only note the first signal in this block; the second raises `Stopped`.
-
-    Yields:
-        a function that returns the number of the first signal, 0 before it.
-    """
+    """Only note the first signal in this block, whose number the function tells (0 before it); the second raises."""
     received: list[int] = []
     if not _installed or threading.current_thread() is not threading.main_thread():
         yield lambda: 0

@@ -1,10 +1,8 @@
 """Files at local paths and ``s3://`` URIs, through one set of functions.
 
-Credentials and endpoints come from the standard variables (``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``,
-``AWS_ENDPOINT_URL``, ``AWS_PROFILE``, instance roles ...). They are never part of a configuration.
-
-Every request to S3 goes through `glscl.system.s3.S3`, which has the policy of retries. A listing of an S3-compatible
-store may be out of date, so nothing is decided by what a listing lacks.
+Credentials and endpoints come from the standard variables of AWS, never from a configuration. Every request to S3
+goes through `glscl.system.s3.S3`, which has the policy of retries. A listing of an S3-compatible store may be out of
+date, so nothing is decided by what a listing lacks.
 """
 
 from __future__ import annotations
@@ -39,22 +37,18 @@ def is_remote(uri: str) -> bool:
 
 
 def resolve(uri: str) -> str:
-    """An absolute local path, or the URI itself. Ray workers run in another directory than the driver.
-
-    Raises:
-        UserError: a scheme that is not supported, or credentials in the address.
-    """
-    if is_remote(uri):
-        scheme = uri.split("://", 1)[0]
-        if scheme != "s3":
-            raise UserError(f"{uri}: '{scheme}://' is not supported; use a local path or s3://bucket/key")
-        if "@" in uri.split("/")[2]:
-            raise UserError(
-                f"s3://...@{uri.split('@', 1)[1]}: credentials do not belong in an address, where logs and reports "
-                f"would repeat them; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-            )
-        return uri.rstrip("/")
-    return os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))
+    """An absolute local path (Ray workers run in another directory), or the URI itself, refused with credentials."""
+    if not is_remote(uri):
+        return os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))
+    scheme = uri.split("://", 1)[0]
+    if scheme != "s3":
+        raise UserError(f"{uri}: '{scheme}://' is not supported; use a local path or s3://bucket/key")
+    if "@" in uri.split("/")[2]:
+        raise UserError(
+            f"s3://...@{uri.split('@', 1)[1]}: credentials do not belong in an address, where logs and reports "
+            f"would repeat them; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+        )
+    return uri.rstrip("/")
 
 
 def filesystem(uri: str) -> tuple[AbstractFileSystem, str]:
@@ -92,9 +86,8 @@ def exists(uri: str) -> bool:
 def open_read(uri: str) -> IO[bytes]:
     """Open for reading, with read-ahead for remote files."""
     fs, path = filesystem(uri)
-    if is_remote(uri):
-        return fs.open(path, "rb", block_size=8 << 20, cache_type="readahead")  # type: ignore[no-any-return]
-    return fs.open(path, "rb")  # type: ignore[no-any-return]
+    ahead = {"block_size": 8 << 20, "cache_type": "readahead"} if is_remote(uri) else {}
+    return fs.open(path, "rb", **ahead)  # type: ignore[no-any-return]
 
 
 def size(uri: str) -> int:
@@ -110,11 +103,7 @@ def read_bytes(uri: str) -> bytes:
 
 
 def read_json(uri: str) -> Any:
-    """Read and parse a JSON file.
-
-    Raises:
-        UserError: the file is missing or not JSON.
-    """
+    """Read and parse a JSON file; a `UserError` says that it is missing or not JSON."""
     try:
         return json.loads(read_bytes(uri))
     except FileNotFoundError:
@@ -157,14 +146,9 @@ def write_json(uri: str, value: object) -> None:
 
 
 def check_writable(folder: str, knob: str) -> None:
-    """Write and remove a small file.
+    """Write a small file into a folder, made if it does not exist, and remove it; ``knob`` is the folder's option.
 
-    Args:
-        folder: path or URI; made if it does not exist.
-        knob: the option that names the folder, for the message.
-
-    Raises:
-        UserError: the folder cannot be written. Where nothing may be deleted, the file stays and a line says so.
+    Where nothing may be deleted, the file stays and a line says so.
     """
     probe = join(folder, f".glscl-{uuid.uuid4().hex}")
     try:
@@ -197,14 +181,9 @@ def download(uri: str, local_path: str) -> None:
 
 
 def wrong_sizes(folder: str, expected: Mapping[str, int]) -> dict[str, int | None]:
-    """Compare the sizes of files with the expected ones: one listing, then a request for each file that differs.
+    """The real bytes of the files of a folder that have not the ``expected`` ones, by name; None for a missing file.
 
-    Args:
-        folder: path or URI.
-        expected: bytes by name, relative to the folder.
-
-    Returns:
-        the real bytes of the files that differ, None for a missing one, in the order of ``expected``.
+    It takes one listing, then a request for each file that differs.
     """
     fs, root = filesystem(folder)
     listed = {path: info["size"] for path, info in fs.find(root, detail=True).items()}
@@ -216,12 +195,10 @@ def wrong_sizes(folder: str, expected: Mapping[str, int]) -> dict[str, int | Non
         try:
             info = fs.info(path)
         except FileNotFoundError:
-            wrong[name] = None
-            continue
-        if info["type"] != "file":
-            wrong[name] = None
-        elif info["size"] != size:
-            wrong[name] = info["size"]
+            info = {"type": "missing"}
+        actual = info["size"] if info["type"] == "file" else None
+        if actual != size:
+            wrong[name] = actual
     return wrong
 
 
@@ -240,15 +217,7 @@ def remove_folder(uri: str) -> None:
 
 
 def tidy(uri: str, delete: Callable[[str], None] = remove_folder) -> bool:
-    """Delete something that is no longer needed. A failure is printed, because no run should end for that.
-
-    Args:
-        uri: folder or prefix; a file if ``delete`` is `remove`.
-        delete: `remove_folder` or `remove`.
-
-    Returns:
-        whether it is deleted.
-    """
+    """Delete something that is no longer needed, and tell whether it is gone; no run should end for a failure."""
     try:
         delete(uri)
     except (StorageError, OSError) as error:

@@ -8,16 +8,14 @@ from functools import partial
 import torch
 
 from glscl.data.activity import ActivityTable
+from glscl.data.apart import distinct_names
 from glscl.data.gallery import Gallery
-from glscl.data.names import distinct_names
-from glscl.data.quarantine import Quarantine
-from glscl.data.repairs import describe_repairs
+from glscl.data.quarantine import Quarantine, describe_repairs
 from glscl.data.shards import ShardSet, open_shard_set
 from glscl.data.video import FrameSampling
 from glscl.errors import RunStoppedError
-from glscl.evaluation.embed import Embeddings, concatenate, embed
+from glscl.evaluation.embed import Embeddings, RowShard, concatenate, embed, measure, score_rows
 from glscl.evaluation.metrics import MAIN_METRIC, RECALLS
-from glscl.evaluation.retrieval import RowShard, measure, score_rows
 from glscl.evaluation.scoring import merge, split_rows
 from glscl.models.retriever import Retriever
 from glscl.models.tokenizer import tokenize

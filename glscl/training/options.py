@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from glscl.options import Options
-from glscl.system.hardware import Auto
+from glscl.system.nodes import Auto
 
 
 def _workers(value: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
-from glscl.data.repairs import Entry
+from glscl.data.quarantine import Entry
 from glscl.system import storage
 from glscl.system.ownership import Fence
 from glscl.training.collectives import gather_objects

@@ -21,11 +21,11 @@ from glscl.data.activity import ActivityTable
 from glscl.data.augment import ClipAugmentation
 from glscl.data.quarantine import KNOB, Quarantine, UnusableSetError
 from glscl.data.shards import open_shard_set
-from glscl.errors import RunStoppedError, full_disk
+from glscl.errors import RunStoppedError, UserError, full_disk
 from glscl.models.retriever import Retriever
 from glscl.models.tokenizer import tokenize
 from glscl.system.ownership import Fence
-from glscl.system.ray_internals.cluster import KeyValueStore
+from glscl.system.ray_internals.cluster import KeyValueStore, print_no_traceback_of
 from glscl.system.redaction import redacted_errors
 from glscl.training.checkpoint.format import SELECTION_METRIC, directory_name, seed_generators
 from glscl.training.checkpoint.retention import Retention
@@ -93,6 +93,7 @@ def train_worker(values: dict[str, Any]) -> Ending | None:
     Returns:
         None at the end of training; else why it ended before (Ray Train restarts workers that raise).
     """
+    print_no_traceback_of(UserError)
     with redacted_errors():
         try:
             return _train(RunConfig.model_validate(values["config"]), values["store"], Fence(**values["fence"]))

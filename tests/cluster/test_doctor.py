@@ -261,7 +261,7 @@ def test_storage_that_never_answers_is_unreachable(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(module, "STORAGE_S", 0.2)
-    monkeypatch.setattr(module, "check_storage", lambda _: time.sleep(5))
+    monkeypatch.setattr(module.checks, "check_storage", lambda _: time.sleep(5))
     monkeypatch.setattr(module, "_check_cluster", lambda *_, **__: [])
     monkeypatch.setattr(module, "ray_session", _no_session)
     assert main(["doctor", "--storage", "s3://data/runs"]) == 1
@@ -355,7 +355,7 @@ def test_a_node_with_another_ray_stops_the_run_and_nothing_else_stops_the_doctor
     reports = {"10.0.0.1": mine, "10.0.0.2": replace(mine, versions=mine.versions | {"ray": "2.59.1"})}
     broken = SimpleNamespace(report=SimpleNamespace(remote=lambda: None))
     monkeypatch.setattr(module, "start_actors", lambda _: dict.fromkeys(reports, nodes.ClusterNode({"CPU": 8}, broken)))
-    monkeypatch.setattr(module, "gather_answers", lambda _: reports)
+    monkeypatch.setattr(module, "gather", lambda _: reports)
     monkeypatch.setattr(module, "ray_session", _no_session)
     address = SimpleNamespace(address_info={"webui_url": guarded.removeprefix("http://")})
     monkeypatch.setattr("ray.init", lambda **_: address)

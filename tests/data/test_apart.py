@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from glscl.data import apart
-from glscl.data.apart import NamedSet, check_held_out, check_not_trained, is_test_split, video_ids
+from glscl.data.apart import NamedSet, check_held_out, check_not_trained, distinct_names, is_test_split, video_ids
 from glscl.data.build import BuildOptions, Origin, build_shards
-from glscl.data.names import distinct_names
 from glscl.data.records import Record
 from glscl.data.shards import ShardSet, open_shard_set, verify_shards
 from glscl.errors import UserError

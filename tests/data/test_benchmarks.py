@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from glscl.data import benchmarks
 from glscl.data.benchmarks import ReadResult, read
+from glscl.data.benchmarks.base import register
 from glscl.errors import UserError, printable
 
 FOLDERS = {"msrvtt": "MSRVTT", "msvd": "MSVD", "didemo": "DiDeMo", "activitynet": "ActivityNet"}
@@ -317,7 +318,7 @@ def test_names_and_splits() -> None:
     with pytest.raises(UserError, match=r"unknown benchmark 'msrvt', did you mean 'msrvtt'.*known: activitynet, csv"):
         benchmarks.find_benchmark("msrvt")
     with pytest.raises(ValueError, match="two readers are called 'msvd'"):
-        benchmarks.register(benchmarks.find_benchmark("msvd"))
+        register("msvd", version=1)(benchmarks.find_benchmark("msvd").read)
 
 
 def test_unknown_split_lists_the_splits(tmp_path: Path) -> None:

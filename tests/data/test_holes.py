@@ -18,7 +18,7 @@ from torch import distributed
 from glscl.data.build import Encoding
 from glscl.data.gallery import Gallery
 from glscl.data.plan import StreamPlan
-from glscl.data.repairs import describe_repairs
+from glscl.data.quarantine import describe_repairs
 from glscl.data.shards import ShardSet, describe_manifest
 from glscl.data.stream import Batch, PairStream
 from glscl.data.video import FrameSampling, VideoError, limits, load_clip, load_frames, make_copy

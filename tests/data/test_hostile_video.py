@@ -156,6 +156,14 @@ def test_pixels_in_total(make_video: MakeVideo, monkeypatch: pytest.MonkeyPatch)
     refused(make_video([n / 25 for n in range(60)]), "more pixels than 60 s of CPU time are for")
 
 
+def test_pictures_of_one_size_are_counted_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_PIXELS_PER_SECOND", 1000)
+    spent = budget.Budget(1)
+    spent.picture(10, 10, 9)
+    with pytest.raises(VideoError, match="more pixels than 1 s"):
+        spent.picture(10, 10, 2)
+
+
 def test_bytes(make_video: MakeVideo, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MAX_BYTES", 100)
     refused(make_video(), "more than 0 GiB")

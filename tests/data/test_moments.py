@@ -10,10 +10,12 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+import torch
 
 from glscl.data.video import FrameSampling, load_clip, load_frames, make_copy
 from glscl.data.video.budget import Budget
-from glscl.data.video.index import Index, _cut, _Packet, read_index
+from glscl.data.video.decode import PictureReader
+from glscl.data.video.index import _MAX_BACK_S, _MAX_STEP_S, Index, _cut, _Packet, read_index
 from tests.data.drawn import both, close, draw, level, levels, ramp
 
 # ---------------------------------------------------------------------------------------------- clocks that begin anew
@@ -81,7 +83,7 @@ SECOND = 1000
 def cut(*packets: tuple[int | None, int | None]) -> list[list[int]]:
     """Timestamps of each part of a stream of (pts, dts) in milliseconds, each of 40."""
     stream = [_Packet(number, pts, dts, 40, True, True) for number, (pts, dts) in enumerate(packets)]
-    parts = _cut(stream, Fraction(1, 10) * SECOND, Fraction(10) * SECOND)
+    parts = _cut(stream, _MAX_BACK_S * SECOND, Fraction(_MAX_STEP_S) * SECOND)
     return [[pts for _, pts in part] for part in parts]
 
 
@@ -217,6 +219,29 @@ def test_a_file_with_several_clocks_is_read_without_seeking() -> None:
     assert len(found.times) == 40
     assert found.duration == pytest.approx(4.0, abs=0.01)
     assert np.diff(found.times).tolist() == [9000] * 39
+
+
+def test_a_container_that_fails_to_seek_is_read_from_its_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = ramp(60, 20)
+    sampling = FrameSampling(4, 5.0, 32)
+    expected = load_clip(data, sampling)
+    sought: list[int] = []
+
+    def fail(reader: PictureReader, first: int) -> None:
+        class Container:
+            def seek(self, *_: object, **__: object) -> None:
+                sought.append(first)
+                raise av.error.InvalidDataError(1, "no seeking here")
+
+        monkeypatch.setattr(reader._opened, "container", Container())
+        return seek(reader, first)
+
+    seek = PictureReader._seek
+    monkeypatch.setattr(PictureReader, "_seek", fail)
+    clip = load_clip(data, sampling)
+    assert sought
+    assert torch.equal(clip.frames, expected.frames)
+    assert clip.replaced == expected.replaced == 0
 
 
 def test_load_frames_gives_the_frames_of_a_clip() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import struct
 from collections.abc import Callable
 from fractions import Fraction
@@ -230,6 +231,34 @@ def test_oversized_picture_is_refused_before_it_is_decoded(
     monkeypatch.setattr(limits, "MAX_PIXELS", 64 * 48 - 1)
     with pytest.raises(VideoError, match=r"picture too large \(64 x 48\)"):
         square(make_video())
+
+
+@pytest.mark.parametrize("good", [0, 1])
+def test_what_cannot_be_read_further_ends_a_file_unless_it_is_the_first_packet(
+    make_video: Callable[..., bytes], good: int
+) -> None:
+    with open_video(make_video(), Budget(9)) as container:
+
+        class Torn:
+            streams = container.streams
+
+            def demux(self, stream: Any) -> Any:
+                yield from itertools.islice(container.demux(stream), good)
+                raise av.error.InvalidDataError(1, "torn")
+
+        packets = numbered_packets(Torn(), Budget(9))  # type: ignore[arg-type]
+        if good:
+            assert [number for number, _ in packets] == [0]
+        else:
+            with pytest.raises(av.error.InvalidDataError):
+                next(packets)
+
+
+def test_decoders_have_one_thread_and_a_bound_on_pictures(make_video: Callable[..., bytes]) -> None:
+    with open_video(make_video(), Budget(9)) as container:
+        stream = container.streams.video[0]
+        assert (stream.thread_type.name, stream.codec_context.thread_count) == ("NONE", 1)
+        assert stream.codec_context.options == {"max_pixels": str(limits.MAX_PIXELS)}  # pictures may grow later
 
 
 @pytest.mark.parametrize("times", [CONSTANT, VARIABLE, LATE, [0.0]])

@@ -19,14 +19,13 @@ from glscl.data.gallery import Gallery
 from glscl.data.quarantine import Quarantine, read_quarantine
 from glscl.data.shards import ShardSet
 from glscl.errors import UserError
-from glscl.evaluation.embed import Embeddings, embed
-from glscl.evaluation.evaluate import check_tests, evaluate_model
-from glscl.evaluation.metrics import DIRECTIONS, RetrievalMetrics
+from glscl.evaluation.embed import Embeddings, RowShard, embed, measure, score_rows
+from glscl.evaluation.evaluate import evaluate_model
+from glscl.evaluation.metrics import DIRECTIONS, measure_ranks
 from glscl.evaluation.normalise import NORMALISATIONS, Bank, measure_normalised
 from glscl.evaluation.options import EvaluationConfig
 from glscl.evaluation.ranks import Ranks
 from glscl.evaluation.results import QueryRanks
-from glscl.evaluation.retrieval import RowShard, measure, score_rows
 from glscl.evaluation.saved import ModelCard, load_model, save_model
 from glscl.models import ModelConfig, Retriever
 from glscl.models.tokenizer import tokenize
@@ -181,7 +180,7 @@ def test_ranks_of_every_query_give_back_the_metrics(run: str, sets: list[ShardSe
     assert QueryRanks.model_validate(kept).model_dump() == entry.per_query.model_dump(), "plain values"
     for direction in DIRECTIONS:
         ranks = Ranks(*(torch.tensor(kept[direction][bound]) for bound in ("optimistic", "pessimistic")))
-        assert RetrievalMetrics.from_ranks(ranks).to_dict() == entry.metrics(direction)
+        assert measure_ranks(ranks) == entry.metrics(direction)
     assert kept["query_videos"] == list(range(entry.videos)), "all have captions"
     assert kept["positions"] == sorted(set(kept["positions"]))
     assert (len(kept["video_ids"]), len(kept["positions"])) == (entry.videos, entry.videos)
@@ -315,9 +314,10 @@ def test_nothing_to_score_starts_nothing(tmp_path: Path) -> None:
     assert evaluate_model(str(tmp_path), [], CONFIG, workers=1) == []
 
 
-def test_tests_are_checked_early(run: str, sets: list[ShardSet], tmp_path: Path) -> None:
-    uris, nowhere = [shard_set.uri for shard_set in sets], str(tmp_path / "nowhere")
-    check_tests(run, uris, CONFIG, uris)
-    for tests, bank in (([uris[0], nowhere], uris), (uris, [nowhere])):
-        with pytest.raises(UserError, match=r"nowhere/manifest\.json: no such file"):
-            check_tests(run, tests, CONFIG, bank)
+def test_sets_are_opened_early(
+    run: str, sets: list[ShardSet], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here, nowhere = sets[0].uri, str(tmp_path / "nowhere")
+    for words in (["--test", here, nowhere], ["--test", here, "--normalisations", "--bank", nowhere]):
+        assert main(["eval", "--run", run, *words]) == 2
+        assert "nowhere/manifest.json: no such file" in capsys.readouterr().out.splitlines()[-1]

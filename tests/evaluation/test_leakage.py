@@ -122,12 +122,12 @@ def test_refuses_what_names_no_list(
 
 def test_accents_composed_or_apart_are_the_same_name() -> None:
     apart = replace(embeddings(), video_ids=["a", "Cafe\u0301", "v_c", "d"])
-    smaller, report = leave_out(apart, ["Caf\u00e9.mp4"])
-    assert (smaller.video_ids, report.left_out, report.unknown) == (["a", "v_c", "d"], ("Cafe\u0301",), ())
+    smaller, note = leave_out(apart, ["Caf\u00e9.mp4"])
+    assert (smaller.video_ids, note) == (["a", "v_c", "d"], "1 of 1 listed videos left out, and their captions (1).")
 
 
 def test_drops_videos_with_their_captions() -> None:
-    smaller, report = leave_out(embeddings(), ["b", "gone", "nowhere", "b"])
+    smaller, note = leave_out(embeddings(), ["b", "gone", "nowhere", "b"])
     assert smaller.video_ids == ["a", "v_c", "d"]
     assert smaller.positions == [0, 3, 4]
     assert smaller.captions == ["caption 0", "caption 1", "caption 3", "caption 4", "caption 5"]
@@ -137,26 +137,26 @@ def test_drops_videos_with_their_captions() -> None:
     assert smaller.video["frames"][:, 0].tolist() == [10, 12, 13]
     assert [row["n"] for row in smaller.attributes] == [0, 2, 3]
     assert smaller.thumbnails == [[b"\0"], [b"\2"], [b"\3"]]
-    assert (report.left_out, report.undecodable, report.unknown) == (("b",), ("gone",), ("nowhere",))
-    assert (report.listed, report.texts_left_out) == (3, 1)
-    assert report.note.startswith("1 of 3 listed videos left out, and their captions (1). 1 could not be decoded")
-    assert "(nowhere; its videos are named like a)" in report.note
+    assert note == (
+        "1 of 3 listed videos left out, and their captions (1). 1 could not be decoded and were out already. "
+        "1 are no videos of this set (nowhere; its videos are named like a)."
+    )
 
 
 def test_names_as_duplicate_lists_spell_them() -> None:
     """ActivityNet's videos are ``v_...`` in its annotations and ``....mp4`` in the duplicate lists."""
     for name in ("c.mp4", "v_c.webm", "c", "v_c"):
-        smaller, report = leave_out(embeddings(), [name])
-        assert (smaller.video_ids, report.unknown) == (["a", "b", "d"], ())
+        smaller, note = leave_out(embeddings(), [name])
+        assert smaller.video_ids == ["a", "b", "d"]
+        assert note == "1 of 1 listed videos left out, and their captions (1)."
 
 
 def test_nothing_listed_changes_nothing() -> None:
     whole = embeddings()
-    smaller, report = leave_out(whole, ["x"])
+    smaller, note = leave_out(whole, ["x"])
     assert smaller.video_ids == whole.video_ids
     assert torch.equal(smaller.text_to_video, whole.text_to_video)
-    assert report.left_out == ()
-    assert report.note.startswith("0 of 1 listed videos left out")
+    assert note.startswith("0 of 1 listed videos left out")
 
 
 def test_nothing_remains() -> None:

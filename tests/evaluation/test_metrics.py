@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glscl.errors import UserError
-from glscl.evaluation.metrics import RetrievalMetrics
+from glscl.evaluation.metrics import METRICS, measure_ranks
 from glscl.evaluation.ranks import (
     Ranks,
     check_similarity,
@@ -79,7 +79,7 @@ def test_metrics_match_brute_force(rank: Rank, case: tuple[torch.Tensor, torch.T
     expected |= {"MdR": (mid[(n - 1) // 2] + mid[n // 2]) / 2, "MnR": math.fsum(mid) / n, "queries": n}
     expected["R@1_optimistic"] = 100 * sum(r == 1 for r in ranks.optimistic.tolist()) / n
     expected["R@1_pessimistic"] = 100 * sum(r == 1 for r in ranks.pessimistic.tolist()) / n
-    metrics = RetrievalMetrics.from_ranks(ranks).to_dict()
+    metrics = measure_ranks(ranks)
     assert metrics == pytest.approx(expected)
     assert metrics["R@1_pessimistic"] <= metrics["R@1"] <= metrics["R@1_optimistic"]
 
@@ -96,9 +96,9 @@ def test_constant_matrix_has_the_mean_rank_and_one_rank_per_query() -> None:
     similarity, owners = torch.full((50, 50), 0.25), torch.arange(50)
     for ranks in (text_to_video_ranks(similarity, owners), video_to_text_ranks(similarity, owners)):
         assert ranks.mid.tolist() == [25.5] * 50
-        metrics = RetrievalMetrics.from_ranks(ranks)
-        assert (metrics.queries, metrics.median_rank, metrics.recalls[1]) == (50, 25.5, pytest.approx(2.0))
-        assert (metrics.recall_at_1_optimistic, metrics.recall_at_1_pessimistic) == (100.0, 0.0)
+        metrics = measure_ranks(ranks)
+        assert (metrics["queries"], metrics["MdR"], metrics["R@1"]) == (50, 25.5, pytest.approx(2.0))
+        assert (metrics["R@1_optimistic"], metrics["R@1_pessimistic"]) == (100.0, 0.0)
 
 
 def test_multi_caption_video_is_found_by_its_best_caption() -> None:
@@ -128,7 +128,7 @@ def test_text_to_video_must_fit(owners: torch.Tensor) -> None:
 
 def test_no_queries_is_an_error() -> None:
     with pytest.raises(ValueError, match="no queries"):
-        RetrievalMetrics.from_ranks(Ranks.concatenate([]))
+        measure_ranks(Ranks.concatenate([]))
 
 
 def test_skewness() -> None:
@@ -147,7 +147,7 @@ def test_occurrences_share_the_last_place() -> None:
 
 def _recalls(similarity: torch.Tensor, owners: torch.Tensor) -> list[dict[str, float]]:
     both = text_to_video_ranks(similarity, owners), video_to_text_ranks(similarity, owners)
-    return [RetrievalMetrics.from_ranks(ranks).to_dict() for ranks in both]
+    return [measure_ranks(ranks) for ranks in both]
 
 
 def test_recall_is_the_expectation_over_breaking_ties() -> None:
@@ -206,3 +206,8 @@ def test_blocks_of_ranks_join_in_their_order() -> None:
     joined = Ranks.concatenate([one, two])
     assert (joined.optimistic.tolist(), joined.pessimistic.tolist(), len(joined)) == ([1, 3, 4], [2, 5, 6], 3)
     assert Ranks.concatenate([]).pessimistic.dtype == torch.int64
+
+
+def test_units_and_bounds_of_metrics() -> None:
+    assert (METRICS["R@1"].unit, METRICS["R@1"].bounds) == ("points", (0.0, 100.0))
+    assert (METRICS["MnR"].unit, METRICS["MnR"].bounds) == ("ranks", (1.0, math.inf))

@@ -7,11 +7,7 @@ import random
 import pytest
 
 from glscl.data.toy import toy_records
-from glscl.evaluation.oracles import (
-    attribute_accuracy,
-    attribute_pair_oracles,
-    single_attribute_oracles,
-)
+from glscl.evaluation.oracles import attribute_accuracy, measure_oracles
 
 VIDEOS = [
     {"colour": "red", "motion": "left", "order": "ab"},
@@ -23,8 +19,9 @@ VIDEOS = [
 
 def test_expected_recall_by_hand() -> None:
     # colour: three reds find theirs in 1 of 3 draws, the blue always: (3 * 1/3 + 1) / 4
-    assert single_attribute_oracles(VIDEOS) == {"colour": 0.5, "motion": 0.5, "order": 0.5}
-    assert attribute_pair_oracles(VIDEOS) == {"colour+motion": 0.75, "colour+order": 0.75, "motion+order": 0.75}
+    oracles = measure_oracles(VIDEOS)
+    assert oracles.single == {"colour": 50, "motion": 50, "order": 50}
+    assert oracles.pair == {"colour+motion": 75, "colour+order": 75, "motion+order": 75}
 
 
 def test_expected_recall_is_that_of_random_draws() -> None:
@@ -36,31 +33,31 @@ def test_expected_recall_is_that_of_random_draws() -> None:
         for index, video in enumerate(videos):
             same = [k for k, other in enumerate(videos) if other["movement"] == video["movement"]]
             hits += draw.choice(same) == index
-    assert hits / (rounds * len(videos)) == pytest.approx(single_attribute_oracles(videos)["movement"], abs=0.01)
+    assert 100 * hits / (rounds * len(videos)) == pytest.approx(measure_oracles(videos).single["movement"], abs=1)
 
 
 def test_accuracy_of_first_matches() -> None:
     table = attribute_accuracy(VIDEOS, [0, 1, 2, 3, 3], [0, 0, 3, 3, 1])
-    assert table["colour"]["accuracy"] == pytest.approx(3 / 5)
-    assert table["order"]["accuracy"] == pytest.approx(3 / 5)
-    assert table["colour"]["chance"] == pytest.approx((3 * 3 / 4 + 2 * 1 / 4) / 5)
+    assert table["colour"].accuracy == pytest.approx(100 * 3 / 5)
+    assert table["order"].accuracy == pytest.approx(100 * 3 / 5)
+    assert table["colour"].chance == pytest.approx(100 * (3 * 3 / 4 + 2 * 1 / 4) / 5)
     # motion and order known: videos 2 and 3 cannot be told apart, 0 and 1 can
-    assert table["colour"]["ignoring"] == pytest.approx((1 + 1 + 3 * 0.5) / 5)
+    assert table["colour"].ignoring == pytest.approx(100 * (1 + 1 + 3 * 0.5) / 5)
 
 
 def test_perfect_matches_are_all_right() -> None:
     videos = [record.attributes for record in toy_records("toy_stories", "test", 50, 1)]
     table = attribute_accuracy(videos, range(50), range(50))
-    assert all(row["accuracy"] == 1.0 and row["chance"] < 0.7 for row in table.values())
+    assert all(row.accuracy == 100 and row.chance < 70 for row in table.values())
 
 
 def test_no_attributes_no_oracles() -> None:
-    assert single_attribute_oracles([{}, {}]) == {}
-    assert attribute_pair_oracles([]) == {}
+    assert measure_oracles([{}, {}]).single == {}
+    assert measure_oracles([]).pair == {}
 
 
 def test_unequal_lists_and_names_are_refused() -> None:
     with pytest.raises(ValueError, match="2 texts with 1"):
         attribute_accuracy(VIDEOS, [0, 1], [0])
     with pytest.raises(ValueError, match="video 1"):
-        single_attribute_oracles([{"colour": "red"}, {"shape": "disc"}])
+        measure_oracles([{"colour": "red"}, {"shape": "disc"}])

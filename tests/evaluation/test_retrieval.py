@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glscl.evaluation.embed import Embeddings
+from glscl.evaluation.embed import Embeddings, RowShard, measure, score_rows
 from glscl.evaluation.options import EvaluationConfig
-from glscl.evaluation.retrieval import RowShard, measure, score_rows
 from glscl.evaluation.scoring import merge
 
 VIDEOS = 13

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from glscl.errors import UserError
 from glscl.models.heads import Features, Head, build_head, head_class, head_names, scoring
 from glscl.models.options import HeadsConfig
 from glscl.models.scores import tiles
@@ -141,6 +142,14 @@ def test_position_tables_and_layers_have_the_sizes_asked_for(name: str) -> None:
 def test_as_many_frames_as_positions_are_taken(name: str) -> None:
     positions = 4 if name == "seq_transformer" else 5  # the sentence has one of its own
     assert _build(name, positions=positions).eval()(*_encode(_build(name, positions=positions))).shape == (3, 5)
+
+
+def test_only_another_length_than_that_of_the_parameters_is_refused() -> None:
+    head = _build("xclip")
+    head.frames = int("300")
+    head.check_length("frames", int("300"))
+    with pytest.raises(UserError, match="parameters for 300 frames and cannot take 299"):
+        head.check_length("frames", 299)
 
 
 @pytest.mark.parametrize("name", ["glscl", "tight_transformer", "xpool"])

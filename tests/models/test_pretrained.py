@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from glscl.errors import UserError
 from glscl.models.pretrained import SIDECAR
 from glscl.models.towers import Towers
-from glscl.runs.towers import export_towers
+from glscl.runs.execution import export_towers
 
 TINY: dict[str, Any] = {
     "embed_dim": 16,
@@ -230,13 +230,13 @@ def test_exported_towers_say_what_they_were_trained_with(
 ) -> None:
     """A study's pretraining from a tag computes QuickGELU under the name of a GELU architecture; its cells must not."""
     from glscl.models import ModelConfig, Retriever
-    from glscl.runs import towers as towers_module
+    from glscl.runs import execution
 
     save_file(_state(clip), tmp_path / "w.safetensors")
     tag = {"file": str(tmp_path / "w.safetensors"), "quick_gelu": True}
     monkeypatch.setitem(open_clip_pretrained._PRETRAINED, "twin", {"special": tag})
     model = Retriever(ModelConfig(clip=clip, pretrained="special", head="mean_pool"))
-    monkeypatch.setattr(towers_module, "load_model", lambda uri: (model, None))
+    monkeypatch.setattr(execution, "load_model", lambda uri: (model, None))
     export_towers("a run", str(tmp_path / "towers.safetensors"))
     with pytest.raises(UserError, match=r"trained with QuickGELU \(its own header\), and twin computes GELU"):
         Towers(clip, str(tmp_path / "towers.safetensors"))

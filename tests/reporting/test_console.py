@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from glscl.evaluation.console import normalised_table, results_table
+from glscl.evaluation.results import parse_results
 from glscl.reporting.console import start_panel, verdict
 
 METRICS = {"R@1": 63.52, "R@5": 91.0, "R@10": 96.5, "MdR": 1.0, "MnR": 2.25, "queries": 200}
@@ -69,7 +70,7 @@ def test_start_panel_is_plain_lines_in_a_pipe() -> None:
 
 def test_results_table_is_aligned_in_a_pipe() -> None:
     out = io.StringIO()
-    results_table(RESULTS, file=out)
+    results_table(parse_results(RESULTS), file=out)
     header, first, second = out.getvalue().splitlines()
     names = ["test", "set", "relation", "direction", "R@1", "R@5", "R@10", "MdR", "MnR", "queries", "videos"]
     assert header.split() == names
@@ -77,13 +78,15 @@ def test_results_table_is_aligned_in_a_pipe() -> None:
     assert second == "toy_clips/test  in-domain  video to text   9.0  91.0  96.5  1.0  2.2      200     200"
     assert len(header) == len(first)
     out = io.StringIO()
-    results_table(RESULTS | {"tests": [TEST | {"videos": 1_600, "quarantined": 300, "rejected": 100}]}, file=out)
+    results_table(
+        parse_results(RESULTS | {"tests": [TEST | {"videos": 1_600, "quarantined": 300, "rejected": 100}]}), file=out
+    )
     assert [line[-15:] for line in out.getvalue().splitlines()[1:]] == ["1,600 of 2,000"[-15:].rjust(15)] * 2
 
 
 def test_normalised_table() -> None:
     out = io.StringIO()
-    normalised_table(RESULTS, file=out)
+    normalised_table(parse_results(RESULTS), file=out)
     assert out.getvalue() == "", "nothing to show"
     column = {
         "name": "qb_norm",
@@ -93,7 +96,7 @@ def test_normalised_table() -> None:
         "direction": "video_to_text",
         "metrics": METRICS | {"R@1": 70.04},
     }
-    normalised_table(RESULTS | {"tests": [TEST | {"normalised": [column]}]}, file=out)
+    normalised_table(parse_results(RESULTS | {"tests": [TEST | {"normalised": [column]}]}), file=out)
     header, row = out.getvalue().splitlines()
     assert header.split() == ["test", "set", "direction", "normalisation", "saw", "R@1", "R@5", "R@10"]
     assert row == "toy_clips/test  video to text  QB-Norm        A query bank  70.0  91.0  96.5"
@@ -114,12 +117,12 @@ def test_terminal_gets_a_panel_and_colours(monkeypatch: pytest.MonkeyPatch) -> N
     panel = on_terminal(lambda file: start_panel("glscl train", {"head": "[red]glscl[/red]"}, file=file))
     assert "╭" in panel
     assert "[red]glscl[/red]" in panel
-    assert "toy_clips" in on_terminal(lambda file: results_table(RESULTS, file=file))
+    assert "toy_clips" in on_terminal(lambda file: results_table(parse_results(RESULTS), file=file))
     assert "\x1b[1;32mOK\x1b[0m" in on_terminal(lambda file: verdict(True, "done", file=file))
 
 
 def test_two_test_sets_of_a_domain_are_told_apart() -> None:
     out = io.StringIO()
     names = ("msrvtt/test (test_1k_a)", "msrvtt/test (test_full)")
-    results_table(RESULTS | {"tests": [TEST | {"name": name} for name in names]}, file=out)
+    results_table(parse_results(RESULTS | {"tests": [TEST | {"name": name} for name in names]}), file=out)
     assert [line.partition("  ")[0] for line in out.getvalue().splitlines()[1:]] == [names[0]] * 2 + [names[1]] * 2

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from glscl.evaluation.metrics import RetrievalMetrics
+from glscl.evaluation.metrics import measure_ranks
 from glscl.evaluation.ranks import Ranks
-from glscl.runs.cell import Cell
-from glscl.runs.results import CellResult, CellTest
+from glscl.runs.cell import Cell, CellResult, CellTest
 from glscl.runs.sets import locate_sets
 from glscl.study.grid import build_cells
 from glscl.study.options import StudyConfig
@@ -53,7 +52,7 @@ def entry(domain: str, text_ranks: Sequence[int], video_ranks: Sequence[int]) ->
     for direction, ranks in (("text_to_video", text_ranks), ("video_to_text", video_ranks)):
         values = [int(rank) for rank in ranks]
         queries[direction] = {"optimistic": values, "pessimistic": values}
-        metrics[direction] = RetrievalMetrics.from_ranks(Ranks(torch.tensor(values), torch.tensor(values))).to_dict()
+        metrics[direction] = measure_ranks(Ranks(torch.tensor(values), torch.tensor(values)))
     return {
         "domain": domain,
         "split": "test",

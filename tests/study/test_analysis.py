@@ -13,15 +13,15 @@ from glscl.errors import UserError
 from glscl.evaluation.metrics import DIRECTIONS
 from glscl.runs.cell import Cell
 from glscl.runs.options import UNION, ZERO_SHOT
-from glscl.runs.provenance import record_provenance
 from glscl.runs.sets import locate_sets
+from glscl.runs.summary import summarise
 from glscl.study import analysis
+from glscl.study.analysis import describe_protocol
 from glscl.study.comparisons import tally
 from glscl.study.examples import build_example, find_candidates
 from glscl.study.grid import build_cells
 from glscl.study.options import StudyConfig
-from glscl.study.panels import Finished, build_panels, share_texts
-from glscl.study.protocol import describe_protocol
+from glscl.study.panels import Finished, build_panels, relation_of, share_texts
 from glscl.study.results import parse_study
 from tests.study.fake import CAPTIONS, VIDEOS, Hits, cell_test, finished, study
 
@@ -221,6 +221,19 @@ def test_conditions_are_told_apart() -> None:
     assert found["long"] > found["short"] + 20
     assert any("(long)" in claim for claim in results["claims"])
     assert all(math.isfinite(c["low"]) for c in results["comparisons"])
+    for comparison in results["comparisons"]:
+        assert f", {comparison['condition']})" in comparison["sentence"]
+    assert not any(", short)" in c["sentence"] for c in _analyse()["comparisons"])
+
+
+def test_zero_shot_towers_are_a_variant_where_a_study_has_them() -> None:
+    names = [[one["name"] for one in _analyse(zero_shot=there)["variants"]] for there in (True, False)]
+    assert names[0] == [ZERO_SHOT, *names[1]]
+
+
+def test_a_domain_may_have_any_name() -> None:
+    domains = {name: [name] for name in ("a", "zz")}
+    assert [relation_of("zz", domains, test) for test in domains] == ["cross-domain", "in-domain"]
 
 
 def test_examples_are_found_by_one_and_lost_by_the_other() -> None:
@@ -345,7 +358,7 @@ def test_chance_and_counts_of_a_test_set() -> None:
 
 def test_protocol_says_what_was_equal_and_what_was_not(monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = SimpleNamespace(manifest=SimpleNamespace(videos=1234))
-    monkeypatch.setattr("glscl.study.protocol.open_shard_set", lambda uri: manifest)
+    monkeypatch.setattr("glscl.study.analysis.open_shard_set", lambda uri: manifest)
     same = study()
     protocol = describe_protocol(same, build_cells(same, locate_sets(same)))
     assert protocol["Frame context"].endswith(", the same for all heads")
@@ -373,4 +386,4 @@ def test_protocol_says_what_was_equal_and_what_was_not(monkeypatch: pytest.Monke
 
 def test_the_command_of_a_result_names_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["glscl", "study", "--storage", "https://user:hunter2secret@host/bucket"])
-    assert "hunter2secret" not in record_provenance(use_gpu=False).command
+    assert "hunter2secret" not in summarise(study(), "", [], [], use_gpu=False).command

@@ -15,11 +15,9 @@ from glscl.errors import UserError
 from glscl.evaluation.saved import ModelCard, save_model
 from glscl.models.retriever import ModelConfig, Retriever
 from glscl.runs import pool
-from glscl.runs.cell import Cell, read_result
-from glscl.runs.execution import remove_checkpoints, run_cell
-from glscl.runs.results import RESULT
+from glscl.runs.cell import RESULT, Cell, read_result
+from glscl.runs.execution import export_towers, remove_checkpoints, run_cell
 from glscl.runs.sets import Sets
-from glscl.runs.towers import export_towers
 from glscl.study.grid import build_cells
 from glscl.system import storage
 from glscl.training.options import TrainingConfig

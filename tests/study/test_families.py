@@ -12,9 +12,8 @@ import pytest
 from glscl.data.shards import ShardSet
 from glscl.errors import UserError
 from glscl.runs.sets import Sets, locate_sets
-from glscl.study.families import check_families, describe_family, family_size
-from glscl.study.options import StudyConfig, load_study, study_names
-from glscl.study.plan import CONFIG, plan_study
+from glscl.study.options import StudyConfig
+from glscl.study.plan import CONFIG, check_families, describe_family, family_size, plan_study
 from glscl.study.statistics import (
     LEVEL,
     QueryBootstrap,
@@ -32,9 +31,9 @@ def check(config: StudyConfig) -> None:
 
 
 def test_a_family_is_every_pair_after_every_training_on_every_test() -> None:
-    assert family_size(load_study("benchmarks")) == 11 * 7 * 6 == 462
-    assert family_size(load_study("toy")) == 9 * 3 * 2
-    assert family_size(load_study("toy_small")) == 4
+    assert family_size(StudyConfig.load("benchmarks")) == 11 * 7 * 6 == 462
+    assert family_size(StudyConfig.load("toy")) == 9 * 3 * 2
+    assert family_size(StudyConfig.load("toy_small")) == 4
     assert family_size(study(union=True)) == 6
     domains = {"toy_clips": {"toy": {"train": 8, "test": 40}}, "toy_stories": {"toy": {"train": 8}}}
     assert family_size(study(domains=domains, union=False)) == 2
@@ -94,11 +93,11 @@ def test_test_sets_are_counted_and_compared_where_they_are(
 
 
 def test_describes_what_is_needed() -> None:
-    assert describe_family(load_study("benchmarks")) == (
+    assert describe_family(StudyConfig.load("benchmarks")) == (
         "462 comparisons of single cells; shown from 3.9 standard errors on where queries make them up, 15.2 where "
         "seeds do"
     )
-    assert describe_family(load_study("toy_small")).endswith("; one seed: every claim is of one training")
+    assert describe_family(StudyConfig.load("toy_small")).endswith("; one seed: every claim is of one training")
     assert "one seed" not in describe_family(study(seeds=[1, 2]))
     assert describe_family(study(variants={"one": {"group": "pooling", "what": "w", "run": {}}})).startswith("none")
 
@@ -109,10 +108,10 @@ def test_errors_that_seeds_need_are_quantiles_of_students_t() -> None:
     assert seed_errors(5, 2) == pytest.approx(9.925, abs=1e-3)
 
 
-@pytest.mark.parametrize("name", study_names())
+@pytest.mark.parametrize("name", StudyConfig.names())
 def test_packaged_studies_show_a_certain_large_difference(name: str) -> None:
     """20 points and more in every cell, at the packaged seeds, resamples, queries and family."""
-    config = load_study(name)
+    config = StudyConfig.load(name)
     check(config)
     size, seeds = family_size(config), len(config.seeds)
     queries = min((domain.toy.test for domain in config.domains.values() if domain.toy), default=670)  # MSVD's test
@@ -125,7 +124,8 @@ def test_packaged_studies_show_a_certain_large_difference(name: str) -> None:
         first, second = (
             100.0 * (strength + shift + 0.2 * random.standard_normal((seeds, queries)) > 0.5) for shift in (gain, 0.0)
         )
-        pairs.append((bootstrap.system(first), bootstrap.system(second)))
+        systems = bootstrap.systems({"first": (first, True), "second": (second, True)})
+        pairs.append((systems["first"], systems["second"]))
     cells = [bootstrap.difference(first, second) for first, second in pairs]
     assert min(cell.estimate for cell in cells) > 15
     # All other cells show nothing: the hardest that Holm's correction can be.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ def test_seeds_go_round_so_that_an_early_report_compares_everything() -> None:
 
 def test_a_cell_survives_the_way_to_another_process() -> None:
     cell = build_cells(study(), locate_sets(study()))[-1]
-    assert Cell.from_values(cell.to_values()) == cell
+    assert pickle.loads(pickle.dumps(cell)) == cell
 
 
 def test_lists_of_leaked_videos_go_to_the_trainings_that_they_concern() -> None:

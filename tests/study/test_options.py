@@ -17,13 +17,13 @@ from glscl.runs.build import build_pretraining
 from glscl.runs.options import ZERO_SHOT, merge
 from glscl.runs.sets import locate_sets
 from glscl.study.grid import build_cells
-from glscl.study.options import load_study, study_names, study_text
+from glscl.study.options import StudyConfig
 
 
 @pytest.mark.parametrize("name", ["benchmarks", "toy", "toy_small"])
 def test_packaged_studies_give_sound_runs(name: str) -> None:
-    study = load_study(name)
-    assert study_names() == ["benchmarks", "toy", "toy_small"]
+    study = StudyConfig.load(name)
+    assert StudyConfig.names() == ["benchmarks", "toy", "toy_small"]
     found = build_cells(study, locate_sets(study))
     trainings = len(study.domains) + study.union
     expected = len(study.conditions) * (1 + len(study.variants) * trainings * len(study.seeds))
@@ -37,7 +37,7 @@ def test_packaged_studies_give_sound_runs(name: str) -> None:
 
 
 def test_the_packaged_studies_ask_the_question() -> None:
-    toy, real = load_study("toy"), load_study("benchmarks")
+    toy, real = StudyConfig.load("toy"), StudyConfig.load("benchmarks")
     for study in (toy, real):
         heads = {v.run["model"]["head"] for v in study.variants.values()}
         assert len(heads) >= 6
@@ -55,7 +55,7 @@ def test_the_packaged_studies_ask_the_question() -> None:
 
 
 def test_every_variant_of_the_toy_study_can_be_built_and_trained() -> None:
-    study = load_study("toy")
+    study = StudyConfig.load("toy")
     for name, variant in study.variants.items():
         cell = next(c for c in build_cells(study, locate_sets(study)) if c.variant == name)
         config = cell.config.model.model_copy(update={"pretrained": None})
@@ -67,7 +67,7 @@ def test_every_variant_of_the_toy_study_can_be_built_and_trained() -> None:
 
 
 def _changed(change: Callable[[dict[str, Any]], None], tmp_path: Path) -> str:
-    values = yaml.safe_load(study_text("toy_small"))
+    values = yaml.safe_load(StudyConfig.text("toy_small"))
     change(values)
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump(values))
@@ -105,7 +105,7 @@ def _set(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
 )
 def test_mistakes_are_named(change: Callable[[dict[str, Any]], None], message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
-        load_study(_changed(change, tmp_path))
+        StudyConfig.load(_changed(change, tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_merging_goes_key_by_key() -> None:
 
 
 def test_zero_shot_towers_have_nothing_of_their_own() -> None:
-    study = load_study("toy")
+    study = StudyConfig.load("toy")
     (cell,) = [c for c in build_cells(study, locate_sets(study)) if c.training == ZERO_SHOT]
     assert (cell.config.model.head, cell.config.model.frame_context, cell.config.model.position_std) == (
         "mean_pool",

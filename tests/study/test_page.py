@@ -21,11 +21,12 @@ from typing import Any
 import pytest
 
 from glscl.evaluation.report import write_report
-from glscl.study.report import write_study_report
+from glscl.reporting.published import PACKAGED, read_published
+from glscl.study.report import render_study
 from tests.evaluation.test_report import make_results
 from tests.study.study_fixture import make_study
 from tests.tune.fake import make_sweep
-from tune.report import write_sweep_report
+from tune.report import render_sweep
 
 DRIVER = shutil.which("chromedriver")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -119,7 +120,8 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("page") / "study.html"
-    write_study_report(make_study(("32_words_12_frames", "64_words_64_frames")), str(path))
+    study = make_study(("32_words_12_frames", "64_words_64_frames"))
+    path.write_text(render_study(study, read_published(PACKAGED)), encoding="utf-8")
     return path
 
 
@@ -133,7 +135,7 @@ def run_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def sweep_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("sweep_page") / "sweep.html"
-    write_sweep_report(make_sweep(), str(path))
+    path.write_text(render_sweep(make_sweep()), encoding="utf-8")
     return path
 
 

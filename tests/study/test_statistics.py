@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from scipy import stats
 from scipy.special import stdtrit
 
-from glscl.evaluation.metrics import METRICS, RetrievalMetrics
+from glscl.evaluation.metrics import METRICS, measure_ranks
 from glscl.evaluation.ranks import Ranks
 from glscl.study.statistics import (
     Interval,
     QueryBootstrap,
+    System,
     claim,
     holm,
     mean_difference,
@@ -35,6 +36,11 @@ Array = NDArray[np.float64]
 
 SIMULATIONS = 1000
 COMMON, OWN, NOISE = 0.8, 0.5, 0.5  # deviation of a query for all models, for one model, for one training of it
+
+
+def _system(bootstrap: QueryBootstrap, values: Any, *, trained: bool = True) -> System:
+    """One model's values, resampled."""
+    return bootstrap.systems({0: (values, trained)})[0]
 
 
 def hits(strength: Array) -> Array:
@@ -109,7 +115,7 @@ def test_95_per_cent_intervals_hold_the_truth_in_93_to_97_per_cent(
     bootstrap = QueryBootstrap(np.repeat(np.arange(queries // captions), captions), resamples=1000)
     held = np.zeros(3)
     for _ in range(SIMULATIONS):
-        a, b = (bootstrap.system(values) for values in world.draw(levels))
+        a, b = (_system(bootstrap, values) for values in world.draw(levels))
         retention = bootstrap.retention(a, b)
         assert retention is not None
         intervals = [bootstrap.mean(b), bootstrap.difference(a, b), retention]
@@ -125,8 +131,8 @@ def test_lift_over_an_untrained_model_covers() -> None:
     truth = world.truth(-0.2) - world.truth(-0.5)
     held = 0
     for _ in range(SIMULATIONS):
-        trained = bootstrap.system(world.draw((-0.2,))[0])
-        lift = bootstrap.difference(trained, bootstrap.system(world.draw_untrained(-0.5), trained=False))
+        trained = _system(bootstrap, world.draw((-0.2,))[0])
+        lift = bootstrap.difference(trained, _system(bootstrap, world.draw_untrained(-0.5), trained=False))
         held += lift.low <= truth <= lift.high
     assert 0.93 <= held / SIMULATIONS <= 0.97
 
@@ -150,12 +156,13 @@ def test_a_mean_over_transfers_covers(cells: tuple[tuple[str, int], ...], seed_e
         paired = []
         for training, test in cells:
             pair = [
-                bootstraps[test].system(
+                _system(
+                    bootstraps[test],
                     hits(
                         strengths[test][i]
                         + effects[training, i]
                         + NOISE * random.standard_normal((3, worlds[test].queries))
-                    )
+                    ),
                 )
                 for i in range(2)
             ]
@@ -167,9 +174,9 @@ def test_a_mean_over_transfers_covers(cells: tuple[tuple[str, int], ...], seed_e
 
 def test_the_mean_over_one_cell_is_its_difference() -> None:
     world, bootstrap = World(200, 3, 0.04, hits), QueryBootstrap(200, resamples=500)
-    first, second = (bootstrap.system(values) for values in world.draw((-0.2, -0.5)))
+    first, second = (_system(bootstrap, values) for values in world.draw((-0.2, -0.5)))
     one, difference = mean_difference([("a", first, second)]), bootstrap.difference(first, second)
-    for name in ("estimate", "low", "high", "standard_error"):
+    for name in ("estimate", "low", "high", "standard_error", "null", "p_value"):
         assert getattr(one, name) == pytest.approx(getattr(difference, name))
     assert (one.queries, one.seeds) == (difference.queries, difference.seeds)
 
@@ -181,7 +188,7 @@ def test_a_mean_needs_independent_test_sets_and_pairs() -> None:
     with pytest.raises(ValueError, match="no cells"):
         mean_difference([])
     with pytest.raises(ValueError, match="not paired"):
-        mean_difference([("a", one.system(values[0]), other.system(values[1]))])
+        mean_difference([("a", _system(one, values[0]), _system(other, values[1]))])
     pairs = [(name, *map(b.system, values)) for name, b in (("a", one), ("b", same))]
     with pytest.raises(ValueError, match="different seeds"):
         mean_difference(pairs)  # type: ignore[arg-type]
@@ -190,7 +197,7 @@ def test_a_mean_needs_independent_test_sets_and_pairs() -> None:
 def test_p_values_are_uniform_when_there_is_no_difference() -> None:
     world = World(300, 3, 0.04, hits)
     bootstrap = QueryBootstrap(300, resamples=1000)
-    pairs = ([bootstrap.system(values) for values in world.draw((-0.3, -0.3))] for _ in range(SIMULATIONS))
+    pairs = ([_system(bootstrap, values) for values in world.draw((-0.3, -0.3))] for _ in range(SIMULATIONS))
     found = [bootstrap.difference(a, b) for a, b in pairs]
     p_values = np.array([interval.p_value for interval in found])
     for level in (0.05, 0.2, 0.5):
@@ -202,7 +209,7 @@ def test_p_value_and_interval_agree_for_differences_means_and_retention() -> Non
     world, bootstrap = World(60, 3, 0.1, hits), QueryBootstrap(60, resamples=200)
     found = []
     for gap in np.linspace(0, 1.5, 40):
-        a, b = (bootstrap.system(values) for values in world.draw((gap - 0.5, -0.5)))
+        a, b = (_system(bootstrap, values) for values in world.draw((gap - 0.5, -0.5)))
         found += [bootstrap.difference(a, b), bootstrap.difference(b, a), mean_difference([("x", a, b)])]
         found += [kept for pair in ((a, b), (b, a)) if (kept := bootstrap.retention(*pair))]
     assert {interval.excludes_null for interval in found} == {True, False}
@@ -268,7 +275,7 @@ def test_p_values_are_tails_of_students_t() -> None:
 
 def test_p_value_of_what_never_varies_is_that_of_signs() -> None:
     bootstrap = QueryBootstrap(8, resamples=50)
-    all_, none = bootstrap.system(np.full((3, 8), 100.0)), bootstrap.system(np.zeros((3, 8)))
+    all_, none = _system(bootstrap, np.full((3, 8), 100.0)), _system(bootstrap, np.zeros((3, 8)))
     certain = bootstrap.difference(all_, none)
     assert (certain.estimate, certain.low, certain.high) == (100.0, 100.0, 100.0)
     assert certain.p_value == 2**-7
@@ -305,12 +312,12 @@ def test_groups_are_resampled_whole() -> None:
     four = QueryBootstrap(np.repeat(np.arange(100), 4))
     naive = QueryBootstrap(400)
     repeated = np.repeat(values, 4, axis=1)
-    expected = one.mean(one.system(values))
-    found = four.mean(four.system(repeated))
+    expected = one.mean(_system(one, values))
+    found = four.mean(_system(four, repeated))
     assert found.low == pytest.approx(expected.low)
     assert found.high == pytest.approx(expected.high)
     assert found.degrees == pytest.approx(expected.degrees)
-    wrong = naive.mean(naive.system(repeated))
+    wrong = naive.mean(_system(naive, repeated))
     assert wrong.standard_error < 0.85 * found.standard_error
 
 
@@ -318,7 +325,7 @@ def test_groups_of_unequal_size_keep_the_mean_over_queries() -> None:
     groups = np.array([0, 0, 0, 1, 2, 2])
     values = np.array([1.0, 2.0, 3.0, 10.0, 20.0, 0.0])
     bootstrap = QueryBootstrap(groups, resamples=50)
-    system = bootstrap.system(values)
+    system = _system(bootstrap, values)
     assert system.mean == pytest.approx(values.mean())
     counts = bootstrap._counts.astype(float)
     sums, sizes = np.array([6.0, 10.0, 20.0]), np.array([3.0, 1.0, 2.0])
@@ -330,7 +337,7 @@ def test_one_seed_is_the_percentile_bootstrap() -> None:
     random = np.random.default_rng(1)
     values = hits(random.standard_normal(400) - 0.4)
     bootstrap = QueryBootstrap(400)
-    interval = bootstrap.mean(bootstrap.system(values))
+    interval = bootstrap.mean(_system(bootstrap, values))
     means = values[random.integers(0, 400, (10_000, 400))].mean(1)
     low, high = np.quantile(means, [0.025, 0.975])
     assert interval.low == pytest.approx(low, abs=0.35)
@@ -343,9 +350,9 @@ def test_pairing_narrows_a_difference() -> None:
     world = World(500, 3, 0.0, hits)
     a, b = world.draw((-0.3, -0.2))
     bootstrap = QueryBootstrap(500)
-    paired = bootstrap.difference(bootstrap.system(a), bootstrap.system(b))
+    paired = bootstrap.difference(_system(bootstrap, a), _system(bootstrap, b))
     shuffled = bootstrap.difference(
-        bootstrap.system(a), bootstrap.system(b[:, np.random.default_rng(0).permutation(500)])
+        _system(bootstrap, a), _system(bootstrap, b[:, np.random.default_rng(0).permutation(500)])
     )
     assert paired.estimate == pytest.approx(shuffled.estimate)
     assert paired.standard_error < 0.9 * shuffled.standard_error
@@ -354,8 +361,8 @@ def test_pairing_narrows_a_difference() -> None:
 def test_seeds_that_disagree_widen_the_interval() -> None:
     values = World(500, 3, 0.0, hits).draw((-0.2,))[0]
     bootstrap = QueryBootstrap(500)
-    alike = bootstrap.mean(bootstrap.system(values))
-    spread = bootstrap.mean(bootstrap.system(values + np.array([[-5.0], [0.0], [5.0]])))
+    alike = bootstrap.mean(_system(bootstrap, values))
+    spread = bootstrap.mean(_system(bootstrap, values + np.array([[-5.0], [0.0], [5.0]])))
     assert spread.estimate == pytest.approx(alike.estimate)
     assert spread.high - spread.low > 2 * (alike.high - alike.low)
     assert spread.degrees < 4
@@ -367,17 +374,17 @@ def test_results_do_not_depend_on_the_order_of_calls() -> None:
     def compare(first: bool) -> Interval:
         bootstrap = QueryBootstrap(50, seed=3)
         if first:
-            bootstrap.mean(bootstrap.system(b))
-        return bootstrap.difference(bootstrap.system(a), bootstrap.system(b))
+            bootstrap.mean(_system(bootstrap, b))
+        return bootstrap.difference(_system(bootstrap, a), _system(bootstrap, b))
 
     assert compare(True) == compare(False)
     other = QueryBootstrap(50, seed=4)
-    assert other.difference(other.system(a), other.system(b)).low != compare(True).low
+    assert other.difference(_system(other, a), _system(other, b)).low != compare(True).low
 
 
 def test_retention_without_hits_is_none() -> None:
     bootstrap = QueryBootstrap(20)
-    nothing, something = bootstrap.system(np.zeros((3, 20))), bootstrap.system(np.eye(3, 20))
+    nothing, something = _system(bootstrap, np.zeros((3, 20))), _system(bootstrap, np.eye(3, 20))
     assert bootstrap.retention(nothing, something) is None
     assert bootstrap.retention(something, nothing) is None
     few = bootstrap.retention(something, something)
@@ -389,17 +396,21 @@ def test_retention_without_hits_is_none() -> None:
 
 def test_equal_models_show_nothing() -> None:
     bootstrap = QueryBootstrap(50)
-    model = bootstrap.system(World(50, 1, 0.0, hits).draw((0.0,))[0])
+    model = _system(bootstrap, World(50, 1, 0.0, hits).draw((0.0,))[0])
     same = bootstrap.difference(model, model)
     assert (same.estimate, same.low, same.high, same.p_value) == (0, 0, 0, 1)
     assert claim(same, "a", "b", "R@1").startswith("No difference shown between a and b in R@1: 0 points")
+
+
+def test_two_queries_are_enough() -> None:
+    assert QueryBootstrap(2, resamples=1).groups == 2
 
 
 def test_bounds_cut_a_mean() -> None:
     bootstrap = QueryBootstrap(30)
     values = np.full((2, 30), 100.0)
     values[0, :4] = 0
-    system = bootstrap.system(values)
+    system = _system(bootstrap, values)
     assert bootstrap.mean(system).high > 100
     assert bootstrap.mean(system, (0, 100)).high == 100
 
@@ -409,10 +420,10 @@ def test_bounds_cut_a_mean() -> None:
     [
         (lambda: QueryBootstrap(1), "at least 2"),
         (lambda: QueryBootstrap(np.zeros(5, dtype=int)), "at least 2"),
-        (lambda: QueryBootstrap(5).system(np.zeros((3, 4))), r"must be \(seeds, 5\)"),
-        (lambda: QueryBootstrap(5).system([1, 2, 3, 4, math.nan]), "finite"),
-        (lambda: QueryBootstrap(5).system(np.zeros((2, 5)), trained=False), "no seeds"),
-        (lambda: QueryBootstrap(5).mean(QueryBootstrap(5).system(np.zeros(5))), "another bootstrap"),
+        (lambda: _system(QueryBootstrap(5), np.zeros((3, 4))), r"must be \(seeds, 5\)"),
+        (lambda: _system(QueryBootstrap(5), [1, 2, 3, 4, math.nan]), "finite"),
+        (lambda: _system(QueryBootstrap(5), np.zeros((2, 5)), trained=False), "no seeds"),
+        (lambda: QueryBootstrap(5).mean(_system(QueryBootstrap(5), np.zeros(5))), "another bootstrap"),
     ],
 )
 def test_refuses_what_does_not_fit(make: Callable[[], Any], message: str) -> None:
@@ -423,7 +434,7 @@ def test_refuses_what_does_not_fit(make: Callable[[], Any], message: str) -> Non
 def test_means_of_values_are_the_metrics() -> None:
     optimistic = torch.tensor([1, 1, 2, 5, 7, 10, 11, 60], dtype=torch.int32)
     ranks = Ranks(optimistic, optimistic + torch.tensor([0, 1, 0, 1, 0, 0, 0, 3]))
-    metrics = RetrievalMetrics.from_ranks(ranks).to_dict()
+    metrics = measure_ranks(ranks)
     values = per_query(ranks)
     assert values.keys() == METRICS.keys()
     for name in ("R@1", "R@5", "R@10", "MnR"):
@@ -505,7 +516,7 @@ def test_a_mean_over_test_sets_of_other_levels_has_their_errors_and_not_their_di
     one, two = QueryBootstrap(200, resamples=300, seed=1), QueryBootstrap(400, resamples=300, seed=2)
     high, low = 90 + random.standard_normal(200), 10 + random.standard_normal(400)
     found = mean_difference(
-        [("a", one.system(high), one.system(np.zeros(200))), ("b", two.system(low), two.system(np.zeros(400)))]
+        [("a", _system(one, high), _system(one, np.zeros(200))), ("b", _system(two, low), _system(two, np.zeros(400)))]
     )
     assert found.estimate == pytest.approx((high.mean() + low.mean()) / 2)
     expected = math.sqrt(high.var(ddof=1) / 200 + low.var(ddof=1) / 400) / 2

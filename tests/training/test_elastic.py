@@ -292,7 +292,7 @@ def test_what_gives_room_back_asks_its_own_cluster(monkeypatch: pytest.MonkeyPat
 def test_a_coordinator_that_is_slow_is_no_traceback(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    client = internals.autoscaling_coordinator_client
+    client = internals.scaling_policy.autoscaling_coordinator_client
     limits: list[float] = []
 
     def get(reference: Any, timeout: float) -> None:

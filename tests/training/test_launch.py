@@ -17,7 +17,7 @@ from glscl.data import shared_memory
 from glscl.data.quarantine import read_quarantine
 from glscl.data.shards import ShardSet
 from glscl.errors import UserError, full_disk
-from glscl.evaluation.metrics import RetrievalMetrics
+from glscl.evaluation.metrics import measure_ranks
 from glscl.evaluation.ranks import rank_targets
 from glscl.evaluation.results import Test
 from glscl.evaluation.saved import ModelCard
@@ -164,7 +164,7 @@ def test_shared_memory_that_is_too_small_is_told_before_anything_starts(
 
 def _entry(domain: str, recall: float) -> Test:
     ranks = rank_targets(torch.randn(10, 10, generator=torch.Generator().manual_seed(0)), torch.arange(10))
-    direction = RetrievalMetrics.from_ranks(ranks).to_dict() | {"R@1": recall}
+    direction = measure_ranks(ranks) | {"R@1": recall}
     values = {
         "name": f"{domain}/test",
         "domain": domain,
@@ -236,8 +236,9 @@ def test_a_run_that_cannot_go_on_ends_in_one_line(
     monkeypatch.setenv("RAY_ADDRESS", "local")
     shards = make_shards(captions=[2] * 16, per_shard=4, bad=dict.fromkeys(range(11), b"torn"))
     assert main(["train", *words("--data.train", shards.uri, "--training.log-every", "1")]) == 2
-    out = capfd.readouterr().out
-    last = out.splitlines()[-1]
+    printed = capfd.readouterr()
+    assert "Traceback" not in printed.out + printed.err
+    last = printed.out.splitlines()[-1]
     assert last.startswith("glscl: FAILED ")
     assert "of 16 videos of training set toy/train cannot be used, more than data.max_bad_fraction (0.01): toy" in last
     listed = read_quarantine(str(tmp_path / "runs" / "r"))  # also what was found since the last row of the log

@@ -6,10 +6,9 @@ from typing import Any
 
 from glscl.runs.sets import locate_sets
 from tune.analysis import analyse
-from tune.objective import Score
+from tune.objective import Score, Setup
 from tune.options import SweepConfig
 from tune.results import SweepResults
-from tune.setup import Setup
 from tune.trials import Trial
 from tune.winner import SeedScore
 

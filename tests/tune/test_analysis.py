@@ -11,8 +11,7 @@ import pytest
 from glscl.system import storage
 from tests.reporting.html_page import HOSTILE, Page
 from tests.tune.fake import FIRST, STEPS, many, setup, sweep, trial
-from tune.analysis import analyse, compare_with_default, find_pareto_front, find_trade_offs
-from tune.importance import measure_importance
+from tune.analysis import analyse, compare_with_default, find_pareto_front, find_trade_offs, measure_importance
 from tune.objective import run_directories
 from tune.report import render_sweep
 from tune.results import parse_sweep
@@ -22,7 +21,7 @@ from tune.winner import SeedScore
 
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tune.importance.RESAMPLES", 4)
+    monkeypatch.setattr("tune.analysis.RESAMPLES", 4)
 
 
 def scores(*objectives: float) -> list[SeedScore]:

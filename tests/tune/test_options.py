@@ -12,17 +12,17 @@ from glscl.errors import UserError
 from glscl.runs.sets import locate_sets
 from tests.tune.fake import sweep
 from tune.objective import build_runs
-from tune.options import load_sweep, sweep_names, sweep_text
+from tune.options import SweepConfig
 from tune.plan import describe, plan_sweep
 
 
-@pytest.mark.parametrize("name", sweep_names())
+@pytest.mark.parametrize("name", SweepConfig.names())
 def test_every_packaged_sweep_is_sound(name: str, tmp_path: Path) -> None:
-    found = load_sweep(name, storage=str(tmp_path), root=str(tmp_path))
+    found = SweepConfig.load(name, storage=str(tmp_path), root=str(tmp_path))
     default = plan_sweep(found)
     assert default.data.test == ()
     assert default.data.validation
-    assert sweep_text(name).startswith("#")
+    assert SweepConfig.text(name).startswith("#")
     assert "trials" in describe(found, default)
 
 
@@ -33,12 +33,12 @@ def test_a_sweep_says_what_its_batch_does_to_the_official_form(tmp_path: Path) -
     corrected = {"loss": {"inter_consistency": {"form": "corrected"}}}
     found = sweep(storage=str(tmp_path), run={"model": {"clip": "glscl-tiny"}, **batch, **corrected})
     assert "note" not in describe(found, plan_sweep(found))
-    for packaged in map(load_sweep, ("benchmarks", "toy")):
+    for packaged in map(SweepConfig.load, ("benchmarks", "toy")):
         assert "note" not in describe(packaged, plan_sweep(packaged)), packaged.name
 
 
 def test_toy_sweep_searches_glscls_parameters_on_two_domains() -> None:
-    found = load_sweep("toy")
+    found = SweepConfig.load("toy")
     assert len(found.searched) == 9
     assert set(found.domains) == {"toy_clips", "toy_stories"}
     assert found.trials >= 16
@@ -48,7 +48,7 @@ def test_toy_sweep_searches_glscls_parameters_on_two_domains() -> None:
 
 
 def test_the_base_is_a_preset_without_its_data() -> None:
-    found = load_sweep("benchmarks")
+    found = SweepConfig.load("benchmarks")
     assert found.run["model"]["head"] == "glscl"
     assert found.run["training"]["use_gpu"] is True
     assert not {"train", "validation", "test"} & set(found.run["data"])
@@ -62,10 +62,10 @@ def test_addresses_are_those_of_the_folder_the_command_runs_in(tmp_path: Path, m
         yaml.safe_dump(sweep().model_dump(mode="json") | {"storage": "runs", "run": run})
     )
     monkeypatch.chdir(tmp_path)
-    found = load_sweep("mine.yaml")
+    found = SweepConfig.load("mine.yaml")
     assert (found.storage, found.root) == (str(tmp_path / "runs"), str(tmp_path))
     assert found.run["model"] == {"clip": str(tmp_path / "clip.json"), "pretrained": "laion2b_s34b_b79k"}
-    assert load_sweep("mine.yaml", storage="s3://bucket/runs").storage == "s3://bucket/runs"
+    assert SweepConfig.load("mine.yaml", storage="s3://bucket/runs").storage == "s3://bucket/runs"
 
 
 ONE = {"toy_clips": {"toy": {"train": 8, "dev": 4}}}
@@ -100,7 +100,7 @@ def test_a_bad_sweep_is_refused_in_words(changes: dict[str, Any], words: str, tm
     values["space"] = {key: {kind: list(ends)} for key, draw in values["space"].items() for kind, ends in draw.items()}
     path.write_text(yaml.safe_dump(values | changes))
     with pytest.raises(UserError, match=words):
-        plan_sweep(load_sweep(str(path)))
+        plan_sweep(SweepConfig.load(str(path)))
 
 
 def test_leaving_one_domain_out_is_a_training_for_each() -> None:

@@ -8,13 +8,14 @@ import pytest
 from pydantic import ValidationError
 
 from glscl.errors import UserError
+from glscl.options.packaged import yaml_names
 from glscl.training.config import RunConfig, validate
-from tune.space import Draw, check_space, nest, ready_made, space_names
+from tune.space import SPACES, Draw, check_space, nest, ready_made
 
 
 def test_every_ready_made_space_can_be_searched_with_its_head() -> None:
-    assert "glscl" in space_names()
-    for name in space_names():
+    assert "glscl" in yaml_names(SPACES)
+    for name in yaml_names(SPACES):
         head, space = ready_made(name)
         check_space(space, validate({"model": {"head": head}}, name))
 

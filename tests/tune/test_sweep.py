@@ -22,13 +22,12 @@ from glscl.runs.sets import Sets
 from glscl.system.ownership import owned
 from glscl.training.config import load_config
 from tests.tune.fake import FIRST, STEPS, setup, sweep, trial
-from tune.options import load_sweep, sweep_names
+from tune.options import SweepConfig
 from tune.plan import identifying_values, plan_sweep
-from tune.resources import concurrent_trials
-from tune.search import EarlierTrial, build_scheduler, build_searcher, keep_trials
+from tune.search import EarlierTrial, build_scheduler, build_searcher, concurrent_trials, keep_trials
 from tune.sweep import check_held_out, trials_csv
 from tune.trial import run_trial
-from tune.trials import Seen, Trial, from_ray, read_trials, write_trials
+from tune.trials import Trial, from_ray, read_trials, write_trials
 from tune.winner import write_best
 
 
@@ -70,9 +69,9 @@ def test_a_confirmation_that_can_show_nothing_is_refused(tmp_path: Path) -> None
     plan_sweep(one)  # begun before: goes on
 
 
-@pytest.mark.parametrize("name", sweep_names())
+@pytest.mark.parametrize("name", SweepConfig.names())
 def test_packaged_sweeps_can_show_their_winner(name: str, tmp_path: Path) -> None:
-    plan_sweep(load_sweep(name, storage=str(tmp_path)))
+    plan_sweep(SweepConfig.load(name, storage=str(tmp_path)))
 
 
 def nodes(*cpus: int) -> list[dict[str, Any]]:
@@ -164,7 +163,7 @@ def test_states_of_trials(tmp_path: Path) -> None:
     seen = [ray_trial("a", "TERMINATED", FIRST), ray_trial("b", "TERMINATED", STEPS), ray_trial("c", "RUNNING", FIRST)]
     seen += [ray_trial("d", "RUNNING", FIRST), ray_trial("e", "ERROR", None), ray_trial("k", "TERMINATED", STEPS)]
     known = {"k": trial("k", "finished", {STEPS: (7, 7)})}
-    found = {item.name: item for item in from_ray(ready, seen, Seen(known, reported, {"d": "TERMINATED"}))}
+    found = {item.name: item for item in from_ray(ready, seen, known, reported, {"d": "TERMINATED"})}
     assert {name: item.state for name, item in found.items()} == {
         "a": "stopped",
         "b": "finished",

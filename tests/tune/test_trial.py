@@ -12,8 +12,7 @@ import pytest
 from glscl.errors import UserError
 from glscl.runs.cell import Cell
 from tests.tune.fake import FIRST, STEPS, setup
-from tune.objective import Score, build_runs, compute_objective, read_history, trials_folder
-from tune.setup import Setup
+from tune.objective import Score, Setup, build_runs, compute_objective, read_history, trials_folder
 from tune.trial import run_trial
 from tune.trials import read_record
 

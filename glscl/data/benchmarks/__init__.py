@@ -1,7 +1,7 @@
 """Readers of annotation files, one module per data set.
 
-A new reader is one new module here that calls ``register``: the command line, the configuration and the shards then
-know its name. Readers yield records and never open a video.
+A new reader is one new module here with a function under ``@register``: the command line, the configuration and the
+shards then know its name. Readers yield records and never open a video.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from glscl.data.benchmarks.base import FLAG, READERS, Benchmark, ReadResult, register
+from glscl.data.benchmarks.base import FLAG, READERS, Annotations, Benchmark, ReadResult
 from glscl.data.records import id_problem
 from glscl.errors import UserError, did_you_mean
 from glscl.system import storage
 
-__all__ = ["Benchmark", "ReadResult", "benchmark_names", "find_benchmark", "read", "register"]
+__all__ = ["ReadResult", "benchmark_names", "find_benchmark", "read"]
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
@@ -26,11 +26,7 @@ def benchmark_names() -> list[str]:
 
 
 def find_benchmark(name: str) -> Benchmark:
-    """Return the reader of that name.
-
-    Raises:
-        UserError: no reader has that name.
-    """
+    """The reader of that name; a `UserError` says that there is none."""
     if name not in READERS:
         known = benchmark_names()
         raise UserError(f"unknown benchmark '{name}'{did_you_mean(name, known)}; known: {', '.join(known)}")
@@ -38,12 +34,7 @@ def find_benchmark(name: str) -> Benchmark:
 
 
 def read(name: str, annotations: str, split: str) -> ReadResult:
-    """Read one split of a data set from its annotation files.
-
-    Args:
-        name: of the reader.
-        annotations: local path or ``s3://`` URI of the folder (``jsonl`` and ``csv``: of the folder or the file).
-        split: one of the reader's splits.
+    """Read one split of a data set by the reader of that name, from a folder (``jsonl`` and ``csv``: or a file).
 
     Raises:
         UserError: unknown name or split, folder or file missing, malformed file, no record in the split.
@@ -54,7 +45,7 @@ def read(name: str, annotations: str, split: str) -> ReadResult:
         raise UserError(f"{name} has no split '{split}'{hint}; its splits are {', '.join(reader.splits)}")
     if not storage.exists(annotations):
         raise UserError(f"{annotations}: no such file or folder; {FLAG} names the folder of {name}'s annotation files")
-    result = reader.read(annotations, split)
+    result = reader.read(Annotations(annotations), split)
     for record in result.records:
         if problem := id_problem(record.video_id):
             raise UserError(f"{', '.join(result.sources)}: {problem}; rename that video")

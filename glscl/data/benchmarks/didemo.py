@@ -7,45 +7,27 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from glscl.data.benchmarks.base import (
-    Annotations,
-    Benchmark,
-    ReadResult,
-    expect,
-    get_member,
-    join_sentences,
-    register,
-    restrict,
-)
+from glscl.data.benchmarks.base import Annotations, ReadResult, join_sentences, register
 from glscl.data.records import Record
 
-VERSION = 1
-SPLITS = ("train", "val", "test")
 ANNOTATED_SECONDS = 30.0  # the annotators saw at most this much of a video
 
 
-def read_didemo(folder: str, split: str) -> ReadResult:
+@register("didemo", ("train", "val", "test"), version=1)
+def read_didemo(files: Annotations, split: str) -> ReadResult:
     """Read one split: descriptions joined in the file's order, videos restricted to the split's list if there is one.
 
-    The list is the protocol's set (CLIP4Clip and its successors): test 1,004 of 1,037 annotated videos, val 1,065 of
-    1,094.
+    That is the protocol's set (CLIP4Clip and later): test 1,004 of 1,037 annotated videos, val 1,065 of 1,094.
     """
-    files = Annotations(folder)
     name = f"{split}_data.json"
-    path = files.path(name)
     descriptions: dict[str, list[str]] = defaultdict(list)
-    for index, entry in enumerate(files.json(name, list)):
-        where = f"{path}, [{index}]"
-        row = expect(entry, dict, where)
-        descriptions[get_member(row, "video", str, where)].append(get_member(row, "description", str, where))
+    for row in files.entries(name):
+        descriptions[row.get("video", str)].append(row.get("description", str))
     records = {
-        video_id: Record(video_id, (join_sentences(texts, f"{path}, '{video_id}'"),), end=ANNOTATED_SECONDS)
+        video_id: Record(video_id, (join_sentences(texts, f"{files.path(name)}, '{video_id}'"),), end=ANNOTATED_SECONDS)
         for video_id, texts in descriptions.items()
     }
     listed = f"{split}_list.txt"
     if not files.has(listed):
-        return files.result(list(records.values()), [f"no {listed}: every annotated video is taken"])
-    return files.result(*restrict(records, files.ids(listed), listed, whole=True))
-
-
-register(Benchmark("didemo", SPLITS, read_didemo, VERSION))
+        return files.result(records.values(), [f"no {listed}: every annotated video is taken"])
+    return files.listed(records, listed, files.ids(listed), whole=True)

@@ -11,51 +11,34 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
-from glscl.data.benchmarks.base import (
-    FLAG,
-    Annotations,
-    Benchmark,
-    ReadResult,
-    check_caption,
-    expect,
-    get_member,
-    list_ids,
-    parse_json,
-    read_seconds,
-    register,
-)
-from glscl.data.records import Record
+from glscl.data.benchmarks.base import FLAG, Annotations, Entry, ReadResult, check_caption, expect, parse_json, register
+from glscl.data.records import Record, list_some
 from glscl.errors import UserError, did_you_mean
 from glscl.system import storage
 
-VERSION = 1
 FIELDS = ("video_id", "video", "caption", "captions", "start", "end", "duration", "attributes")
 SECONDS = ("start", "end", "duration")
 
 
-def read_rows(kind: str, address: str, split: str) -> ReadResult:
+def read_rows(kind: str, given: Annotations, split: str) -> ReadResult:
     """Read ``<folder>/<split>.jsonl`` (or ``.csv``), or the file itself where the address ends in that extension."""
-    files, name = _find_file(kind, address, split)
+    files, name = _find_file(kind, given.folder, split)
     videos: dict[str, tuple[Record, int]] = {}  # each with its first line
     unknown: dict[str, None] = {}
     for line, row in (_json_rows if kind == "jsonl" else _csv_rows)(files, name):
-        record = _record(row, f"{files.path(name)}, line {line}")
-        unknown.update((key, None) for key in row if key not in FIELDS)
+        record = _record(row)
+        unknown.update((key, None) for key in row.values if key not in FIELDS)
         first, first_line = videos.get(record.video_id, (record, line))
         if first is not record:
-            _same_facts(first, record, f"{files.path(name)}, line {line}", first_line)
+            _same_facts(first, record, row.where, first_line)
             record = replace(first, captions=first.captions + record.captions)
         videos[record.video_id] = (record, first_line)
-    notes = [f"fields that are not used: {list_ids([repr(key) for key in unknown])}"] if unknown else []
+    notes = [f"fields that are not used: {list_some([repr(key) for key in unknown])}"] if unknown else []
     return files.result([record for record, _ in videos.values()], notes)
 
 
 def _find_file(kind: str, address: str, split: str) -> tuple[Annotations, str]:
-    """The folder, and the name of the split's file in it.
-
-    Raises:
-        UserError: there is no such file.
-    """
+    """The folder, and the name of the split's file in it; a `UserError` says that there is no such file."""
     folder, name = address, f"{split}.{kind}"
     if address.lower().endswith(f".{kind}"):
         folder, _, name = storage.resolve(address).rpartition("/")
@@ -69,14 +52,14 @@ def _find_file(kind: str, address: str, split: str) -> tuple[Annotations, str]:
     return files, name
 
 
-def _json_rows(files: Annotations, name: str) -> Iterator[tuple[int, dict[str, object]]]:
+def _json_rows(files: Annotations, name: str) -> Iterator[tuple[int, Entry]]:
     for line, text in files.lines(name):
         where = f"{files.path(name)}, line {line}"
         row = expect(parse_json(text, where), dict, where)
-        yield line, {key: value for key, value in row.items() if value is not None}
+        yield line, Entry({key: value for key, value in row.items() if value is not None}, where)
 
 
-def _csv_rows(files: Annotations, name: str) -> Iterator[tuple[int, dict[str, object]]]:
+def _csv_rows(files: Annotations, name: str) -> Iterator[tuple[int, Entry]]:
     for line, cells in files.rows(name, []):
         where = f"{files.path(name)}, line {line}"
         row: dict[str, object] = {}
@@ -84,47 +67,41 @@ def _csv_rows(files: Annotations, name: str) -> Iterator[tuple[int, dict[str, ob
             if key in ("captions", "attributes") and cell.strip():
                 row[key] = parse_json(cell, f"{where}, '{key}'")
             elif key in SECONDS and cell.strip():
-                row[key] = _float(cell, f"{where}, '{key}'")
+                try:
+                    row[key] = float(cell)
+                except ValueError:
+                    raise UserError(f"{where}, '{key}': expected seconds, found {cell!r}") from None
             elif cell.strip() or key == "caption":  # an empty cell is an absent value; an empty caption is a mistake
                 row[key] = cell
         if "captions" in row and not cells.get("caption", "").strip():
             row.pop("caption", None)
-        yield line, row
+        yield line, Entry(row, where)
 
 
-def _float(cell: str, where: str) -> float:
-    try:
-        return float(cell)
-    except ValueError:
-        raise UserError(f"{where}: expected seconds, found {cell!r}") from None
+def _one_of(row: Entry, one: str, other: str) -> str:
+    """Which of two alternative fields the row has."""
+    if (one in row.values) == (other in row.values):
+        unknown = [key for key in row.values if key not in FIELDS]
+        hints = [f"'{key}'{hint}" for key in unknown if (hint := did_you_mean(key, FIELDS))]
+        typo = f" (unknown field {'; '.join(hints)})" if hints else ""
+        raise UserError(f"{row.where}: give either '{one}' or '{other}'{typo}")
+    return one if one in row.values else other
 
 
-def _one_of(row: dict[str, object], one: str, other: str, where: str) -> str:
-    """Return which of two alternative fields the row has."""
-    if (one in row) == (other in row):
-        raise UserError(f"{where}: give either '{one}' or '{other}'{_typo(row)}")
-    return one if one in row else other
-
-
-def _typo(row: dict[str, object]) -> str:
-    hints = [f"'{key}'{hint}" for key in row if key not in FIELDS and (hint := did_you_mean(key, FIELDS))]
-    return f" (unknown field {'; '.join(hints)})" if hints else ""
-
-
-def _record(row: dict[str, object], where: str) -> Record:
-    key = _one_of(row, "video_id", "video", where)
-    video_id = get_member(row, key, str, where).strip()
+def _record(row: Entry) -> Record:
+    key = _one_of(row, "video_id", "video")
+    video_id = row.get(key, str).strip()
     if not video_id:
-        raise UserError(f"{where}: '{key}' is empty")
-    key = _one_of(row, "caption", "captions", where)
-    texts = [row["caption"]] if key == "caption" else get_member(row, "captions", list, where)
-    captions = tuple(check_caption(text, f"{where}, '{key}'") for text in texts)
+        raise UserError(f"{row.where}: '{key}' is empty")
+    key = _one_of(row, "caption", "captions")
+    texts = [row.values["caption"]] if key == "caption" else row.get("captions", list)
+    captions = tuple(check_caption(text, f"{row.where}, '{key}'") for text in texts)
     if not captions:
-        raise UserError(f"{where}: 'captions' is empty")
-    seconds = {key: read_seconds(row, key, where) for key in SECONDS if key in row}
-    if seconds.get("end", float("inf")) <= seconds.get("start", 0.0):
-        raise UserError(f"{where}: 'end' ({seconds['end']:g}) is not after 'start' ({seconds.get('start', 0.0):g})")
-    attributes = get_member(row, "attributes", dict, where) if "attributes" in row else {}
+        raise UserError(f"{row.where}: 'captions' is empty")
+    seconds = {key: row.seconds(key) for key in SECONDS if key in row.values}
+    if seconds.get("end", float("inf")) <= (start := seconds.get("start", 0.0)):
+        raise UserError(f"{row.where}: 'end' ({seconds['end']:g}) is not after 'start' ({start:g})")
+    attributes = row.get("attributes", dict) if "attributes" in row.values else {}
     return Record(video_id, captions, attributes=attributes, **seconds)
 
 
@@ -138,4 +115,4 @@ def _same_facts(first: Record, again: Record, where: str, first_line: int) -> No
 
 
 for _kind in ("jsonl", "csv"):
-    register(Benchmark(_kind, (), partial(read_rows, _kind), VERSION))
+    register(_kind, version=1)(partial(read_rows, _kind))

@@ -8,33 +8,28 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from glscl.data.benchmarks.base import Annotations, Benchmark, ReadResult, check_caption, register
+from glscl.data.benchmarks.base import Annotations, ReadResult, check_caption, register
 from glscl.data.records import Record
 from glscl.errors import UserError
 
-VERSION = 1
 FILES = {
     "train": "LSMDC16_annos_training.csv",
     "val": "LSMDC16_annos_val.csv",
     "test": "LSMDC16_challenge_1000_publictect.csv",
 }
-COLUMNS = 6
 
 
-def read_lsmdc(folder: str, split: str) -> ReadResult:
+@register("lsmdc", FILES, version=1)
+def read_lsmdc(files: Annotations, split: str) -> ReadResult:
     """Read one split; a clip id on several lines is one video with several captions."""
-    files = Annotations(folder)
     name = FILES[split]
     captions: dict[str, list[str]] = defaultdict(list)
     for line, text in files.lines(name):  # quotes are part of the sentences: not a case for a CSV parser
         where = f"{files.path(name)}, line {line}"
         columns = text.split("\t")
-        if len(columns) != COLUMNS:
-            raise UserError(f"{where}: {len(columns)} tab-separated columns, expected {COLUMNS}")
+        if len(columns) != 6:
+            raise UserError(f"{where}: {len(columns)} tab-separated columns, expected 6")
         if not (clip_id := columns[0].strip()):
             raise UserError(f"{where}: empty clip id")
         captions[clip_id].append(check_caption(columns[-1], where))
-    return files.result([Record(clip_id, tuple(texts)) for clip_id, texts in captions.items()])
-
-
-register(Benchmark("lsmdc", tuple(FILES), read_lsmdc, VERSION))
+    return files.result(Record(clip_id, tuple(texts)) for clip_id, texts in captions.items())

@@ -8,38 +8,27 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from glscl.data.benchmarks.base import (
-    Annotations,
-    Benchmark,
-    ReadResult,
-    check_caption,
-    expect,
-    get_member,
-    read_seconds,
-    register,
-    restrict,
-)
+from glscl.data.benchmarks.base import Annotations, Entry, ReadResult, check_caption, register
 from glscl.data.records import Record
 from glscl.errors import UserError
 
-VERSION = 1
 DATA = "MSRVTT_data.json"
 TRAIN_LISTS = {"train_9k": "MSRVTT_train.9k.csv", "train_7k": "MSRVTT_train.7k.csv"}
 TEST_1K_A = "MSRVTT_JSFUSION_test.csv"
 FULL = {"train_full": "train", "val_full": "validate", "test_full": "test"}
 
 
-def read_msrvtt(folder: str, split: str) -> ReadResult:
+@register("msrvtt", (*TRAIN_LISTS, *FULL, "test_1k_a"), version=1)
+def read_msrvtt(files: Annotations, split: str) -> ReadResult:
     """Read one split; captions keep the order of the file."""
-    files = Annotations(folder)
     if split == "test_1k_a":
         return files.result(_test_1k_a(files))
     videos, splits = _videos(files)
     if split in TRAIN_LISTS:
-        rows = files.rows(TRAIN_LISTS[split], ["video_id"])
-        ids = [row["video_id"].strip() for _, row in rows]
-        return files.result(*restrict(videos, ids, TRAIN_LISTS[split], whole=False))
-    return files.result([videos[video_id] for video_id in videos if splits[video_id] == FULL[split]])
+        listed = TRAIN_LISTS[split]
+        ids = [row["video_id"].strip() for _, row in files.rows(listed, ["video_id"])]
+        return files.listed(videos, listed, ids, whole=False)
+    return files.result(videos[video_id] for video_id in videos if splits[video_id] == FULL[split])
 
 
 def _test_1k_a(files: Annotations) -> list[Record]:
@@ -52,25 +41,18 @@ def _test_1k_a(files: Annotations) -> list[Record]:
 
 def _videos(files: Annotations) -> tuple[dict[str, Record], dict[str, str]]:
     """Every video of the data file, and its split field."""
-    path = files.path(DATA)
-    data = files.json(DATA, dict)
+    data = Entry(files.json(DATA, dict), files.path(DATA))
     captions: dict[str, list[str]] = defaultdict(list)
-    for index, entry in enumerate(get_member(data, "sentences", list, path)):
-        where = f"{path}, sentences[{index}]"
-        sentence = expect(entry, dict, where)
-        captions[get_member(sentence, "video_id", str, where)].append(check_caption(sentence.get("caption"), where))
+    for sentence in data.entries("sentences"):
+        text = sentence.values.get("caption")
+        captions[sentence.get("video_id", str)].append(check_caption(text, sentence.where))
     records, splits = {}, {}
-    for index, entry in enumerate(get_member(data, "videos", list, path)):
-        where = f"{path}, videos[{index}]"
-        video = expect(entry, dict, where)
-        video_id = get_member(video, "video_id", str, where)
+    for video in data.entries("videos"):
+        video_id = video.get("video_id", str)
         if video_id not in captions:
-            raise UserError(f"{where}: '{video_id}' has no sentence")
+            raise UserError(f"{video.where}: '{video_id}' has no sentence")
         # times are those of the source film: the data set's own files are already cut
-        duration = read_seconds(video, "end time", where) - read_seconds(video, "start time", where)
+        duration = video.seconds("end time") - video.seconds("start time")
         records[video_id] = Record(video_id, tuple(captions[video_id]), duration=round(duration, 3))
-        splits[video_id] = get_member(video, "split", str, where)
+        splits[video_id] = video.get("split", str)
     return records, splits
-
-
-register(Benchmark("msrvtt", (*TRAIN_LISTS, *FULL, "test_1k_a"), read_msrvtt, VERSION))

@@ -9,20 +9,18 @@ from __future__ import annotations
 import io
 import pickle
 
-from glscl.data.benchmarks.base import Annotations, Benchmark, ReadResult, check_caption, expect, register, restrict
+from glscl.data.benchmarks.base import Annotations, ReadResult, check_caption, expect, register
 from glscl.data.records import Record
 from glscl.errors import UserError
 
-VERSION = 1
 JSON = "captions_msvd.json"
 PICKLE = "raw-captions.pkl"
 MAX_TOKENS = 1000
-SPLITS = ("train", "val", "test")
 
 
-def read_msvd(folder: str, split: str) -> ReadResult:
+@register("msvd", ("train", "val", "test"), version=1)
+def read_msvd(files: Annotations, split: str) -> ReadResult:
     """Read one split; repeated captions of a video stay, as the multi-caption protocol counts them."""
-    files = Annotations(folder)
     name = files.first(JSON, PICKLE)
     captions = files.json(JSON, dict) if name == JSON else _unpickle(files)
     records = {}
@@ -30,7 +28,7 @@ def read_msvd(folder: str, split: str) -> ReadResult:
         video_id = expect(key, str, f"{files.path(name)}, an id")
         records[video_id] = _record(video_id, entries, f"{files.path(name)}, '{video_id}'")
     listed = f"{split}_list.txt"
-    return files.result(*restrict(records, files.ids(listed), listed, whole=False))
+    return files.listed(records, listed, files.ids(listed), whole=False)
 
 
 def _record(video_id: str, entries: object, where: str) -> Record:
@@ -61,6 +59,3 @@ def _unpickle(files: Annotations) -> dict[object, object]:
     except Exception as error:  # a damaged pickle raises nearly anything
         raise UserError(f"{path}: refused ({error}); ship the captions as {JSON} instead") from error
     return expect(value, dict, path)
-
-
-register(Benchmark("msvd", SPLITS, read_msvd, VERSION))

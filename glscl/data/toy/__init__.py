@@ -2,10 +2,8 @@
 
 ``toy_clips`` is MSR-VTT-like (about two seconds, several captions per video), ``toy_stories`` is ActivityNet-like
 (six to eight seconds, several events in order, one paragraph, textured grounds, other wording). The two share shapes,
-colours and part of their words, so that a model trained on one can be tested on the other.
-
-``toy_stills`` is the web's captioned pictures: the things and the grounds of both, where they are and how large, and
-nothing that happens. Towers pretrained on it know what a frame shows and not what moves, as CLIP's do.
+colours and part of their words, so that a model trained on one can be tested on the other. ``toy_stills`` is the web's
+captioned pictures: towers pretrained on it know what a frame shows and not what moves, as CLIP's do.
 """
 
 from glscl.data.toy.domains import TOY_SPLITS, toy_capacity, toy_names, toy_records

@@ -10,34 +10,160 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 from glscl.data.records import Record
-from glscl.data.toy.wording import CAPTIONS
 from glscl.errors import UserError, did_you_mean
+
+Forms = tuple[str, str]  # third person, gerund
+Words = dict[str, tuple[str, ...]]
+
+_CLIP_NOUNS: Words = {"disc": ("disc", "ball", "circle"), "plank": ("plank", "board"), "pillar": ("pillar", "pole")}
+_CLIP_ADJECTIVES: Words = {colour: (colour,) for colour in ("red", "green", "blue", "yellow")}
+_CLIP_BACKGROUNDS: Words = {"grey": ("grey", "gray"), "pink": ("pink",)}
+_CLIP_EVENTS: dict[str, tuple[Forms, ...]] = {
+    "left": (("moves left", "moving left"), ("slides to the left", "sliding to the left"), ("goes left", "going left")),
+    "right": (
+        ("moves right", "moving right"),
+        ("slides to the right", "sliding to the right"),
+        ("goes right", "going right"),
+    ),
+    "up": (("moves up", "moving up"), ("slides upwards", "sliding upwards"), ("rises", "rising")),
+    "down": (("moves down", "moving down"), ("slides downwards", "sliding downwards"), ("falls", "falling")),
+    "grows": (("grows", "growing"), ("gets bigger", "getting bigger"), ("becomes larger", "becoming larger")),
+    "shrinks": (("shrinks", "shrinking"), ("gets smaller", "getting smaller")),
+    "whitens": (("turns white", "turning white"), ("becomes white", "becoming white")),
+    "blackens": (("turns black", "turning black"), ("becomes black", "becoming black")),
+}
+_CLIP_TEMPLATES = (
+    "a {colour} {shape} {first} and then {second} on a {background} background",
+    "on a {background} background a {colour} {shape} first {first} , then {second}",
+    "there is a {colour} {shape} {first_ing} before {second_ing} in front of {background}",
+    "{background} background : the {shape} is {colour} , it {first} and afterwards it {second}",
+    "a {shape} in {colour} {first} , next it {second} , all is {background} behind it",
+    "a {colour} {shape} {second} after {first_ing} over a {background} backdrop",
+)
+CAPTIONS_PER_CLIP = 4
+
+_STORY_NOUNS: Words = {
+    "disc": ("disc", "circle", "sphere"),
+    "plank": ("plank", "board", "beam"),
+    "pillar": ("pillar", "pole", "column"),
+}
+_STORY_ADJECTIVES: Words = {
+    "red": ("red", "red", "crimson"),
+    "green": ("green", "green", "jade"),
+    "blue": ("blue", "blue", "cobalt"),
+    "yellow": ("yellow", "yellow", "golden"),
+}
+_STORY_GROUNDS: Words = {
+    "stripes": ("a striped curtain", "striped cloth"),
+    "checks": ("a chessboard", "a checked floor"),
+    "bricks": ("a brick wall", "stacked bricks"),
+    "sand": ("a beach", "yellowish sand"),
+}
+_STORY_EVENTS: Words = {
+    "left": ("moves left", "goes left", "drifts to the left"),
+    "right": ("moves right", "goes right", "drifts to the right"),
+    "up": ("moves up", "rises", "climbs"),
+    "down": ("moves down", "falls", "sinks"),
+    "grows": ("grows", "gets bigger", "swells"),
+    "shrinks": ("shrinks", "gets smaller", "dwindles"),
+    "whitens": ("turns white", "becomes white", "bleaches"),
+    "blackens": ("turns black", "becomes black", "darkens"),
+}
+_STORY_TEMPLATES = (
+    "a {colour} {shape} in front of {ground} . first it {one} . then it {two} . last it {three} .",
+    "{ground} with a {colour} {shape} . it {one} . after that it {two} . in the end it {three} .",
+    "a {colour} {shape} before {ground} . it {one} . next it {two} . finally it {three} .",
+)
+
+
+def write_clip_captions(attributes: dict[str, str], draw: random.Random) -> tuple[str, ...]:
+    """Write the captions of one clip: four different sentences, the events in order (or the order in words)."""
+    captions = []
+    for template in draw.sample(_CLIP_TEMPLATES, CAPTIONS_PER_CLIP):
+        events = [draw.choice(_CLIP_EVENTS[attributes[key]]) for key in attributes["order"].split("-")]
+        captions.append(
+            template.format(
+                colour=draw.choice(_CLIP_ADJECTIVES[attributes["colour"]]),
+                shape=draw.choice(_CLIP_NOUNS[attributes["shape"]]),
+                background=draw.choice(_CLIP_BACKGROUNDS[attributes["background"]]),
+                first=events[0][0],
+                first_ing=events[0][1],
+                second=events[1][0],
+                second_ing=events[1][1],
+            )
+        )
+    return tuple(captions)
+
+
+def write_story_captions(attributes: dict[str, str], draw: random.Random) -> tuple[str, ...]:
+    """Write the one paragraph of a story: a sentence for each event, in order."""
+    one, two, three = (draw.choice(_STORY_EVENTS[attributes[key]]) for key in attributes["order"].split("-"))
+    return (
+        draw.choice(_STORY_TEMPLATES).format(
+            colour=draw.choice(_STORY_ADJECTIVES[attributes["colour"]]),
+            shape=draw.choice(_STORY_NOUNS[attributes["shape"]]),
+            ground=draw.choice(_STORY_GROUNDS[attributes["ground"]]),
+            one=one,
+            two=two,
+            three=three,
+        ),
+    )
+
+
+_STILL_ADJECTIVES = {"white": ("white",), "black": ("black",)}
+_STILL_GROUNDS: Words = {
+    "grey": ("a grey background", "a gray backdrop"),
+    "pink": ("a pink background", "a pink backdrop"),
+}
+_STILL_PLACES: Words = {
+    "left": ("on the left", "to the left"),
+    "right": ("on the right", "to the right"),
+    "top": ("at the top", "high up"),
+    "bottom": ("at the bottom", "low down"),
+    "middle": ("in the middle", "in the centre"),
+}
+_STILL_SIZES: Words = {"small": ("small", "little"), "large": ("large", "big")}
+_STILL_TEMPLATES = (
+    "a {size} {colour} {shape} {place} in front of {ground}",
+    "{ground} with a {size} {colour} {shape} {place}",
+    "{place} a {colour} {shape} , {size} , before {ground}",
+    "a photo of a {size} {shape} in {colour} {place} , behind it {ground}",
+)
+CAPTIONS_PER_STILL = 2
+
+
+def write_still_captions(attributes: dict[str, str], draw: random.Random) -> tuple[str, ...]:
+    """Write the captions of one still, in the words of both other domains."""
+    colour, shape, ground = attributes["colour"], attributes["shape"], attributes["ground"]
+    return tuple(
+        template.format(
+            colour=draw.choice(_STORY_ADJECTIVES.get(colour) or _STILL_ADJECTIVES[colour]),
+            shape=draw.choice(_CLIP_NOUNS[shape] + _STORY_NOUNS[shape]),
+            ground=draw.choice(_STORY_GROUNDS.get(ground) or _STILL_GROUNDS[ground]),
+            place=draw.choice(_STILL_PLACES[attributes["place"]]),
+            size=draw.choice(_STILL_SIZES[attributes["size"]]),
+        )
+        for template in draw.sample(_STILL_TEMPLATES, CAPTIONS_PER_STILL)
+    )
+
 
 TOY_SPLITS = ("train", "dev", "test")
 _SHARES = {"test": 0.28, "dev": 0.13}  # of the combinations; training has the rest
 
-Domain = Literal["toy_clips", "toy_stories", "toy_stills"]
-
 
 @dataclass(frozen=True, slots=True)
 class DomainSpec:
-    """What may vary in a domain.
+    """What may vary in a domain."""
 
-    Attributes:
-        values: attribute name -> its values; the combinations are their product.
-        dynamic: the attributes that only the order of frames tells.
-        twins: order -> the order that tells the same events the other way round; empty where nothing happens.
-        seconds: shortest and longest duration.
-    """
-
-    values: dict[str, tuple[str, ...]]
-    dynamic: tuple[str, ...]
-    twins: dict[str, str]
-    seconds: tuple[float, float]
+    values: dict[str, tuple[str, ...]]  # attribute name to its values; the combinations are their product
+    dynamic: tuple[str, ...]  # the attributes that only the order of frames tells
+    seconds: tuple[float, float]  # shortest and longest duration
+    captions: Callable[[dict[str, str], random.Random], tuple[str, ...]]
 
 
 _COLOURS = ("red", "green", "blue", "yellow")
@@ -56,8 +182,8 @@ DOMAINS: dict[str, DomainSpec] = {
             "order": ("movement-change", "change-movement"),
         },
         dynamic=("movement", "order"),
-        twins={"movement-change": "change-movement", "change-movement": "movement-change"},
         seconds=(1.75, 2.25),
+        captions=write_clip_captions,
     ),
     "toy_stories": DomainSpec(
         values={
@@ -70,8 +196,8 @@ DOMAINS: dict[str, DomainSpec] = {
             "order": _STORY_ORDERS,
         },
         dynamic=("across", "upright", "order"),
-        twins={order: "-".join(reversed(order.split("-"))) for order in _STORY_ORDERS},
         seconds=(6.0, 8.0),
+        captions=write_story_captions,
     ),
     "toy_stills": DomainSpec(
         values={
@@ -82,8 +208,8 @@ DOMAINS: dict[str, DomainSpec] = {
             "size": ("small", "large"),
         },
         dynamic=(),
-        twins={},
         seconds=(0.5, 0.5),
+        captions=write_still_captions,
     ),
 }
 FPS = 8
@@ -95,11 +221,7 @@ def toy_names() -> tuple[str, ...]:
 
 
 def domain_spec(domain: str) -> DomainSpec:
-    """Return what may vary in a domain.
-
-    Raises:
-        UserError: there is no such toy domain.
-    """
+    """What may vary in a domain; a `UserError` says that there is no such toy domain."""
     if domain not in DOMAINS:
         raise UserError(
             f"there is no toy domain '{domain}'{did_you_mean(domain, DOMAINS)}; there are {', '.join(DOMAINS)}"
@@ -111,10 +233,8 @@ def toy_records(domain: str, split: str, count: int, seed: int) -> list[Record]:
     """Draw the records of one split.
 
     Development and test videos all differ in their combination of attributes; training goes round its combinations
-    again when it has more videos than those, with other positions, sizes, speeds and words.
-
-    Raises:
-        UserError: unknown domain or split, or more development or test videos than there are combinations.
+    again when it has more videos than those, with other positions, sizes, speeds and words. Unknown names, and more
+    development or test videos than there are combinations, are a `UserError`.
     """
     spec = domain_spec(domain)
     combinations = _combinations(domain, split, seed)
@@ -127,28 +247,18 @@ def toy_records(domain: str, split: str, count: int, seed: int) -> list[Record]:
         )
     if split == "train":
         combinations = _train_rounds(combinations, count, spec.dynamic)
-    captions = CAPTIONS[domain]
     records = []
     for index, attributes in enumerate(combinations[:count]):
         draw = random.Random(f"{domain}/{split}/{seed}/{index}/record")
         frames = draw.randint(round(spec.seconds[0] * FPS), round(spec.seconds[1] * FPS))
-        records.append(
-            Record(
-                video_id=f"{domain}-{split}-{index:05d}",
-                captions=captions(attributes, draw),
-                duration=frames / FPS,
-                attributes=dict(attributes),
-            )
-        )
+        name = f"{domain}-{split}-{index:05d}"
+        texts = spec.captions(attributes, draw)
+        records.append(Record(name, texts, duration=frames / FPS, attributes=dict(attributes)))
     return records
 
 
 def toy_capacity(domain: str, split: str) -> int:
-    """Number of different combinations of attributes that a split of a domain holds.
-
-    Raises:
-        UserError: unknown domain or split.
-    """
+    """Number of different combinations of attributes that a split of a domain holds."""
     return len(_combinations(domain, split, 0))
 
 
@@ -160,14 +270,19 @@ def _combinations(domain: str, split: str, seed: int) -> list[dict[str, str]]:
         )
     spec = domain_spec(domain)
     product = [dict(zip(spec.values, chosen, strict=True)) for chosen in itertools.product(*spec.values.values())]
-    units = [unit for unit in product if not spec.twins or unit["order"] < spec.twins[unit["order"]]]
+    units = [unit for unit in product if "order" not in unit or unit["order"] < _reverse(unit["order"])]
     random.Random(f"{domain}/{seed}/splits").shuffle(units)
     test = round(len(units) * _SHARES["test"])
     dev = test + round(len(units) * _SHARES["dev"])
     chosen_units = {"test": units[:test], "dev": units[test:dev], "train": units[dev:]}[split]
-    if not spec.twins:
+    if "order" not in spec.values:
         return chosen_units
-    return [twin for unit in chosen_units for twin in (unit, {**unit, "order": spec.twins[unit["order"]]})]
+    return [twin for unit in chosen_units for twin in (unit, {**unit, "order": _reverse(unit["order"])})]
+
+
+def _reverse(order: str) -> str:
+    """The order of a twin, which tells the same events the other way round."""
+    return "-".join(reversed(order.split("-")))
 
 
 def _train_rounds(combinations: list[dict[str, str]], count: int, dynamic: tuple[str, ...]) -> list[dict[str, str]]:
@@ -179,9 +294,8 @@ def _train_rounds(combinations: list[dict[str, str]], count: int, dynamic: tuple
     """
     chosen: list[dict[str, str]] = []
     while len(chosen) < count:
-        groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
+        groups: dict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
         for attributes in combinations[: count - len(chosen)]:
-            look = tuple(value for key, value in attributes.items() if key not in dynamic)
-            groups.setdefault(look, []).append(attributes)
+            groups[tuple(value for key, value in attributes.items() if key not in dynamic)].append(attributes)
         chosen += itertools.chain.from_iterable(groups.values())
     return chosen

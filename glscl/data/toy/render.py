@@ -33,18 +33,8 @@ KEYFRAME_EVERY = 8  # frames
 Floats = npt.NDArray[np.float32]
 
 _INK = {
-    "toy_clips": {
-        "red": (215, 35, 35),
-        "green": (30, 170, 50),
-        "blue": (40, 70, 225),
-        "yellow": (230, 205, 30),
-    },
-    "toy_stories": {
-        "red": (190, 30, 55),
-        "green": (25, 150, 80),
-        "blue": (45, 100, 225),
-        "yellow": (225, 190, 40),
-    },
+    "toy_clips": {"red": (215, 35, 35), "green": (30, 170, 50), "blue": (40, 70, 225), "yellow": (230, 205, 30)},
+    "toy_stories": {"red": (190, 30, 55), "green": (25, 150, 80), "blue": (45, 100, 225), "yellow": (225, 190, 40)},
     "toy_stills": {
         "red": (202, 32, 45),
         "green": (28, 160, 65),
@@ -63,21 +53,13 @@ _PLACE = {"left": (-16, 0), "right": (16, 0), "top": (0, -16), "bottom": (0, 16)
 
 
 def render_video(domain: str, record: Record, seed: int) -> bytes:
-    """Draw one video: mp4, h264, yuv420p, 64 x 64 pixels, 8 frames a second; equal arguments give equal bytes.
-
-    Raises:
-        UserError: there is no such toy domain.
-    """
-    domain_spec(domain)
+    """Draw one video: mp4, h264, yuv420p, 64 x 64 pixels, 8 frames a second; equal arguments give equal bytes."""
+    domain_spec(domain)  # or an error that names the domain
     return _encode(_draw(domain, record, random.Random(f"{record.video_id}/{seed}/picture")))
 
 
 def write_toy(domain: str, split: str, count: int, seed: int, folder: str, processes: int = 1) -> list[Record]:
-    """Write ``videos/<video_id>.mp4`` and ``annotations.jsonl`` (the generic JSON-lines form) into a folder.
-
-    Raises:
-        UserError: unknown domain or split, or more videos than the split has combinations.
-    """
+    """Write ``videos/<video_id>.mp4`` and ``annotations.jsonl`` (the generic form) into a folder; see `toy_records`."""
     records = toy_records(domain, split, count, seed)
     videos = os.path.join(folder, "videos")
     os.makedirs(videos, exist_ok=True)
@@ -92,12 +74,7 @@ def write_toy(domain: str, split: str, count: int, seed: int, folder: str, proce
             progress.advance()
     with open(os.path.join(folder, "annotations.jsonl"), "w", encoding="utf-8") as file:
         for record in records:
-            row = {
-                "video_id": record.video_id,
-                "captions": list(record.captions),
-                "duration": record.duration,
-                "attributes": record.attributes,
-            }
+            row = {name: getattr(record, name) for name in ("video_id", "captions", "duration", "attributes")}
             file.write(json.dumps(row) + "\n")
     return records
 
@@ -115,9 +92,8 @@ def _draw(domain: str, record: Record, draw: random.Random) -> npt.NDArray[np.ui
     time = np.linspace(0.0, 1.0, count, dtype=np.float32)
     progress = dict(zip(events, _progress(time, len(events), draw), strict=True))
 
-    movements = [key for key in events if key != "change"]
     path = np.zeros((count, 2), dtype=np.float32)
-    for key in movements:
+    for key in (event for event in events if event != "change"):
         path += draw.uniform(30.0, 34.0) * progress[key][:, None] * np.array(_STEP[attributes[key]], dtype=np.float32)
     # centre the path's bounding box, so that no direction starts nearer to a border than another one
     path -= (path.max(axis=0) + path.min(axis=0)) / 2

@@ -14,29 +14,18 @@ from glscl.system import storage
 from glscl.system.ownership import owned
 
 SEED = 0
-PATIENCE_S = 3600.0
-"""Seconds to wait for another command that writes the same set."""
+PATIENCE_S = 3600.0  # seconds to wait for another command that writes the same set
 
 
 def toy_set_address(root: str, domain: str, split: str, count: int) -> str:
-    """Address at which `toy_set` keeps a split.
-
-    The number of videos is in the name, so that two commands never replace one another's.
-    """
+    """Where `toy_set` keeps a split; by the number of videos too, so that no command replaces another's."""
     return storage.join(storage.resolve(root), "toy", "shards", domain, f"{split}_{count}")
 
 
 def toy_set(root: str, domain: str, split: str, count: int) -> str:
-    """Return the address of the shard set of one toy split; write the set if it is missing (Ray must be running).
+    """Return the address of the shard set of so many videos of a toy split; write it if it is missing (by Ray's tasks).
 
-    Args:
-        root: local folder or s3:// prefix that holds ``toy/``.
-        domain: one of `toy_names`.
-        split: train, dev or test.
-        count: number of videos.
-
-    Raises:
-        UserError: unknown domain or split, or more videos than the split has combinations.
+    ``root`` is the local folder or s3:// prefix that holds ``toy/``. Errors are those of `toy_records`.
     """
     shards = toy_set_address(root, domain, split, count)
     if _is_made(shards, count):

@@ -46,24 +46,10 @@ the coverage.
 """
 
 from glscl.study.statistics.bootstrap import QueryBootstrap, System, mean_difference
-from glscl.study.statistics.claims import claim
-from glscl.study.statistics.corrections import enough_queries, enough_resamples, holm, seed_errors
-from glscl.study.statistics.interval import LEVEL, Array, Interval
-from glscl.study.statistics.seeds import Spread, over_seeds, per_query
+from glscl.study.statistics.claims import claim, enough_queries, enough_resamples, holm, seed_errors
+from glscl.study.statistics.interval import LEVEL, Array, Interval, Spread, over_seeds, per_query
 
 __all__ = [
-    "LEVEL",
-    "Array",
-    "Interval",
-    "QueryBootstrap",
-    "Spread",
-    "System",
-    "claim",
-    "enough_queries",
-    "enough_resamples",
-    "holm",
-    "mean_difference",
-    "over_seeds",
-    "per_query",
-    "seed_errors",
-]
+    "LEVEL", "Array", "Interval", "QueryBootstrap", "Spread", "System", "claim", "enough_queries", "enough_resamples",
+    "holm", "mean_difference", "over_seeds", "per_query", "seed_errors",
+]  # fmt: skip

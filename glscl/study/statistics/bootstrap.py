@@ -18,19 +18,16 @@ _CHUNK = 1 << 22  # resampled queries held at a time
 
 @dataclass(frozen=True, slots=True, eq=False)
 class System:
-    """One model's values on a test set, with its resampled means; made by `QueryBootstrap.system`.
-
-    Attributes:
-        owner: the bootstrap that made it: only systems of one bootstrap are paired.
-        units: (S, G) values of the resampled units, whose mean over G is the seed's metric.
-        draws: (resamples,) the mean over seeds, of resampled queries.
-        trained: False for a model without training, which has no seed.
-    """
+    """One model's values on a test set, with its resampled means; made by `QueryBootstrap.systems`."""
 
     owner: QueryBootstrap
+    """Only systems of one bootstrap are paired."""
     units: Array
+    """(S, G) values of the resampled units, whose mean over G is the seed's metric."""
     draws: Array
+    """(resamples,) the mean over seeds, of resampled queries."""
     trained: bool
+    """False for a model without training, which has no seed."""
 
     @property
     def mean(self) -> float:
@@ -78,23 +75,15 @@ class QueryBootstrap:
         size = max(1, _CHUNK // self.groups)
         return [slice(start, min(start + size, self.resamples)) for start in range(0, self.resamples, size)]
 
-    def system(self, values: Any, *, trained: bool = True) -> System:
-        """One model's values, resampled.
+    def systems(self, tables: Mapping[Key, tuple[Any, bool]]) -> dict[Key, System]:
+        """Resample the values of several models in one pass.
 
         Args:
-            values: (S, Q) per-query values of each seed, or (Q,) of one.
-            trained: False for a model without training (zero-shot towers), whose one row is all there is to know.
+            tables: values and whether they are trained. Values are (S, Q), per query of each seed, or (Q,) of one; of a
+                model without training (zero-shot towers) one row is all there is to know.
 
         Raises:
             ValueError: of another shape, not finite, or several rows of an untrained model.
-        """
-        return self.systems({0: (values, trained)})[0]
-
-    def systems(self, tables: Mapping[Key, tuple[Any, bool]]) -> dict[Key, System]:
-        """Several models at once, in one pass over the resamples: ``(values, trained)`` of each as `system` takes them.
-
-        Raises:
-            ValueError: as `system`.
         """
         checked = {key: self._table(values, trained) for key, (values, trained) in tables.items()}
         sums = {key: np.stack([np.bincount(self._group, row, self.groups) for row in t]) for key, t in checked.items()}

@@ -1,4 +1,4 @@
-"""Intervals with seeds as a random effect, and the p-values that go with them."""
+"""Values of queries, their spread over seeds, and intervals and p-values with seeds as a random effect."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import stdtrit
 
+from glscl.evaluation.metrics import METRICS
+from glscl.evaluation.ranks import Ranks
+
 Array = NDArray[np.floating[Any]]
 
 LEVEL = 0.95
@@ -18,32 +21,51 @@ _EXPONENT = 5 / 4  # of V / seeds in the degrees of freedom
 _LEAST = 1e-100  # p-value; quantiles further out overflow
 
 
+def per_query(ranks: Ranks) -> dict[str, Array]:
+    """Every metric's value of every query, (Q,), whose mean over queries is the metric."""
+    return {name: np.asarray(metric.of_ranks(ranks), dtype=np.float64) for name, metric in METRICS.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """A metric over seeds. ``deviation`` is the sample standard deviation, None for one seed."""
+
+    mean: float
+    deviation: float | None
+    minimum: float
+    maximum: float
+    seeds: int
+
+
+def over_seeds(values: Any) -> Spread:
+    """Mean and spread of a metric over seeds: (S,) the metric of each, or (S, Q) the values of each seed and query."""
+    means = np.asarray(values, dtype=np.float64)
+    if means.ndim == 2:
+        means = means.mean(1)
+    if means.ndim != 1 or not len(means):
+        raise ValueError(f"values must be (S,) or (S, Q) with at least one seed, not {means.shape}")
+    deviation = float(means.std(ddof=1)) if len(means) > 1 else None
+    return Spread(float(means.mean()), deviation, float(means.min()), float(means.max()), len(means))
+
+
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """An estimate, its confidence interval, and what went into it.
-
-    Attributes:
-        estimate: of the data themselves.
-        low: lower end; ``-inf`` is possible for retention.
-        high: upper end.
-        p_value: two-sided, of the null value (difference 0, retention 100 %), below 0.05 exactly where the interval
-            excludes it; None for a mean, which has none.
-        null: the null value.
-        standard_error: of the estimate (of its logarithm, for retention).
-        degrees: of freedom.
-        queries: number of queries.
-        seeds: number of trainings of each model; 0 for one that is not trained, and has no seed.
-    """
+    """An estimate, its confidence interval, and what went into it."""
 
     estimate: float
     low: float
+    """``-inf`` is possible for retention."""
     high: float
     p_value: float | None
+    """Two-sided, of the null value (difference 0, retention 100 %), below 0.05 exactly where the interval excludes it;
+    None for a mean, which has none."""
     null: float | None
     standard_error: float
+    """Of the estimate (of its logarithm, for retention)."""
     degrees: float
     queries: int
     seeds: tuple[int, ...]
+    """Trainings of each model; 0 for one that is not trained, and has no seed."""
 
     @property
     def excludes_null(self) -> bool:
@@ -79,13 +101,9 @@ def build_interval(
 
     Args:
         linearised: (S, G) each training's share of the sum.
-        estimate: of the sum.
         deviations: (resamples,) of the sum under resampled queries.
-        null: the value of no difference.
         scale: increasing; takes estimate, null value and ends to the unit of the interval.
         seed: of the noise.
-        queries: their number.
-        seeds: trainings of each model.
     """
     resamples = len(deviations)
     variance, sampled, degrees, tail = split_variance(linearised)
@@ -112,17 +130,13 @@ def build_interval(
 
 @dataclass(frozen=True, slots=True)
 class Tail:
-    """Tails of an interval: how it widens as its level rises, each share of the variance by its own Student's t.
-
-    Attributes:
-        share: of the variance that is the seeds'.
-        seed_degrees: of the seeds' share.
-        groups: independent queries.
-    """
+    """Tails of an interval: how it widens as its level rises, each share of the variance by its own Student's t."""
 
     share: float
+    """Of the variance that is the seeds'."""
     seed_degrees: float
     groups: int
+    """Independent queries."""
 
     def reach(self, alpha: float) -> float:
         """Half the width of the interval of level ``1 - alpha``, in standard errors."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,9 +15,9 @@ import psutil
 from ray._private import services, state
 from ray._private.utils import read_ray_address
 from ray.experimental import internal_kv
+from ray.util import get_node_ip_address
 
-START_S = 300.0
-"""Seconds that a node is given to appear, as long as its process runs."""
+START_S = 300.0  # seconds that a node is given to appear, as long as its process runs
 
 
 @contextmanager
@@ -28,10 +31,14 @@ def replaced(module: Any, name: str, value: Any) -> Iterator[None]:
         setattr(module, name, before)
 
 
+def print_no_traceback_of(kind: type[Exception]) -> None:
+    """In a training worker, keep Ray Train from printing the traceback of an error of this kind that ends it."""
+    logging.getLogger("ray.train.v2._internal.util").addFilter(lambda _: not isinstance(sys.exc_info()[1], kind))
+
+
 def written_address() -> str | None:
     """Address of the cluster that ``ray start`` wrote down on this machine; nothing says that it still runs."""
-    address = read_ray_address()
-    return str(address) if address else None
+    return read_ray_address() or None  # type: ignore[no-any-return]
 
 
 @contextmanager
@@ -58,8 +65,7 @@ def resources_of_this_machine() -> Mapping[str, float]:
     """The resources that a node started here would have."""
     from ray._private.resource_and_label_spec import ResourceAndLabelSpec
 
-    resources: Mapping[str, float] = ResourceAndLabelSpec().resolve(is_head=True).to_resource_dict()
-    return resources
+    return ResourceAndLabelSpec().resolve(is_head=True).to_resource_dict()  # type: ignore[no-any-return]
 
 
 def nodes_at(address: str) -> list[Mapping[str, float]]:
@@ -69,23 +75,19 @@ def nodes_at(address: str) -> list[Mapping[str, float]]:
     return [node["Resources"] for node in cluster.node_table() if node["Alive"]]
 
 
-def actor_state(actor_id: str) -> str:
-    """State of an actor of this process's cluster; "DEAD" for one that the head has forgotten."""
-    return str(state.actors(actor_id).get("State", "DEAD"))
-
-
-def disconnect_state() -> None:
-    """End the threads with which this process asks the head for states."""
-    state.state.disconnect()
+def use_interface_of_node() -> None:
+    """Set ``GLOO_SOCKET_IFNAME`` to the interface of this node's address in the cluster, unless it is set."""
+    address = get_node_ip_address()
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(one.address == address for one in addresses):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 
 def autoscaling_coordinator() -> Any:
     """The actor that asks an autoscaler for nodes on behalf of everybody who wants some."""
-    from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
-        get_or_create_autoscaling_coordinator,
-    )
+    from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator
 
-    return get_or_create_autoscaling_coordinator()
+    return default_autoscaling_coordinator.get_or_create_autoscaling_coordinator()
 
 
 class KeyValueStore:
@@ -96,13 +98,10 @@ class KeyValueStore:
         self._prefix = f"glscl-{token}-"
 
     def put(self, key: str, value: bytes) -> None:
-        """Set a value."""
         internal_kv._internal_kv_put(self._prefix + key, value, overwrite=True)
 
     def get(self, key: str) -> bytes | None:
-        """The value, or None."""
-        value: bytes | None = internal_kv._internal_kv_get(self._prefix + key)
-        return value
+        return internal_kv._internal_kv_get(self._prefix + key)  # type: ignore[no-any-return]
 
     def keys(self, prefix: str) -> list[str]:
         """The keys that begin so, sorted."""
@@ -117,9 +116,8 @@ class KeyValueStore:
 def prepare_launcher(values: dict[str, Any]) -> dict[str, Any]:
     """Fill in the defaults of a cluster-launcher file's provider and check the file as ``ray up`` does.
 
-    Raises:
-        jsonschema.ValidationError, ValueError, RuntimeError, NotImplementedError, KeyError, TypeError, AttributeError:
-            what Ray raises where ``ray up`` would refuse the file.
+    Where ``ray up`` would refuse the file, Ray raises jsonschema.ValidationError, ValueError, RuntimeError,
+    NotImplementedError, KeyError, TypeError or AttributeError.
     """
     from ray.autoscaler._private.util import prepare_config, validate_config
 

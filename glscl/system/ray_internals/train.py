@@ -13,6 +13,7 @@ What is different here from what Ray Train does by itself:
 6. The detached actor that gives a run's resources back when its driver is killed asks a dashboard at an address that it
    guesses whether the controller lives: where the machine has another cluster, that one's. It then stays for ever, or
    dies with a traceback beside a sound run. Here it asks the head of its own cluster.
+7. Its controller prints a traceback of every error that a callback raises. Here what a user has to mend has none.
 """
 
 from __future__ import annotations
@@ -20,46 +21,30 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from ray.train import FailureConfig, Result
+from ray._private import state
+from ray.train import ControllerError, FailureConfig, Result
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.torch.config import _TorchBackend
 from ray.train.v2._internal.callbacks import placement_group_callback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.train.v2._internal.execution import failure_handling, scaling_policy
 from ray.train.v2._internal.execution.controller import TrainController, placement_group_cleaner
 from ray.train.v2._internal.execution.controller.placement_group_cleaner import PlacementGroupCleaner
-from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
-from ray.train.v2._internal.execution.scaling_policy import (
-    ElasticScalingPolicy,
-    NoopDecision,
-    ScalingDecision,
-    autoscaling_coordinator_client,
-    elastic,
-)
+from ray.train.v2._internal.execution.failure_handling import FailureDecision as FailureDecision
+from ray.train.v2._internal.execution.scaling_policy import NoopDecision as NoopDecision
+from ray.train.v2._internal.execution.scaling_policy import ScalingDecision as ScalingDecision
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2.api import data_parallel_trainer
 from ray.util.state.exception import RayStateApiException
 
-from glscl.system.network import use_interface_of_node
-from glscl.system.ray_internals.cluster import actor_state, disconnect_state, replaced
+from glscl.errors import UserError
+from glscl.system.ray_internals.cluster import replaced, use_interface_of_node
 
-__all__ = [
-    "FailureDecision",
-    "FailurePolicy",
-    "NoopDecision",
-    "PolicyTrainer",
-    "ScalingDecision",
-    "ScalingPolicy",
-    "lacked_free_resources",
-]
-
-PATIENCE_S = 30.0
-"""Seconds that Ray's coordinator of requests for nodes is given to answer."""
-PAUSE_S = 1.0
-"""Seconds until a decision that was put off is asked for again."""
+PATIENCE_S = 30.0  # seconds that Ray's coordinator of requests for nodes is given to answer
+PAUSE_S = 1.0  # seconds until a decision that was put off is asked for again
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
@@ -67,7 +52,7 @@ def _without_traceback(record: logging.LogRecord) -> bool:
     return True
 
 
-for _module in (autoscaling_coordinator_client, elastic):
+for _module in (scaling_policy.autoscaling_coordinator_client, scaling_policy.elastic):
     _module.AUTOSCALING_REQUESTS_GET_TIMEOUT_S = PATIENCE_S
     logging.getLogger(_module.__name__).addFilter(_without_traceback)
 
@@ -77,7 +62,7 @@ def lacked_free_resources(error: BaseException) -> bool:
     return isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError)
 
 
-class ScalingPolicy(ElasticScalingPolicy):  # type: ignore[misc]  # Ray's packages are not typed
+class ScalingPolicy(scaling_policy.ElasticScalingPolicy):  # type: ignore[misc]  # Ray's packages are not typed
     """Ray's elastic scaling policy, whose steps have public names here; a subclass makes the decisions."""
 
     def request_nodes(self) -> None:
@@ -93,7 +78,7 @@ class ScalingPolicy(ElasticScalingPolicy):  # type: ignore[misc]  # Ray's packag
         return self._get_resize_decision(workers)
 
 
-class FailurePolicy(DefaultFailurePolicy):  # type: ignore[misc]
+class FailurePolicy(failure_handling.DefaultFailurePolicy):  # type: ignore[misc]
     """Ray's failure policy, which counts; a subclass makes the decisions."""
 
     def is_retryable(self, error: BaseException) -> bool:
@@ -122,7 +107,10 @@ class PatientController(TrainController):  # type: ignore[misc]
     worker_group_cls = TidyWorkerGroup
 
     async def _step(self) -> Any:
-        result = await super()._step()
+        try:
+            result = await super()._step()
+        except UserError as error:  # what Ray wraps itself, it prints with a traceback first
+            raise ControllerError(error) from error
         if result.next_state is result.previous_state:  # put off: let calls such as abort through meanwhile
             await asyncio.sleep(PAUSE_S)
         return result
@@ -134,24 +122,16 @@ class _NodeInterfaceBackend(_TorchBackend):  # type: ignore[misc]
         super().on_start(worker_group, backend_config)
 
 
-@dataclass
 class NodeInterfaceConfig(TorchConfig):  # type: ignore[misc]
     """The process group of torch, over the interface by which the nodes know each other."""
 
-    @property
-    def backend_cls(self) -> type[_NodeInterfaceBackend]:
-        """The class that sets it up."""
-        return _NodeInterfaceBackend
+    backend_cls = _NodeInterfaceBackend
 
 
 def is_actor_alive(actor_id: str, timeout: float) -> bool:
-    """Whether an actor of this process's own cluster lives.
-
-    Raises:
-        RayStateApiException: the head does not answer now.
-    """
+    """Whether an actor of this process's own cluster lives; RayStateApiException: the head does not answer now."""
     try:
-        return actor_state(actor_id) != "DEAD"
+        return bool(state.actors(actor_id).get("State", "DEAD") != "DEAD")  # the head may have forgotten it
     except Exception as error:  # as many types as there are ways for a head to be away
         raise RayStateApiException(f"{type(error).__name__}: {error}") from error
 
@@ -164,7 +144,7 @@ class Cleaner(PlacementGroupCleaner):  # type: ignore[misc]
             super()._monitor_loop()
 
     def _exit(self) -> None:
-        disconnect_state()  # its threads must not outlive what the process takes down
+        state.state.disconnect()  # its threads must not outlive what the process takes down
         super()._exit()
 
 
@@ -172,21 +152,12 @@ class CleanerCallback(PlacementGroupCleanerCallback):  # type: ignore[misc]
     """Starts a `Cleaner` with the controller."""
 
     def after_controller_start(self, train_run_context: Any) -> None:
-        """Start it."""
         with replaced(placement_group_callback, "PlacementGroupCleaner", Cleaner):
             super().after_controller_start(train_run_context)
 
 
 class PolicyTrainer(TorchTrainer):  # type: ignore[misc]
-    """A `TorchTrainer` with policies of one's own.
-
-    Args:
-        loop: what every worker runs.
-        scaling_policy: decides how many workers there are.
-        failure_policy: makes the policy that decides whether a failed run is tried again, when the run begins.
-        timeout_s: after which torch gives a collective up.
-        options: of `TorchTrainer`.
-    """
+    """A `TorchTrainer` with one's own policies: for the number of workers and, made as the run begins, for failures."""
 
     def __init__(
         self,

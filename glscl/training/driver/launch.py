@@ -20,8 +20,7 @@ from glscl.evaluation.options import EvaluationConfig
 from glscl.evaluation.results import Results, Test
 from glscl.evaluation.saved import FOLDER, ModelCard, read_card, save_model
 from glscl.system import stopping, storage
-from glscl.system.hardware import Share
-from glscl.system.nodes import check_resources, worker_capacity
+from glscl.system.nodes import Share, alive_nodes, capacity_of_nodes, check_resources
 from glscl.system.ownership import Owner
 from glscl.training.checkpoint.format import TAG, IncompleteCheckpointError, check_complete
 from glscl.training.checkpoint.retention import ANOTHER, Retention, RetentionCallback, cause_in
@@ -110,7 +109,7 @@ def score_tests(
         keep_ranks: see `evaluate_model`.
     """
     training = config.training
-    capacity = worker_capacity(training.cpus, training.on_gpu)
+    capacity = capacity_of_nodes(alive_nodes(), training.cpus, training.on_gpu)
     return evaluate_model(
         config.run_directory,
         config.data.test,

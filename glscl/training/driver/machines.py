@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator
 from glscl.data.plan import StreamPlan
 from glscl.data.shards import open_shard_set
 from glscl.errors import UserError
-from glscl.system.hardware import Node, Share, choose
+from glscl.system.nodes import Node, Share, choose
 from glscl.training.config import RunConfig
 from glscl.training.schedule import make_plan
 from glscl.training.world_sizes import usable_world_sizes

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from glscl.data.apart import NamedSet, check_held_out
-from glscl.data.names import distinct_names
+from glscl.data.apart import NamedSet, check_held_out, distinct_names
 from glscl.data.plan import StreamPlan
 from glscl.data.shards import ShardSet, open_shard_set
 from glscl.errors import UserError

@@ -1,4 +1,4 @@
-"""What `glscl study` and `glscl sweep` share: their options, and how a collection of runs is started."""
+"""What commands that train share: a run from its first worker to its report, and the options of many runs."""
 
 from __future__ import annotations
 
@@ -8,10 +8,34 @@ from typing import TYPE_CHECKING, ClassVar
 
 from glscl.options import Options
 from glscl.system import storage
+from glscl.system.ownership import ANOTHER_NAME, owned
+from glscl.system.session import ray_session
 
 if TYPE_CHECKING:
     from glscl.runs.options import RunsConfig
     from glscl.system.ownership import Owner
+    from glscl.training.config import RunConfig
+    from glscl.training.driver.preflight import Preflight
+
+
+def train_and_report(config: RunConfig, ready: Preflight) -> str:
+    """Train, test, report; ``status.json`` follows what happens. Returns the verdict."""
+    from glscl.evaluation.console import print_results
+    from glscl.training.driver.launch import train
+    from glscl.training.driver.outputs import REPORT, status_on_failure, write_results, write_status
+
+    where = config.run_directory
+    storage.check_writable(where, "--storage")
+    with owned(where, ANOTHER_NAME) as owner:
+        write_status(where, state="running", verdict="")
+        # Also inside the session: to end a cluster takes seconds, and who sent a signal may not wait.
+        with status_on_failure(owner.fence), ray_session(), status_on_failure(owner.fence):
+            results = train(config, ready, owner)
+            owner.fence.check()
+            write_results(results, where)
+        write_status(where, state="finished", verdict=results.verdict)
+    print_results(results)
+    return f"{results.verdict} report={storage.join(where, REPORT)}"
 
 
 class ManyRuns(Options):
@@ -43,8 +67,6 @@ class ManyRuns(Options):
 def open_session(runs: RunsConfig) -> Iterator[Owner]:
     """Check the shard sets and the storage, own the directory, and have Ray running in this block."""
     from glscl.runs.sets import check_given_sets
-    from glscl.system.ownership import ANOTHER_NAME, owned
-    from glscl.system.session import ray_session
 
     check_given_sets(runs)
     storage.check_writable(runs.directory, "--storage")
