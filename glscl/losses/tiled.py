@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from glscl.models.heads.base import Features
+from glscl.models.heads.scoring import split
 from glscl.models.scores.tiles import tile_numbers
 
 Score = Callable[[Features, Features], Tensor]
@@ -37,26 +38,20 @@ def tiled_cross_entropies(
         Use only the direction whose candidates are complete.
     """
     side = max(1, math.isqrt(tile_numbers(scale.device)))
-    texts, videos = _split(text, side), _split(video, side)
+    texts, videos = split(text, side), split(video, side)
     of_texts: list[list[tuple[Tensor, Tensor]]] = [[] for _ in texts]
     of_videos: list[list[tuple[Tensor, Tensor]]] = [[] for _ in videos]
     for row, (some_texts, row_ids) in enumerate(zip(texts, text_ids.split(side), strict=True)):
         for column, (some_videos, column_ids) in enumerate(zip(videos, video_ids.split(side), strict=True)):
-            sums = checkpoint(
+            by_row, in_row, by_column, in_column = checkpoint(
                 _tile_sums, score, scale, some_texts, some_videos, row_ids, column_ids, use_reentrant=False
             )
-            of_texts[row].append(sums[:2])
-            of_videos[column].append(sums[2:])
+            of_texts[row].append((by_row, in_row))
+            of_videos[column].append((by_column, in_column))
     return (
         _mean_cross_entropy(of_texts, _number_of_positives(text_ids, video_ids)),
         _mean_cross_entropy(of_videos, _number_of_positives(video_ids, text_ids)),
     )
-
-
-def _split(features: Features, side: int) -> list[Features]:
-    """Caches in blocks of rows. Views that are made together, so that their gradients are joined once."""
-    blocks = zip(*(tensor.split(side) for tensor in features.values()), strict=True)
-    return [dict(zip(features, block, strict=True)) for block in blocks]
 
 
 def _mean_cross_entropy(sums: list[list[tuple[Tensor, Tensor]]], positives: Tensor) -> Tensor:

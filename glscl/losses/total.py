@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     class LossConfig(Options):
         """Loss over the global batch: one section per term, each with a weight."""
 
-        contrastive: ContrastiveOptions
+        contrastive: ContrastiveOptions = ContrastiveOptions()
 else:
     LossConfig = create_model(
         "LossConfig",

@@ -117,6 +117,7 @@ def test_tiles_score_as_the_whole(name: str, tile: int, monkeypatch: pytest.Monk
     results = []
     for size in (tiles.CPU_TILE, tile):
         monkeypatch.setattr(tiles, "CPU_TILE", size)
+        monkeypatch.setattr(tiles, "DEVICE_TILE", size)
         features = [x.requires_grad_() if x.is_floating_point() else x for x in _inputs()]
         similarity = head(*_encode(head, *features))
         head.zero_grad()

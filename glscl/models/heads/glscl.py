@@ -118,7 +118,8 @@ class GLSCL(Head):
         # pair's weights by one number, which the cosine cancels.
         gram = video["gram"].float()
         pooled = pooled_scores(text["sentence"], video["frames"], gram, video["frame_mask"], self.options.tau)
-        return pooled / text["sentence"].float().norm(dim=1, keepdim=True).clamp_min(_LEAST_NORM)
+        length: Tensor = text["sentence"].float().norm(dim=1, keepdim=True)
+        return pooled / length.clamp_min(_LEAST_NORM)
 
     def local_similarity(self, text: Features, video: Features) -> Tensor:
         """Mean cosine of the K pairs of concepts: (A, B)."""

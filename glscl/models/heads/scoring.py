@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from glscl.models.heads.base import Features
-from glscl.models.scores.tiles import tile_numbers
+from glscl.models.scores import tiles
 
 
 def wide(tensor: Tensor) -> Tensor:
@@ -31,9 +31,9 @@ def score_by_tiles(
 ) -> Tensor:
     """Score texts × videos tile by tile, so that memory does not grow with the number of pairs.
 
-    A tile holds `tiles.tile_numbers` in its largest tensor. A single tile is scored as it is. Where there are more and
-    gradients are wanted, each is computed again in the backward pass, so that only one tile's activations are held at
-    a time. Autocast is off inside.
+    A tile holds `tiles.tile_numbers` in its largest tensor. Where gradients are wanted and all tiles together hold more
+    than `tiles.DEVICE_TILE`, each is computed again in the backward pass, so that only one tile's activations are held
+    at a time. Autocast is off inside.
 
     Args:
         score: caches of a texts and b videos to their scores (a, b) or (a, b, P).
@@ -48,22 +48,24 @@ def score_by_tiles(
     """
     texts, videos = (len(next(iter(caches.values()))) for caches in (text, video))
     device = next(iter(text.values())).device
-    pairs = max(1, tile_numbers(device) // numbers_per_pair)
+    pairs = max(1, tiles.tile_numbers(device) // numbers_per_pair)
     rows = max(1, min(texts, round((pairs * texts_per_video) ** 0.5), pairs))
     columns = max(1, min(videos, pairs // rows))
     rows = max(1, min(texts, pairs // columns))
+    again = torch.is_grad_enabled() and texts * videos * numbers_per_pair > tiles.DEVICE_TILE
     with torch.autocast(device.type, enabled=False):
-
-        def tile(arranged: Features, column: int) -> Tensor:
-            part = {name: tensor[column : column + columns] for name, tensor in video.items()}
-            if not torch.is_grad_enabled() or (texts <= rows and videos <= columns):
-                return score(arranged, part)
-            again: Tensor = checkpoint(score, arranged, part, use_reentrant=False)
-            return again
-
-        blocks = []
-        for row in range(0, texts, rows) or [0]:
-            part = {name: tensor[row : row + rows] for name, tensor in text.items()}
+        blocks, others = [], split(video, columns)
+        for part in split(text, rows):
             arranged = arrange(part) if arrange else part
-            blocks.append(torch.cat([tile(arranged, column) for column in range(0, videos, columns) or [0]], 1))
+            tiles_of_row = [
+                checkpoint(score, arranged, other, use_reentrant=False) if again else score(arranged, other)
+                for other in others
+            ]
+            blocks.append(torch.cat(tiles_of_row, 1))
         return torch.cat(blocks)
+
+
+def split(features: Features, size: int) -> list[Features]:
+    """Caches in blocks of so many rows. They are views made together, so that their gradients are joined once."""
+    blocks = zip(*(tensor.split(size) for tensor in features.values()), strict=True)
+    return [dict(zip(features, block, strict=True)) for block in blocks]

@@ -77,7 +77,7 @@ class XCLIP(LengthTiedHead):
 
     def forward(self, text: Features, video: Features) -> Tensor:
         """Means of the four scores (A, B)."""
-        texts_per_video = 4 * self.frames / self.words
+        texts_per_video = 32 * self.frames / self.words  # vectors are as long as a tile has texts
         return score_by_tiles(self._score, text, video, self.words * self.frames, texts_per_video, _arranged)
 
     def multiply_adds(self, words: int, frames: int) -> int:

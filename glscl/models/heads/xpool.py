@@ -147,7 +147,8 @@ class XPool(Head):
         keys = key.transpose(0, 1).flatten(1, 2)  # (heads, b F, D / heads)
         logits = torch.bmm(keys, query.permute(1, 2, 0)).unflatten(1, key.shape[::2]) / math.sqrt(query.shape[-1])
         hidden = ~video["frame_mask"].unsqueeze(-1)
-        return logits.masked_fill(hidden, torch.finfo(torch.float32).min).softmax(2)
+        weights: Tensor = logits.masked_fill(hidden, torch.finfo(torch.float32).min).softmax(2)
+        return weights
 
     def _score_folded(self, text: Features, video: Features) -> Tensor:
         """Cosines (a, b), by the coefficients of mapped values and two vectors in ``z``, times both deviations."""
@@ -161,14 +162,16 @@ class XPool(Head):
         both = variance.sqrt()
         squared = _quadratic_form(video["gram_bias"], torch.cat([coefficients, both], 1))
         dot = (dots * weights).sum(1, keepdim=True) + deviation * first + both * second
-        return (dot * squared.clamp_min(_LEAST_SQUARED_NORM).rsqrt()).squeeze(1).T
+        cosines: Tensor = dot * squared.clamp_min(_LEAST_SQUARED_NORM).rsqrt()
+        return cosines.squeeze(1).T
 
     def _score(self, text: Features, video: Features) -> Tensor:
         weights, value = self._attention(text, video), video["value"].float()
         pooled = torch.einsum("hbfa,bhfd->bahd", weights, value).flatten(2)
         attended = self.layer_norm2(self.out_proj(pooled.to(video["value"].dtype)))
         pooled = self.layer_norm3(attended + self.dropout(self.linear_proj(attended)))
-        return torch.einsum("ad,bad->ab", text["sentence"], F.normalize(pooled.float(), dim=-1))
+        cosines: Tensor = torch.einsum("ad,bad->ab", text["sentence"], F.normalize(pooled.float(), dim=-1))
+        return cosines
 
 
 def _quadratic_form(gram: Tensor, coefficients: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ from torch import Tensor
 from glscl.models.scores.kernels import kernels_for
 from glscl.models.scores.tiles import Scratch, tile_numbers, tiles
 
+_LEAST_TEXTS = 64  # of a tile, if they fit
+
 
 def maximum_scores(
     words: Tensor,
@@ -113,10 +115,10 @@ class _Padding:
 
 
 def _tiles(words: Tensor, frames: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Rows, columns and words arranged (W, a, D) of tiles whose matrix product is about as wide as it is high."""
+    """Rows, columns and words arranged (W, a, D) of tiles, with texts enough for long vectors."""
     per_pair = words.shape[1] * frames.shape[1]
     numbers = tile_numbers(words.device)
-    rows = max(1, 2 * int((numbers / per_pair * frames.shape[1] / words.shape[1]) ** 0.5))
+    rows = max(_LEAST_TEXTS, 4 * int((numbers / per_pair * frames.shape[1] / words.shape[1]) ** 0.5))
     arranged, arranged_row = words, slice(0)
     for row, column in tiles(len(words), len(frames), per_pair, numbers, rows):
         if row != arranged_row:

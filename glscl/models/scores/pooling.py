@@ -82,7 +82,7 @@ class _PooledScores(torch.autograd.Function):
         ctx.tau = tau
         scratch, columns = Scratch(queries), queries.T.contiguous()
         scores = queries.new_empty(len(frames), len(queries))
-        for row, column in tiles(len(queries), *frames.shape[:2], tile_numbers(queries.device)):
+        for row, column in tiles(len(queries), len(frames), frames.shape[1], tile_numbers(queries.device)):
             tile = _Tile(scratch, columns[:, row], frames[column], gram[column], frame_mask[column], tau)
             dot = tile.products.mul_(tile.weights).sum(1)
             squared = tile.mixed.mul_(tile.weights).sum(1)
@@ -100,7 +100,7 @@ class _PooledScores(torch.autograd.Function):
         to_queries, to_gram = torch.zeros_like(queries), torch.zeros_like(gram)
         to_frames = frames.new_zeros(frames.shape, dtype=queries.dtype)
         given = grads[0].T.contiguous()
-        for row, column in tiles(len(queries), *frames.shape[:2], tile_numbers(queries.device)):
+        for row, column in tiles(len(queries), len(frames), frames.shape[1], tile_numbers(queries.device)):
             tile = _Tile(scratch, columns[:, row], frames[column], gram[column], frame_mask[column], ctx.tau)
             products, weights, mixed = tile.products, tile.weights, tile.mixed
             other = scratch.take("other", *products.shape)

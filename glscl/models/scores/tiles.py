@@ -7,10 +7,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-CPU_TILE = 2**18
-"""Numbers in the largest tensor of a tile on a CPU: 1 MiB in float32, so that a few such tensors stay in cache."""
+CPU_TILE = 2**20
+"""Numbers in the largest tensor of a tile on a CPU: 4 MiB in float32, so that a few such tensors stay in cache."""
 DEVICE_TILE = 2**24
-"""The same elsewhere: 64 MiB, so that launching kernels is not what takes the time."""
+"""The same elsewhere: 64 MiB, so that launching kernels is not what takes the time. What is kept for a backward pass
+may have as many on a CPU, too."""
 MOST_TEXTS = 1024
 
 
