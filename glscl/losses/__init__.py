@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from glscl.losses.base import LossInputs, Term, register_term
-from glscl.losses.total import LossConfig, applicable_terms, compute_losses, needs_score_parts, term_names
+from glscl.losses.tiled import tiled_cross_entropies
+from glscl.losses.total import LossConfig, applicable_terms, compute_losses, needs_score_parts, term_names, tiles_apply
 
 __all__ = [
     "LossConfig",
@@ -14,4 +15,6 @@ __all__ = [
     "needs_score_parts",
     "register_term",
     "term_names",
+    "tiled_cross_entropies",
+    "tiles_apply",
 ]

@@ -35,6 +35,8 @@ class LossInputs:
         parts: scores (n, N, P) whose mean, times the logit scale, is ``rows``; None where no term asked for them.
         first: index of the first own pair: own pairs are ``first`` to ``first + n - 1``.
         mean_over_ranks: from a tensor to its mean over the ranks, with gradients; the identity in one process.
+        cross_entropies: means over own texts and over own videos, where they were computed in tiles; ``rows``,
+            ``columns`` and their positives are then empty. Terms that read those never see this.
     """
 
     rows: Tensor
@@ -46,6 +48,7 @@ class LossInputs:
     parts: Tensor | None = None
     first: int = 0
     mean_over_ranks: Callable[[Tensor], Tensor] = field(default=lambda tensor: tensor)
+    cross_entropies: tuple[Tensor, Tensor] | None = None
 
 
 TermFunction = Callable[[Any, LossInputs], Tensor]
@@ -61,23 +64,25 @@ class Term:
         function: from (options, inputs) to the unweighted loss, a scalar. Averaged over the ranks it must be the
             loss of the global batch: a mean over own rows and columns, or anything computed from the caches and
             from ``mean_over_ranks`` of such means.
+        reads_similarities: whether the function needs ``rows`` or ``columns``, which must then exist as a whole.
     """
 
     options: type[TermOptions]
     needs: tuple[str, ...]
     function: TermFunction
+    reads_similarities: bool = True
 
 
 registry: Registry[Term] = Registry("loss term", "glscl.losses", "glscl.losses")
 
 
 def register_term(
-    name: str, options: type[TermOptions], needs: tuple[str, ...] = ()
+    name: str, options: type[TermOptions], needs: tuple[str, ...] = (), *, reads_similarities: bool = True
 ) -> Callable[[TermFunction], TermFunction]:
     """Decorator: make a function known as a loss term, whose name is its field in the configuration."""
 
     def register(function: TermFunction) -> TermFunction:
-        registry.add(name, Term(options, needs, function))
+        registry.add(name, Term(options, needs, function, reads_similarities))
         return function
 
     return register

@@ -22,7 +22,12 @@ class ChannelDecorrelationOptions(TermOptions):
     """Weight of ``Σ_{i≠j} C_ij²`` inside the term."""
 
 
-@register_term("channel_decorrelation", ChannelDecorrelationOptions, needs=("features", "mask", "weights"))
+@register_term(
+    "channel_decorrelation",
+    ChannelDecorrelationOptions,
+    needs=("features", "mask", "weights"),
+    reads_similarities=False,
+)
 def channel_decorrelation(options: ChannelDecorrelationOptions, inputs: LossInputs) -> Tensor:
     """``on Σ_i (C_ii - 1)² + off Σ_{i≠j} C_ij²`` over channels i, j (foolwood/DRL, ``cdcr 3``).
 

@@ -23,7 +23,12 @@ class ContrastiveScoreConsistencyOptions(TermOptions):
     corrected: by N² - N, which makes it their mean."""
 
 
-@register_term("contrastive_score_consistency", ContrastiveScoreConsistencyOptions, needs=("score_parts",))
+@register_term(
+    "contrastive_score_consistency",
+    ContrastiveScoreConsistencyOptions,
+    needs=("score_parts",),
+    reads_similarities=False,
+)
 def contrastive_score_consistency(options: ContrastiveScoreConsistencyOptions, inputs: LossInputs) -> Tensor:
     """``mean_a σ²_aa / (Σ_{a≠b} σ²_ab / N²)``, σ² the unbiased variance over a pair's scores (JingXiaolun/GLCCL).
 

@@ -29,7 +29,7 @@ class InterConsistencyOptions(TermOptions):
     corrected: divided by the batch size, which makes it the mean cosine."""
 
 
-@register_term("inter_consistency", InterConsistencyOptions, needs=("concepts",))
+@register_term("inter_consistency", InterConsistencyOptions, needs=("concepts",), reads_similarities=False)
 def inter_consistency(options: InterConsistencyOptions, inputs: LossInputs) -> Tensor:
     """``MSE(mean_b C^v_b, mean_a C^t_a) + β Σ_k (r_k - target)²``; see `parts`."""
     mse, margin = parts(options, inputs.text["concepts"], inputs.video["concepts"])

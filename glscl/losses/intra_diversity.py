@@ -23,7 +23,7 @@ class IntraDiversityOptions(TermOptions):
     and the texts' concepts."""
 
 
-@register_term("intra_diversity", IntraDiversityOptions, needs=("concepts",))
+@register_term("intra_diversity", IntraDiversityOptions, needs=("concepts",), reads_similarities=False)
 def intra_diversity(options: IntraDiversityOptions, inputs: LossInputs) -> Tensor:
     """Hinge on the mean Gram matrix of unit concepts (N, K, D); see `hinge`.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from pydantic import Field, create_model
@@ -13,9 +14,12 @@ from glscl.models.heads.base import Head
 from glscl.options import Options
 
 if TYPE_CHECKING:
+    from glscl.losses.contrastive import ContrastiveOptions
 
     class LossConfig(Options):
         """Loss over the global batch: one section per term, each with a weight."""
+
+        contrastive: ContrastiveOptions = ContrastiveOptions()
 else:
     LossConfig = create_model(
         "LossConfig",
@@ -68,6 +72,19 @@ def compute_losses(config: LossConfig, inputs: LossInputs) -> dict[str, Tensor]:
 def needs_score_parts(config: LossConfig) -> bool:
     """Whether a term that is on asks for the scores that the similarity is the mean of."""
     return any("score_parts" in term.needs for _, term, _ in _switched_on(config))
+
+
+def tiles_apply(config: LossConfig, pairs: int, given: Collection[str]) -> bool:
+    """Whether the contrastive loss of a global batch is to be computed in tiles, without similarities as a whole.
+
+    Args:
+        config: the terms.
+        pairs: of the global batch.
+        given: what the head provides: names of caches, and "score_parts".
+    """
+    terms = {name: term for name, term, _ in _switched_on(config) if set(term.needs) <= set(given)}
+    whole = any(term.reads_similarities or "score_parts" in term.needs for term in terms.values())
+    return "contrastive" in terms and pairs > config.contrastive.tiled_above and not whole
 
 
 def _switched_on(config: LossConfig) -> list[tuple[str, Term, TermOptions]]:

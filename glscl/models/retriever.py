@@ -89,8 +89,13 @@ class Retriever(nn.Module):
         """Height and width in pixels of the frames that the image tower takes."""
         return self.towers.frame_size
 
-    def forward(self, mode: Literal["text", "video", "score", "score_parts", "scale"], *args: Any) -> Any:
-        """Run one of `encode_text` ("text"), `encode_video` ("video"), `score`, `score_parts` and `scale`."""
+    def forward(
+        self, mode: Literal["text", "video", "score", "score_parts", "scored", "parts", "scale"], *args: Any
+    ) -> Any:
+        """Run one of `encode_text` ("text"), `encode_video` ("video"), `score`, `score_parts` and `scale`.
+
+        "scored" calls its first argument with `score` and the other arguments; "parts" gives the names of the head's.
+        """
         if mode == "text":
             return self.encode_text(*args)
         if mode == "video":
@@ -99,6 +104,10 @@ class Retriever(nn.Module):
             return self.score(*args)
         if mode == "score_parts":
             return self.score_parts(*args)
+        if mode == "scored":
+            return args[0](self.score, *args[1:])
+        if mode == "parts":
+            return self.head.parts
         return self.scale()
 
     def encode_text(self, token_ids: Tensor) -> Features:

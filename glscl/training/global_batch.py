@@ -15,7 +15,14 @@ import torch
 from torch import Tensor
 
 from glscl.errors import UserError
-from glscl.losses import LossConfig, LossInputs, compute_losses, needs_score_parts
+from glscl.losses import (
+    LossConfig,
+    LossInputs,
+    compute_losses,
+    needs_score_parts,
+    tiled_cross_entropies,
+    tiles_apply,
+)
 from glscl.models.heads.base import Features
 from glscl.training.collectives import gather, gather_features, mean_gradient, mean_over_ranks, rank, world_size
 
@@ -54,7 +61,7 @@ def step_loss(call: Call, config: LossConfig, text: Features, video: Features, v
     """Loss terms of the global batch, as this rank's share of their mean over the ranks.
 
     Args:
-        call: scores ("score", "score_parts") and gives the logit scale ("scale").
+        call: scores ("score", "score_parts", "scored"), names parts ("parts") and gives the logit scale ("scale").
         text: caches of this rank's b texts.
         video: caches of this rank's b videos, in the same order; every rank has the same b.
         video_ids: (b,) int64, equal for pairs of the same video.
@@ -63,25 +70,62 @@ def step_loss(call: Call, config: LossConfig, text: Features, video: Features, v
     parameters' gradients over the ranks.
     """
     scale = mean_gradient(call("scale"))
+    pairs = len(video_ids) * world_size()
+    given = text.keys() & video.keys() | ({"score_parts"} if call("parts") else set())
+    inputs = _tiled_inputs if tiles_apply(config, pairs, given) else _whole_inputs
+    return compute_losses(config, inputs(call, config, scale, text, video, video_ids))
+
+
+def _whole_inputs(
+    call: Call, config: LossConfig, scale: Tensor, text: Features, video: Features, video_ids: Tensor
+) -> LossInputs:
+    """Inputs of the loss with this rank's rows and columns of the similarities."""
     all_ids = gather(video_ids)
     all_text, all_video = gather_features(text), gather_features(video)
     # Copies, because ZeRO-3's hooks replace the tensors inside the dictionaries that they see.
     score_parts = call("score_parts", dict(text), dict(all_video)) if needs_score_parts(config) else None
     rows = scale * (call("score", dict(text), dict(all_video)) if score_parts is None else score_parts.mean(-1))
     columns = rows if world_size() == 1 else scale * call("score", dict(all_text), dict(video))
-    return compute_losses(
-        config,
-        LossInputs(
-            rows=rows,
-            columns=columns,
-            row_positives=video_ids[:, None] == all_ids[None, :],
-            column_positives=all_ids[:, None] == video_ids[None, :],
-            text=all_text,
-            video=all_video,
-            parts=score_parts,
-            first=rank() * len(video_ids),
-            mean_over_ranks=mean_over_ranks,
-        ),
+    return LossInputs(
+        rows=rows,
+        columns=columns,
+        row_positives=video_ids[:, None] == all_ids[None, :],
+        column_positives=all_ids[:, None] == video_ids[None, :],
+        text=all_text,
+        video=all_video,
+        parts=score_parts,
+        first=rank() * len(video_ids),
+        mean_over_ranks=mean_over_ranks,
+    )
+
+
+def _tiled_inputs(
+    call: Call, config: LossConfig, scale: Tensor, text: Features, video: Features, video_ids: Tensor
+) -> LossInputs:
+    """Inputs of the loss with cross-entropies in place of similarities, which exist in tiles only."""
+    all_ids = gather(video_ids)
+    all_text, all_video = gather_features(text), gather_features(video)
+
+    def cross_entropies(some: Features, others: Features, ids: Tensor, other_ids: Tensor) -> tuple[Tensor, Tensor]:
+        result: tuple[Tensor, Tensor] = call(
+            "scored", tiled_cross_entropies, scale, dict(some), dict(others), ids, other_ids
+        )
+        return result
+
+    by_text, by_video = cross_entropies(text, all_video, video_ids, all_ids)
+    if world_size() > 1:
+        by_video = cross_entropies(all_text, video, all_ids, video_ids)[1]
+    empty, no_positives = scale.new_empty(0, 0), all_ids.new_empty(0, 0, dtype=torch.bool)
+    return LossInputs(
+        rows=empty,
+        columns=empty,
+        row_positives=no_positives,
+        column_positives=no_positives,
+        text=all_text,
+        video=all_video,
+        first=rank() * len(video_ids),
+        cross_entropies=(by_text, by_video),
+        mean_over_ranks=mean_over_ranks,
     )
 
 

@@ -99,7 +99,7 @@ def test_intra_diversity(form: str) -> None:
 def test_defaults_are_those_of_the_authors_code() -> None:
     """zchoi/GLSCL main_retrieval.py's argparse (margin_weight; weight is the scripts'), GLCCL's README, DRL's off."""
     assert LossConfig().model_dump() == {
-        "contrastive": {"weight": 1.0},
+        "contrastive": {"weight": 1.0, "tiled_above": 4096},
         "inter_consistency": {"weight": 1.0, "margin_weight": 0.005, "target": 0.75, "form": "official"},
         "intra_diversity": {"weight": 1e-4, "margin": 0.1, "form": "official"},
         "contrastive_score_consistency": {"weight": 0.5, "form": "official"},
@@ -331,7 +331,7 @@ def test_a_term_needs_its_caches_of_both_sides() -> None:
 
 def test_defaults_are_the_authors() -> None:
     expected = {
-        "contrastive": {"weight": 1.0},
+        "contrastive": {"weight": 1.0, "tiled_above": 4096},
         "contrastive_score_consistency": {"weight": 0.5, "form": "official"},
         "inter_consistency": {"weight": 1.0, "margin_weight": 0.005, "target": 0.75, "form": "official"},
         "intra_diversity": {"weight": 1e-4, "margin": 0.1, "form": "official"},

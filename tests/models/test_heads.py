@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from glscl.errors import UserError
-from glscl.models.heads import Features, Head, build_head, head_class, head_names, scoring
+from glscl.models.heads import Features, Head, build_head, head_class, head_names
 from glscl.models.heads.glscl import GLSCL, GLSCLOptions
 from glscl.models.heads.mean_pool import MeanPool
 from glscl.models.options import HeadsConfig
+from glscl.models.scores import tiles
 from glscl.models.towers import Towers
 
 WIDTH = 16
@@ -114,8 +115,9 @@ def test_blocks_score_as_the_whole(name: str) -> None:
 def test_tiles_score_as_the_whole(name: str, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
     head = _build(name)
     results = []
-    for size in (scoring.TILE, tile):
-        monkeypatch.setattr(scoring, "TILE", size)
+    for size in (tiles.CPU_TILE, tile):
+        monkeypatch.setattr(tiles, "CPU_TILE", size)
+        monkeypatch.setattr(tiles, "DEVICE_TILE", size)
         features = [x.requires_grad_() if x.is_floating_point() else x for x in _inputs()]
         similarity = head(*_encode(head, *features))
         head.zero_grad()
@@ -131,7 +133,7 @@ def test_a_head_per_pair_never_holds_more_than_a_tile(monkeypatch: pytest.Monkey
     head = _build("tight_transformer")
     text, video = _encode(head, *_inputs(texts=20, videos=30))
     per_pair = 4 * (1 + 4) * WIDTH
-    monkeypatch.setattr(scoring, "TILE", 50 * per_pair)
+    monkeypatch.setattr(tiles, "CPU_TILE", 50 * per_pair)
     pairs: list[int] = []
     head.context.resblocks[0].register_forward_hook(lambda module, inputs, output: pairs.append(len(output)))
     head(text, video)
@@ -343,9 +345,9 @@ def test_multiply_adds_of_the_methods_at_their_usual_sizes(name: str, short: int
         ("seq_transformer", {}, 16, 16),
         ("wti", {}, 6 * 4 * 16, 6 * 4 * 16),
         ("xclip", {}, 35 * 16 + 6 * 6**2 + 8 * 4**2, 35 * 16 + 6 * 6**2 + 8 * 4**2),
-        ("xpool", {}, 2 * 16**2 + 8 * 16 + 16, 2 * 16**2 + 8 * 16 + 16),
-        ("dicosa", {}, 13 * 16 + 4 * 16**2, 12 * 16 + 2 * 16**2),
-        ("glccl", {}, 56 * 16 + 49 * 16 + 4 * 6**2 + 2 * 6**3, 56 * 16 + 7 * 20 + 42 * 4 + 4 * 6**2 + 2 * 6**3),
+        ("xpool", {}, 2 * 16**2 + 8 * 16 + 16, 4 * 16 + 8 * 16 + 8**2 + 9**2 + 10**2),
+        ("dicosa", {}, 13 * 16 + 4 * 16**2, 8 * 16 + 2 * 4**2 + 16 * 16),
+        ("glccl", {}, 56 * 16 + 49 * 16 + 4 * 6**2 + 2 * 6**3, 56 * 16 + 7 * 4**2 + 6**2 * 4 + 4 * 6**2 + 2 * 6**3),
         ("tight_transformer", {}, *[2 * (60 * 16**2 + 50 * 16) + 16**2 + 16] * 2),
     ],
 )

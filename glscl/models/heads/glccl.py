@@ -8,10 +8,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from glscl.models.heads.base import Features, LengthTiedHead, register_head
-from glscl.models.heads.scoring import attend_over_scores, score_by_tiles, wide
+from glscl.models.heads.scoring import score_by_tiles, wide
+from glscl.models.scores.attention import attend_over_scores
+from glscl.models.scores.tiles import tile_numbers
 from glscl.options import Options
 
 _LEAST_SQUARED_NORM = 1e-12
+_TEXTS_PER_VIDEO = 16  # of a tile: vectors are as long as it has texts
 
 
 class GLCCLOptions(Options):
@@ -82,9 +85,8 @@ class GLCCL(LengthTiedHead):
 
     def forward(self, text: Features, video: Features, parts: bool = False) -> Tensor:
         """Means of the four scores (A, B); the scores (A, B, 4) themselves where ``parts`` is true."""
-        frames = video["frames"].shape[1]
-        largest = max((1 + self.words) * max(frames, self.words), frames**2)  # the last: a Gram matrix for every pair
-        scores = score_by_tiles(self._scores, text, video, largest)
+        products = (1 + self.words) * video["frames"].shape[1]
+        scores = score_by_tiles(self._scores, text, video, products, _TEXTS_PER_VIDEO)
         return scores if parts else scores.mean(-1)
 
     def multiply_adds(self, words: int, frames: int) -> int:
@@ -93,36 +95,46 @@ class GLCCL(LengthTiedHead):
         return pooling + (1 + words) ** 2 * self.width + 4 * words**2 + 2 * words**3
 
     def implemented_multiply_adds(self, words: int, frames: int) -> int:
-        """``2(1 + W)FD`` for products with frames, ``(1 + W)(F² + F) + W(1 + W)F`` to mix them, and the matrices."""
-        mixing = (1 + words) * (frames**2 + frames) + words * (1 + words) * frames
+        """``2(1 + W)FD`` for products with frames, ``(1 + W)F² + W²F`` to mix them, and the matrices."""
+        mixing = (1 + words) * frames**2 + words**2 * frames
         return 2 * (1 + words) * frames * self.width + mixing + 4 * words**2 + 2 * words**3
 
     def _scores(self, text: Features, video: Features) -> Tensor:
-        frames, real, words = wide(video["frames"]), video["frame_mask"][:, None], text["token_mask"][:, None]
-        products = torch.einsum("aqd,bfd->abqf", text["queries"], frames)
-        logits = (products / self.options.tau).masked_fill(~real, torch.finfo(torch.float32).min)
-        weights = logits.softmax(-1) * real
-        squared = ((weights @ video["gram"]) * weights).sum(-1)
-        weights = weights * squared.clamp_min(_LEAST_SQUARED_NORM).rsqrt().unsqueeze(-1)  # of unit pooled features
+        """Scores (a, b, 4). Everything is laid out with the texts last, which is what is vectorised."""
+        (texts, queries), (videos, length) = text["norms"].shape, video["frame_mask"].shape
+        frames, real = wide(video["frames"]).flatten(0, 1), video["frame_mask"].unsqueeze(-1)
+        words = text["token_mask"].T.contiguous()  # (W, a)
+        products = (frames @ text["queries"].flatten(0, 1).T).view(videos, length, texts * queries)
+        weights = _unit_weights(products, video["gram"], real, self.options.tau)
+        mapped = (frames @ text["mapped"].flatten(0, 1).T).view(videos, length, texts, queries)
+        weights, unit = (x.view(videos, length, texts, queries) for x in (weights, products / text["norms"].flatten()))
+        with_video = (unit[..., 1:] * weights[..., :1]).sum(1).permute(2, 0, 1)  # (W, b, a)
+        with_frames = (weights[..., 1:] * unit[..., :1]).sum(1).permute(2, 0, 1)
+        video_word = attend_over_scores(with_video.contiguous(), 0, words.unsqueeze(1), self.word_logit_weight)
+        frame_word = attend_over_scores(with_frames.contiguous(), 0, words.unsqueeze(1), self.word_frame_logit_weight)
+        group = max(1, tile_numbers(frames.device) // max(1, texts * self.words**2))
+        word_frame = [
+            self._word_frame(mapped[some : some + group, ..., 1:], weights[some : some + group, ..., 1:], words)
+            for some in range(0, videos, group) or [0]
+        ]
+        sentence_video = (mapped[..., 0] * weights[..., 0]).sum(1)
+        return torch.stack([sentence_video, video_word, frame_word, torch.cat(word_frame)], -1).transpose(0, 1)
 
-        unit = products / text["norms"][:, None, :, None]
-        mapped = torch.einsum("aqd,bfd->abqf", text["mapped"], frames)
-        for_sentence, for_words = weights[:, :, :1], weights[:, :, 1:]
-        with_video = unit[:, :, 1:] @ for_sentence.transpose(2, 3)  # (a, b, W, 1)
-        with_frames = for_words @ unit[:, :, :1].transpose(2, 3)
-        fine = mapped[:, :, 1:] @ for_words.transpose(2, 3)  # (a, b, t, u): word t, video for word u
-        of_views = attend_over_scores(fine.transpose(2, 3), words[:, :, None], self.word_mat_weight)
-        of_words = attend_over_scores(fine, words[:, :, None], self.word_frame_mat_weight)
-        return torch.stack(
-            [
-                (mapped[:, :, :1] @ for_sentence.transpose(2, 3)).flatten(2).squeeze(-1),
-                attend_over_scores(with_video.squeeze(-1), words, self.word_logit_weight),
-                attend_over_scores(with_frames.squeeze(-1), words, self.word_frame_logit_weight),
-                (
-                    attend_over_scores(of_views, words, self.word_frame_mat_weight2)
-                    + attend_over_scores(of_words, words, self.word_mat_weight2)
-                )
-                / 2,
-            ],
-            -1,
-        )
+    def _word_frame(self, mapped: Tensor, weights: Tensor, words: Tensor) -> Tensor:
+        """Scores (g, a) of a few videos, from the words' products and unit weights (g, F, a, W) and the mask (W, a)."""
+        fine = mapped.permute(0, 2, 3, 1) @ weights.permute(0, 2, 1, 3)  # (g, a, t, u): word t, video for word u
+        fine = fine.flatten(2).transpose(1, 2).unflatten(1, (self.words, self.words)).contiguous()  # (g, t, u, a)
+        of_views = attend_over_scores(fine, 1, words.unsqueeze(1), self.word_mat_weight)
+        of_words = attend_over_scores(fine, 2, words, self.word_frame_mat_weight)
+        return (
+            attend_over_scores(of_views, 1, words, self.word_frame_mat_weight2)
+            + attend_over_scores(of_words, 1, words, self.word_mat_weight2)
+        ) / 2
+
+
+def _unit_weights(products: Tensor, gram: Tensor, real: Tensor, tau: float) -> Tensor:
+    """Weights (b, F, N) of the frames in unit pooled features, of products (b, F, N) and the mask (b, F, 1)."""
+    logits = products / tau
+    weights = logits.masked_fill(~real, torch.finfo(torch.float32).min).softmax(1) * real
+    squared = ((gram @ weights) * weights).sum(1, keepdim=True)
+    return weights * squared.clamp_min(_LEAST_SQUARED_NORM).rsqrt()

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from glscl.errors import UserError
 from glscl.models.heads.base import Features, Head, register_head
+from glscl.models.scores.pooling import pooled_scores
 from glscl.options import MAX_LAYERS, MAX_SIZE, Options
 
-_FRAMES_PER_BLOCK = 512  # videos × frames scored at once: the fastest block, and it bounds memory
-_LEAST_SQUARED_NORM = 1e-12
+_LEAST_NORM = 1e-12
 
 
 class GLSCLOptions(Options):
@@ -114,22 +114,12 @@ class GLSCL(Head):
 
     def global_similarity(self, text: Features, video: Features) -> Tensor:
         """Cosine of each text and the video pooled for it: (A, B)."""
-        sentence = text["sentence"].float().T  # (D, A)
-        length = sentence.norm(dim=0).clamp_min(_LEAST_SQUARED_NORM)
-        frames = video["frames"]
-        block = max(1, _FRAMES_PER_BLOCK // frames.shape[1])
-        columns = []
-        for start in range(0, len(frames), block):
-            rows = slice(start, start + block)
-            mask = video["frame_mask"][rows].unsqueeze(-1)  # (b, F, 1)
-            products = frames[rows].float() @ sentence  # (b, F, A)
-            # Masking before the softmax rather than after it scales each pair's weights by one number, which the
-            # cosine cancels; it keeps the real frames' weights from underflowing.
-            weights = (products / self.options.tau).masked_fill(~mask, torch.finfo(torch.float32).min).softmax(1) * mask
-            pooled_dot = (weights * products).sum(1)
-            pooled_squared = ((video["gram"][rows].float() @ weights) * weights).sum(1)
-            columns.append(pooled_dot * pooled_squared.clamp_min(_LEAST_SQUARED_NORM).rsqrt() / length)
-        return torch.cat(columns).T if columns else sentence.new_zeros(sentence.shape[1], 0)
+        # Hidden frames take no part in the softmax. Dropping them after it, as the authors' code does, scales each
+        # pair's weights by one number, which the cosine cancels.
+        gram = video["gram"].float()
+        pooled = pooled_scores(text["sentence"], video["frames"], gram, video["frame_mask"], self.options.tau)
+        length: Tensor = text["sentence"].float().norm(dim=1, keepdim=True)
+        return pooled / length.clamp_min(_LEAST_NORM)
 
     def local_similarity(self, text: Features, video: Features) -> Tensor:
         """Mean cosine of the K pairs of concepts: (A, B)."""

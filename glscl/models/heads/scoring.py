@@ -1,4 +1,4 @@
-"""Shared by several heads: scoring in tiles of pairs, and X-CLIP's attention over scores."""
+"""Shared by several heads: scoring in tiles of pairs, and the precision of scores."""
 
 from __future__ import annotations
 
@@ -9,12 +9,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from glscl.models.heads.base import Features
-
-_TEMPERATURE = 0.01  # X-CLIP's, of the softmax over scores
-_LOWEST = torch.finfo(torch.float32).min  # finite, so that a row without a real entry still has numbers
-
-TILE = 2**24
-"""Numbers in the largest tensor of a tile: 64 MiB in float32."""
+from glscl.models.scores import tiles
 
 
 def wide(tensor: Tensor) -> Tensor:
@@ -27,55 +22,50 @@ def wide(tensor: Tensor) -> Tensor:
 
 
 def score_by_tiles(
-    score: Callable[[Features, Features], Tensor], text: Features, video: Features, numbers_per_pair: int
+    score: Callable[[Features, Features], Tensor],
+    text: Features,
+    video: Features,
+    numbers_per_pair: int,
+    texts_per_video: float = 1.0,
+    arrange: Callable[[Features], Features] | None = None,
 ) -> Tensor:
     """Score texts × videos tile by tile, so that memory does not grow with the number of pairs.
 
-    A single tile is scored as it is. Where there are more and gradients are wanted, each is computed again in the
-    backward pass, so that only one tile's activations are held at a time. Autocast is off inside.
+    A tile holds `tiles.tile_numbers` in its largest tensor. Where gradients are wanted and all tiles together hold more
+    than `tiles.DEVICE_TILE`, each is computed again in the backward pass, so that only one tile's activations are held
+    at a time. Autocast is off inside.
 
     Args:
         score: caches of a texts and b videos to their scores (a, b) or (a, b, P).
         text: caches of A texts.
         video: caches of B videos.
         numbers_per_pair: size of the largest tensor that ``score`` makes, per pair.
+        texts_per_video: shape of a tile, where the matrix is larger than one both ways.
+        arrange: what is done to a tile's texts once for all tiles with them, before ``score``.
 
     Returns:
         Scores (A, B) or (A, B, P).
     """
     texts, videos = (len(next(iter(caches.values()))) for caches in (text, video))
-    pairs = max(1, TILE // numbers_per_pair)
-    rows = max(1, min(texts, pairs))
-    columns = max(1, pairs // rows)
-    with torch.autocast(next(iter(text.values())).device.type, enabled=False):
-        if texts <= rows and videos <= columns:
-            return score(text, video)
-
-        def tile(row: int, column: int) -> Tensor:
-            arguments = (
-                {name: tensor[row : row + rows] for name, tensor in text.items()},
-                {name: tensor[column : column + columns] for name, tensor in video.items()},
-            )
-            if not torch.is_grad_enabled():
-                return score(*arguments)
-            again: Tensor = checkpoint(score, *arguments, use_reentrant=False)
-            return again
-
-        return torch.cat(
-            [torch.cat([tile(row, c) for c in range(0, videos, columns)], 1) for row in range(0, texts, rows)]
-        )
+    device = next(iter(text.values())).device
+    pairs = max(1, tiles.tile_numbers(device) // numbers_per_pair)
+    rows = max(1, min(texts, round((pairs * texts_per_video) ** 0.5), pairs))
+    columns = max(1, min(videos, pairs // rows))
+    rows = max(1, min(texts, pairs // columns))
+    again = torch.is_grad_enabled() and texts * videos * numbers_per_pair > tiles.DEVICE_TILE
+    with torch.autocast(device.type, enabled=False):
+        blocks, others = [], split(video, columns)
+        for part in split(text, rows):
+            arranged = arrange(part) if arrange else part
+            tiles_of_row = [
+                checkpoint(score, arranged, other, use_reentrant=False) if again else score(arranged, other)
+                for other in others
+            ]
+            blocks.append(torch.cat(tiles_of_row, 1))
+        return torch.cat(blocks)
 
 
-def attend_over_scores(scores: Tensor, mask: Tensor, matrix: Tensor) -> Tensor:
-    """``Σ_i [softmax(scores / 0.01) M]_i scores_i`` (X-CLIP's attention over the similarity matrix).
-
-    Args:
-        scores: (..., L).
-        mask: bool, broadcast over ``scores``; what it hides has weight and score 0.
-        matrix: M (L, L).
-
-    Returns:
-        (...); 0 where the mask hides everything.
-    """
-    weights = (scores / _TEMPERATURE).masked_fill(~mask, _LOWEST).softmax(-1) @ wide(matrix)
-    return (weights * scores.masked_fill(~mask, 0.0)).sum(-1)
+def split(features: Features, size: int) -> list[Features]:
+    """Caches in blocks of so many rows. They are views made together, so that their gradients are joined once."""
+    blocks = zip(*(tensor.split(size) for tensor in features.values()), strict=True)
+    return [dict(zip(features, block, strict=True)) for block in blocks]

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from glscl.models.heads.base import Features, Head, register_head
-from glscl.models.heads.scoring import score_by_tiles
+from glscl.models.scores.maxima import maximum_scores
 from glscl.options import Options
 
 
@@ -49,19 +49,18 @@ class WTI(Head):
 
     def forward(self, text: Features, video: Features) -> Tensor:
         """Weighted means of best cosines (A, B)."""
-        return score_by_tiles(self._score, text, video, text["mask"].shape[1] * video["mask"].shape[1])
+        with torch.autocast(text["mask"].device.type, enabled=False):
+            return maximum_scores(
+                text["features"],
+                video["features"],
+                (text["mask"], video["mask"]),
+                (text["weights"], video["weights"]),
+                hidden=-1.0 if self.options.mask_padding else 0.0,
+            )
 
     def multiply_adds(self, words: int, frames: int) -> int:
         """``WFD``: every word with every frame."""
         return words * frames * self.width
-
-    def _score(self, text: Features, video: Features) -> Tensor:
-        products = torch.einsum("awd,bfd->abwf", text["features"], video["features"])
-        real = text["mask"][:, None, :, None] & video["mask"][None, :, None, :]
-        products = products.masked_fill(~real, -1.0 if self.options.mask_padding else 0.0)
-        by_word = (products.amax(3) * text["weights"][:, None]).sum(-1)
-        by_frame = (products.amax(2) * video["weights"][None]).sum(-1)
-        return (by_word + by_frame) / 2
 
 
 def _encode(network: nn.Module, features: Tensor, mask: Tensor) -> Features:

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from glscl.models.heads.base import Features, LengthTiedHead, register_head
 from glscl.models.heads.mean_pool import mean_of_frames
-from glscl.models.heads.scoring import attend_over_scores, score_by_tiles, wide
+from glscl.models.heads.scoring import score_by_tiles, wide
+from glscl.models.scores.attention import attend_over_scores
 from glscl.options import Options
 
 
@@ -76,7 +77,8 @@ class XCLIP(LengthTiedHead):
 
     def forward(self, text: Features, video: Features) -> Tensor:
         """Means of the four scores (A, B)."""
-        return score_by_tiles(self._score, text, video, self.words * self.frames)
+        texts_per_video = 32 * self.frames / self.words  # vectors are as long as a tile has texts
+        return score_by_tiles(self._score, text, video, self.words * self.frames, texts_per_video, _arranged)
 
     def multiply_adds(self, words: int, frames: int) -> int:
         """``(1 + W + F + WF) D`` for the products, ``2W² + 2F² + FW² + WF²`` for the learned matrices."""
@@ -84,19 +86,26 @@ class XCLIP(LengthTiedHead):
         return products + (2 + frames) * words**2 + (2 + words) * frames**2
 
     def _score(self, text: Features, video: Features) -> Tensor:
-        words, frames = text["token_mask"][:, None], video["frame_mask"][None]
-        video_sentence = text["mapped_sentence"] @ video["pooled"].T
-        video_word = attend_over_scores(
-            torch.einsum("awd,bd->abw", text["tokens"], video["pooled"]), words, self.word_logit_weight
-        )
-        sentence_frame = attend_over_scores(
-            torch.einsum("ad,bfd->abf", text["sentence"], video["frames"]), frames, self.frame_logit_weight
-        )
-        fine = torch.einsum("awd,bfd->abwf", text["mapped_tokens"], video["frames"])
-        of_frames = attend_over_scores(fine.transpose(2, 3), words[:, :, None], self.word_mat_weight)
-        of_words = attend_over_scores(fine, frames[:, :, None], self.frame_mat_weight)
+        """Scores (a, b), computed as (b, F, W, a): attention is vectorised over what comes last, the texts."""
+        words, frames = text["token_mask"], video["frame_mask"].unsqueeze(-1)  # (W, a), (b, F, 1)
+        texts, videos = words.shape[1], len(video["frames"])
+        video_sentence = video["pooled"] @ text["mapped_sentence"].T
+        video_words = (video["pooled"] @ text["tokens"].T).view(videos, self.words, texts)
+        video_word = attend_over_scores(video_words, 1, words, self.word_logit_weight)
+        flat = video["frames"].flatten(0, 1)
+        sentence_frames = (flat @ text["sentence"].T).view(videos, self.frames, texts)
+        sentence_frame = attend_over_scores(sentence_frames, 1, frames, self.frame_logit_weight)
+        fine = (flat @ text["mapped_tokens"].T).view(videos, self.frames, self.words, texts)
+        of_frames = attend_over_scores(fine, 2, words, self.word_mat_weight)
+        of_words = attend_over_scores(fine, 1, frames.unsqueeze(-1), self.frame_mat_weight)
         frame_word = (
-            attend_over_scores(of_frames, frames, self.frame_mat_weight2)
-            + attend_over_scores(of_words, words, self.word_mat_weight2)
+            attend_over_scores(of_frames, 1, frames, self.frame_mat_weight2)
+            + attend_over_scores(of_words, 1, words, self.word_mat_weight2)
         ) / 2
-        return (video_sentence + video_word + sentence_frame + frame_word) / 4
+        return ((video_sentence + video_word + sentence_frame + frame_word) / 4).T
+
+
+def _arranged(text: Features) -> Features:
+    """Caches of a texts with the words' (W a, D) and their mask (W, a): the texts run fastest."""
+    words = {name: text[name].transpose(0, 1).flatten(0, 1) for name in ("tokens", "mapped_tokens")}
+    return text | words | {"token_mask": text["token_mask"].T}

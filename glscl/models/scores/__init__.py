@@ -1,0 +1,1 @@
+"""Scores that heads share, in tiles: plain torch on any device, Triton kernels on a CUDA GPU."""
