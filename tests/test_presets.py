@@ -135,6 +135,7 @@ OURS = {
     ),
     *("data.stall_timeout_s", "data.cache_dir", "model.trust_pickle", "model.position_std", "model.logit_scale"),
     *("model.grad_checkpointing", "training.precision", "training.zero_stage", "training.use_gpu"),
+    "loss.contrastive.tiled_above",
     *("training.cpus_per_worker", "training.wait_for_nodes_s", "training.restart_cost_s", "training.log_every"),
     *("training.max_failures", "training.hang_timeout_s", "training.tf32", "training.compile"),
 }
