@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import asyncio
 import socket
 from types import SimpleNamespace
@@ -300,6 +301,9 @@ def test_a_coordinator_that_is_slow_is_no_traceback(
         raise ray.exceptions.GetTimeoutError("Get timed out")
 
     monkeypatch.setattr(ray, "get", get)
+    logger = logging.getLogger(client.__name__)
+    monkeypatch.setattr(logger, "propagate", False)  # whether Ray's loggers do depends on what ran before
+    monkeypatch.setattr(logger, "handlers", [caplog.handler])
     coordinator = SimpleNamespace(request_resources=SimpleNamespace(remote=lambda **_: None))
     sender = client.TrainAutoscalingCoordinatorClient("run")
     sender.__dict__["_autoscaling_coordinator"] = coordinator
