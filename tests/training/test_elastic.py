@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import asyncio
+import logging
 import socket
 from types import SimpleNamespace
 from typing import Any
