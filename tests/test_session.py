@@ -185,7 +185,7 @@ def test_gloo_takes_the_interface_of_the_nodes_address(monkeypatch: pytest.Monke
         "eth1": [SimpleNamespace(address="fe80::1"), SimpleNamespace(address="10.0.0.7")],
     }
     monkeypatch.setattr(psutil, "net_if_addrs", lambda: addresses)
-    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "10.0.0.7")
+    monkeypatch.setattr("glscl.system.ray_internals.cluster.get_node_ip_address", lambda: "10.0.0.7")
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "")  # what is set below goes with the test
     monkeypatch.delenv("GLOO_SOCKET_IFNAME")
     use_interface_of_node()
