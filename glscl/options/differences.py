@@ -6,7 +6,7 @@ Values = Mapping[str, object]  # nested plain values, as a configuration's JSON 
 
 
 def differing_keys(saved: Values, current: Values, free: Collection[str], prefix: str = "") -> list[str]:
-    """``key: saved -> current`` for every key whose value differs; null is as good as a missing key.
+    """``key: saved -> current`` for every key whose value differs; null or false is as good as a missing key.
 
     The dotted keys of ``free`` may differ. ``prefix`` is that of the section that is compared, with a dot at its end.
     """
@@ -18,14 +18,14 @@ def differing_keys(saved: Values, current: Values, free: Collection[str], prefix
         before, after = saved.get(key), current.get(key)
         if isinstance(before, dict) and isinstance(after, dict):
             different += differing_keys(before, after, free, name + ".")
-        elif _without_nulls(before) != _without_nulls(after):
+        elif _without_unset(before) != _without_unset(after):
             different.append(f"{name}: {before} -> {after}")
     return different
 
 
-def _without_nulls(value: object) -> object:
-    """A value without its keys that are null: a file that was written before an option came lacks the key."""
+def _without_unset(value: object) -> object:
+    """A value without what is null or false: a file that was written before an option came lacks the key."""
     if not isinstance(value, dict):
-        return value
-    kept = {key: _without_nulls(inner) for key, inner in value.items()}
+        return None if value is False else value
+    kept = {key: _without_unset(inner) for key, inner in value.items()}
     return {key: inner for key, inner in kept.items() if inner is not None} or None
