@@ -16,8 +16,9 @@ from pydantic import BaseModel
 from glscl.errors import UserError
 from glscl.options import Options
 from glscl.options.flags import parse_options
+from glscl.options.mistakes import keys_of
 from glscl.options.strict_yaml import dump_yaml, load_yaml
-from glscl.training.config import RunConfig, keys, load_config, read_yaml, run_config, to_yaml, validate
+from glscl.training.config import RunConfig, load_config, read_yaml, run_config, to_yaml, validate
 from stress.fuzz import mutate
 
 
@@ -391,7 +392,7 @@ def test_any_valid_override_survives_yaml(tmp_path_factory: pytest.TempPathFacto
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.lists(st.text(max_size=12) | st.sampled_from([f"--{key}" for key in keys()]), max_size=6))
+@given(st.lists(st.text(max_size=12) | st.sampled_from([f"--{key}" for key in keys_of(RunConfig)]), max_size=6))
 def test_any_words_give_a_configuration_or_one_line(words: list[str]) -> None:
     if "--help" in words or "-h" in words:
         return
