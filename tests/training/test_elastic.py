@@ -302,7 +302,10 @@ def test_a_coordinator_that_is_slow_is_no_traceback(
 
     monkeypatch.setattr(ray, "get", get)
     logger = logging.getLogger(client.__name__)
-    monkeypatch.setattr(logger, "propagate", False)  # whether Ray's loggers do depends on what ran before
+    monkeypatch.setattr(logger, "propagate", False)  # what Ray's loggers let through depends on what ran before
+    monkeypatch.setattr(logger, "disabled", False)
+    monkeypatch.setattr(logging.root.manager, "disable", logging.NOTSET)
+    caplog.set_level(logging.DEBUG, logger.name)
     monkeypatch.setattr(logger, "handlers", [caplog.handler])
     coordinator = SimpleNamespace(request_resources=SimpleNamespace(remote=lambda **_: None))
     sender = client.TrainAutoscalingCoordinatorClient("run")
