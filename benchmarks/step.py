@@ -214,10 +214,7 @@ def _kernels(step: Callable[[], None]) -> dict[str, int]:
 
 
 class Kernels(TorchDispatchMode):
-    """Counts what a block gives to the device (views and fresh memory are nothing), and how often it reads a number.
-
-    The same on every device, except that an optimiser that is not fused reads its step numbers, which lie on the CPU.
-    """
+    """Counts what a block gives to the device (views and fresh memory are nothing), and how often it reads a number."""
 
     FREE = frozenset({"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "set_"})
 

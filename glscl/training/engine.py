@@ -28,14 +28,12 @@ def build_engine(
     world_size: int,
     *,
     overlap: bool = True,
-    fused: bool | None = None,
 ) -> DeepSpeedEngine:
     """Wrap a model in a DeepSpeed engine with AdamW over the towers' and the head's parameter groups.
 
     The process group must exist already (Ray Train makes it). ``config.accumulate`` has to be that of this number of
-    ranks. Neither ``overlap`` (reduce gradients while the backward pass goes on) nor ``fused`` (update with one kernel
-    per group of parameters; None does on a GPU) changes numbers beyond rounding. No setting depends on the device but
-    ``fused``, so that tests without a GPU, which set it, are tests of what runs on one.
+    ranks. ``overlap`` (reduce gradients while the backward pass goes on) does not change numbers. No setting depends on
+    the device, so that tests without a GPU are tests of what runs on one.
     """
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
@@ -49,8 +47,7 @@ def build_engine(
         for group in model.parameter_groups(config.weight_decay)
     ]
     # torch's own AdamW: DeepSpeed's fused one would be compiled on the user's machine. Rates: `set_learning_rates`.
-    fused = device.type == "cuda" if fused is None else fused
-    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps, fused=fused)
+    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps, fused=True)
     backwards = backward_calls(config.accumulate)
     engine, *_ = deepspeed.initialize(
         model=model,

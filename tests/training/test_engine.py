@@ -170,7 +170,7 @@ def test_the_device_changes_no_setting(device: str, clip: str, monkeypatch: pyte
     assert given["dist_init_required"] is False
     optimiser = given["optimizer"]
     assert type(optimiser) is torch.optim.AdamW
-    assert optimiser.defaults["fused"] == (device == "cuda")
+    assert optimiser.defaults["fused"], "on every device"
     assert {key: optimiser.defaults[key] for key in ("lr", "betas", "eps")} == {
         "lr": 0.0,
         "betas": (0.7, 0.8),

@@ -17,7 +17,7 @@ from glscl.losses import LossConfig
 from glscl.models import ModelConfig, Retriever
 from glscl.training.checkpoint import format as checkpoint
 from glscl.training.checkpoint.format import TrainState
-from glscl.training.checkpoint.snapshot import take_snapshot
+from glscl.training.checkpoint.snapshot import Snapshot, take_snapshot
 from glscl.training.engine import backward, build_engine, set_learning_rates
 from glscl.training.global_batch import RankPairs, backward_global_batch
 from glscl.training.options import TrainingConfig
@@ -26,12 +26,12 @@ SIZE, PAIRS, STEPS, SAVED = 16, 4, 5, 3
 CASES = [(stage, parts) for stage in (0, 1, 2, 3) for parts in (1, 2)]
 
 
-def _engine(clip: str, stage: int, parts: int, fused: bool | None = None) -> tuple[Any, TrainingConfig]:
+def _engine(clip: str, stage: int, parts: int) -> tuple[Any, TrainingConfig]:
     torch.manual_seed(0)
     model = Retriever(ModelConfig.model_validate({"clip": clip, "head": "xpool", "max_words": 8, "max_frames": 2}))
     rates = {"lr_towers": 1e-3, "lr_head": 1e-3, "precision": "fp32"}
     config = TrainingConfig.model_validate(rates | {"zero_stage": stage, "accumulate": parts})
-    return build_engine(model, config, torch.device("cpu"), 1, fused=fused), config
+    return build_engine(model, config, torch.device("cpu"), 1), config
 
 
 def _train(engine: Any, config: TrainingConfig, steps: range) -> list[float]:
@@ -49,25 +49,40 @@ def _train(engine: Any, config: TrainingConfig, steps: range) -> list[float]:
     return losses
 
 
+def _save(engine: Any, folder: str, name: str, stage: int) -> tuple[Path, Snapshot]:
+    saved = Path(folder, name)
+    saved.mkdir()
+    return saved, take_snapshot(engine, str(saved), TrainState(SAVED, 1, stage, {"seed": 1}, ["f"]), 0)
+
+
+def _resume(clip: str, stage: int, parts: int, saved: Path) -> list[float]:
+    engine, config = _engine(clip, stage, parts)
+    checkpoint.restore(engine, str(saved), checkpoint.check_complete(str(saved)), 0)
+    assert {group["fused"] for group in engine.optimizer.param_groups} == {True}
+    return _train(engine, config, range(SAVED, STEPS))
+
+
 def _worker(rank: int, clip: str, folder: str) -> None:
     torch.set_num_threads(1)
     os.environ |= {"GLOO_SOCKET_IFNAME": "lo", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=1)
     found = {}
     for stage, parts in CASES:
-        saved = Path(folder, f"{stage}-{parts}")
-        saved.mkdir()
         engine, config = _engine(clip, stage, parts)
         losses = _train(engine, config, range(SAVED))
-        snapshot = take_snapshot(engine, str(saved), TrainState(SAVED, 1, stage, {"seed": 1}, ["f"]), 0)
+        saved, snapshot = _save(engine, folder, f"{stage}-{parts}", stage)
         losses += _train(engine, config, range(SAVED, STEPS))
         snapshot.write()  # what the steps since have changed is not in it
         found[f"{stage}-{parts}"] = {"losses": losses}
-        for name, fused in (("resumed", None), ("fused", True)):
-            again, _ = _engine(clip, stage, parts, fused)
-            checkpoint.restore(again, str(saved), checkpoint.check_complete(str(saved)), 0)
-            assert {group["fused"] for group in again.optimizer.param_groups} == {bool(fused)}
-            found[f"{stage}-{parts}"][name] = _train(again, config, range(SAVED, STEPS))
+        found[f"{stage}-{parts}"]["resumed"] = _resume(clip, stage, parts, saved)
+    for stage in (0, 1, 2, 3):
+        engine, config = _engine(clip, stage, 1)
+        for group in engine.optimizer.param_groups:
+            group["fused"] = False
+        _train(engine, config, range(SAVED))
+        saved, snapshot = _save(engine, folder, f"plain-{stage}", stage)
+        snapshot.write()
+        found[f"{stage}-1"]["after_plain"] = _resume(clip, stage, 1, saved)
     Path(folder, "found.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 
@@ -94,4 +109,10 @@ def test_every_step_is_that_of_plain_training(stage: int, parts: int, found: dic
 @pytest.mark.parametrize(("stage", "parts"), CASES)
 def test_a_resumed_run_takes_the_same_steps(stage: int, parts: int, found: dict[str, dict[str, list[float]]]) -> None:
     assert found[f"{stage}-{parts}"]["resumed"] == found[f"{stage}-{parts}"]["losses"][SAVED:]
-    assert found[f"{stage}-{parts}"]["fused"] == pytest.approx(found[f"{stage}-{parts}"]["resumed"], rel=1e-5)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_run_whose_optimiser_was_not_fused_goes_on_fused(
+    stage: int, found: dict[str, dict[str, list[float]]]
+) -> None:
+    assert found[f"{stage}-1"]["after_plain"] == pytest.approx(found[f"{stage}-1"]["resumed"], rel=1e-5)

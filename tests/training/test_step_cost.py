@@ -30,13 +30,13 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def _count(rank: int, clip: str) -> dict[tuple[int, str], tuple[float, int]]:
-    """Kernels of the engine per parameter beside those of the model, and waits, as on a GPU: the optimiser is fused."""
+    """Kernels of the engine per parameter beside those of the model, and waits."""
     found = {}
     batch, loss = global_batch(), LossConfig()
     for stage, precision in product((0, 1, 2, 3), ("fp32", "bf16")):
         model = build_model(CASES["mean_pool"], clip)
         config = TrainingConfig.model_validate({"precision": precision, "zero_stage": stage})
-        engine = build_engine(model, config, torch.device("cpu"), 1, fused=True)
+        engine = build_engine(model, config, torch.device("cpu"), 1)
         metrics, non_finite = StepMetrics(RunLength(9, 9, 9, 9), PAIRS, 0.0), NonFiniteSteps()
         bare = build_model(CASES["mean_pool"], clip)
         bare = bare.bfloat16() if precision == "bf16" else bare

@@ -180,8 +180,7 @@ def own_settings(engine: DeepSpeedEngine) -> Iterator[None]:
     optimizer = getattr(engine.optimizer, "optimizer", engine.optimizer)
     for parameter, moments in optimizer.state.items():
         if "step" in moments:
-            device = parameter.device if optimizer.defaults["fused"] else "cpu"
-            moments["step"] = torch.as_tensor(moments["step"]).to(device, torch.float32, copy=True)
+            moments["step"] = torch.as_tensor(moments["step"]).to(parameter.device, torch.float32, copy=True)
 
 
 def restore_generators(folder: str, state: TrainState, rank: int) -> None:
