@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ REDUCED_AT_ONCE = 50_000_000
 """Gradients that are reduced over the ranks at a time, while the backward pass goes on. DeepSpeed's default, ten times
 this, is more than CLIP has parameters: nothing would overlap, and its two buffers would take 4 GB."""
 
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_* of malloc.h
+
 
 def build_engine(
     model: Retriever,
@@ -37,15 +40,17 @@ def build_engine(
     """
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
+        keep_freed_memory()
     import deepspeed
     import deepspeed.ops
 
     # Else DeepSpeed tries a compiler on all its operations, to compile a shared-memory collective (no gain measured).
     vars(deepspeed.ops)["__compatible_ops__"] = {}
-    groups = [
+    groups: list[dict[str, Any]] = [
         group | {"peak": config.lr_towers if group["name"] == "towers" else config.lr_head}
         for group in model.parameter_groups(config.weight_decay)
     ]
+    trained = sum(parameter.numel() for group in groups for parameter in group["params"])
     # torch's own AdamW: DeepSpeed's fused one would be compiled on the user's machine. Rates: `set_learning_rates`.
     optimizer = torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps, fused=True)
     backwards = backward_calls(config.accumulate)
@@ -62,7 +67,7 @@ def build_engine(
             "zero_optimization": {
                 "stage": config.zero_stage,
                 "overlap_comm": overlap,
-                "reduce_bucket_size": REDUCED_AT_ONCE,
+                "reduce_bucket_size": min(REDUCED_AT_ONCE, trained),
             },
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
@@ -75,6 +80,17 @@ def build_engine(
     if config.zero_stage in (1, 2):
         spare_launches(engine.optimizer)
     return engine
+
+
+def keep_freed_memory() -> None:
+    """Let this process use freed memory again instead of giving it back to the system, as a GPU's allocator does.
+
+    DeepSpeed makes its buffers anew in each step, and every page that the system has to give costs a fault: of a small
+    model, a sixth of the step. Nothing happens where the C library is not glibc.
+    """
+    if hasattr(library := ctypes.CDLL(None), "mallopt"):
+        library.mallopt(_MMAP_THRESHOLD, 32 << 20)  # the most that glibc takes
+        library.mallopt(_TRIM_THRESHOLD, 1 << 30)
 
 
 def compile_parts(model: Retriever, backend: str = "inductor") -> None:
