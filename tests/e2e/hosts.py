@@ -83,8 +83,9 @@ class Hosts:
                 f"--port={self._gcs}",
                 f"--include-dashboard={self._dashboard}",
                 f"--temp-dir={self._folder}/ray",
+                "--ray-client-server-port=0",  # none: it would spin where the wall clock goes backwards
+                "--disable-usage-stats",
             ]
-            words += [f"--ray-client-server-port={_free_port()}", "--disable-usage-stats"]
         else:
             words += [f"--address={self.environment['RAY_ADDRESS']}"]
         log = Path(self._folder, f"node-{number}.log")
