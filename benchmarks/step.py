@@ -87,15 +87,15 @@ def main() -> None:
 
 def _run(work: Callable[..., Any], workers: int, setting: Setting, folder: str) -> Any:
     """What the first of so many processes returns."""
-    mp.start_processes(_worker, (work, workers, setting, folder), nprocs=workers, start_method="spawn")
+    store = f"file://{tempfile.mkdtemp(dir=folder)}/store"  # a store that was used before would let them wait for ever
+    mp.start_processes(_worker, (work, workers, setting, folder, store), nprocs=workers, start_method="spawn")
     return json.loads(Path(folder, "figures.json").read_text(encoding="utf-8"))
 
 
-def _worker(rank: int, work: Callable[..., Any], workers: int, setting: Setting, folder: str) -> None:
+def _worker(rank: int, work: Callable[..., Any], workers: int, setting: Setting, folder: str, store: str) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(workers), "GLOO_SOCKET_IFNAME": "lo"}
     backend = "nccl" if setting.device == "cuda" else "gloo"
-    store = f"file://{folder}/store-{workers}-{time.time_ns() // 10**11}"
     distributed.init_process_group(backend, init_method=store, rank=rank, world_size=workers)
     figures = work(setting)
     if rank == 0:
