@@ -12,6 +12,8 @@ from glscl.data.options import DataConfig
 from glscl.errors import UserError
 from glscl.evaluation.options import EvaluationConfig
 from glscl.losses import LossConfig
+from glscl.losses.base import registry
+from glscl.models.heads.base import head_class
 from glscl.models.options import ModelConfig
 from glscl.options import Options
 from glscl.options.flags import parse_options
@@ -57,6 +59,25 @@ class RunConfig(Options):
         model = self.model.model_copy(update={"pretrained": pretrained, "clip": clip})
         update = {"data": data, "name": name, "model": model, "storage": storage.resolve(self.storage)}
         return self.model_copy(update=update)
+
+
+def add_later_sections(saved: dict[str, Any], current: dict[str, Any]) -> dict[str, Any]:
+    """Saved values of a run, with those heads and loss terms of a current one that came after it and decide nothing.
+
+    A head decides nothing where another is chosen, a term where its weight is 0 or the head does not provide what it
+    needs. Where a section was saved, it stays as it was.
+    """
+    head = current["model"]["head"]
+    provided = head_class(head).provides
+    heads = {name: options for name, options in current["model"]["heads"].items() if name != head}
+    terms = {
+        name: options
+        for name, options in current["loss"].items()
+        if not options["weight"] or not registry.get(name).applies(provided)
+    }
+    model = saved.get("model", {})
+    model = model | {"heads": heads | model.get("heads", {})}
+    return saved | {"model": model, "loss": terms | saved.get("loss", {})}
 
 
 def load_config(source: str | None) -> RunConfig:
