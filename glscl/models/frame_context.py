@@ -1,7 +1,7 @@
 """Temporal transformer over frame features (CLIP4Clip's ``seqTransf``)."""
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from glscl.errors import UserError
 
 if TYPE_CHECKING:
-    from open_clip.transformer import TextTransformer
+    from open_clip.transformer import ResidualAttentionBlock, TextTransformer
 
 _HIDDEN = -1e6  # additive; finite, so that a video without a real frame still has numbers
 
@@ -90,9 +90,9 @@ class FrameContext(nn.Module):
         """
         x, seen = _append(features + positions, mask, extra)
         outputs, before = self._run(x, seen)
-        length, attention = features.shape[1], self.resblocks[-1].attn
-        normed = self.resblocks[-1].ln_1(before)
-        query, key, _ = F.linear(normed, attention.in_proj_weight, attention.in_proj_bias).chunk(3, -1)
+        length, last = features.shape[1], cast("ResidualAttentionBlock", self.resblocks[-1])
+        in_projection = last.attn.in_proj_weight, last.attn.in_proj_bias
+        query, key, _ = F.linear(last.ln_1(before), *in_projection).chunk(3, -1)
         query, key = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (query[:, length:], key))
         logits = query @ key.transpose(2, 3) / query.shape[-1] ** 0.5
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -53,7 +53,7 @@ class GLSCL(Head):
     """
 
     Options = GLSCLOptions
-    provides = ("concepts",)
+    provides: tuple[str, ...] = ("concepts",)
 
     def __init__(self, width: int, options: GLSCLOptions) -> None:
         super().__init__(width, options)

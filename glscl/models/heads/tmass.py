@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import partial
 from typing import Literal
 
 import torch
@@ -122,10 +123,10 @@ class TMASS(LengthTiedHead):
         """Cosines (A, B): of the best point, or of matched texts of their one; ``detail`` adds the support texts'."""
         if "point" not in text:
             noise = self._noise(text["sentence"])
-            return score_by_tiles(lambda *caches: self._best(*caches, noise), text, video, self.width, 4.0)
+            return score_by_tiles(partial(self._best, noise), text, video, self.width, 4.0)
         points = ("point", "support") if detail else ("point",)
         numbers = video["vectors"].shape[1] if "vectors" in video else self.width
-        scores = score_by_tiles(lambda *caches: self._of_points(*caches, points), text, video, numbers, 4.0)
+        scores = score_by_tiles(partial(self._of_points, points), text, video, numbers, 4.0)
         return scores if detail else scores[..., 0]
 
     def multiply_adds(self, words: int, frames: int) -> int:
@@ -170,12 +171,12 @@ class TMASS(LengthTiedHead):
         means = [checkpoint(mean, text, part, use_reentrant=False) for part in split(video, some)]
         return torch.cat(means)
 
-    def _best(self, text: Features, video: Features, noise: Tensor) -> Tensor:
+    def _best(self, noise: Tensor, text: Features, video: Features) -> Tensor:
         """Cosines of each pair's best point (a, b)."""
         sentence, pooled = text["sentence"], self._pooled(text, video)
         shape = *video["frame_mask"].shape, len(sentence)
         cosines = (video["unit_frames"].flatten(0, 1) @ F.normalize(sentence, dim=-1).T).view(shape)
-        radius = self.radius(cosines.transpose(1, 2))  # (b, a, D)
+        radius: Tensor = self.radius(cosines.transpose(1, 2))  # (b, a, D)
         dots = torch.einsum("ad,bad->ba", sentence, pooled).unsqueeze(-1) + (radius * pooled) @ noise.T
         squares = sentence.square().sum(-1, keepdim=True) + (radius * sentence) @ (2 * noise).T
         squares = squares + radius.square() @ noise.square().T  # |t + ε R|², (b, a, S)
@@ -183,7 +184,7 @@ class TMASS(LengthTiedHead):
         length = pooled.square().sum(-1).clamp_min(_LEAST_SQUARED_NORM).rsqrt()
         return (best * length).T
 
-    def _of_points(self, text: Features, video: Features, points: tuple[str, ...]) -> Tensor:
+    def _of_points(self, points: tuple[str, ...], text: Features, video: Features) -> Tensor:
         """Cosines of one point per text, of each of these kinds (a, b, P)."""
         if "vectors" not in video:
             unit = F.normalize(self.pool.pooled(text, video), dim=-1)

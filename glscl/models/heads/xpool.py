@@ -114,7 +114,8 @@ class XPool(Head):
 
     def query(self, sentence: Tensor) -> Tensor:
         """Attention queries (A, heads, D / heads) of sentence features (A, D)."""
-        return self.q_proj(self.layer_norm1(sentence)).unflatten(-1, (self.heads, -1))
+        query: Tensor = self.q_proj(self.layer_norm1(sentence)).unflatten(-1, (self.heads, -1))
+        return query
 
     def keys(self, frames: Tensor, frame_mask: Tensor) -> tuple[Features, Tensor]:
         """Attention keys and mask as cached, and values (B, heads, F, D / heads)."""
