@@ -24,9 +24,18 @@ from glscl.losses import LossConfig, LossInputs, compute_losses
 from glscl.losses.inter_consistency import parts
 from glscl.models.heads import Head, build_head, head_class
 
+sys.path.append(str(Path(__file__).parent))
+import newer_heads
+
 ABSOLUTE = 1e-5  # similarities, concepts
 RELATIVE = 1e-4  # losses, gradients: of the tensor's largest entry
 ROUNDING = 1e-8  # a recorded loss or gradient of exactly zero
+
+
+LEFT_OUT = {
+    "evaluation_similarity": "what T-MASS's code ranks by pools every video for its own caption, and tells which it is"
+}
+"""Recorded on purpose to be no head's similarity: names, and why neither they nor their gradients are compared."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +92,14 @@ def _transformer_options(case: Case, table: str) -> dict[str, Any]:
     return {"layers": layers, "attention_heads": heads, "positions": len(case.params[table])}
 
 
+_UATVR_COUNTS = ("extra_text_tokens", "extra_video_tokens", "text_samples", "video_samples")
 _TIGHT_POSITIONS = "cross.embeddings.position_embeddings.weight"
+
+
+def _mask_options(case: Case, *numbers: str) -> dict[str, Any]:
+    """Recorded numbers under their own names, and padding as the authors' code uses it."""
+    return {name: float(case.metadata[name]) for name in numbers} | {"mask_padding": False}
+
 
 OPTIONS: dict[str, Callable[[Case], dict[str, Any]]] = {
     "mean_pool": lambda case: {},
@@ -99,6 +115,26 @@ OPTIONS: dict[str, Callable[[Case], dict[str, Any]]] = {
         "centers": int(case.metadata["centers"]),
         "mask_padding": False,
     },
+    "gare": lambda case: _mask_options(case, "tau") | {"dropout": 0.0},
+    "tmass": lambda case: _mask_options(case) | {"attention_heads": int(case.metadata["heads"]), "dropout": 0.0},
+    "uatvr": lambda case: {
+        **_transformer_options(case, "frame_position_embeddings.weight"),
+        **{name: int(case.metadata[name]) for name in _UATVR_COUNTS},
+        "mask_padding": False,
+    },
+    "agc": lambda case: {
+        "mask_padding": True,  # as theirs does with the query's
+        **{name: int(case.metadata[name]) for name in ("vectors", "queries")},
+        "pooling": case.metadata["pooling"],
+        "weights": "saliency" if case.metadata["weights"] == "saliency" else "none",
+        "centroid_weight": float(case.metadata["centroid_weight"]),
+        "attention_heads": 1,
+        "layers": 1,
+    },
+    "tcmgc": lambda case: (
+        _mask_options(case, "keep_rate", "softmax_lambda")
+        | {"attention_heads": int(case.metadata["heads"]), "dropout": 0.0}
+    ),
 }
 """From a case to the options of the project's head."""
 
@@ -112,6 +148,19 @@ RENAMED: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "xpool": (("cross_attn.", ""),),
     "dicosa": (("weight_fc.0.", "hidden."), ("weight_fc.2.", "weight.")),
+    "gare": (
+        ("psi.layers.0.cross_attn.", ""),
+        ("psi.layers.0.linear1.", "linear_proj."),
+        ("psi.layers.0.", ""),
+        ("psi.", ""),
+    ),
+    "tmass": (
+        ("pool_frames.cross_attn.", "pool."),
+        ("pool_frames.", "pool."),
+        ("stochastic.std_branch.linear_proj.", "radius."),
+    ),
+    "tcmgc": (("conditional_transformer.pool_frames.", ""),),
+    "uatvr": (("frame_position_embeddings", "context.position_embeddings"), ("transformerClip", "context")),
 }
 """Beginnings of the authors' parameter names, and the project's in their place; other names are equal."""
 
@@ -136,13 +185,16 @@ def build(case: Case) -> Head:
         raise UserError(f"head '{name}' is not covered: say in OPTIONS how its recorded options are set")
     lengths = case.inputs["text_tokens"].shape[1], case.inputs["frames"].shape[1]
     head = build_head(name, int(case.metadata["width"]), cls.Options.model_validate(OPTIONS[name](case)), lengths)
-    head.load_state_dict({rename(name, key): tensor for key, tensor in case.params.items()})
+    if case.params or name != "agc":  # of AGC what comes before its scores is not recorded
+        head.load_state_dict({rename(name, key): tensor for key, tensor in case.params.items()})
     return head.train()
 
 
 def compute(case: Case) -> dict[str, Tensor]:
     """Everything that the project can compute of a case, under the recorded names."""
     head = build(case)
+    if case.metadata["head"] in newer_heads.COMPUTE:
+        return newer_heads.compute(head, case.metadata, case.inputs)
     inputs = {name: tensor.clone() for name, tensor in case.inputs.items()}
     for name in inputs.keys() - {"token_mask", "frame_mask"}:
         inputs[name].requires_grad_()
@@ -225,7 +277,7 @@ def _losses(
 
 
 def compare(path: str | Path) -> list[Difference]:
-    """Differences of every recorded tensor of a file; one that cannot be computed differs infinitely.
+    """Differences of every recorded tensor of a file but `LEFT_OUT`; one that cannot be computed differs infinitely.
 
     Raises:
         UserError: the project has no such head, or it has no such parameters.
@@ -236,6 +288,8 @@ def compare(path: str | Path) -> list[Difference]:
     found = compute_order(case) if case.metadata["head"] == "qb_norm" else compute(case)
     differences = []
     for key, expected in sorted(case.expected.items()):
+        if set(key.split(".")) & LEFT_OUT.keys():
+            continue
         relative = key.startswith(("grad.", "inter_consistency_")) or key.endswith("_loss")
         kind = "relative" if relative else "absolute"
         actual = found.get(key)
@@ -270,6 +324,8 @@ def main(paths: list[str]) -> int:
         for difference in differences:
             mark = "ok  " if difference.ok else "FAIL"
             print(f"  {mark}  {difference.key:32s} {difference.found:.2e} {difference.kind} (≤ {difference.allowed:g})")
+        for name in LEFT_OUT.keys() & load(path).expected.keys():
+            print(f"  left out: {name}, {LEFT_OUT[name]}")
         failed += not differences or not all(difference.ok for difference in differences)
     print(f"parity: {len(paths) - failed} of {len(paths)} files agree")
     return 1 if failed else 0

@@ -16,7 +16,7 @@ from glscl.data.plan import StreamPlan
 from glscl.data.shards import Manifest, ShardEntry
 from glscl.data.toy import toy_capacity
 from glscl.errors import UserError
-from glscl.losses import applicable_terms
+from glscl.losses import applicable_terms, term_names
 from glscl.models.retriever import Retriever
 from glscl.options.mistakes import keys_of
 from glscl.options.packaged import preset_names, preset_text
@@ -162,7 +162,9 @@ def test_published_numbers_are_the_published_ones(name: str) -> None:
 
 def test_no_key_of_a_published_preset_is_left_out_of_the_table() -> None:
     """A key that is new must say whether the authors have it."""
-    sections = ("evaluation.", "checkpoint.", "loss.channel_decorrelation.", "loss.contrastive_score_consistency.")
+    glscls = ("contrastive", "inter_consistency", "intra_diversity")
+    of_others = [f"loss.{name}." for name in term_names() if name not in glscls]
+    sections = ("evaluation.", "checkpoint.", *of_others)
     for key in keys_of(RunConfig):
         if key.startswith("model.heads.") and not key.startswith("model.heads.glscl."):
             continue

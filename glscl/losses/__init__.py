@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from glscl.losses.base import LossInputs, Term, register_term
 from glscl.losses.tiled import tiled_cross_entropies
-from glscl.losses.total import LossConfig, applicable_terms, compute_losses, needs_score_parts, term_names, tiles_apply
+from glscl.losses.total import (
+    LossConfig,
+    NeededFeatures,
+    applicable_terms,
+    compute_losses,
+    needed_features,
+    term_names,
+    tiles_apply,
+)
 
 __all__ = [
     "LossConfig",
     "LossInputs",
+    "NeededFeatures",
     "Term",
     "applicable_terms",
     "compute_losses",
-    "needs_score_parts",
+    "needed_features",
     "register_term",
     "term_names",
     "tiled_cross_entropies",

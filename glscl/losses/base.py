@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +37,10 @@ class LossInputs:
         mean_over_ranks: from a tensor to its mean over the ranks, with gradients; the identity in one process.
         cross_entropies: means over own texts and over own videos, where they were computed in tiles; ``rows``,
             ``columns`` and their positives are then empty. Terms that read those never see this.
+        detail: name of the head's `detail`, where a term asked for it.
+        row_detail: what that is, (n, N, P), of own texts and all videos.
+        column_detail: the same of all texts and own videos, (N, n, P).
+        scale: the logit scale (1,), which ``rows`` and ``columns`` hold and the details do not.
     """
 
     rows: Tensor
@@ -49,6 +53,10 @@ class LossInputs:
     first: int = 0
     mean_over_ranks: Callable[[Tensor], Tensor] = field(default=lambda tensor: tensor)
     cross_entropies: tuple[Tensor, Tensor] | None = None
+    detail: str | None = None
+    row_detail: Tensor | None = None
+    column_detail: Tensor | None = None
+    scale: Tensor | None = None
 
 
 TermFunction = Callable[[Any, LossInputs], Tensor]
@@ -65,24 +73,41 @@ class Term:
             loss of the global batch: a mean over own rows and columns, or anything computed from the caches and
             from ``mean_over_ranks`` of such means.
         reads_similarities: whether the function needs ``rows`` or ``columns``, which must then exist as a whole.
+        detail: the head's `detail` that the function needs.
+        replaces: names of terms in whose place this one is: where it is on and applies, they do not.
     """
 
     options: type[TermOptions]
     needs: tuple[str, ...]
     function: TermFunction
     reads_similarities: bool = True
+    detail: str | None = None
+    replaces: tuple[str, ...] = ()
+
+    def applies(self, provided: Collection[str]) -> bool:
+        """Whether a head that provides this can be trained with the term."""
+        return {*self.needs, *([self.detail] if self.detail else [])} <= set(provided)
 
 
 registry: Registry[Term] = Registry("loss term", "glscl.losses", "glscl.losses")
 
 
 def register_term(
-    name: str, options: type[TermOptions], needs: tuple[str, ...] = (), *, reads_similarities: bool = True
+    name: str,
+    options: type[TermOptions],
+    needs: tuple[str, ...] = (),
+    *,
+    reads_similarities: bool = True,
+    detail: str | None = None,
+    replaces: tuple[str, ...] = (),
 ) -> Callable[[TermFunction], TermFunction]:
-    """Decorator: make a function known as a loss term, whose name is its field in the configuration."""
+    """Decorator: make a function known as a loss term, whose name is its field in the configuration.
+
+    The other arguments are those of `Term`.
+    """
 
     def register(function: TermFunction) -> TermFunction:
-        registry.add(name, Term(options, needs, function, reads_similarities))
+        registry.add(name, Term(options, needs, function, reads_similarities, detail, replaces))
         return function
 
     return register

@@ -28,12 +28,12 @@ def contrastive(options: ContrastiveOptions, inputs: LossInputs) -> Tensor:
     if inputs.cross_entropies is not None:
         text_to_video, video_to_text = inputs.cross_entropies
     else:
-        text_to_video = _cross_entropy(inputs.rows, inputs.row_positives)
-        video_to_text = _cross_entropy(inputs.columns.T, inputs.column_positives.T)
+        text_to_video = cross_entropy(inputs.rows, inputs.row_positives)
+        video_to_text = cross_entropy(inputs.columns.T, inputs.column_positives.T)
     return (text_to_video + video_to_text) / 2
 
 
-def _cross_entropy(logits: Tensor, positives: Tensor) -> Tensor:
+def cross_entropy(logits: Tensor, positives: Tensor) -> Tensor:
     """Mean over queries (n, N) of the cross-entropy with uniform targets over the positives."""
     logits = logits if logits.dtype == torch.float64 else logits.float()
     targets = positives.to(logits.dtype) / positives.sum(1, keepdim=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pydantic import Field, create_model
@@ -32,6 +33,10 @@ else:
     )
 
 
+Terms = dict[str, tuple[Term, TermOptions]]
+"""Terms that are on, with their options, by name."""
+
+
 def term_names() -> tuple[str, ...]:
     """Names of all terms, those of installed plug-ins (entry-point group ``glscl.losses``) included."""
     return tuple(registry.entries())
@@ -41,11 +46,18 @@ def applicable_terms(config: LossConfig, head: Head) -> tuple[tuple[str, ...], t
     """Which terms a head can be trained with.
 
     Returns:
-        names of the terms that are on and apply, and of those that are on but need what the head does not provide.
+        names of the terms that are on and apply; and of those that are on but do not, because another stands in their
+        place, or because the head does not provide what they need, if their options were changed from the defaults.
     """
-    wanted = _switched_on(config)
-    fit = [name for name, term, _ in wanted if set(term.needs) <= set(head.provides)]
-    return tuple(fit), tuple(name for name, _, _ in wanted if name not in fit)
+    terms = _switched_on(config)
+    fit = _applying(terms, head.provides)
+    replaced = {other for name in fit for other in terms[name][0].replaces}
+    left_out = [
+        name
+        for name, (_, options) in terms.items()
+        if name not in fit and (name in replaced or options != type(options)())
+    ]
+    return tuple(fit), tuple(left_out)
 
 
 def compute_losses(config: LossConfig, inputs: LossInputs) -> dict[str, Tensor]:
@@ -59,19 +71,35 @@ def compute_losses(config: LossConfig, inputs: LossInputs) -> dict[str, Tensor]:
     given = inputs.text.keys() & inputs.video.keys()
     if inputs.parts is not None and inputs.parts.shape[-1] > 1:
         given |= {"score_parts"}
-    losses = {
-        name: options.weight * term.function(options, inputs)
-        for name, term, options in _switched_on(config)
-        if set(term.needs) <= given
-    }
+    if inputs.detail is not None:
+        given |= {inputs.detail}
+    terms = _switched_on(config)
+    losses = {}
+    for name in _applying(terms, given):
+        term, options = terms[name]
+        losses[name] = options.weight * term.function(options, inputs)
     if not losses:
         raise UserError("loss: no term is on that this head can be trained with; give a term a weight above 0")
     return {**losses, "total": sum(losses.values(), start=next(iter(losses.values())).new_zeros(()))}
 
 
-def needs_score_parts(config: LossConfig) -> bool:
-    """Whether a term that is on asks for the scores that the similarity is the mean of."""
-    return any("score_parts" in term.needs for _, term, _ in _switched_on(config))
+@dataclass(frozen=True)
+class NeededFeatures:
+    """What the terms that are on and apply ask a head for."""
+
+    names: frozenset[str]
+    """Of caches, and "score_parts" and `detail`."""
+    detail: str | None
+    """The head's `detail`, if a term needs it."""
+
+
+def needed_features(config: LossConfig, provided: Collection[str]) -> NeededFeatures:
+    """What the terms that are on ask of a head that provides this."""
+    terms = _switched_on(config)
+    fit = [terms[name][0] for name in _applying(terms, provided)]
+    detail = next((term.detail for term in fit if term.detail is not None), None)
+    names = {name for term in fit for name in term.needs} | ({detail} if detail else set())
+    return NeededFeatures(frozenset(names), detail)
 
 
 def tiles_apply(config: LossConfig, pairs: int, given: Collection[str]) -> bool:
@@ -80,14 +108,23 @@ def tiles_apply(config: LossConfig, pairs: int, given: Collection[str]) -> bool:
     Args:
         config: the terms.
         pairs: of the global batch.
-        given: what the head provides: names of caches, and "score_parts".
+        given: what the head provides: names of caches, of its detail, and "score_parts".
     """
-    terms = {name: term for name, term, _ in _switched_on(config) if set(term.needs) <= set(given)}
-    whole = any(term.reads_similarities or "score_parts" in term.needs for term in terms.values())
-    return "contrastive" in terms and pairs > config.contrastive.tiled_above and not whole
+    terms = _switched_on(config)
+    fit = _applying(terms, given)
+    chosen = [terms[name][0] for name in fit]
+    whole = any(term.reads_similarities or term.detail or "score_parts" in term.needs for term in chosen)
+    return "contrastive" in fit and pairs > config.contrastive.tiled_above and not whole
 
 
-def _switched_on(config: LossConfig) -> list[tuple[str, Term, TermOptions]]:
-    """Name, term and options of every term whose weight is not 0."""
-    sections = [(name, term, getattr(config, name)) for name, term in registry.entries().items()]
-    return [section for section in sections if section[2].weight != 0]
+def _applying(terms: Terms, provided: Collection[str]) -> list[str]:
+    """Names of the terms that apply to a head that provides this, without those that another stands in for."""
+    fit = [name for name, (term, _) in terms.items() if term.applies(provided)]
+    replaced = {other for name in fit for other in terms[name][0].replaces}
+    return [name for name in fit if name not in replaced]
+
+
+def _switched_on(config: LossConfig) -> Terms:
+    """Term and options of every term whose weight is not 0, by name."""
+    sections = {name: (term, getattr(config, name)) for name, term in registry.entries().items()}
+    return {name: section for name, section in sections.items() if section[1].weight != 0}

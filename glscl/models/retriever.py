@@ -1,6 +1,7 @@
 """The retriever: clip towers, frame context and head behind one call."""
 
 import math
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -90,11 +91,14 @@ class Retriever(nn.Module):
         return self.towers.frame_size
 
     def forward(
-        self, mode: Literal["text", "video", "score", "score_parts", "scored", "parts", "scale"], *args: Any
+        self,
+        mode: Literal["text", "video", "match", "score", "score_parts", "score_detail", "scored", "provides", "scale"],
+        *args: Any,
     ) -> Any:
-        """Run one of `encode_text` ("text"), `encode_video` ("video"), `score`, `score_parts` and `scale`.
+        """Run one of `encode_text` ("text"), `encode_video` ("video"), `score`, `score_parts`, `score_detail`, `scale`.
 
-        "scored" calls its first argument with `score` and the other arguments; "parts" gives the names of the head's.
+        "match" is the head's `Head.match`; "scored" calls its first argument with `score` and the other
+        arguments, of which the first is the logit scale; "provides" says what loss terms may ask the head for.
         """
         if mode == "text":
             return self.encode_text(*args)
@@ -104,10 +108,14 @@ class Retriever(nn.Module):
             return self.score(*args)
         if mode == "score_parts":
             return self.score_parts(*args)
+        if mode == "score_detail":
+            return self.score_detail(*args)
         if mode == "scored":
-            return args[0](self.score, *args[1:])
-        if mode == "parts":
-            return self.head.parts
+            return args[0](partial(self.score, scale=args[1]), *args[1:])
+        if mode == "match":
+            return self.head.match(*args)
+        if mode == "provides":
+            return self.head.provides
         return self.scale()
 
     def encode_text(self, token_ids: Tensor) -> Features:
@@ -121,15 +129,23 @@ class Retriever(nn.Module):
             features = self.frame_context(features, frame_mask)
         return self.head.encode_video(features, frame_mask)
 
-    def score(self, text: Features, video: Features) -> Tensor:
-        """Similarities (A, B), float32, before the logit scale."""
-        return cast(Tensor, self.head(text, video))
+    def score(self, text: Features, video: Features, scale: Tensor | None = None) -> Tensor:
+        """Similarities (A, B), float32, before the logit scale; ``scale`` is that scale, if it is known already."""
+        return cast(Tensor, self.head(text, video, **self._given_scale(scale)))
 
     def score_parts(self, text: Features, video: Features) -> Tensor:
         """The scores (A, B, P), float32, whose mean is the similarity; one for a head that has a single score."""
         if not self.head.parts:
             return self.score(text, video).unsqueeze(-1)
         return cast(Tensor, self.head(text, video, parts=True))
+
+    def score_detail(self, text: Features, video: Features, scale: Tensor | None = None) -> Tensor:
+        """Similarities, and behind them what the head's `detail` names: (A, B, 1 + P), float32."""
+        return cast(Tensor, self.head(text, video, detail=True, **self._given_scale(scale)))
+
+    def _given_scale(self, scale: Tensor | None) -> dict[str, Tensor]:
+        """The logit scale for a head whose similarities depend on it."""
+        return {"scale": self.scale() if scale is None else scale} if self.head.uses_scale else {}
 
     def scale(self) -> Tensor:
         """The logit scale (1,), float32, at most 100.

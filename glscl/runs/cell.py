@@ -14,7 +14,7 @@ from glscl.options.differences import differing_keys
 from glscl.runs.options import ZERO_SHOT
 from glscl.system import storage
 from glscl.training.checkpoint.format import FREE_KEYS
-from glscl.training.config import RunConfig
+from glscl.training.config import RunConfig, add_later_sections
 
 RESULT = "cell.json"
 
@@ -78,7 +78,7 @@ def read_result(cell: Cell) -> CellResult | None:
     if result is None:
         return None
     saved, current = result.config, cell.config.model_dump(mode="json")
-    different = differing_keys(saved, current, FREE_KEYS)
+    different = differing_keys(add_later_sections(saved, current), current, FREE_KEYS)
     different += differing_keys({"testing": saved["evaluation"]}, {"testing": current["evaluation"]}, ())
     if [_fingerprint(uri) for uri in cell.config.data.test] != [test.fingerprint for test in result.tests]:
         different.append("data.test: other test sets")

@@ -18,12 +18,13 @@ from glscl.errors import UserError
 from glscl.losses import (
     LossConfig,
     LossInputs,
+    NeededFeatures,
     compute_losses,
-    needs_score_parts,
+    needed_features,
     tiled_cross_entropies,
     tiles_apply,
 )
-from glscl.models.heads.base import Features
+from glscl.models.heads.base import Draws, Features
 from glscl.training.collectives import gather, gather_features, mean_gradient, mean_over_ranks, rank, world_size
 
 Call = Callable[..., Any]
@@ -57,54 +58,104 @@ class RankPairs:
         return [RankPairs(*chunk) for chunk in zip(*(field.split(pairs // chunks) for field in fields), strict=True)]
 
 
-def step_loss(call: Call, config: LossConfig, text: Features, video: Features, video_ids: Tensor) -> dict[str, Tensor]:
+def step_loss(
+    call: Call, config: LossConfig, text: Features, video: Features, video_ids: Tensor, seed: int = 0
+) -> dict[str, Tensor]:
     """Loss terms of the global batch, as this rank's share of their mean over the ranks.
 
     Args:
-        call: scores ("score", "score_parts", "scored"), names parts ("parts") and gives the logit scale ("scale").
+        call: matches pairs ("match"), scores ("score", "score_parts", "score_detail", "scored"), says what the head
+            provides ("provides") and gives the logit scale ("scale").
         text: caches of this rank's b texts.
         video: caches of this rank's b videos, in the same order; every rank has the same b.
         video_ids: (b,) int64, equal for pairs of the same video.
+        seed: of the random numbers that the head draws for the pairs, the same on every rank.
 
     Returns weighted terms by name and their sum, "total". Back-propagate "total" on every rank and average the
     parameters' gradients over the ranks.
     """
     scale = mean_gradient(call("scale"))
-    pairs = len(video_ids) * world_size()
-    given = text.keys() & video.keys() | ({"score_parts"} if call("parts") else set())
-    inputs = _tiled_inputs if tiles_apply(config, pairs, given) else _whole_inputs
-    return compute_losses(config, inputs(call, config, scale, text, video, video_ids))
+    provided = text.keys() & video.keys() | set(call("provides"))
+    wanted = needed_features(config, provided)
+    batch = _gather(call, wanted, text, video, video_ids, seed)
+    if tiles_apply(config, len(batch.all_ids), provided):
+        return compute_losses(config, _tiled_inputs(call, scale, batch))
+    return compute_losses(config, _whole_inputs(call, wanted, scale, batch))
 
 
-def _whole_inputs(
-    call: Call, config: LossConfig, scale: Tensor, text: Features, video: Features, video_ids: Tensor
-) -> LossInputs:
-    """Inputs of the loss with this rank's rows and columns of the similarities."""
-    all_ids = gather(video_ids)
-    all_text, all_video = gather_features(text), gather_features(video)
+@dataclass(frozen=True)
+class _Gathered:
+    """Caches and numbers of videos of this rank's pairs, and of all."""
+
+    text: Features
+    video: Features
+    ids: Tensor
+    all_text: Features
+    all_video: Features
+    all_ids: Tensor
+
+    @property
+    def first(self) -> int:
+        """Index of this rank's first pair."""
+        return rank() * len(self.ids)
+
+
+def _gather(call: Call, wanted: NeededFeatures, text: Features, video: Features, ids: Tensor, seed: int) -> _Gathered:
+    """Gather caches with gradients, those included that the head adds to pairs that belong together."""
+    all_ids, all_text, all_video = gather(ids), gather_features(text), gather_features(video)
+    own = slice(rank() * len(ids), (rank() + 1) * len(ids))
+    draws = Draws(seed, own, len(all_ids), ids.device)
     # Copies, because ZeRO-3's hooks replace the tensors inside the dictionaries that they see.
-    score_parts = call("score_parts", dict(text), dict(all_video)) if needs_score_parts(config) else None
-    rows = scale * (call("score", dict(text), dict(all_video)) if score_parts is None else score_parts.mean(-1))
-    columns = rows if world_size() == 1 else scale * call("score", dict(all_text), dict(video))
-    return LossInputs(
-        rows=rows,
-        columns=columns,
-        row_positives=video_ids[:, None] == all_ids[None, :],
-        column_positives=all_ids[:, None] == video_ids[None, :],
-        text=all_text,
-        video=all_video,
-        parts=score_parts,
-        first=rank() * len(video_ids),
-        mean_over_ranks=mean_over_ranks,
+    of_text, of_video = call("match", dict(text), dict(video), dict(all_text), draws, wanted.names)
+    return _Gathered(
+        text | of_text,
+        video | of_video,
+        ids,
+        all_text | gather_features(of_text),
+        all_video | gather_features(of_video),
+        all_ids,
     )
 
 
-def _tiled_inputs(
-    call: Call, config: LossConfig, scale: Tensor, text: Features, video: Features, video_ids: Tensor
-) -> LossInputs:
+def _whole_inputs(call: Call, wanted: NeededFeatures, scale: Tensor, batch: _Gathered) -> LossInputs:
+    """Inputs of the loss with this rank's rows and columns of the similarities."""
+
+    def score(text: Features, video: Features) -> tuple[Tensor, Tensor | None]:
+        if wanted.detail is None:
+            return call("score", dict(text), dict(video), scale), None
+        both = call("score_detail", dict(text), dict(video), scale)
+        return both[..., 0], both[..., 1:]
+
+    score_parts, row_detail = None, None
+    if "score_parts" in wanted.names:
+        score_parts = call("score_parts", dict(batch.text), dict(batch.all_video))
+        rows = scale * score_parts.mean(-1)
+    else:
+        similarities, row_detail = score(batch.text, batch.all_video)
+        rows = scale * similarities
+    columns, column_detail = rows, row_detail
+    if world_size() > 1:
+        similarities, column_detail = score(batch.all_text, batch.video)
+        columns = scale * similarities
+    return LossInputs(
+        rows=rows,
+        columns=columns,
+        row_positives=batch.ids[:, None] == batch.all_ids[None, :],
+        column_positives=batch.all_ids[:, None] == batch.ids[None, :],
+        text=batch.all_text,
+        video=batch.all_video,
+        parts=score_parts,
+        first=batch.first,
+        mean_over_ranks=mean_over_ranks,
+        detail=wanted.detail,
+        row_detail=row_detail,
+        column_detail=column_detail,
+        scale=scale,
+    )
+
+
+def _tiled_inputs(call: Call, scale: Tensor, batch: _Gathered) -> LossInputs:
     """Inputs of the loss with cross-entropies in place of similarities, which exist in tiles only."""
-    all_ids = gather(video_ids)
-    all_text, all_video = gather_features(text), gather_features(video)
 
     def cross_entropies(some: Features, others: Features, ids: Tensor, other_ids: Tensor) -> tuple[Tensor, Tensor]:
         result: tuple[Tensor, Tensor] = call(
@@ -112,27 +163,30 @@ def _tiled_inputs(
         )
         return result
 
-    by_text, by_video = cross_entropies(text, all_video, video_ids, all_ids)
+    by_text, by_video = cross_entropies(batch.text, batch.all_video, batch.ids, batch.all_ids)
     if world_size() > 1:
-        by_video = cross_entropies(all_text, video, all_ids, video_ids)[1]
-    empty, no_positives = scale.new_empty(0, 0), all_ids.new_empty(0, 0, dtype=torch.bool)
+        by_video = cross_entropies(batch.all_text, batch.video, batch.all_ids, batch.ids)[1]
+    empty, no_positives = scale.new_empty(0, 0), batch.ids.new_empty(0, 0, dtype=torch.bool)
     return LossInputs(
         rows=empty,
         columns=empty,
         row_positives=no_positives,
         column_positives=no_positives,
-        text=all_text,
-        video=all_video,
-        first=rank() * len(video_ids),
+        text=batch.all_text,
+        video=batch.all_video,
+        first=batch.first,
         cross_entropies=(by_text, by_video),
         mean_over_ranks=mean_over_ranks,
+        scale=scale,
     )
 
 
 def backward_global_batch(
-    call: Call, backward: Backward, config: LossConfig, batch: RankPairs, accumulate: int = 1
+    call: Call, backward: Backward, config: LossConfig, batch: RankPairs, accumulate: int = 1, seed: int = 0
 ) -> dict[str, Tensor]:
     """Run forward and backward of one step over this rank's share; returns the terms of `step_loss`, detached.
+
+    ``seed`` is of the step's random numbers that belong to pairs, the same on every rank.
 
     With ``accumulate`` > 1 only one chunk's activations are held at a time (a two-pass gradient cache, Gao et al. 2021,
     arXiv 2101.06983): encode every chunk without a graph; back-propagate the loss of the whole global batch to the
@@ -145,7 +199,7 @@ def backward_global_batch(
     not fit. Raises `UserError`: ``accumulate``, the number of chunks, does not divide the rank's pairs.
     """
     if accumulate == 1:
-        losses = step_loss(call, config, *_encode(call, batch), batch.video_ids)
+        losses = step_loss(call, config, *_encode(call, batch), batch.video_ids, seed)
         backward(losses["total"], last=True)
         return {name: loss.detach() for name, loss in losses.items()}
 
@@ -158,7 +212,7 @@ def backward_global_batch(
             states.append(_random_state(device))
             cached.append(_encode(call, chunk))
     text, video = (_leaves([caches[side] for caches in cached]) for side in (0, 1))
-    losses = step_loss(call, config, text, video, batch.video_ids)
+    losses = step_loss(call, config, text, video, batch.video_ids, seed)
     backward(losses["total"], last=False)
 
     for index, (chunk, state) in enumerate(zip(chunks, states, strict=True)):

@@ -230,7 +230,9 @@ class Worker:
         pairs = RankPairs(*(tensor.to(self.device, non_blocking=True) for tensor in tensors))
         began = time.perf_counter()
         call = self.clock.timed(self.engine)
-        losses = backward_global_batch(call, partial(backward, self.engine), self.config.loss, pairs, self.accumulate)
+        losses = backward_global_batch(
+            call, partial(backward, self.engine), self.config.loss, pairs, self.accumulate, self._draws_seed()
+        )
         self.clock.enter("optimiser")
         self.engine.step()
         self.clock.stop()
@@ -245,6 +247,10 @@ class Worker:
         self.non_finite.count(self.state.step, batch.names, losses, self.engine.get_global_grad_norm())
         self._unusable += batch.quarantined
         self._truncated += batch.truncated
+
+    def _draws_seed(self) -> int:
+        """Of the random numbers that belong to pairs: one number a step, the same on every rank and after a restart."""
+        return self.config.seed * 1_000_003 + self.state.step
 
     def due(self, request: StepRequest) -> Due:
         """What follows the step that was just done, the same on every rank."""

@@ -26,6 +26,9 @@ SMALL = {
     "tight_transformer": {"layers": 1, "attention_heads": 2},
     "xpool": {"attention_heads": 2},
     "dicosa": {"centers": 4},
+    "tmass": {"attention_heads": 2, "trials": 3},
+    "tcmgc": {"attention_heads": 2, "keep_rate": 0.5},
+    **{name: {"layers": 1, "attention_heads": 2} for name in ("uatvr", "agc", "video_colbert")},
 }
 
 torch.set_num_threads(1)

@@ -26,11 +26,41 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "xpool": {"attention_heads": 1, "dropout": 0.3, "mask_padding": True},
     "wti": {"mask_padding": True},
     "xclip": {"mask_padding": True},
+    "gare": {"tau": 3.0, "dropout": 0.3, "mask_padding": True},
+    "tmass": {"attention_heads": 1, "dropout": 0.3, "prior": "uniform", "prior_std": 1.0, "trials": 20, "seed": 24}
+    | {"mask_padding": True},
+    "uatvr": {"layers": 4, "attention_heads": None, "positions": 77, "extra_text_tokens": 2, "extra_video_tokens": 2}
+    | {"text_samples": 7, "video_samples": 7, "mask_padding": True},
+    "agc": {"vectors": 5, "queries": 4, "layers": 4, "attention_heads": None, "positions": 77, "pooling": "cluster"}
+    | {"weights": "saliency", "centroid_weight": 1.0, "mask_padding": True},
+    "tcmgc": {"attention_heads": 1, "keep_rate": 0.1, "softmax_lambda": 100.0, "dropout": 0.3, "mask_padding": True},
+    "video_colbert": {"layers": 4, "attention_heads": None, "positions": 77, "expansion_tokens": 2}
+    | {"logit_scale": 10.0, "logit_bias": -10.0, "mask_padding": True},
 }
 """What the authors train with."""
 LIMITS: list[tuple[str, str, list[float], list[float]]] = [
-    *((head, "tau", [0.25, 7.0], [0.0, -0.5]) for head in ("glscl", "glccl", "dicosa")),
-    *((head, "dropout", [0.0, 0.75], [1.0, -0.5]) for head in ("glscl", "tight_transformer", "xpool")),
+    *((head, "tau", [0.25, 7.0], [0.0, -0.5]) for head in ("glscl", "glccl", "dicosa", "gare")),
+    *(
+        (head, "dropout", [0.0, 0.75], [1.0, -0.5])
+        for head in ("glscl", "tight_transformer", "xpool", "gare", "tmass", "tcmgc")
+    ),
+    *((head, "attention_heads", [1, 2], [0, -1]) for head in ("tmass", "uatvr", "agc", "tcmgc", "video_colbert")),
+    *(
+        (head, option, [1, 2], [0, -1])
+        for head in ("uatvr", "agc", "video_colbert")
+        for option in ("layers", "positions")
+    ),
+    *(("agc", option, [1, 2], [0, -1]) for option in ("vectors", "queries")),
+    *(("uatvr", option, [0, 2], [-1]) for option in ("extra_text_tokens", "extra_video_tokens")),
+    *(("uatvr", option, [1, 2], [0, -1]) for option in ("text_samples", "video_samples")),
+    ("agc", "centroid_weight", [0.5, 2.0], [0.0, -1.0]),
+    ("tmass", "prior_std", [0.003, 2.0], [0.0, -1.0]),
+    ("tmass", "trials", [1, 2], [0, -1]),
+    ("tmass", "seed", [0, 2], [-1]),
+    ("tcmgc", "keep_rate", [0.1, 1.0], [0.0, 1.1]),
+    ("tcmgc", "softmax_lambda", [0.1, 100.0], [0.0, -1.0]),
+    ("video_colbert", "expansion_tokens", [1, 2], [0, -1]),
+    ("video_colbert", "logit_scale", [0.1, 118.0], [0.0, -1.0]),
     *(("glscl", option, [1, 2], [0, -1]) for option in ("queries", "layers", "attention_heads", "feedforward")),
     *(("seq_transformer", option, [1, 2], [0, -1]) for option in ("layers", "attention_heads", "positions")),
     *(("tight_transformer", option, [1, 2], [0, -1]) for option in ("layers", "attention_heads")),
@@ -77,7 +107,13 @@ def test_limits_of_options(name: str, option: str, taken: list[float], refused: 
     [
         ("dicosa", ("hidden", "weight")),
         ("tight_transformer", ("dense", "similarity")),
-        ("wti", ("text_weight_fc.0", "text_weight_fc.2", "video_weight_fc.0", "video_weight_fc.2")),
+        *(
+            (name, ("text_weight_fc.0", "text_weight_fc.2", "video_weight_fc.0", "video_weight_fc.2"))
+            for name in ("wti", "uatvr")
+        ),
+        ("gare", ("q_proj", "k_proj", "v_proj", "out_proj", "linear_proj", "mean_proj")),
+        ("tcmgc", ("linear_proj",)),
+        ("uatvr", ("pie_net_text.fc", "uncertain_net_video.fc", "uncertain_net_video.fc2")),
     ],
 )
 def test_linear_layers_start_small(name: str, layers: tuple[str, ...]) -> None:
@@ -92,12 +128,13 @@ def test_the_pooled_sentence_is_normed_with_the_authors_offset() -> None:
     assert _build("tight_transformer", layers=1).ln_pool.eps == 1e-12
 
 
-def test_xpool_starts_as_the_identity() -> None:
-    head = _build("xpool", width=16)
+@pytest.mark.parametrize(("name", "maps"), [("xpool", 5), ("tmass", 6)])
+def test_xpools_maps_start_as_the_identity(name: str, maps: int) -> None:
+    head = _build(name, width=16)
     linears = [module for module in head.modules() if isinstance(module, nn.Linear)]
-    assert len(linears) == 5
+    assert len(linears) == maps
     for linear in linears:
-        assert torch.equal(linear.weight, torch.eye(16))
+        assert torch.equal(linear.weight, torch.eye(*linear.weight.shape))
         assert linear.bias.eq(0).all()
 
 
@@ -124,14 +161,14 @@ def test_glscl_is_built_as_its_options_say() -> None:
     assert _build("glscl", feedforward=24).decoder.layers[0].linear1.out_features == 24
 
 
-@pytest.mark.parametrize("name", ["seq_transformer", "tight_transformer"])
+@pytest.mark.parametrize("name", ["seq_transformer", "tight_transformer", "uatvr", "agc", "video_colbert"])
 @pytest.mark.parametrize(("width", "expected"), [(16, 1), (64, 1), (192, 3), (252, 3)])
 def test_one_attention_head_per_64_of_the_width(name: str, width: int, expected: int) -> None:
     assert _build(name, width=width, layers=1).context.resblocks[0].attn.num_heads == expected
     assert _build(name, width=width, layers=1, attention_heads=2).context.resblocks[0].attn.num_heads == 2
 
 
-@pytest.mark.parametrize("name", ["seq_transformer", "tight_transformer"])
+@pytest.mark.parametrize("name", ["seq_transformer", "tight_transformer", "uatvr", "agc", "video_colbert"])
 def test_position_tables_and_layers_have_the_sizes_asked_for(name: str) -> None:
     head = _build(name, layers=2, positions=9)
     assert len(head.context.resblocks) == 2
@@ -152,7 +189,7 @@ def test_only_another_length_than_that_of_the_parameters_is_refused() -> None:
         head.check_length("frames", 299)
 
 
-@pytest.mark.parametrize("name", ["glscl", "tight_transformer", "xpool"])
+@pytest.mark.parametrize("name", ["glscl", "tight_transformer", "xpool", "gare", "tmass", "tcmgc"])
 def test_dropout_is_that_of_the_options_and_of_training_only(name: str) -> None:
     for rate in (0.0, 0.25):
         head = _build(name, dropout=rate)

@@ -13,12 +13,17 @@ from glscl.models.scores import tiles
 from glscl.training.global_batch import step_loss
 from tests.training.ranks import CASES, TOLERANCE, Result, build_model, check, start, step, write_clip
 
-NAMES = ("mean_pool", "glscl-official", "wti", "xclip-double", "xpool", "dicosa", "plug-in")
+NAMES = ("mean_pool", "glscl-official", "wti", "xclip-double", "xpool", "dicosa", "plug-in", "tmass", "tcmgc-double")
+OFF = {name: {"weight": 0.0} for name in ("support_text", "similarity_decorrelation")}  # they read what is whole
 
 
 def _tiled(name: str) -> dict[str, Any]:
     case = CASES[name]
-    return case | {"loss": case["loss"] | {"contrastive": {"tiled_above": 0}}}
+    return case | {"loss": case["loss"] | {"contrastive": {"tiled_above": 0}} | OFF}
+
+
+def _whole(name: str) -> dict[str, Any]:
+    return CASES[name] | {"loss": CASES[name]["loss"] | OFF}
 
 
 def _worker(rank: int, clip: str) -> dict[tuple[str, int], Result]:
@@ -32,14 +37,14 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_two_ranks_and_chunks(clip: str, tmp_path: Path) -> None:
-    whole = {name: step(CASES[name], clip, 0, 1) for name in NAMES}
+    whole = {name: step(_whole(name), clip, 0, 1) for name in NAMES}
     for (name, _), result in start(_worker, 2, tmp_path, clip)[0].items():
         check(result, whole[name], CASES[name].get("tolerance", TOLERANCE))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_one_process(name: str, clip: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = step(CASES[name], clip, 0, 1)
+    whole = step(_whole(name), clip, 0, 1)
     monkeypatch.setattr(tiles, "CPU_TILE", 9)
     check(step(_tiled(name), clip, 0, 2), whole, CASES[name].get("tolerance", TOLERANCE))
 
@@ -58,4 +63,4 @@ def test_only_batches_above_the_option_are_tiled(above: int, calls: set[str], cl
     )
     unit = torch.eye(8, 16)
     step_loss(call, config, {"sentence": unit}, {"pooled": unit}, torch.arange(8))
-    assert called == {"scale", "parts"} | calls
+    assert called == {"match", "provides", "scale"} | calls

@@ -117,7 +117,7 @@ def test_one_process_scores_once_and_goes_backward_once(clip: str) -> None:
         loss.backward()
 
     losses = backward_global_batch(call, backward, WITHOUT_PARTS, global_batch())
-    assert sorted(calls) == ["backward, last: True", "parts", "scale", "score", "text", "video"]
+    assert sorted(calls) == ["backward, last: True", "match", "provides", "scale", "score", "text", "video"]
     assert not any(loss.requires_grad for loss in losses.values())
 
 

@@ -35,7 +35,7 @@ from tests.training.ranks import (
 )
 
 HEADS = {name: case for name, case in CASES.items() if "double" not in case and "log_scale" not in case}
-SCORING = ("tight_transformer", "xpool", "xclip", "dicosa", "glccl", "plug-in")
+SCORING = ("tight_transformer", "xpool", "xclip", "dicosa", "glccl", "tmass", "tcmgc", "plug-in")
 """Cases whose heads have parameters that scoring alone uses."""
 Point = tuple[str, int, int, bool, str]
 """Case, ZeRO stage, parts of a rank's share, overlap, precision."""
@@ -71,7 +71,11 @@ def _engine_step(point: Point, clip: str, rank: int) -> Result:
     batch = global_batch().split(world)[rank]
     loss = LossConfig.model_validate(case["loss"])
     losses = backward_global_batch(engine, partial(backward, engine), loss, batch, parts)
-    grads = {key: safe_get_full_grad(parameter).float() for key, parameter in engine.module.named_parameters()}
+    grads = {
+        key: safe_get_full_grad(parameter).float()
+        for key, parameter in engine.module.named_parameters()
+        if key != case.get("unused")
+    }
     return mean(losses, {})[0], grads
 
 

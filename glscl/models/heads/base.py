@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
@@ -19,6 +19,30 @@ if TYPE_CHECKING:  # seconds to import, and options of heads are needed to read 
 
 Features = dict[str, Tensor]
 """What a head caches: named tensors that share their leading dimension, one row per text or per video."""
+
+
+class Draws:
+    """Random numbers of a step, equal for a pair whichever rank holds it: a rank draws those of all, and keeps its own.
+
+    Args:
+        seed: of the step.
+        own: this rank's pairs among those of the global batch.
+        pairs: of the global batch.
+        device: where they are drawn; a CPU and a GPU draw different ones.
+    """
+
+    def __init__(self, seed: int, own: slice, pairs: int, device: torch.device) -> None:
+        self._own, self._pairs, self._device = own, pairs, device
+        self._generator = torch.Generator(device).manual_seed(seed)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal numbers (pairs of this rank, ...)."""
+        return torch.randn(self._pairs, *shape, generator=self._generator, device=self._device)[self._own]
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Numbers from 0 to 1 (pairs of this rank, ...)."""
+        return torch.rand(self._pairs, *shape, generator=self._generator, device=self._device)[self._own]
+
 
 Length = Literal["words", "frames"]
 
@@ -58,8 +82,11 @@ class Head(nn.Module, ABC):
             others; such heads are `LengthTiedHead`s.
         parts: names of the scores whose mean is the similarity, where there are several. Such a head's ``forward``
             takes a third argument, ``parts``: where true it returns those scores (A, B, P) instead.
-        provides: what loss terms may ask for: names of caches, present for texts and videos alike ("concepts"), and
-            "score_parts" of a head that has parts.
+        detail: what loss terms may ask for of every pair, beside its similarity, if there is such a thing. Such a
+            head's ``forward`` takes an argument ``detail``: where true it returns (A, B, 1 + P), the similarity first.
+        uses_scale: whether similarities depend on the logit scale, which ``forward`` then takes as ``scale``.
+        provides: what loss terms may ask for: names of caches, present for texts and videos alike ("concepts"),
+            "score_parts" of a head that has parts, and `detail`.
         width: D.
     """
 
@@ -67,6 +94,8 @@ class Head(nn.Module, ABC):
     name: ClassVar[str]
     length_tied: ClassVar[tuple[Length, ...]] = ()
     parts: ClassVar[tuple[str, ...]] = ()
+    detail: ClassVar[str | None] = None
+    uses_scale: ClassVar[bool] = False
     provides: tuple[str, ...] = ()
 
     @abstractmethod
@@ -105,6 +134,23 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def forward(self, text: Features, video: Features) -> Tensor:
         """Score A cached texts against B cached videos: similarities (A, B), float32."""
+
+    def match(
+        self, text: Features, video: Features, all_text: Features, draws: Draws, wanted: Collection[str]
+    ) -> tuple[Features, Features]:
+        """What training adds to the caches of pairs that belong together, text i with video i; nothing by default.
+
+        Args:
+            text: caches of this rank's texts.
+            video: caches of this rank's videos.
+            all_text: caches of the texts of the global batch.
+            draws: random numbers of this rank's pairs.
+            wanted: what the loss terms that are on need.
+
+        Returns:
+            More caches of the texts and of the videos.
+        """
+        return {}, {}
 
     def multiply_adds(self, words: int, frames: int) -> int:
         """Multiply-adds per pair, everything cached that depends on one text or one video alone.

@@ -53,19 +53,21 @@ class GLSCL(Head):
     """
 
     Options = GLSCLOptions
+    provides: tuple[str, ...] = ("concepts",)
 
     def __init__(self, width: int, options: GLSCLOptions) -> None:
         super().__init__(width, options)
         if not (options.use_global or options.use_local):
             raise UserError("model.heads.glscl: use_global and use_local are both false; switch one on")
         self.options = options
-        if options.use_local:
+        if not options.use_local:
+            self.provides = ()
+        else:
             if width % options.attention_heads:
                 raise UserError(
                     f"model.heads.glscl.attention_heads: {options.attention_heads} does not divide the feature "
                     f"width {width} of the clip towers"
                 )
-            self.provides = ("concepts",)
             self.queries = nn.Parameter(torch.rand(options.queries, width))
             layer = nn.TransformerDecoderLayer(
                 width,

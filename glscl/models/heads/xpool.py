@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from glscl.errors import UserError
 from glscl.models.heads.base import Features, Head, register_head
-from glscl.models.heads.scoring import score_by_tiles
+from glscl.models.heads.folding import Tail, quadratic_form
+from glscl.models.heads.scoring import score_by_tiles, wide
 from glscl.options import MAX_SIZE, Options
 
 _LEAST_SQUARED_NORM = 1e-20
@@ -35,9 +36,8 @@ class XPool(Head):
     ``o_ab = LN2(W_o Σ_f softmax_f(q_a · k_bf / √d) v_bf)`` with ``q = W_q LN1(t)``, ``k, v = W_k, W_v LN1(frames)``,
     and ``z = LN3(o + dropout(W o))``. All maps start as the identity.
 
-    Where nothing is dropped, both maps after the attention are linear but for two numbers per pair, the deviations of
-    LN2 and LN3: with ``w`` the attention, ``z`` is a sum of mapped frames, weighted by ``w``, and of two vectors.
-    Mapped frames and their Gram matrices are cached, and neither the maps nor the texts × videos × D tensor remain.
+    W_o is applied to the values, once per video. Where nothing is dropped, what follows is folded as well (`Tail`):
+    mapped values and their Gram matrices are cached, and neither maps nor the texts × videos × D tensor remain.
     """
 
     Options = XPoolOptions
@@ -61,33 +61,30 @@ class XPool(Head):
 
     def encode_text(self, sentence: Tensor, tokens: Tensor, token_mask: Tensor) -> Features:
         """Unit sentence features (A, D), attention queries (A, heads, D / heads), and dots with two vectors (A, 2)."""
-        query = self.q_proj(self.layer_norm1(sentence)).unflatten(-1, (self.options.attention_heads, -1))
-        unit = F.normalize(sentence.float(), dim=-1)
+        unit = F.normalize(wide(sentence), dim=-1)
         with torch.autocast(sentence.device.type, enabled=False):
-            constants = torch.stack([self._shift() * self.layer_norm3.weight.float(), self.layer_norm3.bias.float()])
-            return {"sentence": unit, "query": query, "constants": unit @ constants.T}
+            return {"sentence": unit, "query": self.query(sentence), "constants": unit @ self.tail.constants().T}
 
     def encode_video(self, frames: Tensor, frame_mask: Tensor) -> Features:
         """Attention keys (B, heads, F, D / heads), the mask (B, F), and what is attended to.
 
-        That are values of the keys' shape where `_folds` says no, else mapped values (B, heads F, D), times LN3's
-        weights, and three Gram matrices of heads F and none, one and two more vectors.
+        Those are mapped values (B, n, D) of n = heads × F, times LN3's weights, and three Gram matrices of n and none,
+        one and two more vectors; where `folds` says no, values after W_o (B, n, D), or (B, heads, F, D / heads) before.
         """
-        normed = self.layer_norm1(frames)
-        key, value = (
-            linear(normed).unflatten(-1, (self.options.attention_heads, -1)).transpose(1, 2)
-            for linear in (self.k_proj, self.v_proj)
-        )
-        mask = frame_mask.bool() if self.options.mask_padding else torch.ones_like(frame_mask, dtype=torch.bool)
-        features = {"key": key, "frame_mask": mask}
-        if not self._folds(frames.shape[1]):
+        features, value = self.keys(frames, frame_mask)
+        if self.heads * frames.shape[1] >= frames.shape[1] + self.width:  # W_o per pair is less than so many values
             return features | {"value": value}
         with torch.autocast(frames.device.type, enabled=False):
-            return features | self._folded(value.float())
+            attended = self.attended(value)
+            if not self.folds(frames.shape[1]):
+                return features | {"attended": attended}
+            folded = self.tail.fold(attended)
+            vectors = torch.cat([folded["mapped"], self.tail.constants().expand(len(frames), -1, -1)], 1)
+            return features | folded | {"gram_bias": vectors @ vectors.transpose(1, 2)}
 
     def forward(self, text: Features, video: Features) -> Tensor:
         """Cosines (A, B)."""
-        if "value" in video:
+        if "gram_bias" not in video:
             return score_by_tiles(self._score, text, video, self.width)
         return score_by_tiles(self._score_folded, text, video, video["mapped"].shape[1] + 2, 16.0)
 
@@ -98,82 +95,96 @@ class XPool(Head):
     def implemented_multiply_adds(self, words: int, frames: int) -> int:
         """``FD`` for the attention, ``nD`` for dots with ``n`` = heads × F mapped values, three quadratic forms.
 
-        That is where nothing is dropped.
+        That is where nothing is dropped. Where one map per pair is less: ``FD + nD + D² + D``, or without ``W_o`` in
+        the values ``2FD + 2D² + D``.
         """
-        if not self._folding_is_less(frames):
-            return self.multiply_adds(words, frames)
-        values = self.options.attention_heads * frames
-        return (frames + values) * self.width + values**2 + (values + 1) ** 2 + (values + 2) ** 2
+        if self._folding_is_less(frames):
+            return self._folded_multiply_adds(frames)
+        return self._mapped_multiply_adds(frames)
 
-    def _folds(self, frames: int) -> bool:
+    @property
+    def heads(self) -> int:
+        """Attention heads."""
+        return self.options.attention_heads
+
+    @property
+    def tail(self) -> Tail:
+        """What follows the attention and W_o."""
+        return Tail(self.layer_norm2, self.linear_proj, self.layer_norm3)
+
+    def query(self, sentence: Tensor) -> Tensor:
+        """Attention queries (A, heads, D / heads) of sentence features (A, D)."""
+        query: Tensor = self.q_proj(self.layer_norm1(sentence)).unflatten(-1, (self.heads, -1))
+        return query
+
+    def keys(self, frames: Tensor, frame_mask: Tensor) -> tuple[Features, Tensor]:
+        """Attention keys and mask as cached, and values (B, heads, F, D / heads)."""
+        normed = self.layer_norm1(frames)
+        key, value = (
+            linear(normed).unflatten(-1, (self.heads, -1)).transpose(1, 2) for linear in (self.k_proj, self.v_proj)
+        )
+        mask = frame_mask.bool() if self.options.mask_padding else torch.ones_like(frame_mask, dtype=torch.bool)
+        return {"key": key, "frame_mask": mask}, value
+
+    def attended(self, value: Tensor) -> Tensor:
+        """Values (B, heads, F, D / heads) after W_o, (B, heads F, D): each head's weights sum to 1."""
+        out = wide(self.out_proj.weight).unflatten(1, (self.heads, -1))  # (D, heads, D / heads)
+        mapped = torch.einsum("bhfd,ohd->bhfo", wide(value), out).flatten(1, 2)
+        return mapped + wide(self.out_proj.bias) / self.heads
+
+    def folds(self, frames: int) -> bool:
         """Whether mapped values and Gram matrices are cached instead of values."""
         return self._folding_is_less(frames) and not (self.training and self.options.dropout)
 
-    def _folding_is_less(self, frames: int) -> bool:
-        """Whether dots with mapped values, and three quadratic forms, are less work than two maps."""
-        values = self.options.attention_heads * frames
-        return 3 * values**2 + values * self.width < 2 * self.width**2 + frames * self.width
-
-    def _shift(self) -> Tensor:
-        """What LN2's bias adds to the input of LN3, centred: (D,)."""
-        bias = self.layer_norm2.bias.float()
-        shift = bias + F.linear(bias, self.linear_proj.weight.float(), self.linear_proj.bias.float())
-        return shift - shift.mean()
-
-    def _folded(self, value: Tensor) -> Features:
-        """Mapped values and Gram matrices of values (B, heads, F, D / heads)."""
-        heads, norm = self.options.attention_heads, self.layer_norm3
-        out = self.out_proj.weight.float().unflatten(1, (heads, -1))  # (D, heads, D / heads)
-        attended = torch.einsum("bhfd,ohd->bhfo", value, out).flatten(1, 2)
-        attended = attended + self.out_proj.bias.float() / heads  # each head's weights sum to 1
-        attended = attended - attended.mean(-1, keepdim=True)
-        scaled = attended * self.layer_norm2.weight.float()
-        mapped = scaled + scaled @ self.linear_proj.weight.float().T
-        centred = mapped - mapped.mean(-1, keepdim=True)
-        shift = self._shift().expand(len(value), 1, -1)
-        with_shift = torch.cat([centred, shift], 1)
-        bias = norm.bias.float().expand(len(value), 1, -1)
-        with_bias = torch.cat([with_shift * norm.weight.float(), bias], 1)
-        return {
-            "mapped": with_bias[:, :-2].contiguous(),
-            "gram": attended @ attended.transpose(1, 2),
-            "gram_shift": with_shift @ with_shift.transpose(1, 2),
-            "gram_bias": with_bias @ with_bias.transpose(1, 2),
-        }
-
-    def _attention(self, text: Features, video: Features) -> Tensor:
-        """Weights (heads, b, F, a) of the frames."""
-        query, key = text["query"].float(), video["key"].float()
+    def weights(self, text: Features, video: Features) -> Tensor:
+        """Attention weights (b, n, a) of n = heads × F values."""
+        query, key = wide(text["query"]), wide(video["key"])
         keys = key.transpose(0, 1).flatten(1, 2)  # (heads, b F, D / heads)
         logits = torch.bmm(keys, query.permute(1, 2, 0)).unflatten(1, key.shape[::2]) / math.sqrt(query.shape[-1])
         hidden = ~video["frame_mask"].unsqueeze(-1)
-        weights: Tensor = logits.masked_fill(hidden, torch.finfo(torch.float32).min).softmax(2)
-        return weights
+        weights: Tensor = logits.masked_fill(hidden, torch.finfo(logits.dtype).min).softmax(2)
+        return weights.transpose(0, 1).flatten(1, 2)
+
+    def pooled(self, text: Features, video: Features) -> Tensor:
+        """Pooled videos z (b, a, D), with every vector of a pair built."""
+        weights = self.weights(text, video)
+        if "attended" in video:
+            attended = torch.bmm(weights.transpose(1, 2), video["attended"])
+        else:
+            weights = weights.unflatten(1, (self.heads, -1)).transpose(2, 3)  # (b, heads, a, F)
+            mixed = (weights @ wide(video["value"])).transpose(1, 2).flatten(2)
+            attended = self.out_proj(mixed.to(self.out_proj.weight.dtype))
+        return self.tail.unfolded(attended, self.dropout)
+
+    def pooled_multiply_adds(self, frames: int) -> int:
+        """Multiply-adds per pair of z itself, the fewest of those that `encode_video` makes possible."""
+        values = self.heads * frames
+        if not self._folding_is_less(frames):
+            return self._mapped_multiply_adds(frames) - self.width
+        return (frames + values + 2) * self.width + values**2 + (values + 1) ** 2
+
+    def _folding_is_less(self, frames: int) -> bool:
+        return self._folded_multiply_adds(frames) < self._mapped_multiply_adds(frames)
+
+    def _folded_multiply_adds(self, frames: int) -> int:
+        values = self.heads * frames
+        return (frames + values) * self.width + values**2 + (values + 1) ** 2 + (values + 2) ** 2
+
+    def _mapped_multiply_adds(self, frames: int) -> int:
+        mixed = min(self.heads * frames, frames + self.width)
+        return (frames + mixed + self.width + 1) * self.width
 
     def _score_folded(self, text: Features, video: Features) -> Tensor:
         """Cosines (a, b), by the coefficients of mapped values and two vectors in ``z``, times both deviations."""
-        weights = self._attention(text, video).transpose(0, 1).flatten(1, 2)  # (b, n, a)
-        sentence, (first, second) = text["sentence"], text["constants"].T
-        dots = (video["mapped"].flatten(0, 1) @ sentence.T).view(weights.shape)
-        variance = _quadratic_form(video["gram"], weights) / self.width + self.layer_norm2.eps
-        deviation = variance.sqrt()
-        coefficients = torch.cat([weights, deviation], 1)
-        variance = _quadratic_form(video["gram_shift"], coefficients) / self.width + self.layer_norm3.eps * variance
-        both = variance.sqrt()
-        squared = _quadratic_form(video["gram_bias"], torch.cat([coefficients, both], 1))
-        dot = (dots * weights).sum(1, keepdim=True) + deviation * first + both * second
-        cosines: Tensor = dot * squared.clamp_min(_LEAST_SQUARED_NORM).rsqrt()
-        return cosines.squeeze(1).T
+        weights = self.weights(text, video)
+        coefficients = self.tail.coefficients(weights, video)
+        dots = (video["mapped"].flatten(0, 1) @ text["sentence"].T).view(weights.shape)
+        squared = quadratic_form(video["gram_bias"], coefficients)
+        dot = (dots * weights).sum(1) + (coefficients[:, -2:] * text["constants"].T).sum(1)
+        cosines: Tensor = dot * squared.squeeze(1).clamp_min(_LEAST_SQUARED_NORM).rsqrt()
+        return cosines.T
 
     def _score(self, text: Features, video: Features) -> Tensor:
-        weights, value = self._attention(text, video), video["value"].float()
-        pooled = torch.einsum("hbfa,bhfd->bahd", weights, value).flatten(2)
-        attended = self.layer_norm2(self.out_proj(pooled.to(video["value"].dtype)))
-        pooled = self.layer_norm3(attended + self.dropout(self.linear_proj(attended)))
-        cosines: Tensor = torch.einsum("ad,bad->ab", text["sentence"], F.normalize(pooled.float(), dim=-1))
+        unit = F.normalize(self.pooled(text, video), dim=-1)
+        cosines: Tensor = torch.einsum("ad,bad->ab", text["sentence"], unit)
         return cosines
-
-
-def _quadratic_form(gram: Tensor, coefficients: Tensor) -> Tensor:
-    """``cᵀ G c`` (b, 1, a) of Gram matrices (b, n, n) and coefficients (b, n, a)."""
-    return (torch.bmm(gram, coefficients) * coefficients).sum(1, keepdim=True)

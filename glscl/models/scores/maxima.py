@@ -18,10 +18,12 @@ def maximum_scores(
     words: Tensor,
     frames: Tensor,
     masks: tuple[Tensor, Tensor],
-    weights: tuple[Tensor, Tensor],
+    weights: tuple[Tensor, Tensor | None],
     hidden: float,
 ) -> Tensor:
     """``½ [Σ_w α_aw max_f x_wf + Σ_f β_bf max_w x_wf]`` with ``x = ŵ_aw · f̂_bf``, by A texts and B videos.
+
+    Without β it is the one direction ``Σ_w α_aw max_f x_wf``.
 
     Where a word or a frame is hidden, ``x`` is ``hidden``. Equal maxima share the gradient equally. The
     texts × videos × words × frames tensor exists in tiles only, forward and backward, which computes each again.
@@ -30,7 +32,7 @@ def maximum_scores(
         words: unit features (A, W, D).
         frames: unit features (B, F, D).
         masks: (A, W) and (B, F) bool, True where real.
-        weights: α (A, W) and β (B, F), at least float32, each summing to 1, and 0 for what is hidden unless all is.
+        weights: α (A, W) and β (B, F) or None, at least float32, 0 for what is hidden unless all is.
         hidden: -1, so that padding is nobody's best match, or 0, the product with features of zero.
 
     Returns:
@@ -40,7 +42,9 @@ def maximum_scores(
         from glscl.models.scores import triton_maxima  # not everywhere is Triton installed
 
         if triton_maxima.takes(words, frames):
-            return triton_maxima.maximum_scores(words, frames, masks, weights, hidden)
+            of_words, of_frames = weights
+            both = (2 * of_words, of_words.new_zeros(frames.shape[:2])) if of_frames is None else (of_words, of_frames)
+            return triton_maxima.maximum_scores(words, frames, masks, both, hidden)
     kind = torch.promote_types(words.dtype, weights[0].dtype)
     return cast(Tensor, _MaximumScores.apply(words.to(kind), frames.to(kind), *masks, *weights, hidden))
 
@@ -56,7 +60,7 @@ class _MaximumScores(torch.autograd.Function):
         word_mask: Tensor,
         frame_mask: Tensor,
         word_weights: Tensor,
-        frame_weights: Tensor,
+        frame_weights: Tensor | None,
         hidden: float,
     ) -> Tensor:
         ctx.save_for_backward(words, frames, word_mask, frame_mask, word_weights, frame_weights)
@@ -67,8 +71,10 @@ class _MaximumScores(torch.autograd.Function):
             products = _products(scratch, arranged, frames[column])
             padding.fill(products, row, column, hidden)
             by_word = products.amax(1).mul_(word_weights[row].T).sum(1)
-            by_frame = products.amax(2).mul_(frame_weights[column].unsqueeze(-1)).sum(1)
-            scores[column, row] = by_word.add_(by_frame).div_(2)
+            if frame_weights is not None:
+                by_frame = products.amax(2).mul_(frame_weights[column].unsqueeze(-1)).sum(1)
+                by_word.add_(by_frame).div_(2)
+            scores[column, row] = by_word
         return scores.T
 
     @staticmethod
@@ -76,20 +82,23 @@ class _MaximumScores(torch.autograd.Function):
         words, frames, word_mask, frame_mask, word_weights, frame_weights = ctx.saved_tensors
         scratch, padding, width = Scratch(words), _Padding(word_mask, frame_mask), words.shape[2]
         to_words, to_frames = words.new_zeros(words.shape), frames.new_zeros(frames.shape)
-        to_word_weights, to_frame_weights = torch.zeros_like(word_weights), torch.zeros_like(frame_weights)
-        halves = grads[0].T / 2
+        to_word_weights = torch.zeros_like(word_weights)
+        to_frame_weights = None if frame_weights is None else torch.zeros_like(frame_weights)
+        given = grads[0].T if frame_weights is None else grads[0].T / 2
         for row, column, arranged in _tiles(words, frames):
-            products, half = _products(scratch, arranged, frames[column]), halves[column, row]
+            products, share = _products(scratch, arranged, frames[column]), given[column, row].unsqueeze(1)
             padding.fill(products, row, column, ctx.hidden)
-            best_frame, best_word = products.amax(1, keepdim=True), products.amax(2, keepdim=True)
-            to_word_weights[row] += (best_frame.squeeze(1) * half.unsqueeze(1)).sum(0).T
-            to_frame_weights[column] += (best_word.squeeze(2) * half.unsqueeze(1)).sum(2)
+            best_frame = products.amax(1, keepdim=True)
+            to_word_weights[row] += (best_frame.squeeze(1) * share).sum(0).T
             equal = scratch.take("equal", *products.shape)
             equal.copy_(products).sub_(best_frame).eq_(0.0)
-            total = equal.mul_((half.unsqueeze(1) * word_weights[row].T).unsqueeze(1) / equal.sum(1, keepdim=True))
-            products.sub_(best_word).eq_(0.0)
-            weighted = (half.unsqueeze(1) * frame_weights[column].unsqueeze(-1)).unsqueeze(2)
-            total.addcmul_(products, weighted / products.sum(2, keepdim=True))
+            total = equal.mul_((share * word_weights[row].T).unsqueeze(1) / equal.sum(1, keepdim=True))
+            if frame_weights is not None and to_frame_weights is not None:
+                best_word = products.amax(2, keepdim=True)
+                to_frame_weights[column] += (best_word.squeeze(2) * share).sum(2)
+                products.sub_(best_word).eq_(0.0)
+                weighted = (share * frame_weights[column].unsqueeze(-1)).unsqueeze(2)
+                total.addcmul_(products, weighted / products.sum(2, keepdim=True))
             padding.fill(total, row, column, 0.0)
             flat = total.view(products.shape[0] * products.shape[1], -1)
             to_arranged = (flat.T @ frames[column].flatten(0, 1)).view(arranged.shape)
