@@ -35,6 +35,8 @@ class Eval(Options):
     """CPUs that Ray reserves per actor. auto: a node's CPUs divided among its actors."""
     loader_workers: int | Auto = "auto"
     """Decoding processes per actor. auto: all of its CPUs but one beside a GPU, else a quarter."""
+    memory_mb: int = Field(default=EvaluationConfig.model_fields["memory_mb"].default, ge=1)
+    """Memory that scoring takes on each actor's device, in MiB, beyond the model and the embeddings."""
     normalisations: bool = False
     """Also score with every registered normalisation (QB-Norm, dual and inverted softmax), as columns of their own
     that say what they saw. The driver then holds the whole matrix of texts x videos."""
@@ -64,6 +66,7 @@ def run(words: list[str], program: str) -> str:
     from glscl.evaluation.saved import check_weights
 
     config = EvaluationConfig(
+        memory_mb=options.memory_mb,
         normalisations=options.normalisations,
         bank_videos=options.bank_videos if options.bank else 0,
         leave_out=options.leave_out,

@@ -1,9 +1,15 @@
-"""The Ray actors of an evaluation: each holds the model, and embeds and scores its row shard."""
+"""The Ray actors of an evaluation: each holds the model, and embeds and scores its row shard.
+
+Caches stay in Ray's object store, where the actor that made them has put them. The driver hands references around;
+whoever scores reads the rows of one block at a time, from another node only once.
+"""
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
@@ -11,22 +17,60 @@ from torch import Tensor
 from glscl.data.gallery import Gallery
 from glscl.data.shards import open_shard_set
 from glscl.errors import BrokenRunError, UserError
-from glscl.evaluation.embed import Embeddings, RowShard, embed, score_rows, similarity_of_rows
+from glscl.evaluation.caches import Cache, Layout, PairCaches, Piece
+from glscl.evaluation.embed import Embeddings, RowShard, embed, own_scores_of_rows, rank_rows, similarity_of_rows
 from glscl.evaluation.options import EvaluationConfig
 from glscl.evaluation.saved import load_model
-from glscl.evaluation.scoring import ScoringResult, merge
+from glscl.evaluation.scoring import RankedTexts, ScoringResult, merge
 from glscl.models.heads.base import Features
 from glscl.models.tokenizer import tokenize
 from glscl.system.nodes import Share
 from glscl.system.progress import Progress
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from ray import ObjectRef
     from ray.exceptions import RayTaskError
 
-    Shared: TypeAlias = ObjectRef[Embeddings] | Embeddings  # or where they lie
+    Bytes = dict[str, NDArray[np.uint8]]
 
 POLL_S = 1.0  # seconds between two looks at how far the actors have come
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPiece:
+    """A piece in Ray's object store, as arrays of bytes (R, row bytes), which are read where they lie."""
+
+    layout: Layout
+    rows: int
+    reference: ObjectRef[Bytes]
+
+    @classmethod
+    def put(cls, cache: Cache) -> StoredPiece:
+        """Lay a cache down where every actor can read it, for as long as this process lives."""
+        import ray
+
+        stored = {
+            name: tensor.unsqueeze(1).flatten(1).contiguous().view(torch.uint8).numpy()
+            for name, tensor in cache.items()
+        }
+        return cls(Layout.of(cache), len(next(iter(cache.values()))), ray.put(stored))
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def read(self, rows: range, device: torch.device) -> Cache:
+        """Views of the rows in this node's object store."""
+        import ray
+
+        stored = ray.get(self.reference)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that they cannot be written to
+            return {
+                name: torch.from_numpy(stored[name][rows.start : rows.stop]).view(dtype).view(len(rows), *shape)
+                for name, dtype, shape in self.layout.tensors
+            }
 
 
 class Evaluator:
@@ -51,6 +95,9 @@ class Evaluator:
         self._note(len(next(iter(text.values()))) * len(next(iter(video.values()))))
         return self.model.score(text, video)
 
+    def _keep(self, cache: Cache) -> Piece:
+        return StoredPiece.put(cache)
+
     def embed(self, uri: str, videos: range, thumbnails: bool, shard: RowShard) -> Embeddings:
         """Embed this shard of a set's ``videos`` and their captions."""
         rows = shard.rows(len(videos))
@@ -59,16 +106,21 @@ class Evaluator:
         tokens = partial(tokenize, max_words=self.card.model.max_words)
         gallery = Gallery(open_shard_set(uri), first, last, sampling, tokens, self.config.batch_size)
         self.done = 0
-        return embed(self.model, gallery, self.loader_workers, self.device, thumbnails=thumbnails, note=self._note)
+        return embed(self.model, gallery, self.loader_workers, self.device, thumbnails, self._note, self._keep)
 
     @torch.no_grad()
-    def score(self, embeddings: Embeddings, shard: RowShard) -> ScoringResult:
-        """Rank this shard's texts and this shard's videos."""
+    def own_scores(self, caches: PairCaches, shard: RowShard) -> Tensor:
+        """What `score` must know of all shards: see `glscl.evaluation.scoring.own_scores`."""
+        return own_scores_of_rows(self.model.score, caches, self.config, shard, self.device).cpu()
+
+    @torch.no_grad()
+    def score(self, caches: PairCaches, own: Tensor, shard: RowShard) -> RankedTexts:
+        """Rank this shard's texts, and count what they are to the ranks of all videos."""
         self.done = 0
-        return score_rows(self._score, embeddings, self.config, shard, self.device)
+        return rank_rows(self._score, caches, self.config, shard, self.device, own)
 
     @torch.no_grad()
-    def similarity(self, texts: Embeddings, videos: Embeddings, shard: RowShard) -> Tensor:
+    def similarity(self, texts: PairCaches, videos: PairCaches, shard: RowShard) -> Tensor:
         """Similarities (a, N) of this shard's texts of one set with all videos of the same or another set."""
         self.done = 0
         return similarity_of_rows(self._score, texts, videos, self.config, shard, self.device)
@@ -96,23 +148,18 @@ class Evaluators:
         if isinstance(error, ray.exceptions.RayTaskError):
             raise _readable(error) from None
 
-    def share(self, embeddings: Embeddings) -> Shared:
-        """Lay embeddings down where every actor can read them."""
-        import ray
-
-        return ray.put(embeddings)  # type: ignore[no-any-return]
-
     def embed(
         self, uri: str, videos: range, *, thumbnails: bool = False, progress: Progress | None = None
     ) -> list[Embeddings]:
         """Embed ``videos`` of a set; one result per actor, in manifest order."""
         return self._each("embed", uri, videos, thumbnails, progress=progress)
 
-    def score(self, embeddings: Shared, *, progress: Progress | None = None) -> ScoringResult:
+    def score(self, caches: PairCaches, *, progress: Progress | None = None) -> ScoringResult:
         """Rank all texts and videos of a set."""
-        return merge(self._each("score", embeddings, progress=progress))
+        own = torch.stack(self._each("own_scores", caches, progress=None)).amax(0)
+        return merge(self._each("score", caches, own, progress=progress), caches.text_to_video)
 
-    def similarity(self, texts: Shared, videos: Shared, *, progress: Progress | None = None) -> Tensor:
+    def similarity(self, texts: PairCaches, videos: PairCaches, *, progress: Progress | None = None) -> Tensor:
         """Similarities (A, N) of all texts of one set with all videos of the same or another set."""
         return torch.cat(self._each("similarity", texts, videos, progress=progress))
 

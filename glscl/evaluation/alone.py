@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from glscl.evaluation.actors import Evaluator, Evaluators
-from glscl.evaluation.embed import Embeddings, RowShard
+from glscl.evaluation.caches import Cache, LocalPiece, Piece
+from glscl.evaluation.embed import RowShard
 from glscl.evaluation.options import EvaluationConfig
 from glscl.system.nodes import Share
 from glscl.system.progress import Progress
 from glscl.system.session import is_own
-
-if TYPE_CHECKING:
-    from glscl.evaluation.actors import Shared
 
 
 def start_evaluators(folder: str, config: EvaluationConfig, share: Share) -> Evaluators:
@@ -43,10 +41,6 @@ class Alone(Evaluators):
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         torch.set_num_threads(self._threads)
 
-    def share(self, embeddings: Embeddings) -> Shared:
-        """They are here already."""
-        return embeddings
-
     def _each(self, method: str, *arguments: object, progress: Progress | None) -> list[Any]:
         self._evaluator.progress_shown = progress
         done = getattr(self._evaluator, method)(*arguments, self._shard)
@@ -56,9 +50,12 @@ class Alone(Evaluators):
 
 
 class _Counting(Evaluator):
-    """Shows how far it is by itself; an actor is asked."""
+    """Keeps its caches, and shows how far it is by itself; an actor is asked."""
 
     progress_shown: Progress | None = None
+
+    def _keep(self, cache: Cache) -> Piece:
+        return LocalPiece(cache)
 
     def _note(self, count: int) -> None:
         super()._note(count)

@@ -29,7 +29,7 @@ def describe_test(
 
     Every query's ranks are kept with ``keep_ranks``. Videos that all have the same attributes, and some, are synthetic.
     """
-    manifest, owners = shard_set.manifest, embeddings.text_to_video.tolist()
+    manifest, owners = shard_set.manifest, embeddings.caches.text_to_video.tolist()
     names = {frozenset(row) for row in embeddings.attributes}
     synthetic = len(names) == 1 and names != {frozenset()}
     attributes = [{key: str(value) for key, value in row.items()} for row in embeddings.attributes]
@@ -71,7 +71,7 @@ def query_ranks(embeddings: Embeddings, result: ScoringResult) -> QueryRanks:
     return QueryRanks(
         text_to_video=bounds(result.text_to_video),
         video_to_text=bounds(result.video_to_text),
-        owners=embeddings.text_to_video.tolist(),
+        owners=embeddings.caches.text_to_video.tolist(),
         query_videos=result.query_videos.tolist(),
         top=result.text_matches.indices[:, :SHOWN].tolist(),
         video_ids=embeddings.video_ids,
@@ -90,7 +90,7 @@ def choose_examples(embeddings: Embeddings, result: ScoringResult, count: int) -
 
 
 def _example(embeddings: Embeddings, result: ScoringResult, query: int, rank: float) -> Example:
-    right = int(embeddings.text_to_video[query])
+    right = int(embeddings.caches.text_to_video[query])
     best = result.text_matches.indices[query, :SHOWN].tolist()
     matches = [
         Match(

@@ -1,7 +1,7 @@
 """What each process does for its row shard: embed texts and videos once, and rank from these embeddings."""
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
@@ -9,12 +9,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from glscl.data.gallery import Gallery
+from glscl.data.gallery import Gallery, GalleryBatch
 from glscl.errors import UserError
+from glscl.evaluation.caches import Cache, Caches, LocalPiece, PairCaches, Piece, join_batches
 from glscl.evaluation.metrics import Direction, measure_ranks
 from glscl.evaluation.options import EvaluationConfig
 from glscl.evaluation.results import Metrics
-from glscl.evaluation.scoring import Cache, ScoreFunction, ScoringResult, evaluate_scores, similarity_rows, split_rows
+from glscl.evaluation.scoring import RankedTexts, ScoringResult, own_scores, rank_texts, split_rows, split_texts
+from glscl.evaluation.similarity import ScoreFunction, Scorer, similarity_rows
 from glscl.models.heads.base import Features
 
 THUMBNAIL_SIDE = 112
@@ -22,11 +24,9 @@ THUMBNAIL_SIDE = 112
 
 @dataclass(slots=True)
 class Embeddings:
-    """What a head caches of N consecutive videos of a set and of all their A captions, on the CPU."""
+    """N consecutive videos of a set and all their A captions: what a head caches of them, and what they are."""
 
-    text: Features
-    video: Features
-    text_to_video: Tensor  # (A,) int64, row of each caption's video
+    caches: PairCaches
     positions: list[int]  # index of each video in the shard set
     video_ids: list[str]
     captions: list[str]
@@ -45,61 +45,69 @@ def embed(
     device: torch.device,
     thumbnails: bool = False,
     note: Callable[[int], None] = lambda count: None,
+    keep: Callable[[Cache], Piece] = LocalPiece,
 ) -> Embeddings:
     """Embed a range of videos with their captions; without rows or caches if the range holds no usable video.
 
     The model, which is on ``device``, is called as ``model("text", token_ids)`` and ``model("video", frames,
-    frame_mask)``; ``note`` with the number of videos that are done since the last call.
+    frame_mask)``; ``note`` with the number of videos that are done since the last call; ``keep`` with caches on the
+    CPU, to say where they are to lie.
     """
-    pieces = []
+    described: list[Embeddings] = []
+    texts: dict[int, Cache] = {}
+    videos: dict[int, Cache] = {}
     quarantined = []
     for batch in gallery.batches(loader_workers):
         note(len(batch.samples) + len(batch.quarantined))
         quarantined += batch.quarantined
         if not batch.samples:
             continue
-        pieces.append(
-            Embeddings(
-                text=_to_cpu(model("text", batch.token_ids.to(device))),
-                video=_to_cpu(model("video", batch.frames.to(device), batch.frame_mask.to(device))),
-                text_to_video=_released(batch.text_to_video),
-                positions=batch.positions,
-                video_ids=[sample.video_id for sample in batch.samples],
-                captions=[caption for sample in batch.samples for caption in sample.captions],
-                attributes=[sample.attributes for sample in batch.samples],
-                truncated=batch.truncated,
-                quarantined=[],
-                repaired=batch.repaired,
-                thumbnails=list(map(strip, batch.frames, batch.frame_mask)) if thumbnails else [],
-            )
-        )
-    if not pieces:
-        return Embeddings({}, {}, torch.zeros(0, dtype=torch.int64), [], [], [], [], 0, quarantined)
-    return replace(concatenate(pieces), quarantined=quarantined)
+        first = batch.positions[0]
+        texts[first] = _to_cpu(model("text", batch.token_ids.to(device)))
+        videos[first] = _to_cpu(model("video", batch.frames.to(device), batch.frame_mask.to(device)))
+        described.append(_describe(batch, thumbnails))
+    if not described:
+        return Embeddings(PairCaches(), [], [], [], [], 0, quarantined)
+    whole = concatenate(described)
+    caches = replace(whole.caches, text=join_batches(texts, keep), video=join_batches(videos, keep))
+    return replace(whole, caches=caches, quarantined=quarantined)
+
+
+def _describe(batch: GalleryBatch, thumbnails: bool) -> Embeddings:
+    """A batch without its caches."""
+    return Embeddings(
+        caches=PairCaches(captions=tuple(len(sample.captions) for sample in batch.samples)),
+        positions=batch.positions,
+        video_ids=[sample.video_id for sample in batch.samples],
+        captions=[caption for sample in batch.samples for caption in sample.captions],
+        attributes=[sample.attributes for sample in batch.samples],
+        truncated=batch.truncated,
+        quarantined=[],
+        repaired=batch.repaired,
+        thumbnails=list(map(strip, batch.frames, batch.frame_mask)) if thumbnails else [],
+    )
 
 
 def concatenate(pieces: Sequence[Embeddings]) -> Embeddings:
     """Join pieces of one set, whoever computed them, in manifest order. Raises `UserError`: none holds a video."""
     present = sorted((piece for piece in pieces if piece.positions), key=lambda piece: piece.positions[0])
     quarantined = list(chain.from_iterable(piece.quarantined for piece in pieces))
-    if not present:
-        reasons = "; ".join(f"{e['domain']}/{e['video_id']} ({e['reason']})" for e in quarantined[:3])
-        raise UserError(f"no video of the set can be decoded: {reasons}")
-    offsets = torch.tensor([0] + [len(piece.positions) for piece in present[:-1]]).cumsum(0)
+    check_usable(len(present), quarantined)
     per_row = ("positions", "video_ids", "captions", "attributes", "repaired", "thumbnails")
     lists = {name: list(chain.from_iterable(getattr(piece, name) for piece in present)) for name in per_row}
     return Embeddings(
         **lists,
-        text=_join([piece.text for piece in present]),
-        video=_join([piece.video for piece in present]),
-        text_to_video=torch.cat([piece.text_to_video + at for piece, at in zip(present, offsets, strict=True)]),
+        caches=PairCaches.join([piece.caches for piece in present]),
         truncated=sum(piece.truncated for piece in present),
         quarantined=sorted(quarantined, key=lambda entry: (entry["shard"], entry["key"])),
     )
 
 
-def _join(caches: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    return {key: torch.cat([cache[key] for cache in caches]) for key in caches[0]}
+def check_usable(videos: int, quarantined: Sequence[dict[str, str]]) -> None:
+    """Raise a `UserError` if there are no videos, but those that cannot be used."""
+    if not videos:
+        reasons = "; ".join(f"{e['domain']}/{e['video_id']} ({e['reason']})" for e in quarantined[:3])
+        raise UserError(f"no video of the set can be decoded: {reasons}")
 
 
 def strip(frames: Tensor, mask: Tensor) -> list[bytes]:
@@ -135,49 +143,49 @@ class RowShard:
         """Its rows of ``total``."""
         return split_rows(total, self.index, self.count)
 
+    def texts(self, caches: PairCaches) -> range:
+        """Its texts of a set: all captions of some videos."""
+        return split_texts(caches.text_to_video, self.index, self.count)
 
-def score_rows(
-    score: ScoreFunction, embeddings: Embeddings, config: EvaluationConfig, shard: RowShard, device: torch.device
-) -> ScoringResult:
-    """Rank this shard's texts among all videos and this shard's videos among all texts."""
-    return evaluate_scores(
-        _on_device(score, device),
-        embeddings.text,
-        embeddings.video,
-        embeddings.text_to_video,
-        text_block=config.text_block,
-        video_block=config.video_block,
-        text_rows=shard.rows(len(embeddings.captions)),
-        video_rows=shard.rows(len(embeddings.video_ids)),
-    )
+
+def make_scorer(
+    score: ScoreFunction, text: Caches, video: Caches, config: EvaluationConfig, device: torch.device
+) -> Scorer:
+    """Score texts of one set against videos of the same or another, as the options say."""
+    return Scorer(score, text, video, device, config.text_block, config.video_block, config.memory_mb << 20)
+
+
+def own_scores_of_rows(
+    score: ScoreFunction, caches: PairCaches, config: EvaluationConfig, shard: RowShard, device: torch.device
+) -> Tensor:
+    """What `rank_rows` must know of all shards (their maximum): see `own_scores`."""
+    scorer = make_scorer(score, caches.text, caches.video, config, device)
+    return own_scores(scorer, shard.texts(caches), caches.text_to_video)
+
+
+def rank_rows(
+    score: ScoreFunction,
+    caches: PairCaches,
+    config: EvaluationConfig,
+    shard: RowShard,
+    device: torch.device,
+    own: Tensor,
+) -> RankedTexts:
+    """Rank this shard's texts among all videos, and count what they are to the ranks of the videos."""
+    scorer = make_scorer(score, caches.text, caches.video, config, device)
+    return rank_texts(scorer, shard.texts(caches), caches.text_to_video, own)
 
 
 def similarity_of_rows(
     score: ScoreFunction,
-    texts: Embeddings,
-    videos: Embeddings,
+    texts: PairCaches,
+    videos: PairCaches,
     config: EvaluationConfig,
     shard: RowShard,
     device: torch.device,
 ) -> Tensor:
     """Similarities (a, N) of this shard's texts of one set with all N videos of the same or another set."""
-    return similarity_rows(
-        _on_device(score, device),
-        texts.text,
-        videos.video,
-        shard.rows(len(texts.captions)),
-        text_block=config.text_block,
-        video_block=config.video_block,
-    )
-
-
-def _on_device(score: ScoreFunction, device: torch.device) -> ScoreFunction:
-    """``score`` of caches that lie on the CPU."""
-
-    def moved(cache: Cache) -> Cache:
-        return {key: value.to(device, non_blocking=True) for key, value in cache.items()}
-
-    return lambda text, video: score(moved(text), moved(video))
+    return similarity_rows(make_scorer(score, texts.text, videos.video, config, device), shard.rows(len(texts.text)))
 
 
 def measure(result: ScoringResult) -> dict[Direction, Metrics]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from glscl.data.apart import distinct_names
 from glscl.data.quarantine import Quarantine
@@ -12,6 +11,7 @@ from glscl.data.shards import ShardSet, open_shard_set
 from glscl.errors import UserError
 from glscl.evaluation.actors import Evaluators
 from glscl.evaluation.alone import start_evaluators
+from glscl.evaluation.caches import PairCaches
 from glscl.evaluation.describe import describe_test
 from glscl.evaluation.embed import Embeddings, concatenate, measure
 from glscl.evaluation.leakage import LeakageList, leakage_lists, leave_out
@@ -23,9 +23,6 @@ from glscl.evaluation.saved import read_card
 from glscl.evaluation.scoring import ScoringResult, rank_matrix
 from glscl.system.nodes import Share
 from glscl.system.progress import Progress
-
-if TYPE_CHECKING:
-    from glscl.evaluation.actors import Shared
 
 
 def evaluate_model(
@@ -97,16 +94,15 @@ def _score(
     query_bank: QueryBank | None,
 ) -> tuple[ScoringResult, list[NormalisedColumn]]:
     """Rank a test set; with normalisations from its whole similarity matrix, which is then held here."""
-    shared = evaluators.share(embeddings)
+    caches = embeddings.caches
     pairs = len(embeddings.captions) * len(embeddings.video_ids)
-    if not config.normalisations:  # every pair is scored twice, once in each direction
-        with Progress(f"scoring {name}", 2 * pairs, "pairs") as progress:
-            return evaluators.score(shared, progress=progress), []
     with Progress(f"scoring {name}", pairs, "pairs") as progress:
-        similarity = evaluators.similarity(shared, shared, progress=progress)
-    result = rank_matrix(similarity, embeddings.text_to_video)
-    banks = query_bank.similarities(evaluators, shared, domain) if query_bank else None
-    return result, measure_normalised(similarity, embeddings.text_to_video, banks)
+        if not config.normalisations:
+            return evaluators.score(caches, progress=progress), []
+        similarity = evaluators.similarity(caches, caches, progress=progress)
+    result = rank_matrix(similarity, caches.text_to_video)
+    banks = query_bank.similarities(evaluators, caches, domain) if query_bank else None
+    return result, measure_normalised(similarity, caches.text_to_video, banks)
 
 
 def _score_without_leaked(
@@ -120,7 +116,7 @@ def _score_without_leaked(
         note=note,
         videos=len(smaller.video_ids),
         texts=len(smaller.captions),
-        **measure(evaluators.score(evaluators.share(smaller))),
+        **measure(evaluators.score(smaller.caches)),
     )
 
 
@@ -128,19 +124,17 @@ def _score_without_leaked(
 class QueryBank:
     """Training videos and captions, embedded once for all test sets."""
 
-    embeddings: Shared
-    texts: int
-    videos: int
+    caches: PairCaches
     domains: tuple[str, ...]
 
-    def similarities(self, evaluators: Evaluators, test_set: Shared, domain: str) -> dict[Direction, Bank]:
+    def similarities(self, evaluators: Evaluators, test_set: PairCaches, domain: str) -> dict[Direction, Bank]:
         """Score the bank's queries against the candidates of a test set of ``domain``, in both directions."""
         in_domain, domains = domain in self.domains, " and ".join(self.domains)
-        captions = f"{self.texts:,} training captions of {domains}"
-        videos = f"{self.videos:,} training videos of {domains}"
+        captions = f"{len(self.caches.text):,} training captions of {domains}"
+        videos = f"{len(self.caches.video):,} training videos of {domains}"
         return {
-            "text_to_video": Bank(evaluators.similarity(self.embeddings, test_set), captions, in_domain),
-            "video_to_text": Bank(evaluators.similarity(test_set, self.embeddings).T, videos, in_domain),
+            "text_to_video": Bank(evaluators.similarity(self.caches, test_set), captions, in_domain),
+            "video_to_text": Bank(evaluators.similarity(test_set, self.caches).T, videos, in_domain),
         }
 
 
@@ -173,7 +167,7 @@ def embed_bank(evaluators: Evaluators, bank: Sequence[ShardSet], per_set: int, q
         sets.append(concatenate(pieces))
     whole = concatenate(sets)  # the order of a bank's queries matters to nobody
     domains = dict.fromkeys(shard_set.manifest.domain for shard_set in bank)
-    return QueryBank(evaluators.share(whole), len(whole.captions), len(whole.video_ids), tuple(domains))
+    return QueryBank(whole.caches, tuple(domains))
 
 
 def check_options(config: EvaluationConfig, tests: Sequence[ShardSet], bank: Sequence[ShardSet]) -> None:

@@ -100,7 +100,7 @@ def leave_out(embeddings: Embeddings, names: Iterable[str]) -> tuple[Embeddings,
     dropped, unmatched = _match(listed, set(video_ids))
     undecodable = [name for name in unmatched if quarantined.intersection(_spellings(name))]
     keep = torch.tensor([name not in dropped for name in video_ids], dtype=torch.bool)
-    keep_text = keep[embeddings.text_to_video]
+    keep_text = keep[embeddings.caches.text_to_video]
     if not keep_text.any():
         raise UserError(
             f"all {len(set(video_ids))} videos of the test set are on the list of videos to leave out; nothing remains"
@@ -116,9 +116,7 @@ def leave_out(embeddings: Embeddings, names: Iterable[str]) -> tuple[Embeddings,
     videos, texts = keep.tolist(), keep_text.tolist()
     smaller = replace(
         embeddings,
-        text={key: value[keep_text] for key, value in embeddings.text.items()},
-        video={key: value[keep] for key, value in embeddings.video.items()},
-        text_to_video=(keep.cumsum(0) - 1)[embeddings.text_to_video[keep_text]],
+        caches=embeddings.caches.select(keep),
         positions=list(compress(embeddings.positions, videos)),
         video_ids=list(compress(embeddings.video_ids, videos)),
         captions=list(compress(embeddings.captions, texts)),

@@ -16,6 +16,9 @@ class EvaluationConfig(Options):
     """Texts scored at once."""
     video_block: int = Field(default=256, ge=1)
     """Videos scored at once."""
+    memory_mb: int = Field(default=2048, ge=1)
+    """Memory that scoring takes on each worker's device, in MiB, beyond the model and the embeddings where they were
+    made. With less, the videos are gone through more often; results are the same."""
     examples: int = Field(default=12, ge=0)
     """Example retrievals shown in the report, hits and misses, per test set."""
     normalisations: bool = False

@@ -127,10 +127,14 @@ def fold_captions(best: Tensor, similarity: Tensor, group: Tensor) -> None:
     best.scatter_reduce_(1, group.expand(len(similarity), -1), similarity, "amax")
 
 
-def expected_occurrences(similarity: Tensor, k: int) -> Tensor:
-    """(C,) float64: how often each candidate of (Q, C) is among the ``k`` best, last places drawn by lot where tied."""
+def expected_occurrences(similarity: Tensor, k: int, last: Tensor | None = None) -> Tensor:
+    """(C,) float64: how often each candidate of (Q, C) is among the ``k`` best, last places drawn by lot where tied.
+
+    ``last`` (Q, 1) is each row's ``k``-th best similarity, if it is known already.
+    """
     k = min(k, similarity.shape[1])
-    last = similarity.topk(k, 1).values[:, -1:]
+    if last is None:
+        last = similarity.topk(k, 1).values[:, -1:]
     above, level = similarity > last, similarity == last
     share = (k - above.sum(1, keepdim=True)) / level.sum(1, keepdim=True).double()
     return above.sum(0).double() + share[:, 0] @ level.double()  # one double copy of the block at a time

@@ -79,7 +79,9 @@ def read_result(cell: Cell) -> CellResult | None:
         return None
     saved, current = result.config, cell.config.model_dump(mode="json")
     different = differing_keys(add_later_sections(saved, current), current, FREE_KEYS)
-    different += differing_keys({"testing": saved["evaluation"]}, {"testing": current["evaluation"]}, ())
+    different += differing_keys(
+        {"testing": saved["evaluation"]}, {"testing": current["evaluation"]}, ("testing.memory_mb",)
+    )
     if [_fingerprint(uri) for uri in cell.config.data.test] != [test.fingerprint for test in result.tests]:
         different.append("data.test: other test sets")
     if different:

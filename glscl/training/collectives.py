@@ -62,6 +62,22 @@ def gather_objects(value: T) -> list[T]:
     return gathered
 
 
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """Sum of the ranks' tensors of one shape and type, on every rank, without gradient; the tensor is overwritten."""
+    return _reduced(tensor, dist.ReduceOp.SUM)
+
+
+def max_over_ranks(tensor: Tensor) -> Tensor:
+    """The same with the greatest entries."""
+    return _reduced(tensor, dist.ReduceOp.MAX)
+
+
+def _reduced(tensor: Tensor, operation: Any) -> Tensor:
+    if world_size() > 1:
+        dist.all_reduce(tensor, operation)
+    return tensor
+
+
 def broadcast_object(value: T) -> T:
     """The object of rank 0, on every rank."""
     values = [value]

@@ -1,7 +1,9 @@
 """Scoring the held-out sets during training, which chooses the checkpoint and steers sweeps."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
 import torch
 
@@ -12,15 +14,16 @@ from glscl.data.quarantine import Quarantine, describe_repairs
 from glscl.data.shards import ShardSet, open_shard_set
 from glscl.data.video import FrameSampling
 from glscl.errors import RunStoppedError
-from glscl.evaluation.embed import Embeddings, RowShard, concatenate, embed, measure, score_rows
-from glscl.evaluation.metrics import MAIN_METRIC, RECALLS
-from glscl.evaluation.scoring import merge, split_rows
+from glscl.evaluation.embed import Embeddings, check_usable, embed
+from glscl.evaluation.metrics import DIRECTIONS, MAIN_METRIC, RECALLS, measure_ranks
+from glscl.evaluation.scoring import split_rows
 from glscl.models.retriever import Retriever
 from glscl.models.tokenizer import tokenize
 from glscl.training.checkpoint.format import SELECTION_METRIC
 from glscl.training.collectives import gather_objects, print_once, rank, world_size
 from glscl.training.config import RunConfig
 from glscl.training.health.heartbeat import HeartbeatSender
+from glscl.training.rank_scoring import RankShare, rank_over_ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,35 +46,41 @@ class HeldOut:
         for shard_set, name in zip(held_out, distinct_names(held_out), strict=True):
             domain = shard_set.manifest.domain
             label = domain if domains.count(domain) == 1 else name  # two sets of a domain must not overwrite each other
-            rank_embeddings = self._embed(model, shard_set)
-            bad = [entry for embeddings in rank_embeddings for entry in embeddings.quarantined]
+            embeddings = self._embed(model, shard_set)
+            shares, quarantined, repaired = zip(
+                *gather_objects((RankShare.of(embeddings.caches), embeddings.quarantined, embeddings.repaired)),
+                strict=True,
+            )
+            bad = list(chain.from_iterable(quarantined))
             self.quarantine.take("validation", [shard_set], bad)
             if problem := self.quarantine.problem("validation", [shard_set]):
                 problems.append(problem)
-            else:
-                embeddings = concatenate(rank_embeddings)
-                if embeddings.repaired:
-                    what = f"held-out set {name}"
-                    print_once(describe_repairs(what, len(embeddings.positions), embeddings.repaired))
-                metrics |= self._score(model, label, embeddings)
+                continue
+            videos = sum(len(share.captions) for share in shares)
+            check_usable(videos, bad)
+            if some := list(chain.from_iterable(repaired)):
+                print_once(describe_repairs(f"held-out set {name}", videos, some))
+            metrics |= self._score(model, label, embeddings, shares)
         if problems:
             raise RunStoppedError("; ".join(problems))
         recalls = [value for name, value in metrics.items() if name.endswith(f"text_to_video_{MAIN_METRIC}")]
         metrics[SELECTION_METRIC] = sum(recalls) / len(recalls)
         return metrics
 
-    def _embed(self, model: Retriever, shard_set: ShardSet) -> list[Embeddings]:
+    def _embed(self, model: Retriever, shard_set: ShardSet) -> Embeddings:
+        """This rank's share of a set."""
         tokens = partial(tokenize, max_words=self.config.model.max_words)
         videos = split_rows(shard_set.manifest.videos, rank(), world_size())
         size = self.config.evaluation.batch_size
         gallery = Gallery(shard_set, videos.start, videos.stop, self.sampling, tokens, size, self.activity)
         embeddings = embed(model, gallery, self.config.data.loaders, self.device)
         self.heartbeats.report_unusable("validation", embeddings.quarantined)
-        return gather_objects(embeddings)
+        return embeddings
 
-    def _score(self, model: Retriever, label: str, embeddings: Embeddings) -> dict[str, float]:
-        shard = RowShard(rank(), world_size())
-        with torch.no_grad():
-            result = score_rows(partial(model, "score"), embeddings, self.config.evaluation, shard, self.device)
-        recalls = measure(merge(gather_objects(result))).items()
+    def _score(
+        self, model: Retriever, label: str, embeddings: Embeddings, shares: Sequence[RankShare]
+    ) -> dict[str, float]:
+        config, score = self.config.evaluation, partial(model, "score")
+        ranks = rank_over_ranks(score, embeddings.caches, shares, config, self.device)
+        recalls = zip(DIRECTIONS, map(measure_ranks, ranks), strict=True)
         return {f"validation/{label}/{way}_{name}": float(v[name]) for way, v in recalls for name in RECALLS}

@@ -130,9 +130,10 @@ def _check_against_evaluation(names: dict[str, Any], video: Features) -> None:
     gallery = Gallery(shard_set, 0, shard_set.manifest.videos, card.sampling(model.frame_size), words, batch_size=8)
     embeddings = embed(model, gallery, 0, torch.device("cpu"))
     row = embeddings.video_ids.index("0001")
-    assert video.keys() == embeddings.video.keys()
-    for name, expected in embeddings.video.items():
-        torch.testing.assert_close(video[name][0], expected[row], rtol=1e-5, atol=1e-5)
+    evaluated = embeddings.caches.video.read(range(row, row + 1), torch.device("cpu"))
+    assert video.keys() == evaluated.keys()
+    for name, expected in evaluated.items():
+        torch.testing.assert_close(video[name], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_what_else_the_readme_says_of_this_tree() -> None:

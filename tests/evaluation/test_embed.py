@@ -10,12 +10,12 @@ import pytest
 import torch
 from ray.exceptions import RayTaskError
 
-import glscl.evaluation.embed as module
 from glscl.data.gallery import Gallery
 from glscl.data.shards import ShardSet
 from glscl.data.video import FrameSampling
 from glscl.errors import BrokenRunError, UserError
 from glscl.evaluation.actors import _readable
+from glscl.evaluation.caches import Cache, Caches, Piece, join_batches
 from glscl.evaluation.embed import Embeddings, concatenate, embed
 from glscl.evaluation.scoring import split_rows
 from glscl.models import ModelConfig, Retriever
@@ -54,11 +54,16 @@ def _same(found: Embeddings, expected: Embeddings) -> None:
     assert found.captions == expected.captions
     assert found.attributes == expected.attributes
     assert (found.truncated, found.quarantined) == (expected.truncated, expected.quarantined)
-    assert torch.equal(found.text_to_video, expected.text_to_video)
-    for these, those in ((found.text, expected.text), (found.video, expected.video)):
+    assert torch.equal(found.caches.text_to_video, expected.caches.text_to_video)
+    for one, other in ((found.caches.text, expected.caches.text), (found.caches.video, expected.caches.video)):
+        these, those = _read(one), _read(other)
         assert these.keys() == those.keys()
         for name, tensor in those.items():
             torch.testing.assert_close(these[name], tensor, rtol=1e-5, atol=1e-5, msg=name)
+
+
+def _read(caches: Caches) -> Cache:
+    return caches.read(range(len(caches)), CPU)
 
 
 @pytest.fixture
@@ -70,16 +75,17 @@ def test_rows(model: Retriever, shard_set: ShardSet) -> None:
     whole = _embed(model, shard_set)
     assert whole.positions == list(range(11))
     assert sorted(whole.video_ids) == [f"v{n:03d}" for n in range(11)]
-    assert len(whole.captions) == len(whole.text_to_video) == sum(CAPTIONS)
+    text, video = _read(whole.caches.text), _read(whole.caches.video)
+    assert len(whole.captions) == len(whole.caches.text_to_video) == sum(CAPTIONS)
     assert whole.truncated == 1
-    assert {len(tensor) for tensor in whole.text.values()} == {sum(CAPTIONS)}
-    assert {len(tensor) for tensor in whole.video.values()} == {11}
-    for row, caption in zip(whole.text_to_video.tolist(), whole.captions, strict=True):
+    assert {len(tensor) for tensor in text.values()} == {sum(CAPTIONS)}
+    assert {len(tensor) for tensor in video.values()} == {11}
+    for row, caption in zip(whole.caches.text_to_video.tolist(), whole.captions, strict=True):
         owner = caption.split()[0] if caption.startswith("v") else "v002"
         assert whole.video_ids[row] == owner
     ids, _ = tokenize(whole.captions[3:4], 8)
-    assert torch.allclose(model.encode_text(ids)["sentence"], whole.text["sentence"][3:4], atol=2e-6)
-    assert not torch.allclose(whole.video["frames"][0], whole.video["frames"][1], atol=1e-3), "videos differ"
+    assert torch.allclose(model.encode_text(ids)["sentence"], text["sentence"][3:4], atol=2e-6)
+    assert not torch.allclose(video["frames"][0], video["frames"][1], atol=1e-3), "videos differ"
 
 
 @pytest.mark.parametrize(
@@ -147,9 +153,14 @@ def test_embeddings_hold_no_shared_memory(
     model: Retriever, shard_set: ShardSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each such tensor is an open file, and a set has thousands of batches, whose embeddings wait for one another."""
-    waiting: list[Embeddings] = []
-    monkeypatch.setattr(module, "concatenate", lambda parts: waiting.extend(parts) or concatenate(parts))
+    waiting: list[Cache] = []
+
+    def join(batches: dict[int, Cache], keep: Callable[[Cache], Piece]) -> Caches:
+        waiting.extend(batches.values())
+        return join_batches(batches, keep)
+
+    monkeypatch.setattr("glscl.evaluation.embed.join_batches", join)
     _embed(model, shard_set, batch_size=4, loader_workers=1)
-    assert len(waiting) == 3
-    for part in waiting:
-        assert not any(tensor.is_shared() for tensor in (part.text_to_video, *part.text.values(), *part.video.values()))
+    assert len(waiting) == 2 * 3, "texts and videos of three batches"
+    for cache in waiting:
+        assert not any(tensor.is_shared() for tensor in cache.values())

@@ -19,7 +19,8 @@ from glscl.data.gallery import Gallery
 from glscl.data.quarantine import Quarantine, read_quarantine
 from glscl.data.shards import ShardSet
 from glscl.errors import UserError
-from glscl.evaluation.embed import Embeddings, RowShard, embed, measure, score_rows
+from glscl.evaluation.caches import Cache, Caches
+from glscl.evaluation.embed import Embeddings, embed, measure
 from glscl.evaluation.evaluate import evaluate_model
 from glscl.evaluation.metrics import DIRECTIONS, measure_ranks
 from glscl.evaluation.normalise import NORMALISATIONS, Bank, measure_normalised
@@ -27,6 +28,7 @@ from glscl.evaluation.options import EvaluationConfig
 from glscl.evaluation.ranks import Ranks
 from glscl.evaluation.results import QueryRanks
 from glscl.evaluation.saved import ModelCard, load_model, save_model
+from glscl.evaluation.scoring import evaluate_scores
 from glscl.models import ModelConfig, Retriever
 from glscl.models.tokenizer import tokenize
 from glscl.system.nodes import Share
@@ -94,6 +96,10 @@ def _embed(model: Retriever, card: ModelCard, shard_set: ShardSet) -> Embeddings
     return embed(model, gallery, 0, CPU)
 
 
+def _read(caches: Caches) -> Cache:
+    return caches.read(range(len(caches)), CPU)
+
+
 def test_any_number_of_actors_gives_the_numbers_of_one_process(run: str, sets: list[ShardSet]) -> None:
     uris = [shard_set.uri for shard_set in sets]
     one = evaluate_model(run, uris, CONFIG, ONE)
@@ -103,7 +109,8 @@ def test_any_number_of_actors_gives_the_numbers_of_one_process(run: str, sets: l
     for shard_set, entry in zip(sets, one, strict=True):
         embeddings = _embed(model, card, shard_set)
         with torch.no_grad():
-            direct = measure(score_rows(model.score, embeddings, EvaluationConfig(), RowShard(0, 1), CPU))
+            text, video = _read(embeddings.caches.text), _read(embeddings.caches.video)
+            direct = measure(evaluate_scores(model.score, text, video, embeddings.caches.text_to_video))
         assert {direction: entry.metrics(direction) for direction in direct} == direct
         assert (entry.videos, entry.texts) == (len(embeddings.video_ids), len(embeddings.captions))
         assert entry.fingerprint == shard_set.manifest.fingerprint()
@@ -128,20 +135,22 @@ def test_normalised_columns_are_those_of_the_whole_matrix(
     model, card = load_model(run)
     bank = [_embed(model, card, shard_set) for shard_set in bank_sets]
     assert max(bank[0].positions[:share]) >= share, "the bank reads on for those that cannot be decoded"
-    owned = [embeddings.text_to_video < share for embeddings in bank]
-    texts = {key: torch.cat([e.text[key][own] for e, own in zip(bank, owned, strict=True)]) for key in bank[0].text}
-    videos = {key: torch.cat([e.video[key][:share] for e in bank]) for key in bank[0].video}
+    owned = [embeddings.caches.text_to_video < share for embeddings in bank]
+    bank_texts, bank_videos = ([_read(getattr(e.caches, side)) for e in bank] for side in ("text", "video"))
+    texts = {key: torch.cat([t[key][own] for t, own in zip(bank_texts, owned, strict=True)]) for key in bank_texts[0]}
+    videos = {key: torch.cat([video[key][:share] for video in bank_videos]) for key in bank_videos[0]}
     expected = []
     for shard_set in sets:
-        test = _embed(model, card, shard_set)
+        test = _embed(model, card, shard_set).caches
+        text, video = _read(test.text), _read(test.video)
         own = shard_set.manifest.domain == "toy"
         captions = f"{sum(int(owner.sum()) for owner in owned)} training captions of toy and extra"
         columns = measure_normalised(
-            model.score(test.text, test.video),
+            model.score(text, video),
             test.text_to_video,
             {
-                "text_to_video": Bank(model.score(texts, test.video), captions, own),
-                "video_to_text": Bank(model.score(test.text, videos).T, "8 training videos of toy and extra", own),
+                "text_to_video": Bank(model.score(texts, video), captions, own),
+                "video_to_text": Bank(model.score(text, videos).T, "8 training videos of toy and extra", own),
             },
         )
         assert len(columns) == 2 * len(NORMALISATIONS)

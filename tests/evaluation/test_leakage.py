@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from glscl.errors import UserError
+from glscl.evaluation.caches import Cache, Caches, PairCaches
 from glscl.evaluation.embed import Embeddings
 from glscl.evaluation.leakage import leakage_lists, leave_out, read_leakage_list
 from glscl.evaluation.ranks import text_to_video_ranks
@@ -20,12 +21,26 @@ torch.set_num_threads(1)
 OWNERS = [0, 0, 1, 2, 3, 3]
 
 
+def _caches(text: Cache, video: Cache) -> PairCaches:
+    """In pieces of three rows."""
+    sides = []
+    for cache in (text, video):
+        cuts = [{key: tensor.split(3)[n] for key, tensor in cache.items()} for n in range(2)]
+        sides.append(Caches.join([Caches.of(piece) for piece in cuts]))
+    return PairCaches(*sides, (2, 1, 1, 2))
+
+
+def _read(caches: Caches) -> Cache:
+    return caches.read(range(len(caches)), torch.device("cpu"))
+
+
 def embeddings() -> Embeddings:
     """Four videos with two, one, one and two captions; every row of every cache is recognisable."""
     return Embeddings(
-        text={"sentence": torch.arange(6.0)[:, None], "tokens": torch.arange(6.0)[:, None, None].expand(6, 2, 3)},
-        video={"frames": 10 + torch.arange(4.0)[:, None]},
-        text_to_video=torch.tensor(OWNERS),
+        caches=_caches(
+            {"sentence": torch.arange(6.0)[:, None], "tokens": torch.arange(6.0)[:, None, None].expand(6, 2, 3)},
+            {"frames": 10 + torch.arange(4.0)[:, None]},
+        ),
         positions=[0, 1, 3, 4],
         video_ids=["a", "b", "v_c", "d"],
         captions=[f"caption {n}" for n in range(6)],
@@ -131,10 +146,11 @@ def test_drops_videos_with_their_captions() -> None:
     assert smaller.video_ids == ["a", "v_c", "d"]
     assert smaller.positions == [0, 3, 4]
     assert smaller.captions == ["caption 0", "caption 1", "caption 3", "caption 4", "caption 5"]
-    assert smaller.text_to_video.tolist() == [0, 0, 1, 2, 2]
-    assert smaller.text["sentence"][:, 0].tolist() == [0, 1, 3, 4, 5]
-    assert smaller.text["tokens"].shape == (5, 2, 3)
-    assert smaller.video["frames"][:, 0].tolist() == [10, 12, 13]
+    assert smaller.caches.text_to_video.tolist() == [0, 0, 1, 2, 2]
+    text, video = _read(smaller.caches.text), _read(smaller.caches.video)
+    assert text["sentence"][:, 0].tolist() == [0, 1, 3, 4, 5]
+    assert text["tokens"].shape == (5, 2, 3)
+    assert video["frames"][:, 0].tolist() == [10, 12, 13]
     assert [row["n"] for row in smaller.attributes] == [0, 2, 3]
     assert smaller.thumbnails == [[b"\0"], [b"\2"], [b"\3"]]
     assert note == (
@@ -155,7 +171,7 @@ def test_nothing_listed_changes_nothing() -> None:
     whole = embeddings()
     smaller, note = leave_out(whole, ["x"])
     assert smaller.video_ids == whole.video_ids
-    assert torch.equal(smaller.text_to_video, whole.text_to_video)
+    assert torch.equal(smaller.caches.text_to_video, whole.caches.text_to_video)
     assert note.startswith("0 of 1 listed videos left out")
 
 
@@ -166,12 +182,12 @@ def test_nothing_remains() -> None:
 
 def test_ranks_are_those_of_the_smaller_gallery() -> None:
     """Scoring the smaller set is ranking the matrix without the video's column and its captions' rows."""
-    whole = embeddings()
-    whole.text["sentence"] = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
-    whole.video["frames"] = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
-    similarity = whole.text["sentence"] @ whole.video["frames"].T
-    smaller, _ = leave_out(whole, ["b"])
-    found = text_to_video_ranks(smaller.text["sentence"] @ smaller.video["frames"].T, smaller.text_to_video).mid
+    text = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    video = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
+    similarity = text @ video.T
+    smaller, _ = leave_out(replace(embeddings(), caches=_caches({"t": text}, {"v": video})), ["b"])
+    matrix = _read(smaller.caches.text)["t"] @ _read(smaller.caches.video)["v"].T
+    found = text_to_video_ranks(matrix, smaller.caches.text_to_video).mid
     for caption, rank in zip([0, 1, 3, 4, 5], found.tolist(), strict=True):
         own = similarity[caption, OWNERS[caption]]
-        assert rank == 1 + sum(float(similarity[caption, video] > own) for video in (0, 2, 3))
+        assert rank == 1 + sum(float(similarity[caption, other] > own) for other in (0, 2, 3))
