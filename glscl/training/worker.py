@@ -20,6 +20,7 @@ from glscl.data.quarantine import KNOB, Quarantine, UnusableSetError
 from glscl.data.shards import open_shard_set
 from glscl.data.stream import Batch, PairStream
 from glscl.errors import RunStoppedError, UserError, full_disk
+from glscl.models.freezing import describe_training, frozen_fingerprint
 from glscl.models.retriever import Retriever
 from glscl.models.tokenizer import tokenize
 from glscl.system.ownership import Fence
@@ -137,12 +138,16 @@ class Worker:
         self.accumulate = accumulation_steps(config.training, world_sizes, world_size())
         training = config.training.model_copy(update={"accumulate": self.accumulate})
         busy = prepare_arithmetic(config, model, device)
+        if config.model.freeze != "none":
+            print_once(f"trained: {describe_training(model, config.model)}")
+        # Of rank 0, which gives its parameters to all.
+        frozen = broadcast_object(frozen_fingerprint(model, config.model) if rank() == 0 else None)
         self.engine = build_engine(model, training, device, world_size())
         if training.compiles:
             compile_parts(model)
         seed_generators(config.seed, 0, rank())  # dropout differs between ranks
 
-        self.state = resume(self.engine, config, self.shard_sets)
+        self.state = resume(self.engine, config, self.shard_sets, frozen)
         self.batches = self._batches(boards[0])
         folder = config.run_directory if rank() == 0 else None
         self.quarantine = Quarantine(folder, config.data.max_bad_fraction, KNOB, self.state.quarantined, fence)
@@ -225,6 +230,7 @@ class Worker:
         """Run forward, backward and update on this rank's share of the global batch (collective)."""
         self.heartbeats.at(Phase.COMPILING if self._compiles else Phase.STEPPING, self.state.step + 1)
         self._factor = set_learning_rates(self.engine, self.config.training, self.state.step, self.length.total)
+        self._choose_parts()
         self.engine.train()
         tensors = (batch.token_ids, batch.frames, batch.frame_mask, batch.video_ids)
         pairs = RankPairs(*(tensor.to(self.device, non_blocking=True) for tensor in tensors))
@@ -245,6 +251,13 @@ class Worker:
         self.non_finite.count(self.state.step, batch.names, losses, self.engine.get_global_grad_norm())
         self._unusable += batch.quarantined
         self._truncated += batch.truncated
+
+    def _choose_parts(self) -> None:
+        """Train the head alone in the first steps, where ``training.head_first`` says so."""
+        first = self.config.training.head_only_steps(self.length.total)
+        self.engine.module.head_only = self.state.step < first
+        if first and self.state.step == first:
+            print_once(f"step {first + 1}: from here on everything is trained, not the head alone")
 
     def due(self, request: StepRequest) -> Due:
         """What follows the step that was just done, the same on every rank."""
