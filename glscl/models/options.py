@@ -56,7 +56,7 @@ class ModelConfig(Options):
     and in evaluation mode, takes no optimiser state, and is left out of checkpoints and of the saved model."""
     unfreeze_blocks: int | None = Field(None, ge=1, le=MAX_LAYERS)
     """The last blocks of each frozen tower that are trained all the same, with what follows them; none trains none."""
-    adapters: AdapterConfig = Field(default_factory=AdapterConfig)
+    adapters: AdapterConfig = AdapterConfig()
     grad_checkpointing: bool = False
     """Recompute the towers' activations in the backward pass: less memory, about a third more time."""
 

@@ -438,6 +438,21 @@ def test_a_key_that_the_saved_configuration_lacks_is_a_difference(saved: Saved) 
     ]
 
 
+def test_an_option_that_came_later_and_is_off_is_no_difference(saved: Saved) -> None:
+    """A run of before them goes on; one that turns them on is another one."""
+    later = {"model": ["freeze", "unfreeze_blocks", "adapters"], "evaluation": ["towers_alpha", "head_alpha"]}
+    for section, keys in (later | {"training": ["head_first"]}).items():
+        for key in keys:
+            del saved.config[section][key]
+    current = RunConfig.model_validate(saved.config).model_dump(mode="json")
+    assert differing_keys(saved.config, current, ()) == differing_keys(current, saved.config, ()) == []
+    current["model"] |= {"freeze": "towers", "adapters": {"lora_rank": 4}}
+    assert differing_keys(saved.config, current, checkpoint.FREE_KEYS) == [
+        "model.adapters: None -> {'lora_rank': 4}",
+        "model.freeze: None -> towers",
+    ]
+
+
 def test_other_shards_are_refused(saved: Saved) -> None:
     with pytest.raises(UserError, match=r"data\.train: the shards differ"):
         saved.resume({}, manifests=["b", "a"])
