@@ -122,9 +122,12 @@ def load_model(uri: str) -> "tuple[Retriever, ModelCard]":
 
 
 def initial_model(uri: str) -> "Retriever":
-    """The model as its training began: pretrained towers, and a head of the run's seed. Raises `UserError`: no model,
-    or no such towers."""
+    """The model as its training began: pretrained towers, and a head of the run's seed.
+
+    A card may be anybody's, so no pickle is trusted on its word. Raises `UserError`: no model, or no such towers.
+    """
     folder, card = read_card(uri)
+    card = card.model_copy(update={"model": card.model.model_copy(update={"trust_pickle": False})})
     with torch.random.fork_rng():
         torch.manual_seed(card.seed)
         return _build(folder, card, load_weights=True).eval()

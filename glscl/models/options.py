@@ -71,4 +71,9 @@ class ModelConfig(Options):
         if self.freeze == "none" and (self.unfreeze_blocks is not None or self.adapters.are_on):
             key = "unfreeze_blocks" if self.unfreeze_blocks is not None else "adapters"
             raise ValueError(f"{key} is for frozen towers: set freeze to towers, image or text")
+        if self.freeze != "none" and self.trust_pickle:
+            raise ValueError(
+                "freeze leaves weights out of the saved model, and who opens it must not have to trust a pickle: give "
+                "pretrained as safetensors, and leave trust_pickle out"
+            )
         return self

@@ -228,9 +228,11 @@ class Worker:
 
     def step(self, batch: Batch) -> None:
         """Run forward, backward and update on this rank's share of the global batch (collective)."""
+        if self.state.step and self.state.step == self.config.training.head_only_steps(self.length.total):
+            print_once(f"step {self.state.step + 1}: from here on everything is trained, not the head alone")
+            self._compiles = self.config.training.compiles  # the towers again, now with gradients
         self.heartbeats.at(Phase.COMPILING if self._compiles else Phase.STEPPING, self.state.step + 1)
         self._factor = set_learning_rates(self.engine, self.config.training, self.state.step, self.length.total)
-        self._choose_parts()
         self.engine.train()
         tensors = (batch.token_ids, batch.frames, batch.frame_mask, batch.video_ids)
         pairs = RankPairs(*(tensor.to(self.device, non_blocking=True) for tensor in tensors))
@@ -251,13 +253,6 @@ class Worker:
         self.non_finite.count(self.state.step, batch.names, losses, self.engine.get_global_grad_norm())
         self._unusable += batch.quarantined
         self._truncated += batch.truncated
-
-    def _choose_parts(self) -> None:
-        """Train the head alone in the first steps, where ``training.head_first`` says so."""
-        first = self.config.training.head_only_steps(self.length.total)
-        self.engine.module.head_only = self.state.step < first
-        if first and self.state.step == first:
-            print_once(f"step {first + 1}: from here on everything is trained, not the head alone")
 
     def due(self, request: StepRequest) -> Due:
         """What follows the step that was just done, the same on every rank."""

@@ -14,7 +14,9 @@ from glscl.evaluation.saved import initial_model, load_model
 from glscl.evaluation.wise_ft import Interpolation, Mix, configured_mixes, listed_mixes
 from glscl.models import Retriever
 from glscl.models.adapters import merge_lora
+from glscl.system import storage
 from tests.evaluation.test_saved import _save_trained, _trained
+from tests.training.test_resharding import Evil
 
 FROZEN: dict[str, Any] = {"freeze": "towers", "adapters": {"lora_rank": 2}}
 PLAIN: dict[str, Any] = {"freeze": "none", "adapters": {}}
@@ -51,6 +53,23 @@ def test_the_initial_model_is_the_one_that_training_begins_with(tmp_path: Path) 
     torch.manual_seed(3)
     expected = Retriever(trained.config)
     assert all(torch.equal(a, b) for a, b in zip(initial.parameters(), expected.parameters(), strict=True))
+
+
+def test_a_card_cannot_make_its_reader_trust_a_pickle(tmp_path: Path) -> None:
+    model = _trained(tmp_path, **PLAIN)
+    card = _save_trained(tmp_path, model)
+    harm = tmp_path / "harm"
+    torch.save({"a": Evil(harm)}, tmp_path / "evil.pt")
+    evil = card.model.model_copy(update={"pretrained": str(tmp_path / "evil.pt"), "trust_pickle": True})
+    values = card.model_copy(update={"model": evil}).model_dump(mode="json")
+    storage.write_json(str(tmp_path / "model" / "model.json"), values)
+    with pytest.raises(UserError, match="holds more than tensors, so loading it may run code"):
+        initial_model(str(tmp_path))
+    values["model"]["freeze"], values["frozen"] = "towers", "a"
+    storage.write_json(str(tmp_path / "model" / "model.json"), values)
+    with pytest.raises(UserError, match="must not have to trust a pickle"):
+        load_model(str(tmp_path))
+    assert not harm.exists()
 
 
 def test_lists_of_numbers_are_every_combination() -> None:

@@ -197,6 +197,7 @@ def test_operations_count_what_is_trained(tmp_path: Path) -> None:
             "'values' is none of query, key, value, output, mlp, did you mean",
         ),
         ({"adapters": {"lora_targets": "mlp,mlp"}}, "a projection is given twice"),
+        ({"freeze": "text", "trust_pickle": True}, "give pretrained as safetensors, and leave trust_pickle out"),
     ],
 )
 def test_what_makes_no_sense_is_refused(model: dict[str, Any], says: str) -> None:

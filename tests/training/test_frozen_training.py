@@ -40,7 +40,6 @@ def _train(engine: Any, config: TrainingConfig, steps: range, total: int, rank: 
     batch = global_batch().split(distributed.get_world_size())[rank]
     for step in steps:
         set_learning_rates(engine, config, step, total)
-        engine.module.head_only = step < config.head_only_steps(total)
         engine.train()
         backward_global_batch(engine, partial(backward, engine), LossConfig(), batch, config.accumulate)
         engine.step()
