@@ -68,7 +68,7 @@ def main() -> None:
     config = config.model_copy(update={"training": config.training.model_copy(update=training)})
     setting = Setting(config, options.device, options.steps)
     with tempfile.TemporaryDirectory() as folder:
-        figures: dict[str, Any] = _run(measure_stages, 1, setting, folder)
+        figures: dict[str, Any] = run_workers(measure_stages, 1, setting, folder)
         figures["workers"] = measure_workers(setting, folder)
     model = config.model
     print(f"\n{model.clip}, head {model.head}, {config.training.precision}, {training['global_batch']} pairs, "
@@ -85,7 +85,7 @@ def main() -> None:
         Path(options.json).write_text(json.dumps(figures, indent=1), encoding="utf-8")
 
 
-def _run(work: Callable[..., Any], workers: int, setting: Setting, folder: str) -> Any:
+def run_workers(work: Callable[..., Any], workers: int, setting: Setting, folder: str) -> Any:
     """What the first of so many processes returns."""
     store = f"file://{tempfile.mkdtemp(dir=folder)}/store"  # a store that was used before would let them wait for ever
     mp.start_processes(_worker, (work, workers, setting, folder, store), nprocs=workers, start_method="spawn")
@@ -139,7 +139,9 @@ def _towers(setting: Setting, *, compiled: bool) -> Callable[[], None]:
     return step
 
 
-def _step(setting: Setting, stage: int | None, *, compiled: bool = False, again: bool = False) -> Callable[[], None]:
+def whole_step(
+    setting: Setting, stage: int | None, *, compiled: bool = False, again: bool = False
+) -> Callable[[], None]:
     """A whole step through the engine; without a stage the forward and backward pass of the model alone."""
     config, model = setting.config, _model(setting, again=again).to(setting.device)
     pairs = _pairs(setting, model.frame_size)
@@ -166,12 +168,15 @@ def _step(setting: Setting, stage: int | None, *, compiled: bool = False, again:
     return step
 
 
-def _time(
-    setting: Setting, steps: dict[str, Callable[[], None]], clock: Callable[[], float] = time.perf_counter
+def time_steps(
+    setting: Setting,
+    steps: dict[str, Callable[[], None]],
+    clock: Callable[[], float] = time.perf_counter,
+    rounds: int = ROUNDS,
 ) -> dict[str, float]:
     """Milliseconds of a step of each: the best of interleaved rounds, after one that warms up and compiles."""
     best = dict.fromkeys(steps, float("inf"))
-    for index in range(ROUNDS + 1):
+    for index in range(rounds + 1):
         for name, step in steps.items():
             distributed.barrier()
             began = clock()
@@ -187,19 +192,19 @@ def _time(
 def measure_stages(setting: Setting) -> dict[str, Any]:
     """Times and kernels of the towers and of whole steps."""
     steps = {"towers": _towers(setting, compiled=False), "towers, compiled": _towers(setting, compiled=True)}
-    steps |= {f"step, ZeRO {stage}": _step(setting, stage) for stage in STAGES}
-    steps |= {f"step, ZeRO {stage}, compiled": _step(setting, stage, compiled=True) for stage in STAGES[:3]}
-    steps["step, ZeRO 1, towers again"] = _step(setting, 1, again=True)
+    steps |= {f"step, ZeRO {stage}": whole_step(setting, stage) for stage in STAGES}
+    steps |= {f"step, ZeRO {stage}, compiled": whole_step(setting, stage, compiled=True) for stage in STAGES[:3]}
+    steps["step, ZeRO 1, towers again"] = whole_step(setting, 1, again=True)
     rows: dict[str, dict[str, float]] = {}
     clock = time.process_time if setting.device == "cpu" else time.perf_counter
-    for name, ms in _time(setting, steps, clock).items():
+    for name, ms in time_steps(setting, steps, clock).items():
         rows[name] = {"ms": ms}
         if not name.startswith("towers"):
             towers = rows["towers, compiled" if name.endswith("compiled") else "towers"]["ms"]
             rows[name]["outside"] = 1 - towers / ms
-    kernels = {"model, no engine": _kernels(_step(setting, None))}
-    kernels |= {f"step, ZeRO {stage}": _kernels(_step(setting, stage)) for stage in STAGES}
-    kernels["step, ZeRO 1, towers again"] = _kernels(_step(setting, 1, again=True))
+    kernels = {"model, no engine": _kernels(whole_step(setting, None))}
+    kernels |= {f"step, ZeRO {stage}": _kernels(whole_step(setting, stage)) for stage in STAGES}
+    kernels["step, ZeRO 1, towers again"] = _kernels(whole_step(setting, 1, again=True))
     return {"steps": rows, "kernels": kernels, "setting": asdict(setting) | {"config": setting.config.name}}
 
 
@@ -233,13 +238,13 @@ class Kernels(TorchDispatchMode):
 
 def measure_workers(setting: Setting, folder: str) -> dict[str, float]:
     """Steps of one worker and of two, each with the pairs of one."""
-    times = {workers: [_run(_one_stage, workers, setting, folder) for _ in range(2)] for workers in (1, 2)}
+    times = {workers: [run_workers(_one_stage, workers, setting, folder) for _ in range(2)] for workers in (1, 2)}
     one, two = min(times[1]), min(times[2])
     return {"one_ms": one, "two_ms": two, "efficiency": one / two}
 
 
 def _one_stage(setting: Setting) -> float:
-    return _time(setting, {"step": _step(setting, setting.config.training.zero_stage)})["step"]
+    return time_steps(setting, {"step": whole_step(setting, setting.config.training.zero_stage)})["step"]
 
 
 if __name__ == "__main__":

@@ -47,6 +47,11 @@ class Eval(Options):
     leave_out: tuple[str, ...] = ()
     """DOMAIN=FILE: a list of test videos of that domain that were trained on, or nearly. Results are then given
     with and without them."""
+    alphas: tuple[float, ...] = ()
+    """WiSE-FT: test with clip towers between those that training began with (0) and the trained ones (1), once for each
+    of these numbers."""
+    head_alphas: tuple[float, ...] = ()
+    """The same for the head and the frame context, with each of `--alphas`; without, they are the trained ones."""
     max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
     """Share of a set's videos that may be undecodable: a smaller gallery is easier to search."""
 
@@ -64,6 +69,7 @@ def run(words: list[str], program: str) -> str:
 
     from glscl.evaluation.evaluate import check_options
     from glscl.evaluation.saved import check_weights
+    from glscl.evaluation.wise_ft import listed_mixes
 
     config = EvaluationConfig(
         memory_mb=options.memory_mb,
@@ -71,6 +77,7 @@ def run(words: list[str], program: str) -> str:
         bank_videos=options.bank_videos if options.bank else 0,
         leave_out=options.leave_out,
     )
+    listed_mixes(options.alphas, options.head_alphas)
     check_weights(options.run)
     check_options(config, tests, bank)
     run_directory = storage.resolve(options.run)
@@ -91,6 +98,7 @@ def _check(options: Eval) -> None:
 def _evaluate(options: Eval, config: EvaluationConfig, run_directory: str, output: str) -> str:
     from glscl.data.quarantine import Quarantine
     from glscl.evaluation.console import print_results
+    from glscl.evaluation.wise_ft import listed_mixes
     from glscl.system.nodes import capacity_of_nodes, missing_resources
     from glscl.system.ownership import owned
     from glscl.system.session import cluster_nodes, on_this_machine, ray_session
@@ -115,7 +123,8 @@ def _evaluate(options: Eval, config: EvaluationConfig, run_directory: str, outpu
             raise UserError(missing_resources(share.workers, share.cpus, share.use_gpu, nodes))
         alone = share.workers == 1 and on_this_machine()
         with nullcontext() if alone else ray_session():
-            results = evaluate(run_directory, tests, config, share, quarantine, options.bank)
+            mixes = listed_mixes(options.alphas, options.head_alphas)
+            results = evaluate(run_directory, tests, config, share, quarantine, bank=options.bank, mixes=mixes)
         owner.fence.check()
         write_results(results, output)
     print_results(results)

@@ -22,6 +22,7 @@ from glscl.evaluation.embed import Embeddings, RowShard, embed, own_scores_of_ro
 from glscl.evaluation.options import EvaluationConfig
 from glscl.evaluation.saved import load_model
 from glscl.evaluation.scoring import RankedTexts, ScoringResult, merge
+from glscl.evaluation.wise_ft import Interpolation, Mix
 from glscl.models.heads.base import Features
 from glscl.models.tokenizer import tokenize
 from glscl.system.nodes import Share
@@ -83,6 +84,13 @@ class Evaluator:
         self.config = config
         self.loader_workers = loader_workers
         self.done = 0
+        self._uri = model_uri
+        self._interpolation: Interpolation | None = None
+
+    def mix(self, mix: Mix, _: RowShard) -> None:
+        """Score with weights between the initial and the trained ones from here on."""
+        self._interpolation = self._interpolation or Interpolation(self.model, self._uri)
+        self._interpolation.set(mix)
 
     def progress(self) -> int:
         """Videos embedded and pairs scored since the last task of this actor began; asked while it works."""
@@ -147,6 +155,10 @@ class Evaluators:
             ray.kill(actor)
         if isinstance(error, ray.exceptions.RayTaskError):
             raise _readable(error) from None
+
+    def mix(self, mix: Mix) -> None:
+        """Let every actor score with weights between the initial and the trained ones."""
+        self._each("mix", mix, progress=None)
 
     def embed(
         self, uri: str, videos: range, *, thumbnails: bool = False, progress: Progress | None = None

@@ -21,6 +21,7 @@ from glscl.evaluation.options import EvaluationConfig
 from glscl.evaluation.results import NormalisedColumn, Test, WithoutLeaked
 from glscl.evaluation.saved import read_card
 from glscl.evaluation.scoring import ScoringResult, rank_matrix
+from glscl.evaluation.wise_ft import Mix, configured_mixes
 from glscl.system.nodes import Share
 from glscl.system.progress import Progress
 
@@ -34,12 +35,14 @@ def evaluate_model(
     *,
     bank: Sequence[str] = (),
     keep_ranks: bool = False,
+    mixes: Sequence[Mix] = (),
 ) -> list[Test]:
     """Score a model on every test set with evaluators (`start_evaluators`), on whose number no figure depends.
 
     ``model_uri`` is the folder of a saved model, or a run directory; ``config.bank_videos`` are drawn from the training
     sets of ``bank``. ``keep_ranks`` adds every query's ranks, for paired statistics. The ``quarantine`` lists the
-    videos that cannot be used and bounds them set by set; without, any number is left out.
+    videos that cannot be used and bounds them set by set; without, any number is left out. Every set is scored with
+    each of the ``mixes`` of initial and trained weights; without, with the one of the configuration, if there is one.
 
     Raises `UserError`: model, test set or list of videos missing, nothing decodable, or too many videos of a set that
     cannot be used; those of all sets are listed by then.
@@ -53,22 +56,25 @@ def evaluate_model(
     leaked = leakage_lists(config.leave_out, [shard_set.manifest.domain for shard_set in test_sets])
     quarantine = quarantine or Quarantine(None, 1.0, "")
     results: list[Test] = []
-    problems: list[str] = []
+    problems: dict[str, None] = {}
     with start_evaluators(folder, config, share) as evaluators:
-        query_bank = embed_bank(evaluators, bank_sets, per_set, quarantine) if per_set else None
-        for shard_set, name in zip(test_sets, distinct_names(test_sets), strict=True):
-            videos = range(shard_set.manifest.videos)
-            with Progress(f"embedding {name}", len(videos), "videos") as progress:
-                pieces = evaluators.embed(shard_set.uri, videos, thumbnails=config.examples > 0, progress=progress)
-            quarantine.take("test", [shard_set], [entry for piece in pieces for entry in piece.quarantined])
-            if problem := quarantine.problem("test", [shard_set]):
-                problems.append(problem)
-                continue
-            embeddings = concatenate(pieces)
-            domain = shard_set.manifest.domain
-            result, normalised = _score(evaluators, embeddings, name, domain, config, query_bank)
-            results.append(
-                describe_test(
+        for mix in mixes or configured_mixes(config) or (None,):
+            if mix is not None:
+                evaluators.mix(mix)
+            query_bank = embed_bank(evaluators, bank_sets, per_set, quarantine) if per_set else None
+            for shard_set, name in zip(test_sets, distinct_names(test_sets), strict=True):
+                name += mix.label if mix else ""
+                videos = range(shard_set.manifest.videos)
+                with Progress(f"embedding {name}", len(videos), "videos") as progress:
+                    pieces = evaluators.embed(shard_set.uri, videos, thumbnails=config.examples > 0, progress=progress)
+                quarantine.take("test", [shard_set], [entry for piece in pieces for entry in piece.quarantined])
+                if problem := quarantine.problem("test", [shard_set]):
+                    problems[problem] = None
+                    continue
+                embeddings = concatenate(pieces)
+                domain = shard_set.manifest.domain
+                result, normalised = _score(evaluators, embeddings, name, domain, config, query_bank)
+                test = describe_test(
                     name,
                     shard_set,
                     card,
@@ -79,7 +85,8 @@ def evaluate_model(
                     examples=config.examples,
                     keep_ranks=keep_ranks,
                 )
-            )
+                alphas = {"towers_alpha": mix.towers, "head_alpha": mix.head} if mix else {}
+                results.append(test.model_copy(update=alphas))
     if problems:
         raise UserError("; ".join(problems))
     return results

@@ -30,3 +30,8 @@ class EvaluationConfig(Options):
     leave_out: tuple[str, ...] = ()
     """DOMAIN=FILE: a list of test videos of that domain that were trained on, or nearly. Results are then given with
     and without them."""
+    towers_alpha: float | None = Field(default=None, ge=0, le=1)
+    """WiSE-FT: test with clip towers that are this much the trained ones and for the rest those that training began
+    with (Wortsman et al. 2022). none tests the trained ones. Training and held-out scores are not touched."""
+    head_alpha: float | None = Field(default=None, ge=0, le=1)
+    """The same for the head and the frame context."""

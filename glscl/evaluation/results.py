@@ -156,6 +156,8 @@ class Test(Section):
     without_leaked: WithoutLeaked | None = None
     examples: list[Example] = []
     per_query: QueryRanks | None = None  # kept where paired statistics will be asked for
+    towers_alpha: float | None = None  # of weights between the initial and the trained ones, where such were tested
+    head_alpha: float | None = None
 
     def metrics(self, direction: Direction) -> Metrics:
         """Of one direction."""
@@ -167,10 +169,11 @@ class Test(Section):
         return describe_share(self.videos, self.videos + self.quarantined + self.rejected)
 
     def to_json(self) -> dict[str, object]:
-        """As ``results.json`` holds it: without the examples' pictures, and without ranks where none were kept."""
+        """As ``results.json`` holds it: without the examples' pictures, ranks that were not kept, and mixes of none."""
         values = self.model_dump(exclude={"examples": {"__all__": {"results": {"__all__": {"thumbnail"}}}}})
-        if self.per_query is None:
-            del values["per_query"]
+        for name in ("per_query", "towers_alpha", "head_alpha"):
+            if values[name] is None:
+                del values[name]
         return values
 
     @model_validator(mode="before")

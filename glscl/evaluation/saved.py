@@ -16,6 +16,8 @@ from glscl.errors import UserError
 from glscl.evaluation.locate import CARD as CARD
 from glscl.evaluation.locate import FOLDER as FOLDER
 from glscl.evaluation.locate import find_model
+from glscl.models.adapters import merge_lora
+from glscl.models.freezing import frozen_fingerprint, trained_state
 from glscl.models.options import ModelConfig
 from glscl.options import Options
 from glscl.options.mistakes import first_mistake
@@ -40,6 +42,9 @@ class ModelCard(Options):
     seed: int
     run: str
     validation: dict[str, float]
+    frozen: str | None = None
+    """Fingerprint of the weights that were not trained and that the file lacks: they come from where the run began,
+    ``model.pretrained`` or the seed. None where the file is whole."""
 
     def sampling(self, frame_size: int) -> FrameSampling:
         """The frame sampling that the model was trained with."""
@@ -78,7 +83,8 @@ def check_weights(uri: str) -> tuple[str, ModelCard]:
     where = storage.join(folder, WEIGHTS)
     shapes = _shapes(where)
     with torch.device("meta"):
-        described = _empty_model(folder, card).state_dict()
+        empty = _build(folder, card, load_weights=False)
+    described = empty.state_dict() if card.frozen is None else trained_state(empty)
     for name, tensor in described.items():
         shape = shapes.pop(name, None)
         if shape != list(tensor.shape):
@@ -90,25 +96,62 @@ def check_weights(uri: str) -> tuple[str, ModelCard]:
 
 
 def load_model(uri: str) -> "tuple[Retriever, ModelCard]":
-    """Load a trained model in evaluation mode, on the CPU, in fp32. Raises `UserError`: as `check_weights`."""
+    """Load a trained model in evaluation mode, on the CPU, in fp32.
+
+    Raises `UserError`: as `check_weights`; frozen weights that the file lacks are not there, or are others by now.
+    """
     folder, card = check_weights(uri)
     where = storage.join(folder, WEIGHTS)
-    model = _empty_model(folder, card)
+    if card.frozen is None:
+        model = _build(folder, card, load_weights=False)
+    else:
+        model = initial_model(uri)
+        if (found := frozen_fingerprint(model, card.model)) != card.frozen:
+            raise UserError(
+                f"{where}: its frozen weights, those of {card.model.clip} with model.pretrained "
+                f"{card.model.pretrained}, are others by now (fingerprint {card.frozen}, found {found}): put the "
+                f"original ones back"
+            )
     with tempfile.TemporaryDirectory(prefix="glscl-model-") as scratch:
         path = where
         if storage.is_remote(where):
             path = os.path.join(scratch, WEIGHTS)
             storage.download(where, path)
-        model.load_state_dict(load_file(path))
+        model.load_state_dict(load_file(path), strict=card.frozen is None)  # `check_weights` has compared the names
     return model.eval(), card
 
 
-def _empty_model(folder: str, card: ModelCard) -> "Retriever":
+def initial_model(uri: str) -> "Retriever":
+    """The model as its training began: pretrained towers, and a head of the run's seed.
+
+    A card may be anybody's, so no pickle is trusted on its word. Raises `UserError`: no model, or no such towers.
+    """
+    folder, card = read_card(uri)
+    card = card.model_copy(update={"model": card.model.model_copy(update={"trust_pickle": False})})
+    with torch.random.fork_rng():
+        torch.manual_seed(card.seed)
+        return _build(folder, card, load_weights=True).eval()
+
+
+def export_model(uri: str, output: str) -> ModelCard:
+    """Write a model as one that needs nothing else: frozen weights included, LoRA's changes added to them.
+
+    Raises `UserError`: as `load_model`.
+    """
+    model, card = load_model(uri)
+    merge_lora(model)
+    adapters = card.model.adapters.model_copy(update={"lora_rank": None, "lora_alpha": None, "lora_targets": None})
+    whole = card.model_copy(update={"model": card.model.model_copy(update={"adapters": adapters}), "frozen": None})
+    save_model(output, whole, model.state_dict())
+    return whole
+
+
+def _build(folder: str, card: ModelCard, *, load_weights: bool) -> "Retriever":
     from glscl.models.retriever import Retriever  # with open_clip, seconds to import
 
     with torch.random.fork_rng():  # the random numbers of the run stay as they are
         try:
-            return Retriever(card.model, load_weights=False)
+            return Retriever(card.model, load_weights=load_weights)
         except UserError as error:
             raise UserError(f"{storage.join(folder, CARD)}: {error}") from None
 

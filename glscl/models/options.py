@@ -1,9 +1,10 @@
 """Configuration of the model, without the model itself, whose towers take seconds to import."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import Field, create_model, field_validator
+from pydantic import Field, create_model, field_validator, model_validator
 
+from glscl.models.adapters import AdapterConfig
 from glscl.models.heads.base import head_class, head_names
 from glscl.options import MAX_LAYERS, MAX_SIZE, Options
 
@@ -50,6 +51,12 @@ class ModelConfig(Options):
     the picture's; none leaves open_clip's small one. Small towers see motion much sooner with a large one (0.4)."""
     logit_scale: float | None = Field(None, gt=0, le=MAX_SCALE)
     """Factor of the similarities in the losses that training starts from, and learns; none is that of the towers."""
+    freeze: Literal["none", "towers", "image", "text"] = "none"
+    """The towers that are not trained: none of them, both (towers), image or text. A frozen one runs without gradients
+    and in evaluation mode, takes no optimiser state, and is left out of checkpoints and of the saved model."""
+    unfreeze_blocks: int | None = Field(None, ge=1, le=MAX_LAYERS)
+    """The last blocks of each frozen tower that are trained all the same, with what follows them; none trains none."""
+    adapters: AdapterConfig = AdapterConfig()
     grad_checkpointing: bool = False
     """Recompute the towers' activations in the backward pass: less memory, about a third more time."""
 
@@ -58,3 +65,15 @@ class ModelConfig(Options):
     def _known_head(cls, name: str) -> str:
         head_class(name)
         return name
+
+    @model_validator(mode="after")
+    def _something_is_frozen(self) -> Self:
+        if self.freeze == "none" and (self.unfreeze_blocks is not None or self.adapters.are_on):
+            key = "unfreeze_blocks" if self.unfreeze_blocks is not None else "adapters"
+            raise ValueError(f"{key} is for frozen towers: set freeze to towers, image or text")
+        if self.freeze != "none" and self.trust_pickle:
+            raise ValueError(
+                "freeze leaves weights out of the saved model, and who opens it must not have to trust a pickle: give "
+                "pretrained as safetensors, and leave trust_pickle out"
+            )
+        return self

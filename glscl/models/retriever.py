@@ -2,13 +2,14 @@
 
 import math
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from glscl.errors import UserError
 from glscl.models.frame_context import FrameContext
+from glscl.models.freezing import freeze_towers, group_of
 from glscl.models.heads.base import Features, Head, build_head
 from glscl.models.options import MAX_SCALE, ModelConfig
 from glscl.models.towers import Towers
@@ -34,7 +35,8 @@ class Retriever(nn.Module):
 
     Training goes through ``model(mode, ...)`` (so that an engine's hooks run); `encode_text`, `encode_video`, `score`,
     `score_parts` and `scale` are the same things as plain methods. Without ``load_weights``, ``config.pretrained`` is
-    not loaded, for a model whose weights are set afterwards.
+    not loaded, for a model whose weights are set afterwards. Frozen towers stay in evaluation mode. While
+    ``head_only`` is set, both towers are used as if they were frozen.
 
     Raises `UserError`: unknown architecture, head or weights, or lengths that the towers cannot take.
     """
@@ -69,6 +71,18 @@ class Retriever(nn.Module):
         lengths = (config.max_words, config.max_frames)
         self.head: Head = build_head(config.head, width, getattr(config.heads, config.head), lengths)
         self.head.initialise_from(self.towers.text)
+        self.head_only = False
+        self._frozen = freeze_towers(self.towers, config)  # last, so that adapters draw no number of another part
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of all that is trained."""
+        super().train(mode)
+        for tower in self._frozen:
+            tower.set_mode(mode)
+        if self.head_only:
+            self.towers.eval()
+        return self
 
     @torch.no_grad()
     def _spread_positions(self, std: float) -> None:
@@ -120,11 +134,14 @@ class Retriever(nn.Module):
 
     def encode_text(self, token_ids: Tensor) -> Features:
         """What the head caches of token ids (A, W) int64; leading dimension A."""
-        return self.head.encode_text(*self.towers.encode_text(token_ids))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.head_only):
+            features = self.towers.encode_text(token_ids)
+        return self.head.encode_text(*features)
 
     def encode_video(self, frames: Tensor, frame_mask: Tensor) -> Features:
         """What the head caches of uint8 frames (B, F, 3, S, S) with mask (B, F); leading dimension B."""
-        features = self.towers.encode_frames(frames, frame_mask)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.head_only):
+            features = self.towers.encode_frames(frames, frame_mask)
         if self.frame_context is not None:
             features = self.frame_context(features, frame_mask)
         return self.head.encode_video(features, frame_mask)
@@ -156,17 +173,17 @@ class Retriever(nn.Module):
         return cast(Tensor, _ClampLog.apply(self.logit_scale.float())).exp()
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Optimiser groups: name ("towers" or "head"), params, weight_decay.
+        """Optimiser groups: name ("towers", "adapters" or "head"), params, weight_decay. What is frozen is in none.
 
         The head group holds everything that is not pretrained, the frame context included; the logit scale counts to
         the towers. Biases, norms and other vectors are not decayed (CLIP4Clip).
         """
         groups = []
-        for name in ("towers", "head"):
+        for name in ("towers", "adapters", "head"):
             parameters = [
                 parameter
                 for key, parameter in self.named_parameters()
-                if parameter.requires_grad and (key.startswith(("towers.", "logit_scale")) == (name == "towers"))
+                if parameter.requires_grad and group_of(key) == name
             ]
             for decay, params in (
                 (weight_decay, [parameter for parameter in parameters if parameter.ndim > 1]),
@@ -177,7 +194,7 @@ class Retriever(nn.Module):
         return groups
 
     def describe(self) -> dict[str, int]:
-        """Number of parameters of the towers (logit scale included), the frame context and the head."""
+        """Number of parameters of the towers (logit scale and adapters included), the frame context and the head."""
 
         def count(module: nn.Module | None) -> int:
             return sum(parameter.numel() for parameter in module.parameters()) if module is not None else 0

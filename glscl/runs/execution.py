@@ -7,8 +7,10 @@ import time
 import torch
 from safetensors.torch import save_file
 
+from glscl.errors import UserError
 from glscl.evaluation.results import Results
 from glscl.evaluation.saved import CARD, FOLDER, ModelCard, load_model, save_model
+from glscl.models.adapters import merge_lora
 from glscl.models.retriever import Retriever
 from glscl.runs.build import TOWERS, build_pretraining
 from glscl.runs.cell import Cell, CellResult, CellTest, read_result, write_cell_file
@@ -117,8 +119,17 @@ def pretrain(config: RunsConfig) -> None:
 
 
 def export_towers(model_uri: str, output: str) -> None:
-    """Write a model's clip towers as open_clip loads them, for ``model.pretrained``. Raises `UserError`: no model."""
+    """Write a model's clip towers as open_clip loads them, for ``model.pretrained``.
+
+    Raises `UserError`: no model, or towers with bottlenecks, which open_clip has no place for.
+    """
     model, _ = load_model(model_uri)
+    if model.config.adapters.bottleneck is not None:
+        raise UserError(
+            f"{model_uri}: model.adapters.bottleneck is part of its towers, and open_clip's have no such part: train "
+            f"them without"
+        )
+    merge_lora(model)
     prefix = "towers."
     weights = {name.removeprefix(prefix): t for name, t in model.state_dict().items() if name.startswith(prefix)}
     weights["logit_scale"] = model.logit_scale.detach()

@@ -130,10 +130,17 @@ def spare_launches(optimizer: Any) -> None:
 
 
 def set_learning_rates(engine: DeepSpeedEngine, config: TrainingConfig, step: int, total_steps: int) -> float:
-    """Set each group's rate for a step (warm-up, cosine to zero; no state to save); returns the factor of the peak."""
-    factor = schedule(step, total_steps, config.warmup)
+    """Set each group's rate for a step (warm-up, cosine to zero; no state to save); returns the factor of the peak.
+
+    In the first steps of ``training.head_first`` the model trains its head alone, and no other group has a rate. Adam's
+    step numbers go on meanwhile, so the towers' first updates after that are without bias correction, as in BertAdam.
+    """
+    first = config.head_only_steps(total_steps)
+    engine.module.head_only = head_only = step < first
+    begun, steps = (0, first) if head_only else (first, total_steps - first)
+    factor = schedule(step - begun, steps, config.warmup)
     for group in engine.optimizer.param_groups:
-        group["lr"] = group["peak"] * factor
+        group["lr"] = 0.0 if head_only and group["name"] != "head" else group["peak"] * factor
     return factor
 
 

@@ -54,6 +54,9 @@ class TrainingConfig(Options):
     """AdamW's denominator offset."""
     warmup: float = Field(default=0.1, ge=0, le=1)
     """Share of all steps over which the learning rate rises linearly; a cosine to zero follows."""
+    head_first: float | None = Field(default=None, gt=0, lt=1)
+    """Share of the steps in which the head alone is trained, on towers as they are, before everything is; each part has
+    its own warm-up and cosine (LP-FT, Kumar et al. 2022). none trains everything from the first step."""
     clip_grad: float = Field(default=1.0, ge=0)
     """Largest gradient norm; 0 does not clip."""
     precision: Literal["fp32", "bf16"] = "bf16"
@@ -86,6 +89,12 @@ class TrainingConfig(Options):
     The loss of a node does not count."""
     hang_timeout_s: float = Field(default=300.0, gt=0)
     """Seconds that a worker may spend in one step, or not be heard of, before the worker group is restarted."""
+
+    def head_only_steps(self, total_steps: int) -> int:
+        """How many of a run's steps train the head alone: at least one, and not all, where `head_first` is set."""
+        if self.head_first is None or total_steps < 2:
+            return 0
+        return min(max(1, round(total_steps * self.head_first)), total_steps - 1)
 
     @property
     def on_gpu(self) -> bool:

@@ -85,14 +85,15 @@ class Saver:
         return Checkpoint(destination.build_checkpoint_path_from_name(name), destination.storage_filesystem)
 
 
-def resume(engine: DeepSpeedEngine, config: RunConfig, shard_sets: list[ShardSet]) -> TrainState:
+def resume(engine: DeepSpeedEngine, config: RunConfig, shard_sets: list[ShardSet], frozen: str | None) -> TrainState:
     """Load the newest complete checkpoint into the engine; the state at step 0 where there never was one (collective).
 
-    Raises `UserError`: there were checkpoints and none is complete, or the newest is of another configuration.
+    ``frozen`` is the fingerprint of the weights that are not trained, which the engine's model has already. Raises
+    `UserError`: there were checkpoints and none is complete, or the newest is of another configuration.
     """
     values = config.model_dump(mode="json")
     manifests = [shard_set.manifest.fingerprint() for shard_set in shard_sets]
-    fresh = TrainState(0, world_size(), config.training.zero_stage, values, manifests)
+    fresh = TrainState(0, world_size(), config.training.zero_stage, values, manifests, frozen=frozen)
     retention = Retention(config.run_directory, config.checkpoint.keep)
     for name in broadcast_object(retention.names() if rank() == 0 else []):
         with _fetched(storage.join(config.run_directory, name)) as (folder, problem):
@@ -100,7 +101,7 @@ def resume(engine: DeepSpeedEngine, config: RunConfig, shard_sets: list[ShardSet
                 print_once(f"checkpoint {name} is incomplete ({problem}): trying the one before")
                 continue
             saved = checkpoint.read_state(folder)
-            checkpoint.check_resumable(saved, values, manifests)
+            checkpoint.check_resumable(saved, values, manifests, frozen)
             _load(engine, folder, name, saved)
         print_once(f"resumed step={saved.step} from {name}")
         return replace(fresh, step=saved.step, quarantined=add_missing_sets(saved.quarantined, shard_sets))

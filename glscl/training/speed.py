@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.autograd.graph import register_multi_grad_hook
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
@@ -48,18 +49,30 @@ def _now(device: torch.device) -> float:
 
 
 def tower_operations(model: Retriever, words: int, frames: int) -> int:
-    """Multiplications and additions of the towers' forward and backward pass for one pair, counted without data."""
+    """Multiplications and additions of the towers' forward and backward pass for one pair, counted without data.
+
+    A tower that is trained in part is counted as if its backward pass went from the first trained block to the end.
+    """
     towers = model.towers
     size = towers.frame_size
     pixels = torch.empty(1, 3, size, size, device="meta")
     tokens = torch.empty(1, words, dtype=torch.int64, device="meta")
-    counts = []
-    for tower, batch in ((towers.visual, pixels), (towers.text, tokens)):
-        state = {name: tensor.to("meta") for name, tensor in (*tower.named_parameters(), *tower.named_buffers())}
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            functional_call(tower, state, (batch,))
-        counts.append(int(counter.get_total_flops()))
-    return 3 * (counts[0] * frames + counts[1])  # the backward pass is two products for each of the forward pass
+    return _operations(towers.visual, pixels) * frames + _operations(towers.text, tokens)
+
+
+def _operations(tower: nn.Module, batch: Tensor) -> int:
+    """Of one tower and one input: the backward pass is two products for each of the forward pass, or is counted."""
+    trained = {parameter.requires_grad for parameter in tower.parameters()}
+    state = {
+        name: tensor.detach().to("meta").requires_grad_(tensor.requires_grad)
+        for name, tensor in (*tower.named_parameters(), *tower.named_buffers())
+    }
+    with torch.set_grad_enabled(len(trained) > 1), FlopCounterMode(display=False) as counter:
+        given = functional_call(tower, state, (batch,))
+        if len(trained) > 1:
+            outputs = given if isinstance(given, tuple) else (given,)
+            sum(output.sum() for output in outputs if output.requires_grad).backward()
+    return int(counter.get_total_flops()) * (3 if trained == {True} else 1)
 
 
 def prepare_arithmetic(config: RunConfig, model: Retriever, device: torch.device) -> float:

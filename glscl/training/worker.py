@@ -20,6 +20,7 @@ from glscl.data.quarantine import KNOB, Quarantine, UnusableSetError
 from glscl.data.shards import open_shard_set
 from glscl.data.stream import Batch, PairStream
 from glscl.errors import RunStoppedError, UserError, full_disk
+from glscl.models.freezing import describe_training, frozen_fingerprint
 from glscl.models.retriever import Retriever
 from glscl.models.tokenizer import tokenize
 from glscl.system.ownership import Fence
@@ -137,12 +138,16 @@ class Worker:
         self.accumulate = accumulation_steps(config.training, world_sizes, world_size())
         training = config.training.model_copy(update={"accumulate": self.accumulate})
         busy = prepare_arithmetic(config, model, device)
+        if config.model.freeze != "none":
+            print_once(f"trained: {describe_training(model, config.model)}")
+        # Of rank 0, which gives its parameters to all.
+        frozen = broadcast_object(frozen_fingerprint(model, config.model) if rank() == 0 else None)
         self.engine = build_engine(model, training, device, world_size())
         if training.compiles:
             compile_parts(model)
         seed_generators(config.seed, 0, rank())  # dropout differs between ranks
 
-        self.state = resume(self.engine, config, self.shard_sets)
+        self.state = resume(self.engine, config, self.shard_sets, frozen)
         self.batches = self._batches(boards[0])
         folder = config.run_directory if rank() == 0 else None
         self.quarantine = Quarantine(folder, config.data.max_bad_fraction, KNOB, self.state.quarantined, fence)
@@ -223,6 +228,9 @@ class Worker:
 
     def step(self, batch: Batch) -> None:
         """Run forward, backward and update on this rank's share of the global batch (collective)."""
+        if self.state.step and self.state.step == self.config.training.head_only_steps(self.length.total):
+            print_once(f"step {self.state.step + 1}: from here on everything is trained, not the head alone")
+            self._compiles = self.config.training.compiles  # the towers again, now with gradients
         self.heartbeats.at(Phase.COMPILING if self._compiles else Phase.STEPPING, self.state.step + 1)
         self._factor = set_learning_rates(self.engine, self.config.training, self.state.step, self.length.total)
         self.engine.train()

@@ -19,13 +19,16 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 Words = Callable[[str, str, str], list[str]]
 
 
+@pytest.mark.parametrize(
+    "model", [(), ("--model.freeze", "image", "--model.adapters.lora-rank", "4")], ids=["all trained", "adapters"]
+)
 def test_a_run_shrinks_and_grows_with_its_nodes(
-    glscl: Callable[..., Any], train_words: Words, clips: Path, bucket: str
+    glscl: Callable[..., Any], train_words: Words, clips: Path, bucket: str, model: tuple[str, ...]
 ) -> None:
     """Of 1 to 3 workers, 3 do not divide the global batch: two work, then one, then two again; all is on S3."""
     common = [*train_words(str(clips), f"{bucket}/runs", "elastic"), "--data.test", f"{clips}/msrvtt/test"]
     common += ["--training.epochs", "14", "--checkpoint.every-steps", "10", "--training.log-every", "1"]
-    common += ["--model.clip", "glscl-tiny"]  # slow enough for a node to come back
+    common += ["--model.clip", "glscl-tiny", *model]  # slow enough for a node to come back
     common += ["--training.lr-towers", "3e-5", "--training.lr-head", "3e-5"]  # rounding grows with the rates
     common += ["--model.heads.glscl.dropout", "0"]  # masks are drawn anew by another number of workers
     elastic = ["--training.num-workers", "1", "3", "--training.restart-cost-s", "0", "--training.max-failures", "0"]

@@ -97,3 +97,27 @@ def test_from_s3_that_fails_with_worker_and_driver_killed(
     assert weights(run) == kept["weights"]
     assert storage.exists(f"{run}/report.html")
     assert len([name for name in storage.list_names(run) if name.startswith("step_")]) == 2, "no leftovers"
+
+
+@pytest.mark.slow
+def test_adapters_killed_and_continued(
+    glscl: Callable[..., Any], train_words: Words, clips: Path, tmp_path: Path
+) -> None:
+    """Frozen towers with LoRA and bottlenecks under ZeRO 3: what is saved is small, and enough to go on bit by bit."""
+    adapters = ["--model.freeze", "towers", "--model.adapters.lora-rank", "2", "--model.adapters.bottleneck", "4"]
+    more = [*adapters, "--training.zero-stage", "3", "--training.epochs", "5", "--data.test", f"{clips}/msrvtt/test"]
+    output = glscl(*train_words(str(clips), str(tmp_path), "reference"), *more).wait()
+    assert re.search(r"^trained: 0\.\d\d M of \d\.\d\d M parameters \(towers 0\.00 M, adapters", output, re.MULTILINE)
+    words = [*train_words(str(clips), str(tmp_path), "killed"), *more]
+    command = glscl(*words)
+    command.wait_for_step(15)
+    wait_for_checkpoint(str(tmp_path / "killed"), command)
+    command.workers()[-1].kill()
+    command.wait_for("resumed step=")
+    command.wait_for_step(30, after="resumed step=")
+    command.kill()
+    assert "resumed step=" in glscl(*words).wait()
+    assert weights(str(tmp_path / "killed")) == weights(str(tmp_path / "reference"))
+    names = load_file(tmp_path / "killed" / "model" / "weights.safetensors").keys()
+    assert "towers.text.token_embedding.weight" not in names
+    assert {name.split(".")[0] for name in names} == {"towers", "head", "logit_scale"}

@@ -29,6 +29,7 @@ from glscl.evaluation.ranks import Ranks
 from glscl.evaluation.results import QueryRanks
 from glscl.evaluation.saved import ModelCard, load_model, save_model
 from glscl.evaluation.scoring import evaluate_scores
+from glscl.evaluation.wise_ft import Mix
 from glscl.models import ModelConfig, Retriever
 from glscl.models.tokenizer import tokenize
 from glscl.system.nodes import Share
@@ -314,6 +315,46 @@ def test_eval_command_with_everything(
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Normalised scores" in page
     assert "toy/train without leaked videos: 1 of 1 listed videos left out" in page
+
+
+def test_weights_between_initial_and_trained_ones(
+    run: str, sets: list[ShardSet], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """WiSE-FT: at 0 the model that training began with, at 1 the trained one, in any number of actors."""
+    model, card = load_model(run)
+
+    @torch.no_grad()
+    def direct() -> list[Any]:
+        embedded = [_embed(model, card, shard_set) for shard_set in sets]
+        return [measure(score_rows(model.score, e, EvaluationConfig(), RowShard(0, 1), CPU)) for e in embedded]
+
+    ends = direct()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    tuned = str(tmp_path / "tuned")
+    save_model(f"{tuned}/model", card, model.state_dict())
+    ends += direct()
+    uris = [shard_set.uri for shard_set in sets]
+    found = evaluate_model(tuned, uris, CONFIG, TWO, mixes=[Mix(0, 0, True), Mix(1, 1, True)])
+    for test, end in zip(found, ends, strict=True):
+        _close({direction: test.metrics(direction) for direction in end}, end)
+    assert [test.name for test in found[:2]] == [
+        f"{name}, towers α=0, head α=0" for name in ("toy/train", "other/train")
+    ]
+    named = evaluate_model(tuned, uris, CONFIG.model_copy(update={"towers_alpha": 0.0, "head_alpha": 0.0}), ONE)
+    _close([test.text_to_video for test in named], [end["text_to_video"] for end in ends[:2]])
+    assert [(test.name, test.towers_alpha) for test in named] == [("toy/train", 0.0), ("other/train", 0.0)]
+    words = ["eval", "--run", tuned, "--test", uris[1], "--alphas", "0", "0.5", "1", "--head-alphas", "1", "0.5"]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    tests = json.loads(Path(tuned, "eval", "results.json").read_text())["tests"]
+    alphas = [(test["towers_alpha"], test["head_alpha"]) for test in tests]
+    assert alphas == [(0.0, 1.0), (0.0, 0.5), (0.5, 1.0), (0.5, 0.5), (1.0, 1.0), (1.0, 0.5)]
+    assert len(set(re.findall(r"^other/train, towers α=0\.5, head α=0\.5 +cross-domain", out, re.M))) == 1
+    _close(tests[4]["text_to_video"], ends[3]["text_to_video"])
+    assert main([*words[:6], "2"]) == 2
+    assert "--alphas = 2: give numbers from 0" in capsys.readouterr().out.splitlines()[-1]
 
 
 def test_more_actors_than_the_cluster_has(run: str, sets: list[ShardSet], capsys: pytest.CaptureFixture[str]) -> None:

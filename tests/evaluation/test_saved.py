@@ -16,12 +16,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from open_clip import pretrained
-from safetensors.torch import save
+from safetensors.torch import save, save_file
 
+from glscl.cli import main
 from glscl.data.video import FrameSampling
 from glscl.errors import UserError
 from glscl.evaluation.saved import ModelCard, _shapes, check_weights, load_model, read_card, save_model
 from glscl.models import ModelConfig, Retriever, head_names
+from glscl.models.freezing import frozen_fingerprint, trained_state
 from glscl.models.tokenizer import tokenize
 from glscl.system import storage
 from stress.fuzz import mutate
@@ -136,6 +138,100 @@ def test_a_pretrained_file_is_not_needed_any_more(tmp_path: Path) -> None:
     loaded, card = load_model(str(tmp_path))
     assert card.model.pretrained == str(tmp_path / "gone.pt")
     assert torch.equal(_scores(loaded), _scores(model))
+
+
+FROZEN = {"freeze": "towers", "adapters": {"lora_rank": 2, "bottleneck": 3}}
+
+
+def _trained(folder: Path, seed: int = 3, **more: Any) -> Retriever:
+    """A model whose towers are frozen, trained from the seed of `_card`."""
+    torch.manual_seed(seed)
+    model = Retriever(_config(folder, **FROZEN | more)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.rand_like(parameter))
+    return model
+
+
+def _save_trained(folder: Path, model: Retriever) -> ModelCard:
+    card = _card(model.config).model_copy(update={"frozen": frozen_fingerprint(model, model.config)})
+    save_model(str(folder / "model"), card, trained_state(model))
+    return card
+
+
+@pytest.mark.parametrize("pretrained", [False, True], ids=["of a seed", "pretrained"])
+def test_a_model_without_its_frozen_weights_is_made_whole(tmp_path: Path, pretrained: bool) -> None:
+    more = {}
+    if pretrained:
+        open_clip.add_model_config(Path(_clip(tmp_path)))
+        towers = open_clip.create_model("saved-test", force_custom_text=True, nonscalar_logit_scale=True)
+        save_file(towers.state_dict(), tmp_path / "towers.safetensors")
+        more = {"pretrained": str(tmp_path / "towers.safetensors")}
+    model = _trained(tmp_path, **more)
+    card = _save_trained(tmp_path, model)
+    size = (tmp_path / "model" / "weights.safetensors").stat().st_size
+    assert size < 0.05 * sum(4 * parameter.numel() for parameter in model.parameters())
+    state = torch.get_rng_state()
+    loaded, read = load_model(str(tmp_path))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert read == card
+    assert torch.equal(_scores(loaded), _scores(model))
+
+
+def test_an_exported_model_needs_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = _trained(tmp_path)
+    _save_trained(tmp_path / "run", model)
+    assert main(["export", "--run", str(tmp_path / "run"), "--output", str(tmp_path / "whole")]) == 0
+    assert "head glscl, step 7 of run r" in capsys.readouterr().out.splitlines()[-1]
+    _, card = read_card(str(tmp_path / "whole"))
+    storage.write_json(str(tmp_path / "whole" / "model.json"), card.model_dump(mode="json") | {"seed": 99})
+    loaded, card = load_model(str(tmp_path / "whole"))
+    assert (card.frozen, card.model.adapters.lora_rank, card.model.adapters.bottleneck) == (None, None, 3)
+    torch.testing.assert_close(_scores(loaded), _scores(model), rtol=1e-5, atol=1e-6)
+    assert main(["export", "--run", str(tmp_path / "nowhere"), "--output", str(tmp_path / "whole")]) == 2
+    assert "no trained model there" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_frozen_weights_that_are_others_by_now_are_refused(tmp_path: Path) -> None:
+    """Of another seed, or of a file that has changed, or is gone."""
+    model = _trained(tmp_path, seed=4)
+    _save_trained(tmp_path, model)
+    with pytest.raises(
+        UserError, match=r"its frozen weights, .* are others by now \(fingerprint \w+, found \w+\)"
+    ) as raised:
+        load_model(str(tmp_path))
+    assert "\n" not in str(raised.value)
+    gone = _trained(tmp_path).config.model_copy(update={"pretrained": str(tmp_path / "gone.safetensors")})
+    card = _card(gone).model_copy(update={"frozen": "a"})
+    storage.write_json(str(tmp_path / "model" / "model.json"), card.model_dump(mode="json"))
+    with pytest.raises(UserError, match=r"model\.json: model\.pretrained: '.*gone\.safetensors' is neither"):
+        load_model(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"adapters": {"lora_rank": 3, "bottleneck": 3}}, r"lora\.a' is \[4, 32\], not \[6, 32\]"),
+        ({"adapters": {"lora_rank": 2, "lora_targets": "mlp", "bottleneck": 3}}, r"lora\.[ab]' is missing"),
+        ({"adapters": {"lora_rank": 2}}, r"bottleneck\.\S+' has no place"),
+        ({"freeze": "image"}, "is missing"),
+    ],
+    ids=["rank", "projection", "kind", "tower"],
+)
+def test_adapters_of_another_architecture_are_refused(tmp_path: Path, change: dict[str, Any], says: str) -> None:
+    _save_trained(tmp_path, _trained(tmp_path))
+    _, card = read_card(str(tmp_path))
+    other = ModelConfig.model_validate(card.model.model_dump() | change)
+    storage.write_json(
+        str(tmp_path / "model" / "model.json"), card.model_copy(update={"model": other}).model_dump(mode="json")
+    )
+    for read in (check_weights, load_model):
+        with pytest.raises(
+            UserError, match=rf"weights of another architecture than model\.json says: .*{says}"
+        ) as raised:
+            read(str(tmp_path))
+        assert "\n" not in str(raised.value)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import torch
 from glscl.data.shards import ShardSet
 from glscl.errors import UserError
 from glscl.evaluation.saved import ModelCard, save_model
+from glscl.models.freezing import frozen_fingerprint, trained_state
 from glscl.models.retriever import ModelConfig, Retriever
 from glscl.runs import pool
 from glscl.runs.cell import RESULT, Cell, read_result
@@ -115,6 +116,33 @@ def test_exported_towers_are_pretrained_weights(remote: bool, tmp_path: Path, bu
     if remote:
         with pytest.raises(UserError, match=r"model\.pretrained: no file at s3://data/none\.safetensors"):
             Retriever(ModelConfig(clip="glscl-tiny", pretrained=f"{bucket}/none.safetensors"))
+
+
+def test_exported_towers_have_lora_added_and_no_bottlenecks(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    plain = Retriever(ModelConfig(clip="glscl-tiny", head="mean_pool"))
+    for adapters in ({"lora_rank": 2}, {"bottleneck": 2}):
+        torch.manual_seed(3)
+        values = {"clip": "glscl-tiny", "head": "mean_pool", "freeze": "towers", "adapters": adapters}
+        model = Retriever(ModelConfig.model_validate(values))
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.add_(0.1 if name.endswith("lora.b") else 0.0)
+        card = ModelCard(
+            model=model.config, sample_fps=1.0, decoder="pyav", train_domains=(), step=1, seed=3, run="r",
+            validation={}, frozen=frozen_fingerprint(model, model.config),
+        )  # fmt: skip
+        save_model(str(tmp_path / "model"), card, trained_state(model))
+        output = str(tmp_path / "towers.safetensors")
+        if "bottleneck" in adapters:
+            with pytest.raises(UserError, match="bottleneck is part of its towers"):
+                export_towers(str(tmp_path / "model"), output)
+            continue
+        export_towers(str(tmp_path / "model"), output)
+        other = Retriever(ModelConfig(clip="glscl-tiny", head="mean_pool", pretrained=output)).eval()
+        ids = torch.tensor([[49406, 320, 49407, 0]])
+        torch.testing.assert_close(other.towers.encode_text(ids), model.eval().towers.encode_text(ids))
+        assert not torch.allclose(other.towers.encode_text(ids)[0], plain.towers.encode_text(ids)[0], atol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,21 @@ def test_a_run_is_its_parts_over_one_another() -> None:
     assert len(found[0].config.data.test) == 2
 
 
+def test_variants_choose_what_is_trained_of_the_towers() -> None:
+    """Frozen towers, adapters, LP-FT and WiSE-FT are keys of a run like any other."""
+    lora = {"model": {"head": "xpool", "freeze": "towers", "adapters": {"lora_rank": 4}}}
+    robust = {"model": {"head": "xpool"}, "training": {"head_first": 0.2}, "evaluation": {"towers_alpha": 0.5}}
+    variants = {
+        name: {"group": "attention", "what": name, "run": run} for name, run in (("lora", lora), ("robust", robust))
+    }
+    config = study(variants=variants, comparisons=[["lora", "robust"]])
+    found = build_cells(config, locate_sets(config))
+    first, second = (_find(found, name, "toy_clips").config for name in variants)
+    assert (first.model.freeze, first.model.adapters.lora_rank, first.training.head_first) == ("towers", 4, None)
+    assert (second.model.freeze, second.training.head_first, second.evaluation.towers_alpha) == ("none", 0.2, 0.5)
+    assert found[0].config.model.freeze == "none", "zero-shot"
+
+
 def test_a_plan_says_where_the_official_form_is_away_from_its_batch() -> None:
     glscl = {"group": "consistency", "what": "official", "run": {"model": {"head": "glscl"}}}
     loss = {"inter_consistency": {"form": "corrected"}}

@@ -22,6 +22,8 @@ from glscl.training.global_batch import RankPairs, backward_calls, backward_glob
 PAIRS, WORDS, FRAMES, SIZE = 8, 8, 3, 16
 TOLERANCE = 1e-5
 
+ADAPTERS = {"lora_rank": 2, "lora_alpha": 3, "lora_targets": "query,value,output,mlp", "bottleneck": 3}
+
 Result = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]
 
 
@@ -62,6 +64,9 @@ def _cases() -> dict[str, dict[str, Any]]:
         "video_colbert": {"head": "video_colbert", "loss": {"level_sigmoid": {"frames": 0.7}}, "unused": "logit_scale"},
         "mean_pool-scale-above-limit": {"head": "mean_pool", "loss": {}, "log_scale": 5.0},
         "plug-in": {"head": "mean_pool", "loss": {}, "plug_in": True},
+        "frozen": {"head": "mean_pool", "loss": {}, "model": {"freeze": "towers"}},
+        "adapters": {"head": "mean_pool", "loss": {}, "model": {"freeze": "towers", "adapters": ADAPTERS}},
+        "half-frozen": {"head": "xpool", "loss": {}, "model": {"freeze": "image"}},
     }
 
 
@@ -131,6 +136,7 @@ def build_model(case: dict[str, Any], clip: str, dropout: float = 0.0) -> Retrie
                 "max_words": WORDS,
                 "max_frames": FRAMES,
             }
+            | case.get("model", {})
         )
     )
     if case.get("plug_in"):
@@ -183,7 +189,7 @@ def step(case: dict[str, Any], clip: str, rank: int, accumulate: int, dtype: tor
     assert lasts == [False] * (backward_calls(accumulate) - 1) + [True]
     grads = {}
     for name, parameter in model.named_parameters():
-        assert (parameter.grad is None) == (name == case.get("unused")), name
+        assert (parameter.grad is not None) == (parameter.requires_grad and name != case.get("unused")), name
         if parameter.grad is not None:
             grads[name] = parameter.grad
     return mean(losses, grads)

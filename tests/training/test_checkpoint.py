@@ -30,6 +30,7 @@ from glscl.errors import UserError
 from glscl.evaluation.saved import ModelCard, load_model, save_model
 from glscl.losses import LossConfig
 from glscl.models import ModelConfig, Retriever
+from glscl.models.freezing import frozen_fingerprint, trained_state
 from glscl.models.tokenizer import tokenize
 from glscl.options.differences import differing_keys
 from glscl.system import storage
@@ -45,33 +46,52 @@ from glscl.training.engine import backward, build_engine, set_learning_rates
 from glscl.training.global_batch import RankPairs, backward_global_batch
 from glscl.training.options import TrainingConfig
 from tests.fault_proxy import FaultProxy
+from tests.training.ranks import ADAPTERS
 
 WORLD = 2
 PAIRS, WORDS, FRAMES, SIZE = 4, 8, 2, 16  # pairs of one rank
 BEFORE, AFTER = 2, 2
-CASES = [(stage, precision) for stage in (0, 1, 2, 3) for precision in ("fp32", "bf16")]
+CASES = [(stage, precision) for stage in (0, 1, 2, 3) for precision in ("fp32", "bf16", "adapters")]
+"""ZeRO stage, and precision or, in fp32, a model whose towers are frozen and have adapters."""
 
 
 def name_of(stage: int, precision: str) -> str:
     return f"zero{stage}-{precision}"
 
 
-def model_config(clip: str) -> ModelConfig:
+def model_config(clip: str, precision: str) -> ModelConfig:
     head = {"queries": 2, "layers": 1, "attention_heads": 2, "feedforward": 16, "dropout": 0.3}
     return ModelConfig.model_validate(
         {"clip": clip, "frame_context": "transformer", "context_layers": 1, "max_words": WORDS, "max_frames": FRAMES}
         | {"heads": {"glscl": head}}
+        | ({"freeze": "towers", "adapters": ADAPTERS} if precision == "adapters" else {})
     )
 
 
 def training_config(stage: int, precision: str) -> TrainingConfig:
     rates = {"lr_towers": 1e-3, "lr_head": 1e-2}
+    precision = "fp32" if precision == "adapters" else precision
     return TrainingConfig.model_validate({"zero_stage": stage, "precision": precision, "num_workers": WORLD, **rates})
 
 
 def engine_of(clip: str, stage: int, precision: str, seed: int, world: int = WORLD) -> Any:
+    """An engine of its own weights for every seed; what is frozen is of the run's seed, as it is in a run."""
+    torch.manual_seed(0 if precision == "adapters" else seed)
+    model = Retriever(model_config(clip, precision))
     torch.manual_seed(seed)
-    return build_engine(Retriever(model_config(clip)), training_config(stage, precision), torch.device("cpu"), world)
+    if precision == "adapters":
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+    return build_engine(model, training_config(stage, precision), torch.device("cpu"), world)
+
+
+def frozen_of(clip: str, precision: str) -> str | None:
+    """The fingerprint of what is not trained."""
+    torch.manual_seed(0)
+    config = model_config(clip, precision)
+    return frozen_fingerprint(Retriever(config), config)
 
 
 def batch_of(step: int, rank: int) -> RankPairs:
@@ -132,7 +152,8 @@ def uninterrupted(rank: int, clip: str, folder: str) -> None:
             train(engine, config, range(BEFORE), rank)
             own = Path(folder, name_of(stage, precision), f"rank-{rank}")
             own.mkdir(parents=True)
-            take_snapshot(engine, str(own), TrainState(BEFORE, WORLD, stage, {"seed": 1}, ["f"]), rank).write()
+            state = TrainState(BEFORE, WORLD, stage, {"seed": 1}, ["f"], frozen=frozen_of(clip, precision))
+            take_snapshot(engine, str(own), state, rank).write()
             live = whole(engine)
             if rank == 0:
                 torch.save(live, f"{folder}/{name_of(stage, precision)}/live.pt")
@@ -161,7 +182,7 @@ def alone(rank: int, clip: str, folder: str) -> None:
     """Restore what two ranks saved with ZeRO 0 in one."""
     process_group(rank, 1, f"{folder}/store-3")
     try:
-        for precision in ("fp32", "bf16"):
+        for precision in ("fp32", "bf16", "adapters"):
             engine = engine_of(clip, 0, precision, seed=5, world=1)
             whole_folder = f"{folder}/{name_of(0, precision)}/whole"
             checkpoint.restore(engine, whole_folder, checkpoint.check_complete(whole_folder), 0)
@@ -226,23 +247,27 @@ def test_whole_weights(stage: int, precision: str, runs: Path, clip: str, tmp_pa
     folder = runs / name_of(stage, precision)
     weights = whole_weights(str(folder / "whole"), stage)
     live = torch.load(folder / "live.pt")
-    assert weights.keys() == live.keys()
+    config = model_config(clip, precision)
+    trained = trained_state(Retriever(config)).keys()
+    assert weights.keys() == trained
+    assert (trained == live.keys()) == (precision != "adapters")
     for name, tensor in live.items():
-        assert torch.equal(weights[name].to(tensor.dtype), tensor), name
+        assert name not in trained or torch.equal(weights[name].to(tensor.dtype), tensor), name
     if precision == "bf16" and stage > 0:
         assert any(not torch.equal(w.float(), w.bfloat16().float()) for w in weights.values()), "the fp32 originals"
     card = ModelCard(
-        model=model_config(clip), sample_fps=1.0, decoder="pyav", train_domains=("toy",), step=BEFORE, seed=0, run="r",
-        validation={},
+        model=config, sample_fps=1.0, decoder="pyav", train_domains=("toy",), step=BEFORE, seed=0, run="r",
+        validation={}, frozen=frozen_of(clip, precision),
     )  # fmt: skip
     save_model(str(tmp_path / "model"), card, weights)
     model, _ = load_model(str(tmp_path))
-    assert all(torch.equal(tensor, weights[name].float()) for name, tensor in model.state_dict().items())
+    whole = live | weights
+    assert all(torch.equal(tensor, whole[name].float()) for name, tensor in model.state_dict().items())
 
 
 def test_zero_0_goes_on_with_another_number_of_workers(runs: Path, clip: str) -> None:
     start(alone, clip, runs, world=1)
-    for precision in ("fp32", "bf16"):
+    for precision in ("fp32", "bf16", "adapters"):
         live, found = (torch.load(runs / name_of(0, precision) / f"{name}.pt") for name in ("live", "alone"))
         assert all(torch.equal(tensor, found[name]) for name, tensor in live.items())
 
@@ -410,6 +435,21 @@ def test_a_key_that_the_saved_configuration_lacks_is_a_difference(saved: Saved) 
     del saved.config["loss"]["contrastive"]
     assert differing_keys(saved.config, current, checkpoint.FREE_KEYS) == [
         f"loss.contrastive: None -> {current['loss']['contrastive']}"
+    ]
+
+
+def test_an_option_that_came_later_and_is_off_is_no_difference(saved: Saved) -> None:
+    """A run of before them goes on; one that turns them on is another one."""
+    later = {"model": ["freeze", "unfreeze_blocks", "adapters"], "evaluation": ["towers_alpha", "head_alpha"]}
+    for section, keys in (later | {"training": ["head_first"]}).items():
+        for key in keys:
+            del saved.config[section][key]
+    current = RunConfig.model_validate(saved.config).model_dump(mode="json")
+    assert differing_keys(saved.config, current, ()) == differing_keys(current, saved.config, ()) == []
+    current["model"] |= {"freeze": "towers", "adapters": {"lora_rank": 4}}
+    assert differing_keys(saved.config, current, checkpoint.FREE_KEYS) == [
+        "model.adapters: None -> {'lora_rank': 4}",
+        "model.freeze: None -> towers",
     ]
 
 

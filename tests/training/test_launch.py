@@ -75,6 +75,30 @@ def test_preflight_says_what_will_run(
     assert not (tmp_path / "runs").exists()
 
 
+def test_preflight_says_what_is_trained(words: Callable[..., list[str]], make_shards: Callable[..., ShardSet]) -> None:
+    shards = make_shards(captions=[2] * 16, per_shard=4)
+
+    def facts(*more: str) -> dict[str, str]:
+        return preflight(run_config(words("--data.train", shards.uri, *more), "glscl train").resolved()).facts
+
+    assert "trained" not in facts()
+    frozen = facts(
+        "--model.freeze", "towers", "--model.adapters.lora-rank", "2", "--model.adapters.lora-targets", "mlp"
+    )
+    assert re.fullmatch(
+        r"0\.\d\d M of \d\.\d\d M parameters \(towers 0\.00 M, adapters 0\.00 M, head 0\.\d\d M\); frozen: "
+        r"image tower and text tower",
+        frozen["trained"],
+    )
+    facts("--training.head-first", "0.3", "--model.freeze", "image")
+    for more, says in (
+        (["--model.head", "mean_pool"], "head 'mean_pool' has no parameters to train alone; leave it out"),
+        (["--model.freeze", "towers"], "model.freeze freezes the towers to the end"),
+    ):
+        with pytest.raises(UserError, match=rf"training\.head_first: {says}"):
+            facts("--training.head-first", "0.3", "--model.frame-context", "none", *more)
+
+
 def test_preflight_says_what_the_batch_does_to_the_official_form(
     words: Callable[..., list[str]],
     make_shards: Callable[..., ShardSet],
@@ -126,6 +150,8 @@ def test_a_run_from_before_an_option_goes_on_without_it(
     path.write_text(json.dumps(saved))
     assert as_begun(config) == (config, []), "a run that knows it"
     del saved["data"]["augment"]
+    for later in ("freeze", "unfreeze_blocks", "adapters"):
+        del saved["model"][later]
     path.write_text(json.dumps(saved))
     begun, (note,) = as_begun(config)
     assert begun == config.model_copy(update={"data": config.data.model_copy(update={"augment": None})})

@@ -51,7 +51,7 @@ def _points(world: int, rest: int | None) -> list[Point]:
         fast += product((name for name in HEADS if name not in SCORING), (1,), (2,), (True,), ("fp32",))
         fast += product(HEADS, (1,), (1,), (True,), ("fp32",))
         fast += product(SCORING, (1,), (2,), (False,), ("fp32",))
-        fast += product(SCORING, (0, 2, 3), (2,), (True,), ("fp32",))
+        fast += product((*SCORING, "frozen", "adapters"), (0, 2, 3), (2,), (True,), ("fp32",))
         fast += product(SCORING, (1,), (2,), (True,), ("bf16",))
     assert set(fast) <= set(whole)
     return fast if rest is None else [point for point in whole if point[1] == rest and point not in fast]
@@ -74,7 +74,7 @@ def _engine_step(point: Point, clip: str, rank: int) -> Result:
     grads = {
         key: safe_get_full_grad(parameter).float()
         for key, parameter in engine.module.named_parameters()
-        if key != case.get("unused")
+        if parameter.requires_grad and key != case.get("unused")
     }
     return mean(losses, {})[0], grads
 

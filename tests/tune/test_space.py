@@ -87,6 +87,20 @@ def test_another_heads_keys_are_searched_where_the_head_is() -> None:
     )
 
 
+def test_what_is_trained_of_the_towers_is_searched_like_any_key() -> None:
+    check_space(
+        {
+            "model.adapters.lora_rank": Draw(choice=(None, 2, 16)),
+            "model.adapters.lora_targets": Draw(choice=("query,value", "query,key,value,output,mlp")),
+            "model.adapters.bottleneck": Draw(choice=(None, 64)),
+            "model.unfreeze_blocks": Draw(randint=(1, 4)),
+            "model.freeze": Draw(choice=("towers", "image", "text")),
+            "training.head_first": Draw(uniform=(0.1, 0.5)),
+        },
+        validate({"model": {"freeze": "towers"}}, "base"),
+    )
+
+
 def test_both_searchers_draw_from_the_same_values() -> None:
     whole = Draw(randint=(2, 4))
     assert {whole.domain().sample() for _ in range(100)} == {2, 3, 4}

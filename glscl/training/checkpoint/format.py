@@ -15,6 +15,8 @@ Resume rules:
 5. A configuration that changes the model, the loss, the data or the optimisation is refused with the differing keys;
    what only changes logging, evaluation, retention or the machines is free to differ (`FREE_KEYS`), and so are heads
    and loss terms that came later and decide nothing of the run (`add_later_sections`).
+6. Frozen weights are in no checkpoint. A run that goes on has them from where it began, ``model.pretrained`` or the
+   seed; where their fingerprint is not the checkpoint's, it is refused.
 """
 
 from __future__ import annotations
@@ -75,6 +77,8 @@ class TrainState:
     quarantined: list[dict[str, str]] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
     """Held-out metrics at this step, where it was scored."""
+    frozen: str | None = None
+    """Fingerprint of the weights that are not trained, which the files lack; None where everything is in the files."""
 
 
 class IncompleteCheckpointError(Exception):
@@ -160,11 +164,20 @@ def check_complete(folder: str, process: int = 0, processes: int = 1) -> TrainSt
 
 def restore(engine: DeepSpeedEngine, folder: str, state: TrainState, rank: int) -> None:
     """Load a complete checkpoint into an engine of the same world size, or of any under ZeRO 0 (collective)."""
+    load_module = None if state.frozen is None else _load_trained
     with own_settings(engine), safe_loading(folder):
-        path, _ = engine.load_checkpoint(folder, tag=TAG)
+        path, _ = engine.load_checkpoint(folder, tag=TAG, custom_load_fn=load_module)
     if path is None:
         raise IncompleteCheckpointError(f"{folder}: DeepSpeed found nothing to load")
     restore_generators(folder, state, rank)
+
+
+def _load_trained(src: dict[str, torch.Tensor], dst: torch.nn.Module) -> None:
+    """Load parameters and buffers of a checkpoint without the frozen ones, as DeepSpeed calls it."""
+    missing, unexpected = dst.load_state_dict(src, strict=False)
+    frozen = {name for name, parameter in dst.named_parameters() if not parameter.requires_grad}
+    if wrong := sorted({*unexpected, *(set(missing) - frozen)}):
+        raise IncompleteCheckpointError(f"its weights are not those of this model: {', '.join(wrong[:3])}")
 
 
 @contextmanager
@@ -201,8 +214,10 @@ def seed_generators(seed: int, step: int, rank: int) -> None:
     torch.manual_seed(seed * 1_000_003 + step * 65_537 + rank)
 
 
-def check_resumable(state: TrainState, config: dict[str, Any], manifests: Sequence[str]) -> None:
-    """Apply resume rule 5. Raises `UserError`, with every differing key."""
+def check_resumable(
+    state: TrainState, config: dict[str, Any], manifests: Sequence[str], frozen: str | None = None
+) -> None:
+    """Apply resume rules 5 and 6. Raises `UserError`, with every differing key."""
     different = differing_keys(add_later_sections(state.config, config), config, FREE_KEYS)
     if different:
         raise UserError(
@@ -213,6 +228,12 @@ def check_resumable(state: TrainState, config: dict[str, Any], manifests: Sequen
         raise UserError(
             "data.train: the shards differ from those that the run directory's checkpoint was trained on; "
             "choose another --name, or restore the shards"
+        )
+    if state.frozen != frozen:
+        raise UserError(
+            f"model.pretrained: the frozen weights are not those that the run directory's checkpoint was trained on "
+            f"(fingerprint {state.frozen}, now {frozen}); restore the weights of {config['model']['pretrained']}, or "
+            f"choose another --name"
         )
 
 

@@ -98,7 +98,7 @@ def take_snapshot(
     writer.save = hold
     writer.preserves_storage_sharing = lambda: False  # else DeepSpeed copies the parameters first
     try:
-        engine.save_checkpoint(folder, tag=TAG)
+        engine.save_checkpoint(folder, tag=TAG, exclude_frozen_parameters=state.frozen is not None)
     finally:
         del writer.save, writer.preserves_storage_sharing
     generators = {"cpu": torch.get_rng_state()}

@@ -18,6 +18,7 @@ from glscl.evaluation.evaluate import evaluate_model
 from glscl.evaluation.options import EvaluationConfig
 from glscl.evaluation.results import Results
 from glscl.evaluation.saved import FOLDER, ModelCard, read_card, save_model
+from glscl.evaluation.wise_ft import Mix
 from glscl.system import stopping, storage
 from glscl.system.nodes import Share, alive_nodes, capacity_of_nodes, check_resources
 from glscl.system.ownership import Owner
@@ -240,6 +241,7 @@ def _save_best(config: RunConfig, ready: Preflight, retention: Retention) -> Mod
                     seed=config.seed,
                     run=config.name,
                     validation=state.metrics,
+                    frozen=state.frozen,
                 )
                 weights = whole_weights(folder, state.zero_stage)
                 save_model(storage.join(config.run_directory, FOLDER), card, weights)
@@ -250,7 +252,7 @@ def _save_best(config: RunConfig, ready: Preflight, retention: Retention) -> Mod
 
 
 def whole_weights(folder: str, zero_stage: int) -> dict[str, Any]:
-    """Unsharded weights of a checkpoint: the optimiser's fp32 ones, under ZeRO 0 the model's own."""
+    """Unsharded weights of a checkpoint: the optimiser's fp32 ones, under ZeRO 0 the model's own; no frozen ones."""
     import torch
 
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # the driver only reads files
@@ -271,9 +273,16 @@ def whole_weights(folder: str, zero_stage: int) -> dict[str, Any]:
 
 
 def evaluate(
-    run: str, tests: Sequence[str], config: EvaluationConfig, share: Share, quarantine: Quarantine, bank: Sequence[str]
+    run: str,
+    tests: Sequence[str],
+    config: EvaluationConfig,
+    share: Share,
+    quarantine: Quarantine,
+    *,
+    bank: Sequence[str],
+    mixes: Sequence[Mix],
 ) -> Results:
     """Score a finished run (or a saved model) on any shard sets with such actors; see `evaluate_model`."""
     _, card = read_card(run)
-    scored = evaluate_model(run, tests, config, share, quarantine, bank=bank)
+    scored = evaluate_model(run, tests, config, share, quarantine, bank=bank, mixes=mixes)
     return build_results(card, scored, read_metrics(run), _incomplete({"test": tests}, quarantine), quarantine.entries)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from glscl.data.apart import NamedSet, check_held_out, distinct_names
 from glscl.data.plan import StreamPlan
@@ -23,6 +24,9 @@ from glscl.training.schedule import (
     make_sampling,
     usable_world_sizes,
 )
+
+if TYPE_CHECKING:
+    from glscl.models.retriever import Retriever
 
 CONFIG = "config.json"
 
@@ -81,6 +85,7 @@ def _check_model(config: RunConfig, fetch: bool) -> tuple[dict[str, str], int]:
     """Build the model once; returns what the panel says of it and its frame size."""
     import open_clip
 
+    from glscl.models.freezing import describe_training
     from glscl.models.retriever import Retriever
 
     pretrained = config.model.pretrained
@@ -89,13 +94,31 @@ def _check_model(config: RunConfig, fetch: bool) -> tuple[dict[str, str], int]:
     terms, left_out = applicable_terms(config.loss, model.head)
     if not terms:
         raise UserError(f"loss: no term is on that head '{config.model.head}' can be trained with")
+    _check_head_first(config, model)
     counts = ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in model.describe().items())
     facts = {
         "model": f"{config.model.clip}, head {config.model.head}, frame context {config.model.frame_context}; {counts}",
         "weights": (config.model.pretrained or "random") + model.towers.activation,
+        "trained": describe_training(model, config.model) if config.model.freeze != "none" else "",
         "loss": ", ".join(terms) + (f" (not for this head: {', '.join(left_out)})" if left_out else ""),
     }
     return facts, model.frame_size
+
+
+def _check_head_first(config: RunConfig, model: "Retriever") -> None:
+    """Refuse a first part of the run that would train nothing, or all that the second one trains."""
+    if config.training.head_first is None:
+        return
+    groups = {group["name"] for group in model.parameter_groups(0.0)}
+    if "head" not in groups:
+        raise UserError(
+            f"training.head_first: head '{config.model.head}' has no parameters to train alone; leave it out"
+        )
+    if config.model.freeze == "towers" and config.model.unfreeze_blocks is None and "adapters" not in groups:
+        raise UserError(
+            "training.head_first: model.freeze freezes the towers to the end, so the head is trained alone anyway; "
+            "leave one of them out"
+        )
 
 
 def _describe_steps(config: RunConfig, plan: StreamPlan, world_sizes: tuple[int, ...]) -> dict[str, str]:
