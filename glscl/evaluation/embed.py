@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from glscl.data.gallery import Gallery
+from glscl.data.gallery import Gallery, GalleryBatch
 from glscl.errors import UserError
 from glscl.evaluation.metrics import Direction, measure_ranks
 from glscl.evaluation.options import EvaluationConfig
@@ -48,8 +48,8 @@ def embed(
 ) -> Embeddings:
     """Embed a range of videos with their captions; without rows or caches if the range holds no usable video.
 
-    The model, which is on ``device``, is called as ``model("text", token_ids)`` and ``model("video", frames,
-    frame_mask)``; ``note`` with the number of videos that are done since the last call.
+    The model, which is on ``device``, is called as ``model("text", *text)`` and ``model("video", frames, frame_mask)``;
+    ``note`` with the number of videos that are done since the last call. Features have no thumbnails.
     """
     pieces = []
     quarantined = []
@@ -60,7 +60,7 @@ def embed(
             continue
         pieces.append(
             Embeddings(
-                text=_to_cpu(model("text", batch.token_ids.to(device))),
+                text=_to_cpu(model("text", *(tensor.to(device) for tensor in batch.text))),
                 video=_to_cpu(model("video", batch.frames.to(device), batch.frame_mask.to(device))),
                 text_to_video=_released(batch.text_to_video),
                 positions=batch.positions,
@@ -70,7 +70,7 @@ def embed(
                 truncated=batch.truncated,
                 quarantined=[],
                 repaired=batch.repaired,
-                thumbnails=list(map(strip, batch.frames, batch.frame_mask)) if thumbnails else [],
+                thumbnails=_strips(batch) if thumbnails else [],
             )
         )
     if not pieces:
@@ -100,6 +100,12 @@ def concatenate(pieces: Sequence[Embeddings]) -> Embeddings:
 
 def _join(caches: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {key: torch.cat([cache[key] for cache in caches]) for key in caches[0]}
+
+
+def _strips(batch: GalleryBatch) -> list[list[bytes]]:
+    if batch.frames.dtype != torch.uint8:
+        return [[] for _ in batch.samples]
+    return list(map(strip, batch.frames, batch.frame_mask))
 
 
 def strip(frames: Tensor, mask: Tensor) -> list[bytes]:

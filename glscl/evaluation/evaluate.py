@@ -19,7 +19,7 @@ from glscl.evaluation.metrics import Direction
 from glscl.evaluation.normalise import Bank, measure_normalised
 from glscl.evaluation.options import EvaluationConfig
 from glscl.evaluation.results import NormalisedColumn, Test, WithoutLeaked
-from glscl.evaluation.saved import read_card
+from glscl.evaluation.saved import check_features, read_card
 from glscl.evaluation.scoring import ScoringResult, rank_matrix
 from glscl.system.nodes import Share
 from glscl.system.progress import Progress
@@ -52,6 +52,8 @@ def evaluate_model(
     folder, card = read_card(model_uri)
     test_sets = [open_shard_set(uri) for uri in tests]
     bank_sets = [open_shard_set(uri) for uri in bank]
+    for shard_set in (*test_sets, *bank_sets):
+        check_features(shard_set, card, card.towers)
     per_set = videos_per_set(config, bank_sets)
     leaked = leakage_lists(config.leave_out, [shard_set.manifest.domain for shard_set in test_sets])
     quarantine = quarantine or Quarantine(None, 1.0, "")

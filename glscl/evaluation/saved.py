@@ -10,7 +10,11 @@ from pydantic import Field, ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from glscl.data.clips import Sampling
+from glscl.data.feature_facts import SHOWN
+from glscl.data.features import FeatureSampling
 from glscl.data.limits import MAX_DECODE_S
+from glscl.data.shards import ShardSet
 from glscl.data.video import FrameSampling
 from glscl.errors import UserError
 from glscl.evaluation.locate import CARD as CARD
@@ -40,11 +44,25 @@ class ModelCard(Options):
     seed: int
     run: str
     validation: dict[str, float]
+    towers: str | None = None
+    """Fingerprint of the towers that ``model`` names, where the weights are without them: those of a head that was
+    trained on features."""
 
-    def sampling(self, frame_size: int) -> FrameSampling:
-        """The frame sampling that the model was trained with."""
+    def sampling(self, frame_size: int, shard_set: ShardSet | None = None) -> Sampling:
+        """What the model is given of a video: frames as in training; or of the samples of a set, features if it is."""
+        if shard_set is not None and shard_set.manifest.features is not None:
+            return FeatureSampling.of([shard_set.manifest.features])
         frames, decoder = self.model.max_frames, self.decoder
         return FrameSampling(frames, self.sample_fps, frame_size, decoder, self.max_decode_s)  # type: ignore[arg-type]
+
+
+def check_features(shard_set: ShardSet, card: ModelCard, fingerprint: str | None) -> None:
+    """Refuse a set of features of other lengths than a model's, or of other towers (None: which are not known yet)."""
+    facts, model = shard_set.manifest.features, card.model
+    if facts is not None:
+        facts.check_run(shard_set.uri, model.max_words, model.max_frames, card.sample_fps)
+        if fingerprint is not None:
+            facts.check_towers(shard_set.uri, fingerprint, f"{model.clip}, {model.pretrained}")
 
 
 def save_model(uri: str, card: ModelCard, weights: dict[str, Tensor]) -> None:
@@ -78,7 +96,7 @@ def check_weights(uri: str) -> tuple[str, ModelCard]:
     where = storage.join(folder, WEIGHTS)
     shapes = _shapes(where)
     with torch.device("meta"):
-        described = _empty_model(folder, card).state_dict()
+        described = _empty_model(folder, card, towers=card.towers is None).state_dict()
     for name, tensor in described.items():
         shape = shapes.pop(name, None)
         if shape != list(tensor.shape):
@@ -89,28 +107,47 @@ def check_weights(uri: str) -> tuple[str, ModelCard]:
     return folder, card
 
 
-def load_model(uri: str) -> "tuple[Retriever, ModelCard]":
-    """Load a trained model in evaluation mode, on the CPU, in fp32. Raises `UserError`: as `check_weights`."""
+def load_model(uri: str, *, towers: bool = True) -> "tuple[Retriever, ModelCard]":
+    """Load a trained model in evaluation mode, on the CPU, in fp32.
+
+    The towers of a head that was trained on features are those that its card names; without ``towers`` they are left
+    out, for features. Raises `UserError`: as `check_weights`, or the towers are not those of the features.
+    """
     folder, card = check_weights(uri)
     where = storage.join(folder, WEIGHTS)
-    model = _empty_model(folder, card)
+    model = _empty_model(folder, card, towers=towers or card.towers is None)
     with tempfile.TemporaryDirectory(prefix="glscl-model-") as scratch:
         path = where
         if storage.is_remote(where):
             path = os.path.join(scratch, WEIGHTS)
             storage.download(where, path)
-        model.load_state_dict(load_file(path))
+        weights = load_file(path)
+    if card.towers is not None and towers:
+        _check_towers(model, card.towers, storage.join(folder, CARD))
+        weights |= {name: tensor for name, tensor in model.state_dict().items() if name.startswith("towers.")}
+    model.load_state_dict(weights)
     return model.eval(), card
 
 
-def _empty_model(folder: str, card: ModelCard) -> "Retriever":
+def _empty_model(folder: str, card: ModelCard, *, towers: bool) -> "Retriever":
+    """A model whose weights are not those of the card, but for towers that the card's own weights are without."""
     from glscl.models.retriever import Retriever  # with open_clip, seconds to import
 
     with torch.random.fork_rng():  # the random numbers of the run stay as they are
         try:
-            return Retriever(card.model, load_weights=False)
+            return Retriever(card.model, load_weights=towers and card.towers is not None, towers=towers)
         except UserError as error:
             raise UserError(f"{storage.join(folder, CARD)}: {error}") from None
+
+
+def _check_towers(model: "Retriever", expected: str, where: str) -> None:
+    from glscl.models.fingerprint import tower_fingerprint
+
+    if (found := tower_fingerprint(model.towers)) != expected:
+        raise UserError(
+            f"{where}: this head was trained on features of the towers {expected[:SHOWN]}, and model.pretrained "
+            f"'{model.config.pretrained}' gives {found[:SHOWN]}: put their weights there"
+        )
 
 
 def _shapes(where: str) -> dict[str, list[int]]:

@@ -33,12 +33,13 @@ class Retriever(nn.Module):
 
     Training goes through ``model(mode, ...)`` (so that an engine's hooks run); `encode_text`, `encode_video`, `score`,
     `score_parts` and `scale` are the same things as plain methods. Without ``load_weights``, ``config.pretrained`` is
-    not loaded, for a model whose weights are set afterwards.
+    not loaded, for a model whose weights are set afterwards. Without ``towers``, they are let go once everything is
+    initialised as it is with them: the model takes their features in place of token ids and pixels.
 
     Raises `UserError`: unknown architecture, head or weights, or lengths that the towers cannot take.
     """
 
-    def __init__(self, config: ModelConfig, *, load_weights: bool = True) -> None:
+    def __init__(self, config: ModelConfig, *, load_weights: bool = True, towers: bool = True) -> None:
         super().__init__()
         self.config = config
         self.towers = Towers(
@@ -68,6 +69,8 @@ class Retriever(nn.Module):
         lengths = (config.max_words, config.max_frames)
         self.head: Head = build_head(config.head, width, getattr(config.heads, config.head), lengths)
         self.head.initialise_from(self.towers.text)
+        if not towers:
+            self.towers.drop()
 
     @torch.no_grad()
     def _spread_positions(self, std: float) -> None:
@@ -110,13 +113,22 @@ class Retriever(nn.Module):
             return self.head.parts
         return self.scale()
 
-    def encode_text(self, token_ids: Tensor) -> Features:
-        """What the head caches of token ids (A, W) int64; leading dimension A."""
-        return self.head.encode_text(*self.towers.encode_text(token_ids))
+    def encode_text(self, text: Tensor, token_mask: Tensor | None = None) -> Features:
+        """What the head caches of token ids (A, W) int64; leading dimension A.
+
+        Or of features (A, 1 + W, D), the sentence's and then the tokens', and the token mask (A, W).
+        """
+        if token_mask is None:
+            return self.head.encode_text(*self.towers.encode_text(text))
+        features = text.to(self.logit_scale.dtype)
+        return self.head.encode_text(features[:, 0], features[:, 1:], token_mask)
 
     def encode_video(self, frames: Tensor, frame_mask: Tensor) -> Features:
-        """What the head caches of uint8 frames (B, F, 3, S, S) with mask (B, F); leading dimension B."""
-        features = self.towers.encode_frames(frames, frame_mask)
+        """What the head caches of uint8 frames (B, F, 3, S, S), or features (B, F, D), with mask (B, F)."""
+        if frames.is_floating_point():
+            features = frames.to(self.logit_scale.dtype)
+        else:
+            features = self.towers.encode_frames(frames, frame_mask)
         if self.frame_context is not None:
             features = self.frame_context(features, frame_mask)
         return self.head.encode_video(features, frame_mask)

@@ -7,8 +7,10 @@ import time
 import torch
 from safetensors.torch import save_file
 
+from glscl.data.shards import open_shard_set
 from glscl.evaluation.results import Results
 from glscl.evaluation.saved import CARD, FOLDER, ModelCard, load_model, save_model
+from glscl.models.fingerprint import tower_fingerprint
 from glscl.models.retriever import Retriever
 from glscl.runs.build import TOWERS, build_pretraining
 from glscl.runs.cell import Cell, CellResult, CellTest, read_result, write_cell_file
@@ -81,6 +83,11 @@ def _score_towers(config: RunConfig) -> Results:
     training, data = config.training, config.data
     check_resources(training.most_workers, training.cpus, training.on_gpu, training.wait_for_nodes_s)
     torch.manual_seed(config.seed)
+    model = Retriever(config.model)
+    towers = None
+    if all(open_shard_set(uri).manifest.features for uri in data.test):  # then nobody needs them
+        towers = tower_fingerprint(model.towers)
+        model.towers.drop()
     card = ModelCard(
         model=config.model,
         sample_fps=data.sample_fps,
@@ -90,9 +97,10 @@ def _score_towers(config: RunConfig) -> Results:
         seed=config.seed,
         run=config.name,
         validation={},
+        towers=towers,
     )
     storage.write_json(storage.join(config.run_directory, CONFIG), config.model_dump(mode="json"))
-    save_model(storage.join(config.run_directory, FOLDER), card, Retriever(config.model).state_dict())
+    save_model(storage.join(config.run_directory, FOLDER), card, model.state_dict())
     return score_run(config, card, keep_ranks=True)
 
 

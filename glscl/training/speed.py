@@ -50,6 +50,8 @@ def _now(device: torch.device) -> float:
 def tower_operations(model: Retriever, words: int, frames: int) -> int:
     """Multiplications and additions of the towers' forward and backward pass for one pair, counted without data."""
     towers = model.towers
+    if towers.dropped:
+        return 0
     size = towers.frame_size
     pixels = torch.empty(1, 3, size, size, device="meta")
     tokens = torch.empty(1, words, dtype=torch.int64, device="meta")

@@ -240,6 +240,7 @@ def _save_best(config: RunConfig, ready: Preflight, retention: Retention) -> Mod
                     seed=config.seed,
                     run=config.name,
                     validation=state.metrics,
+                    towers=ready.towers,
                 )
                 weights = whole_weights(folder, state.zero_stage)
                 save_model(storage.join(config.run_directory, FOLDER), card, weights)

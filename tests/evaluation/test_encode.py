@@ -1,0 +1,139 @@
+"""Features of frozen towers as shards: the towers' own numbers in the videos' order, and a command that goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from glscl.data.features import FeatureSampling
+from glscl.data.gallery import Gallery
+from glscl.data.shards import ShardSet, open_shard_set, verify_shards
+from glscl.data.video import FrameSampling
+from glscl.errors import UserError
+from glscl.evaluation import encoder
+from glscl.evaluation.encode import encode_shards
+from glscl.evaluation.encoder import Encoding
+from glscl.models.tokenizer import tokenize
+from glscl.models.towers import Towers
+from glscl.system.nodes import Share
+from tests.towers import write_towers
+from tests.training.ranks import FRAMES, SIZE, WORDS
+
+MakeShards = Callable[..., ShardSet]
+HERE = Share(1, False, 1.0, 0)
+TEXTS = {3: ("one " * 20, "two"), 4: ("three",)}
+
+
+@pytest.fixture
+def encoding(tmp_path: Path) -> Encoding:
+    clip, weights = write_towers(tmp_path / "towers")
+    return Encoding(
+        clip=clip, pretrained=weights, words=WORDS, frames=FRAMES, rate=2.0, dtype="float32", max_bad_fraction=1.0
+    )
+
+
+@pytest.fixture
+def videos(make_shards: MakeShards, make_video: Callable[..., bytes]) -> ShardSet:
+    times = {1: [0.0, 0.5], 5: [n / 4 for n in range(9)]}
+    bad = {n: make_video(own, seed=n) for n, own in times.items()} | {2: b"no video"}
+    return make_shards(captions=(1, 2, 3, 2, 1, 2, 1, 1), per_shard=3, bad=bad, texts=TEXTS)
+
+
+def gallery_of(shard_set: ShardSet) -> Gallery:
+    facts = shard_set.manifest.features
+    sampling = FeatureSampling.of([facts]) if facts else FrameSampling(FRAMES, 2.0, SIZE)
+    return Gallery(shard_set, 0, shard_set.manifest.videos, sampling, partial(tokenize, max_words=WORDS), 100)
+
+
+def test_the_towers_own_features_in_the_order_of_the_videos(
+    videos: ShardSet, encoding: Encoding, tmp_path: Path
+) -> None:
+    manifest, notes = encode_shards(videos.uri, str(tmp_path / "features"), encoding, HERE)
+    features = open_shard_set(str(tmp_path / "features"))
+    assert not verify_shards(features.uri)
+    assert "v002 (undecodable" in notes[-1]
+    same = ("domain", "split", "videos", "pairs", "video_ids", "rejected")
+    assert {name: getattr(manifest, name) for name in same} == {name: getattr(videos.manifest, name) for name in same}
+    sizes = [(entry.name, entry.samples, entry.pairs) for entry in manifest.shards]
+    assert sizes == [(entry.name, entry.samples, entry.pairs) for entry in videos.manifest.shards]
+
+    (pixels,), (stored,) = gallery_of(videos).batches(0), gallery_of(features).batches(0)
+    assert [sample.captions for sample in stored.samples] == [sample.captions for sample in pixels.samples]
+    assert stored.truncated == pixels.truncated == 1
+    ((bad,), (other,)) = stored.quarantined, pixels.quarantined
+    assert bad == other | {"set": features.uri}
+    towers = Towers(encoding.clip, encoding.pretrained).eval()
+    with torch.no_grad():
+        sentence, tokens, mask = towers.encode_text(*pixels.text)
+        frames = towers.encode_frames(pixels.frames, pixels.frame_mask)
+    assert torch.equal(stored.frame_mask, pixels.frame_mask)
+    assert {2, 3} == set(stored.frame_mask.sum(1).tolist())
+    close(stored.frames, frames)
+    assert torch.equal(stored.text[1], mask.bool())
+    close(stored.text[0], torch.cat([sentence[:, None], tokens], 1))
+
+
+def close(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def tars(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.tar"))}
+
+
+def test_the_same_command_goes_on_where_another_ended(
+    videos: ShardSet, encoding: Encoding, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    encode_shards(videos.uri, str(whole), encoding, HERE)
+    write = encoder.write_features
+    written: list[str] = []
+
+    def write_two(videos: Any, uri: str, *arguments: Any) -> Any:
+        written.append(uri.rpartition("/")[2])
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        return write(videos, uri, *arguments)
+
+    monkeypatch.setattr(encoder, "write_features", write_two)
+    with pytest.raises(KeyboardInterrupt):
+        encode_shards(videos.uri, str(killed), encoding, HERE)
+    with pytest.raises(UserError, match=r"manifest\.json: no such file"):
+        open_shard_set(str(killed))
+    (killed / "shard-000000.tar").write_bytes(b"torn")
+    written[:] = ["", "", ""]
+    _, notes = encode_shards(videos.uri, str(killed), encoding, HERE)
+    assert written[3:] == ["shard-000000.tar", "shard-000002.tar"], "what is torn or missing"
+    assert notes[0] == "1 of 3 tars were finished by an earlier command"
+    assert tars(killed) == tars(whole)
+    assert sorted(path.name for path in killed.iterdir()) == sorted(path.name for path in whole.iterdir())
+
+    (killed / "manifest.json").unlink()
+    written.clear()
+    with pytest.raises(KeyboardInterrupt):
+        encode_shards(videos.uri, str(killed), encoding, HERE)
+    written[:] = ["", "", ""]
+    _, notes = encode_shards(videos.uri, str(killed), replace(encoding, dtype="bfloat16"), HERE)
+    assert len(written) == 6, "other numbers: all of it anew"
+    assert open_shard_set(str(killed)).manifest.shards[0].bytes < open_shard_set(str(whole)).manifest.shards[0].bytes
+
+
+def test_what_cannot_be_encoded(videos: ShardSet, encoding: Encoding, tmp_path: Path) -> None:
+    def refused(message: str, source: str = videos.uri, **changes: Any) -> None:
+        output = changes.pop("output", str(tmp_path / "features"))
+        with pytest.raises(UserError, match=message):
+            encode_shards(source, output, replace(encoding, **changes), HERE)
+
+    refused(r"--max-words: 17 is more than the 16 tokens", words=17)
+    refused(r"1 of 8 videos give no features, more than --max-bad-fraction \(0.1\): v002", max_bad_fraction=0.1)
+    refused(r"--output: .* is the set of --shards", output=videos.uri)
+    encode_shards(videos.uri, str(tmp_path / "features"), encoding, HERE)
+    refused(r"already holds a shard set; choose another --output or pass --overwrite")
+    refused(r"holds features already; --shards names", source=str(tmp_path / "features"), output=str(tmp_path / "two"))
