@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from glscl.data.features import FeatureSampling
@@ -20,9 +22,16 @@ from glscl.errors import UserError
 from glscl.evaluation import encoder
 from glscl.evaluation.encode import encode_shards
 from glscl.evaluation.encoder import Encoding
+from glscl.evaluation.evaluate import evaluate_model
+from glscl.evaluation.options import EvaluationConfig
+from glscl.evaluation.report import render_report
+from glscl.evaluation.saved import ModelCard, load_model, save_model
+from glscl.models import ModelConfig, Retriever
+from glscl.models.fingerprint import tower_fingerprint
 from glscl.models.tokenizer import tokenize
 from glscl.models.towers import Towers
 from glscl.system.nodes import Share
+from glscl.training.driver.outputs import build_results
 from tests.towers import write_towers
 from tests.training.ranks import FRAMES, SIZE, WORDS
 
@@ -137,3 +146,86 @@ def test_what_cannot_be_encoded(videos: ShardSet, encoding: Encoding, tmp_path: 
     encode_shards(videos.uri, str(tmp_path / "features"), encoding, HERE)
     refused(r"already holds a shard set; choose another --output or pass --overwrite")
     refused(r"holds features already; --shards names", source=str(tmp_path / "features"), output=str(tmp_path / "two"))
+
+
+def saved(folder: Path, encoding: Encoding, *, towers: bool, weights: str = "") -> str:
+    """A model of random head on these towers, with or without them in its file."""
+    values = {"clip": encoding.clip, "pretrained": weights or encoding.pretrained, "head": "glscl"}
+    lengths = {"max_words": WORDS, "max_frames": FRAMES, "frame_context": "transformer", "context_layers": 1}
+    head = {"queries": 3, "layers": 1, "attention_heads": 2, "feedforward": 32, "mask_padding": False}
+    config = ModelConfig.model_validate(values | lengths | {"heads": {"glscl": head}})
+    torch.manual_seed(3)
+    model = Retriever(config)
+    fingerprint = tower_fingerprint(model.towers)
+    if not towers:
+        model.towers.drop()
+    card = ModelCard(
+        model=config,
+        sample_fps=2.0,
+        decoder="pyav",
+        train_domains=("toy",),
+        step=1,
+        seed=0,
+        run="r",
+        validation={},
+        towers=None if towers else fingerprint,
+    )
+    save_model(str(folder / "model"), card, model.state_dict())
+    return str(folder)
+
+
+def test_the_ranks_of_the_videos(videos: ShardSet, encoding: Encoding, tmp_path: Path) -> None:
+    """A head saved without towers scores features, and videos with the towers of its card; so does a whole model."""
+    features = str(tmp_path / "features")
+    encode_shards(videos.uri, features, encoding, HERE)
+    config = EvaluationConfig(batch_size=3, examples=2)
+    whole = saved(tmp_path / "whole", encoding, towers=True)
+    head = saved(tmp_path / "head", encoding, towers=False)
+    assert not [name for name in load_file(tmp_path / "head" / "model" / "weights.safetensors") if "towers." in name]
+    (expected,) = evaluate_model(whole, [videos.uri], config, HERE, keep_ranks=True)
+    for run, tests in ((head, [features, videos.uri, features]), (whole, [features])):
+        for test in evaluate_model(run, tests, config, HERE, keep_ranks=True):
+            assert test.per_query is not None
+            assert expected.per_query is not None
+            assert test.per_query.model_dump() == expected.per_query.model_dump()
+            assert test.text_to_video == expected.text_to_video
+            assert (test.quarantined, test.truncated_texts) == (1, 1)
+            pictures = [match.thumbnail for example in test.examples for match in example.results]
+            assert any(pictures) == (test.shards == videos.uri)
+            assert render_report(build_results(load_model(run)[1], [test], []))
+
+
+def test_a_model_of_other_towers_is_refused(videos: ShardSet, encoding: Encoding, tmp_path: Path) -> None:
+    features = str(tmp_path / "features")
+    encode_shards(videos.uri, features, encoding, HERE)
+    _, others = write_towers(tmp_path / "others", seed=1)
+    config = EvaluationConfig()
+    for name, towers in (("whole", True), ("head", False)):
+        run = saved(tmp_path / name, encoding, towers=towers, weights=others)
+        with pytest.raises(UserError, match=r"holds features of the towers \w{12} .*, not of \w{12} .*towers-1"):
+            evaluate_model(run, [features], config, HERE)
+    head = saved(tmp_path / "moved", encoding, towers=False)
+    Path(encoding.pretrained).write_bytes(Path(others).read_bytes())
+    assert evaluate_model(head, [features], config, HERE)
+    with pytest.raises(UserError, match=r"was trained on features of the towers \w{12}, and model.pretrained"):
+        evaluate_model(head, [videos.uri], config, HERE)
+
+
+def test_fingerprints(tmp_path: Path) -> None:
+    clip, weights = write_towers(tmp_path)
+    towers = Towers(clip, weights)
+    first = tower_fingerprint(towers)
+    assert first == tower_fingerprint(Towers(clip, weights).to(torch.bfloat16))
+    copy = tmp_path / "copy.json"
+    copy.write_text(Path(clip).read_text())
+    assert tower_fingerprint(Towers(str(copy), weights)) == first, "a name says nothing"
+    assert tower_fingerprint(Towers(*write_towers(tmp_path, seed=1))) != first
+    changes: tuple[dict[str, Any], ...] = ({"quick_gelu": True}, {"vision_cfg": {"head_width": 4}})
+    for number, change in enumerate(changes):
+        config = json.loads(Path(clip).read_text())
+        config |= {key: config[key] | value if isinstance(value, dict) else value for key, value in change.items()}
+        other = tmp_path / f"other-{number}.json"
+        other.write_text(json.dumps(config))
+        towers = Towers(str(other))
+        towers.load_state_dict(Towers(clip, weights).state_dict())
+        assert tower_fingerprint(towers) != first, change

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import partial
 from itertools import islice
@@ -16,12 +17,15 @@ from glscl.data.plan import StreamPlan
 from glscl.data.shards import ShardSet, open_shard_set
 from glscl.data.stream import PairStream, make_loader
 from glscl.data.video import FrameSampling
+from glscl.errors import UserError
 from glscl.evaluation.encode import encode_shards
 from glscl.evaluation.encoder import Encoding
 from glscl.losses import LossConfig
 from glscl.models import ModelConfig, Retriever
 from glscl.models.tokenizer import tokenize
 from glscl.system.nodes import Share
+from glscl.training.config import RunConfig, run_config
+from glscl.training.driver.preflight import preflight
 from glscl.training.engine import backward, build_engine, set_learning_rates
 from glscl.training.global_batch import RankPairs, backward_global_batch
 from glscl.training.options import TrainingConfig
@@ -109,3 +113,70 @@ def folder(tmp_path: Path, name: str, world: int, uri: str, model: dict[str, Any
     """`train` on that many ranks."""
     (tmp_path / name).mkdir()
     return ranks.start(train, world, tmp_path / name, uri, model, world)
+
+
+@pytest.fixture
+def options(both: tuple[str, str], model: dict[str, Any], tmp_path: Path) -> Callable[..., RunConfig]:
+    """The configuration of a run on the features; further words win."""
+
+    def build(*more: object) -> RunConfig:
+        given = {
+            "storage": tmp_path / "runs",
+            "name": "r",
+            "data.train": both[1],
+            "data.sample-fps": 2,
+            "data.loader-workers": 0,
+            "data.virtual-streams": 4,
+            "model.clip": model["clip"],
+            "model.pretrained": model["pretrained"],
+            "model.head": "mean_pool",
+            "model.max-words": WORDS,
+            "model.max-frames": FRAMES,
+            "training.global-batch": 8,
+            "training.num-workers": 1,
+            "training.use-gpu": "false",
+        }
+        words = [str(word) for key, value in given.items() for word in (f"--{key}", value)]
+        return run_config([*words, *map(str, more)], "glscl train").resolved()
+
+    return build
+
+
+def test_preflight_knows_features(options: Callable[..., RunConfig], both: tuple[str, str]) -> None:
+    ready = preflight(options("--data.test", both[0]))
+    assert ready.towers == open_shard_set(both[1]).manifest.features.towers  # type: ignore[union-attr]
+    assert ready.facts["features"] == f"of the towers {ready.towers[:12]}"
+    assert "features" not in preflight(options("--data.train", both[0])).facts
+
+
+def test_what_does_not_fit_is_refused(
+    options: Callable[..., RunConfig], both: tuple[str, str], model: dict[str, Any], tmp_path: Path
+) -> None:
+    """Each in one line, with the knob, before anything starts."""
+    videos, features = both
+    _, others = write_towers(tmp_path / "others", seed=1)
+    manifest = json.loads(Path(features, "manifest.json").read_text())
+
+    def refused(message: str, *words: object, **facts: object) -> None:
+        changed = manifest | {"features": manifest["features"] | facts}
+        Path(features, "manifest.json").write_text(json.dumps(changed))
+        with pytest.raises(UserError, match=message) as caught:
+            preflight(options(*words))
+        assert "\n" not in str(caught.value)
+
+    refused(
+        rf"data.train: {features}: holds features of the towers \w{{12}} \(.*towers-0.safetensors\), not of \w{{12}} "
+        rf"\(.*towers-1.safetensors\): set model.clip and model.pretrained to those, or encode the shards again",
+        *("--model.pretrained", others),
+    )
+    refused("holds features at model.max_frames 3, not 2: set it to that, or encode", "--model.max-frames", 2)
+    refused("holds features at model.max_words 8, not 7: set it to that", "--model.max-words", 7)
+    refused("holds features at data.sample_fps 2, not 1: set it to that", "--data.sample-fps", 1)
+    augment = ("--data.augment", "rand-m7-n4-mstd0.5-inc1")
+    refused("data.augment: rand-m7.* changes pixels, and .* holds features: set it to null", *augment)
+    refused("data.train: .* holds features, and data.validation: .* videos: .*one kind", "--data.validation", videos)
+    pixels = ("--data.train", videos, "--data.test", features)
+    refused("data.test: .* holds features of frozen towers, and this run trains its own", *pixels)
+    refused("manifest.json: not a shard manifest .*features.dtype", dtype="float16")
+    refused("manifest.json: not a shard manifest .*features.towers", towers="../secret")
+    refused("manifest.json: not a shard manifest .*features.words", words=10**9)
