@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from glscl.errors import UserError, printable
 from glscl.options import MAX_SIZE, Options
@@ -14,6 +14,13 @@ SHOWN = 12  # digits of a fingerprint that messages show
 
 _Count = Annotated[int, Field(strict=True, ge=1, le=MAX_SIZE)]
 _Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+def check_printable(text: str) -> str:
+    """The text, or a `ValueError`: a terminal would obey a part of it."""
+    if not printable(text):
+        raise ValueError(f"a character that cannot be printed ({text[:80]!a})")
+    return text
 
 
 class FeatureFacts(Options):
@@ -60,7 +67,7 @@ class FeatureFacts(Options):
 class FeatureNote(Options):
     """What the ``.json`` of a sample says of its features under ``features``."""
 
-    problem: str = ""
+    problem: Annotated[str, Field(max_length=1000), AfterValidator(check_printable)] = ""
     """Why there are none: what the video would be quarantined for. The sample keeps its place, so that the order of the
     stream and the substitutes are those of the videos."""
     frames: int = Field(default=0, ge=0)

@@ -145,7 +145,8 @@ def _find(shard: Shard, position: int, name: str, shape: tuple[int, ...]) -> tup
     assert shard.features is not None
     expected = "BOOL" if name == "token_mask" else _NAMES[shard.features.dtype]
     if kind != expected:
-        raise VideoError(f"features of another type ({name} {kind[:8]} where {expected} is expected)")
+        shown = kind if kind.isalnum() and len(kind) <= 8 else "none"
+        raise VideoError(f"features of another type ({name} {shown} where {expected} is expected)")
     return _LENGTH + length + first, _TYPES[kind]
 
 
@@ -179,7 +180,7 @@ def check_array(array: object) -> npt.NDArray[np.float32]:
     """An array as frame features (N, D), one feature being one frame; a `VideoError` if it cannot be."""
     if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
         kind = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-        raise VideoError(f"an array of {kind}, not of floating-point numbers")
+        raise VideoError(f"an array of {str(kind)[:40]}, not of floating-point numbers")
     frames = array[None] if array.ndim == 1 else array
     if frames.ndim != 2 or not frames.size:
         raise VideoError(f"an array of shape {list(array.shape)[:4]} where frames x width is expected")

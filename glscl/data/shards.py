@@ -23,14 +23,14 @@ from typing import IO, Annotated
 
 from pydantic import AfterValidator, Field, ValidationError
 
-from glscl.data.feature_facts import FeatureFacts
+from glscl.data.feature_facts import FeatureFacts, check_printable
 from glscl.data.foreign_tars import index_foreign
 from glscl.data.limits import MAX_BYTES, VideoError
 from glscl.data.records import describe_share
 from glscl.data.tars import MANIFEST as MANIFEST
 from glscl.data.tars import Sample as Sample
 from glscl.data.tars import index_native
-from glscl.errors import UserError, printable
+from glscl.errors import UserError
 from glscl.options import Options
 from glscl.options.mistakes import first_mistake
 from glscl.system import storage
@@ -43,13 +43,7 @@ MAX_MANIFEST_BYTES = 1 << 30
 
 _Count = Annotated[int, Field(strict=True, ge=0, lt=1 << 50)]
 _Position = Annotated[int, Field(strict=True, ge=1, le=1 << 24)]  # `stream.video_number` has 24 bits for it
-_Text = Annotated[str, Field(max_length=4096), AfterValidator(lambda text: _printable(text))]
-
-
-def _printable(text: str) -> str:
-    if not printable(text):
-        raise ValueError(f"a character that cannot be printed ({text[:80]!a})")
-    return text
+_Text = Annotated[str, Field(max_length=4096), AfterValidator(check_printable)]
 
 
 class ShardEntry(Options):

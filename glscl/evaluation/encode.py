@@ -7,18 +7,18 @@ tar of features of the same name. A note beside each finished tar lets the same 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import closing
 from typing import Any
 
 from pydantic import ValidationError
 
-from glscl.data.feature_facts import FeatureFacts
+from glscl.data.feature_facts import SHOWN, FeatureFacts
 from glscl.data.quarantine import LISTED
 from glscl.data.records import list_some
-from glscl.data.shards import MANIFEST, Manifest, ShardSet, open_shard_set
-from glscl.data.video import FrameSampling
+from glscl.data.shards import MANIFEST, Manifest, Shard, ShardSet, open_shard_set
 from glscl.errors import UserError
 from glscl.evaluation.actors import readable
-from glscl.evaluation.encoder import EncodedTar, Encoder, Encoding, Job, choose_sampling, hash_job, note_address
+from glscl.evaluation.encoder import EncodedTar, Encoder, Encoding, Job, hash_job, note_address
 from glscl.models.fingerprint import tower_fingerprint
 from glscl.system import storage
 from glscl.system.nodes import Share
@@ -45,7 +45,9 @@ def encode_shards(
     alone = share.workers == 1 and (not ray.is_initialized() or (is_own() and not share.use_gpu))
     here = Encoder(encoding, share.use_gpu and alone)
     towers = tower_fingerprint(here.towers)
-    job = Job(shard_set.uri, output, encoding, towers, share.loaders, fence)
+    with closing(Shard(shard_set, 0)) as shard:
+        pixels = shard.media[0].holds_pixels
+    job = Job(shard_set.uri, output, encoding, pixels, towers, share.loaders, fence)
     if overwrite:
         storage.remove(storage.join(output, MANIFEST))
     notes = dict(_finished(job, shard_set))
@@ -57,7 +59,7 @@ def encode_shards(
             notes |= zip(task, done, strict=True)
             progress.advance(sum(note.entry.samples for note in done))
             _check_problems(notes.values(), shard_set, encoding.max_bad_fraction)
-    manifest = _describe(shard_set, [notes[tar] for tar in sorted(notes)], here, towers)
+    manifest = _describe(shard_set, [notes[tar] for tar in sorted(notes)], here, job)
     if fence is not None:
         fence.check()
     storage.write_json(storage.join(output, MANIFEST), manifest.model_dump(mode="json"))
@@ -144,23 +146,23 @@ def _check_problems(notes: Iterable[EncodedTar], shard_set: ShardSet, limit: flo
         )
 
 
-def _describe(shard_set: ShardSet, notes: Sequence[EncodedTar], here: Encoder, towers: str) -> Manifest:
+def _describe(shard_set: ShardSet, notes: Sequence[EncodedTar], here: Encoder, job: Job) -> Manifest:
     """Build the manifest: the source's, but for what the samples hold now."""
     encoding, source = here.encoding, shard_set.manifest
-    pixels = isinstance(choose_sampling(shard_set, encoding, here.towers), FrameSampling)
     facts = FeatureFacts(
-        towers=towers,
+        towers=job.towers,
         clip=encoding.clip,
         pretrained=encoding.pretrained,
         width=here.towers.width,
         words=encoding.words,
         frames=encoding.frames,
-        rate=encoding.rate if pixels else None,
+        rate=encoding.rate if job.pixels else None,
         dtype=encoding.dtype,
         padding=here.padding(),
     )
-    rate = f" at {encoding.rate:g} a second" if pixels else ""
-    how = f"features of {encoding.clip}, {encoding.frames} frames{rate}, {encoding.words} words, {encoding.dtype}"
+    rate = f" at {encoding.rate:g} a second" if job.pixels else ""
+    towers = f"{encoding.clip} ({job.towers[:SHOWN]})"
+    how = f"features of {towers}, {encoding.frames} frames{rate}, {encoding.words} words, {encoding.dtype}"
     changes = {"features": facts, "encoding": how, "shards": tuple(note.entry for note in notes)}
     return source.model_copy(update=changes | ({"reader": READER} if source.is_foreign else {}))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Literal
@@ -18,7 +17,7 @@ from glscl.data.feature_writer import EncodedVideo, bad_video, write_features
 from glscl.data.features import DTYPES, FeatureSampling
 from glscl.data.gallery import Gallery, GalleryBatch
 from glscl.data.limits import MAX_DECODE_S
-from glscl.data.shards import Shard, ShardEntry, ShardSet, open_shard_set
+from glscl.data.shards import ShardEntry, ShardSet, open_shard_set
 from glscl.data.video import Decoder, FrameSampling
 from glscl.errors import UserError
 from glscl.models.tokenizer import tokenize
@@ -66,6 +65,7 @@ class Job:
     source: str
     output: str
     encoding: Encoding
+    pixels: bool  # whether the samples show something; else they hold frame features that others published
     towers: str  # fingerprint
     loaders: int
     fence: Fence | None
@@ -97,7 +97,7 @@ class Encoder:
         """Encode consecutive tars; returns their notes."""
         shard_set = open_shard_set(job.source)
         starts = starts_of_tars(shard_set)
-        sampling = choose_sampling(shard_set, self.encoding, self.towers)
+        sampling = self._sampling(job.pixels)
         tokens = partial(tokenize, max_words=self.encoding.words)
         first, last = starts[tars.start], starts[tars.stop]
         gallery = Gallery(shard_set, first, last, sampling, tokens, self.encoding.batch_size)
@@ -110,6 +110,13 @@ class Encoder:
                 if tar not in notes and all(place in ready for place in places):
                     notes[tar] = self._write(job, shard_set, tar, [ready.pop(place) for place in places])
         return [notes[tar] for tar in tars]
+
+    def _sampling(self, pixels: bool) -> Sampling:
+        """What is taken of the samples: pixels for the image tower, or features that others published."""
+        how = self.encoding
+        if pixels:
+            return FrameSampling(how.frames, how.rate, self.towers.frame_size, how.decoder, how.max_decode_s)
+        return FeatureSampling(how.frames, 0, self.towers.width)
 
     def _encode(self, batch: GalleryBatch, shard_set: ShardSet) -> Iterator[tuple[int, EncodedVideo]]:
         """The videos of a batch by their position in the set."""
@@ -165,16 +172,6 @@ class Encoder:
         note = EncodedTar(job=hash_job(job, source), entry=entry, problems=problems)
         storage.write_json(note_address(job.output, source), note.model_dump())
         return note
-
-
-def choose_sampling(shard_set: ShardSet, encoding: Encoding, towers: Towers) -> Sampling:
-    """What is taken of the samples: pixels for the image tower, or features that others published."""
-    with closing(Shard(shard_set, 0)) as shard:
-        pixels = shard.media[0].holds_pixels
-    if pixels:
-        frames, rate, size = encoding.frames, encoding.rate, towers.frame_size
-        return FrameSampling(frames, rate, size, encoding.decoder, encoding.max_decode_s)
-    return FeatureSampling(encoding.frames, 0, towers.width)
 
 
 def starts_of_tars(shard_set: ShardSet) -> list[int]:

@@ -37,11 +37,13 @@ def evaluate_model(
     *,
     bank: Sequence[str] = (),
     keep_ranks: bool = False,
+    here: bool = False,
 ) -> list[Test]:
     """Score a model on every test set with evaluators (`start_evaluators`), on whose number no figure depends.
 
     ``model_uri`` is the folder of a saved model, or a run directory; ``config.bank_videos`` are drawn from the training
-    sets of ``bank``. ``keep_ranks`` adds every query's ranks, for paired statistics. The ``quarantine`` lists the
+    sets of ``bank``. ``keep_ranks`` adds every query's ranks, for paired statistics. ``here`` says that this process
+    may do the work of one evaluator, whatever else runs. The ``quarantine`` lists the
     videos that cannot be used and bounds them set by set; without, any number is left out.
 
     Raises `UserError`: model, test set or list of videos missing, nothing decodable, or too many videos of a set that
@@ -59,7 +61,7 @@ def evaluate_model(
     quarantine = quarantine or Quarantine(None, 1.0, "")
     results: list[Test] = []
     problems: list[str] = []
-    with start_evaluators(folder, config, share) as evaluators:
+    with start_evaluators(folder, config, share, here=here) as evaluators:
         query_bank = embed_bank(evaluators, bank_sets, per_set, quarantine) if per_set else None
         for shard_set, name in zip(test_sets, distinct_names(test_sets), strict=True):
             videos = range(shard_set.manifest.videos)

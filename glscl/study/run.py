@@ -18,6 +18,7 @@ from glscl.runs.pool import run_cells
 from glscl.runs.sets import locate_sets
 from glscl.runs.summary import describe_machine
 from glscl.study.analysis import analyse
+from glscl.study.beside import read_beside
 from glscl.study.examples import find_examples
 from glscl.study.grid import build_cells, check_sets
 from glscl.study.options import StudyConfig
@@ -93,6 +94,9 @@ def report(study: StudyConfig, *, costs: bool = False) -> str:
         storage.write_json(where, _measure_costs(study, cells).model_dump())
     measured = MeasuredCosts.model_validate(storage.read_json(where)) if storage.exists(where) else MeasuredCosts()
     results = results.model_copy(update={**dict(measured), "examples": find_examples(study, finished)})
+    if study.beside:
+        beside = read_beside(storage.join(study.beside_directory, RESULTS), results)
+        results = results.model_copy(update={"beside": beside})
     unmeasured = set() if measured.costs else set(MeasuredCosts.model_fields)
     storage.write_json(storage.join(study.directory, RESULTS), results.model_dump(exclude=unmeasured))
     page = storage.join(study.directory, REPORT)

@@ -151,7 +151,7 @@ class Worker:
         self.repairs = Repairs(folder, fence)
         self.held_out = HeldOut(config, self.sampling, device, boards[1], self.quarantine, heartbeats)
         self.metrics = StepMetrics(self.length, config.training.global_batch, busy)
-        self.clock = StepClock(device)
+        self.clock = StepClock(device, "head and loss" if on_features else "towers")
         self.non_finite = NonFiniteSteps()
         self.consensus = Consensus()
         self.saver = Saver(fence)

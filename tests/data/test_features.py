@@ -21,9 +21,12 @@ from torch import Tensor
 from glscl.data.build import BuildOptions
 from glscl.data.build import Encoding as Storing
 from glscl.data.clips import Sampling
+from glscl.data.feature_addresses import locate_features
+from glscl.data.feature_files import read_published
 from glscl.data.features import FeatureSampling
 from glscl.data.foreign import index_shards
 from glscl.data.gallery import Gallery, GalleryBatch
+from glscl.data.limits import VideoError
 from glscl.data.prepare import Source, prepare
 from glscl.data.shards import Shard, ShardSet, open_shard_set
 from glscl.data.stream import Batch, PairStream, make_loader
@@ -32,6 +35,7 @@ from glscl.errors import UserError
 from glscl.evaluation.encode import encode_shards
 from glscl.evaluation.encoder import Encoding
 from glscl.models.tokenizer import tokenize
+from glscl.system import storage
 from glscl.system.nodes import Share
 from tests.data.test_pictures import make_tar, rewritten
 from tests.data.test_stream import joined, kept, plan_of, same
@@ -316,3 +320,89 @@ def test_damaged_features_are_quarantined(features: ShardSet) -> None:
         assert all(batch.frames.isfinite().all() and batch.text[0].isfinite().all() for batch in batches)
         names = {name.split("#")[0] for batch in batches for name in batch.names}
         assert f"toy/{victim.video_id}" not in names
+
+
+def test_arrays_that_are_none(encoding: Encoding, tmp_path: Path) -> None:
+    """Each is quarantined with its reason; what is in a header is never believed."""
+    sound = npy(np.ones((2, 16), np.float32))
+    files = {
+        "sound": (sound, ""),
+        "integers": (npy(np.ones((2, 16), np.int64)), "an array of int64, not of floating-point numbers"),
+        "pickle": (npy(np.array([{"a": 1}], object)), "no .npy array (ValueError)"),
+        "cube": (npy(np.ones((2, 4, 16))), "an array of shape [2, 4, 16] where frames x width is expected"),
+        "empty": (npy(np.ones((0, 16))), "an array of shape [0, 16] where frames x width is expected"),
+        "wide": (npy(np.ones((2, 8))), "features of width 8 where the towers' is 16"),
+        "short": (sound[:-4], "no .npy array (ValueError)"),
+        "huge": (sound.replace(b"(2, 16)", b"(2000000000, 1600)"), "no .npy array (ValueError)"),
+        "text": (b"features", "no .npy array (ValueError)"),
+        "nothing": (b"", "no .npy array (ValueError)"),
+        "infinite": (npy(np.full((2, 16), np.inf)), "features that are not finite"),
+    }
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    members = {name: data for key, (array, _) in files.items() for name, data in both(key, array).items()}
+    (folder / "a.tar").write_bytes(make_tar(members))
+    index_shards(str(folder))
+    found = gallery(encoded(str(folder), tmp_path / "found", encoding))
+    assert [sample.video_id for sample in found.samples] == ["sound"]
+    reasons = {entry["video_id"]: entry["reason"] for entry in found.quarantined}
+    assert reasons == {key: reason for key, (_, reason) in files.items() if reason}
+
+
+def both(key: str, array: bytes) -> dict[str, bytes]:
+    return {f"{key}.npy": array, f"{key}.txt": key.encode()}
+
+
+def test_an_hdf5_file_that_names_others(tmp_path: Path) -> None:
+    secret = tmp_path / "secret.h5"
+    with h5py.File(secret, "w") as file:
+        file["found"] = np.ones((2, 16), np.float32)
+    raw = tmp_path / "secret.bin"
+    raw.write_bytes(b"\x3f" * 128)
+    where = tmp_path / "features.h5"
+    with h5py.File(where, "w") as file:
+        file["sound"] = np.ones((2, 16), np.float32)
+        file["soft"] = h5py.SoftLink("/sound")
+        file["external"] = h5py.ExternalLink(str(secret), "/found")
+        file.create_group("inner")["external"] = h5py.ExternalLink(str(secret), "/found")
+        file.create_dataset("raw", (2, 16), "f4", external=[(str(raw), 0, 128)])
+        layout = h5py.VirtualLayout((2, 16), "f4")
+        layout[:] = h5py.VirtualSource(str(secret), "found", (2, 16))
+        file.create_virtual_dataset("virtual", layout)
+        file.create_group("two").update(one=np.ones(16), other=np.ones(16))
+    ids = ["sound", "soft", "external", "inner", "raw", "virtual", "two", "missing.mp4"]
+    located, missing = locate_features(ids, str(where))
+    assert missing == ["missing.mp4"]
+    reasons = {}
+    for name, address in located.items():
+        try:
+            assert len(read_published(address)) == 128 + 128
+        except VideoError as error:
+            reasons[name] = str(error)
+    link, other = "a link where an array is expected", "no array in the file itself"
+    assert reasons == {
+        **dict.fromkeys(("soft", "external", "inner"), link),
+        **dict.fromkeys(("raw", "virtual"), other),
+        "two": "2 arrays where one is expected",
+    }
+
+
+def test_folders_and_files_that_cannot_be_read(tmp_path: Path, bucket: str) -> None:
+    def refused(where: str, message: str) -> None:
+        with pytest.raises(UserError, match=message):
+            locate_features(["v"], where)
+
+    refused(str(tmp_path / "none"), "no such folder; --features names a folder of .npy files")
+    refused(str(tmp_path / "none.h5"), "no such file; --features names")
+    refused(f"{bucket}/features.h5", "a file of features is read where it lies: copy it")
+    for name in ("torn.h5", "torn.safetensors"):
+        (tmp_path / name).write_bytes(b"torn")
+        refused(str(tmp_path / name), r"torn\..*: not a readable (HDF5|safetensors) file")
+    for folder in ("one", "two"):
+        (tmp_path / "twice" / folder).mkdir(parents=True)
+        (tmp_path / "twice" / folder / "v.npy").write_bytes(b"")
+    refused(str(tmp_path / "twice"), r"several arrays of one name \(one/v.npy, two/v.npy\)")
+    storage.write_bytes(f"{bucket}/arrays/deep/v.npy", npy(np.ones(16)))
+    located, _ = locate_features(["v.mp4"], f"{bucket}/arrays")
+    assert located == {"v.mp4": f"{bucket}/arrays/deep/v.npy"}
+    assert read_published(located["v.mp4"]) == npy(np.ones((1, 16), np.float32))

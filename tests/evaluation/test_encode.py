@@ -140,6 +140,7 @@ def test_what_cannot_be_encoded(videos: ShardSet, encoding: Encoding, tmp_path: 
         with pytest.raises(UserError, match=message):
             encode_shards(source, output, replace(encoding, **changes), HERE)
 
+    refused(r"none' is neither an existing file nor a tag", pretrained="none")
     refused(r"--max-words: 17 is more than the 16 tokens", words=17)
     refused(r"1 of 8 videos give no features, more than --max-bad-fraction \(0.1\): v002", max_bad_fraction=0.1)
     refused(r"--output: .* is the set of --shards", output=videos.uri)

@@ -20,6 +20,8 @@ from glscl.data.quarantine import Quarantine, read_quarantine
 from glscl.data.shards import ShardSet
 from glscl.errors import UserError
 from glscl.evaluation.embed import Embeddings, RowShard, embed, measure, score_rows
+from glscl.evaluation.encode import encode_shards
+from glscl.evaluation.encoder import Encoding
 from glscl.evaluation.evaluate import evaluate_model
 from glscl.evaluation.metrics import DIRECTIONS, measure_ranks
 from glscl.evaluation.normalise import NORMALISATIONS, Bank, measure_normalised
@@ -29,7 +31,9 @@ from glscl.evaluation.results import QueryRanks
 from glscl.evaluation.saved import ModelCard, load_model, save_model
 from glscl.models import ModelConfig, Retriever
 from glscl.models.tokenizer import tokenize
+from glscl.system import storage
 from glscl.system.nodes import Share
+from tests.towers import write_towers
 
 pytestmark = pytest.mark.e2e
 
@@ -113,6 +117,19 @@ def test_any_number_of_actors_gives_the_numbers_of_one_process(run: str, sets: l
     assert one[0].text_to_video["R@1"] < 100, "random weights"
     for entry in one:
         assert (entry.normalised, entry.without_leaked, "per_query" in entry.to_json()) == ([], None, False)
+
+
+def test_actors_encode_the_bytes_of_one_process(sets: list[ShardSet], tmp_path: Path, bucket: str) -> None:
+    """Two actors, each with a loader process, onto S3, against this process."""
+    clip, weights = write_towers(tmp_path / "towers")
+    how = Encoding(clip=clip, pretrained=weights, words=8, frames=2, max_bad_fraction=0.1)
+    for shard_set in sets:
+        name = shard_set.manifest.domain
+        encode_shards(shard_set.uri, str(tmp_path / "one" / name), how, ONE)
+        encode_shards(shard_set.uri, f"{bucket}/features/{name}", how, Share(2, False, 0.5, 1))
+        for file in sorted((tmp_path / "one" / name).iterdir()):
+            assert storage.read_bytes(f"{bucket}/features/{name}/{file.name}") == file.read_bytes(), file
+        assert len(storage.list_names(f"{bucket}/features/{name}")) == len(shard_set.manifest.shards) + 1
 
 
 @torch.no_grad()
