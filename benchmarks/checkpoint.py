@@ -61,7 +61,8 @@ def measure(clip: str, device: torch.device, folder: str) -> list[dict[str, floa
     engine = build_engine(model, TrainingConfig(zero_stage=1, precision="bf16"), device, 1)
     frames = torch.zeros(2, 1, 3, size, size, dtype=torch.uint8)
     mask, ids = torch.ones(2, 1, dtype=torch.bool), torch.randint(1, 49_000, (2, 8))
-    pairs = RankPairs(*(tensor.to(device) for tensor in (ids, frames, mask, torch.arange(2))))
+    ids, *others = (tensor.to(device) for tensor in (ids, frames, mask, torch.arange(2)))
+    pairs = RankPairs((ids,), *others)
 
     def step() -> float:
         began = time.perf_counter()

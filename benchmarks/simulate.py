@@ -191,7 +191,7 @@ def measure(rank: int, setup: Setup, folder: str) -> None:
     engine = build_engine(model, training, torch.device("cpu"), setup.workers)
     size, frames = model.frame_size, config.max_frames
     batch = RankPairs(
-        torch.randint(1, 1000, (setup.pairs, config.max_words)),
+        (torch.randint(1, 1000, (setup.pairs, config.max_words)),),
         torch.randint(0, 256, (setup.pairs, frames, 3, size, size), dtype=torch.uint8),
         torch.ones(setup.pairs, frames, dtype=torch.bool),
         torch.arange(setup.pairs) + rank * setup.pairs,

@@ -118,7 +118,8 @@ def _pairs(setting: Setting, size: int) -> RankPairs:
     frames = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
     mask = torch.ones(pairs, model.max_frames, dtype=torch.bool)
     videos = torch.arange(pairs) + pairs * distributed.get_rank()
-    return RankPairs(*(tensor.to(setting.device) for tensor in (ids, frames, mask, videos)))
+    ids, *others = (tensor.to(setting.device) for tensor in (ids, frames, mask, videos))
+    return RankPairs((ids,), *others)
 
 
 def _towers(setting: Setting, *, compiled: bool) -> Callable[[], None]:
@@ -132,7 +133,7 @@ def _towers(setting: Setting, *, compiled: bool) -> Callable[[], None]:
 
     def step() -> None:
         model.zero_grad()
-        sentence, tokens, _ = model.towers.encode_text(pairs.token_ids)
+        sentence, tokens, _ = model.towers.encode_text(*pairs.text)
         frames = model.towers.encode_frames(pairs.frames, pairs.frame_mask)
         (sentence.float().mean() + tokens.float().mean() + frames.float().mean()).backward()
 

@@ -29,7 +29,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from stress.fuzz_inputs import VIDEOS, make_annotations, make_manifest, make_tar, make_video, mutate
+from stress.fuzz_inputs import (
+    VIDEOS,
+    make_annotations,
+    make_facts,
+    make_features,
+    make_manifest,
+    make_tar,
+    make_video,
+    mutate,
+)
 
 HANG_S = 120
 """Wall seconds after which a child counts as hung: longer than the decoder's own limit on a busy machine."""
@@ -79,6 +88,10 @@ def _video_targets() -> dict[str, Target]:
 
 
 def _shard_targets(folder: Path) -> dict[str, Target]:
+    import torch
+
+    from glscl.data.features import FeatureSampling
+    from glscl.data.gallery import Gallery
     from glscl.data.shards import Shard, open_shard_set
 
     def read_tar(data: bytes) -> None:
@@ -91,11 +104,21 @@ def _shard_targets(folder: Path) -> dict[str, Target]:
     def read_manifest(data: bytes) -> None:
         Shard(open_shard_set(str(_write(folder / "other/manifest.json", data).parent)), 0).close()
 
+    def read_features(data: bytes) -> None:
+        path = _write(folder / "features/shard-000000.tar", data)
+        _write(folder / "features/manifest.json", json.dumps(make_manifest(len(data)) | {"features": make_facts()}))
+        shard_set = open_shard_set(str(path.parent))
+        assert shard_set.manifest.features is not None
+        sampling = FeatureSampling.of([shard_set.manifest.features])
+        for batch in Gallery(shard_set, 0, 3, sampling, lambda _: (torch.zeros(0, 4), torch.zeros(0)), 3).batches(0):
+            assert batch.frames.isfinite().all()
+
     shard = make_tar(make_video(*VIDEOS[0]))
     _write(folder / "other/shard-000000.tar", shard)
     return {
         "shard": Target([shard], read_tar),
         "manifest": Target([json.dumps(make_manifest(len(shard))).encode()], read_manifest),
+        "features": Target([make_features(str(folder / "features.tar"))], read_features),
     }
 
 

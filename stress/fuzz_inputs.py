@@ -57,6 +57,35 @@ def make_tar(clip: bytes) -> bytes:
     return target.getvalue()
 
 
+def make_features(path: str) -> bytes:
+    """Write a shard of features of three samples and two captions each; returns its bytes."""
+    import torch
+
+    from glscl.data.feature_writer import EncodedVideo, write_features
+    from glscl.data.tars import Sample
+
+    mask = torch.ones(2, 4, dtype=torch.bool)
+    videos = [
+        EncodedVideo(
+            Sample(f"{n:08d}", f"v{n}", ("a", "b"), 0.5, 1.0, {}),
+            f"{n:08d}",
+            torch.randn(3, 8),
+            torch.randn(2, 5, 8),
+            mask,
+        )
+        for n in range(3)
+    ]
+    write_features(videos, path, "d", None)
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def make_facts() -> dict[str, object]:
+    """Write what the manifest says of such a shard."""
+    lengths = {"width": 8, "words": 4, "frames": 3, "rate": 1.0, "dtype": "float32"}
+    return {"towers": "0" * 64, "clip": "c", "pretrained": "p", **lengths}
+
+
 def make_manifest(size: int) -> dict[str, Any]:
     """Write the manifest of a set of one such shard."""
     entry = {"name": "shard-000000.tar", "samples": 3, "pairs": 6, "bytes": size, "sha256": "0" * 64}

@@ -40,7 +40,7 @@ def _model() -> Retriever:
 
 def _batch(rank: int = 0) -> RankPairs:
     return RankPairs(
-        torch.randint(1, 1000, (PAIRS, 16)),
+        (torch.randint(1, 1000, (PAIRS, 16)),),
         torch.randint(0, 256, (PAIRS, 4, 3, 64, 64), dtype=torch.uint8),
         torch.ones(PAIRS, 4, dtype=torch.bool),
         torch.arange(PAIRS) + rank * PAIRS,
@@ -60,7 +60,7 @@ def test_flops_are_those_of_a_real_step(accumulate: int) -> None:
 def test_activations_are_those_that_a_real_step_keeps() -> None:
     model, batch = _model(), _batch()
     with saved_bytes() as kept:
-        text, video = model("text", batch.token_ids), model("video", batch.frames, batch.frame_mask)
+        text, video = model("text", *batch.text), model("video", batch.frames, batch.frame_mask)
     one = count(CONFIG, torch.float32)
     assert sum(kept) / PAIRS == pytest.approx(one.kept, rel=0.05)
     caches = [*text.values(), *video.values()]

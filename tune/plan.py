@@ -5,7 +5,7 @@ from typing import Any
 from glscl.errors import UserError
 from glscl.options.differences import differing_keys
 from glscl.runs.build import build_pretraining
-from glscl.runs.sets import are_built, locate_sets
+from glscl.runs.sets import are_built, locate_sets, sets_of_runs
 from glscl.system import storage
 from glscl.training.config import RunConfig
 from glscl.training.driver.preflight import note_on_loss
@@ -25,7 +25,7 @@ def plan_sweep(sweep: SweepConfig) -> RunConfig:
     A `UserError` names what is wrong, where, and the option to change.
     """
     build_pretraining(sweep, make=False)
-    default = build_run_on_all(sweep, locate_sets(sweep), trials_folder(sweep), "default", {})
+    default = build_run_on_all(sweep, sets_of_runs(sweep, locate_sets(sweep)), trials_folder(sweep), "default", {})
     check_space(sweep.searched, default)
     saved = storage.join(sweep.directory, CONFIG)
     if not storage.exists(saved):
@@ -47,7 +47,7 @@ def describe(sweep: SweepConfig, default: RunConfig) -> dict[str, str]:
     training = default.training
     trainings = len(training_folds(sweep))
     ended = sum(trial.state != "running" for trial in read_trials(sweep))
-    sets = locate_sets(sweep)
+    sets = sets_of_runs(sweep, locate_sets(sweep))
     facts = {
         "sweep": f"{sweep.directory}: {sweep.label}",
         "searched": "; ".join(f"{key}: {draw.describe()}" for key, draw in sweep.searched.items()),

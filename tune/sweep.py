@@ -7,15 +7,16 @@ from collections.abc import Mapping, Sequence
 from glscl.data import apart
 from glscl.errors import UserError
 from glscl.runs.execution import pretrain
-from glscl.runs.sets import Sets, check_domain_names, locate_sets, open_sets
+from glscl.runs.features import encode_sets
+from glscl.runs.sets import Sets, check_domain_names, locate_sets, open_sets, sets_of_runs
 from glscl.system import storage
 from glscl.system.nodes import alive_nodes
-from glscl.system.ownership import Owner
+from glscl.system.ownership import Fence, Owner
 from glscl.training.driver.machines import with_machines
 from glscl.training.driver.outputs import status_on_failure, write_status
 from glscl.training.driver.preflight import preflight
 from tune.analysis import analyse
-from tune.objective import Setup, build_runs, make_setup, trials_folder
+from tune.objective import Setup, build_run_on_all, build_runs, make_setup, trials_folder
 from tune.options import SweepConfig
 from tune.plan import CONFIG, identifying_values, plan_sweep
 from tune.report import render_sweep
@@ -37,7 +38,7 @@ def run_sweep(sweep: SweepConfig, owner: Owner) -> str:
     at_once = concurrent_trials(sweep, default)
     write_status(sweep.directory, state="running", verdict="")
     with status_on_failure(owner.fence):
-        setup = prepare(sweep)
+        setup = prepare(sweep, owner.fence)
         best = search(setup, at_once, owner)
         write_best(setup, best, owner)
         confirm(setup, best.values, owner)
@@ -47,12 +48,14 @@ def run_sweep(sweep: SweepConfig, owner: Owner) -> str:
     return verdict
 
 
-def prepare(sweep: SweepConfig) -> Setup:
-    """Make toy sets and towers, and check what can be checked before trials; a `UserError` says what to change."""
+def prepare(sweep: SweepConfig, fence: Fence | None = None) -> Setup:
+    """Make toy sets, towers and features, and check what can be before trials; a `UserError` says what to change."""
     storage.write_json(storage.join(sweep.directory, CONFIG), identifying_values(sweep))
     sets = locate_sets(sweep, make=True)
     check_held_out(sweep, sets)
     pretrain(sweep)
+    encode_sets(sweep, sets, build_run_on_all(sweep, sets, trials_folder(sweep), "default", {}), fence)
+    sets = sets_of_runs(sweep, sets)
     for fold, config in build_runs(sweep, sets, trials_folder(sweep), {}, sweep.seed).items():
         try:
             preflight(with_machines(config, alive_nodes, alone=False))
@@ -74,7 +77,7 @@ def report(sweep: SweepConfig) -> str:
     trials = read_trials(sweep)
     if not any(trial.has_ended for trial in trials):
         raise UserError(f"{sweep.directory}: no trial has ended; there is nothing to report")
-    setup = make_setup(sweep, locate_sets(sweep))
+    setup = make_setup(sweep, sets_of_runs(sweep, locate_sets(sweep)))
     results = analyse(setup, trials, read_confirmation(sweep), read_best(sweep))
     storage.write_json(storage.join(sweep.directory, RESULTS), results.model_dump())
     storage.write_bytes(storage.join(sweep.directory, TRIALS_CSV), trials_csv(sweep, trials).encode())

@@ -28,10 +28,13 @@ class Build(Options):
     """Folder of the official annotation files (jsonl and csv: the folder or the file)."""
     split: str
     """Split as the reader names it (a wrong name lists them)."""
-    videos: str
-    """Folder of the video files; they are found by id whatever their extension."""
     output: str
     """Folder or s3:// prefix of the shard set."""
+    videos: str = ""
+    """Folder of the video files; they are found by id whatever their extension."""
+    features: str = ""
+    """In place of --videos: frame features that others published, an array of frames x width per video id: a folder of
+    .npy files, one .h5 or one .safetensors file. `glscl encode` adds those of the captions."""
     domain: str = ""
     """Name of the domain; empty is the benchmark's."""
     samples_per_shard: int = Field(default=100, ge=1)
@@ -68,6 +71,10 @@ def run(words: list[str], program: str) -> str:
     options = parse_options(Build, words, program)
     check_environment()
     find_benchmark(options.benchmark)
+    if bool(options.videos) == bool(options.features):
+        raise UserError("give either --videos, a folder of video files, or --features, a folder or file of features")
+    if options.features and (options.short_side or options.frames):
+        raise UserError("--features are stored as they are: leave out --short-side and --frames")
     if options.frames and not options.short_side:
         raise UserError("--frames stores pictures of a stated size; pass --short-side, too (224 suits ViT-B)")
     source = Source(
@@ -75,6 +82,7 @@ def run(words: list[str], program: str) -> str:
         annotations=options.annotations,
         split=options.split,
         videos=options.videos,
+        features=options.features,
         domain=options.domain or options.benchmark,
         allow_missing=options.allow_missing,
         hold_out=options.hold_out,
@@ -82,7 +90,13 @@ def run(words: list[str], program: str) -> str:
     how = BuildOptions(
         samples_per_shard=options.samples_per_shard,
         encoding=Encoding(
-            options.short_side, options.fps, options.max_encode_s, options.gop, options.frames, options.quality
+            options.short_side,
+            options.fps,
+            options.max_encode_s,
+            options.gop,
+            options.frames,
+            options.quality,
+            features=bool(options.features),
         ),
         seed=options.seed,
         shuffle=options.shuffle,

@@ -1,29 +1,64 @@
-"""Decode the frames of a sample of a shard, be it a video, pictures of one, or a single picture."""
+"""Read the frames of a sample of a shard, be it a video, pictures of one, a single picture, or features of frames."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from torch import Tensor
 
+from glscl.data.features import FeatureSampling, describe_arrays, read_frames
 from glscl.data.shards import Shard
 from glscl.data.video import Clip, FrameSampling, load_clip, load_pictures
 from glscl.errors import UserError
 
+Sampling = FrameSampling | FeatureSampling
+"""What is taken of a sample."""
+Place = tuple[int, int, int]
+"""Domain, shard, and position in the shard of a video."""
 
-def read_clip(shard: Shard, position: int, sampling: FrameSampling, into: Tensor | None = None) -> Clip:
-    """Decode the frames that ``sampling`` asks for of a sample, the first of ``into``, if given.
+
+def read_clip(shard: Shard, position: int, sampling: Sampling, into: Tensor | None = None) -> Clip:
+    """Read the frames that ``sampling`` asks for of a sample, the first of ``into``, if given.
 
     Raises:
         VideoError: it gives no frame, or costs too much.
-        UserError: its pictures are fewer a second than the sampling's, or the tar has become shorter.
+        UserError: its pictures are fewer a second than the sampling's, it holds features where pixels are asked for or
+            the other way round, or the tar has become shorter.
     """
-    sample, frames = shard.samples[position], shard.media[position].frames
-    if frames is None:
+    if isinstance(sampling, FeatureSampling):
+        return read_frames(shard, position, sampling, into)
+    sample, media = shard.samples[position], shard.media[position]
+    if media.is_array:
+        raise UserError(describe_arrays(shard.uri))
+    if media.features is not None:
+        raise UserError(f"{shard.uri}: holds features, and pixels are asked for; its manifest does not say so")
+    if media.frames is None:
         return load_clip(shard.read(position), sampling, sample.start, sample.end, into)
-    if frames.rate is not None and frames.rate < sampling.rate:
+    if media.frames.rate is not None and media.frames.rate < sampling.rate:
         raise UserError(
-            f"{shard.uri}: holds {frames.rate:g} pictures a second, and data.sample_fps is {sampling.rate:g}: lower "
-            f"it, or build the shards again with --frames {sampling.rate:g}"
+            f"{shard.uri}: holds {media.frames.rate:g} pictures a second, and data.sample_fps is {sampling.rate:g}: "
+            f"lower it, or build the shards again with --frames {sampling.rate:g}"
         )
-    return load_pictures(partial(shard.read, position), frames, sampling, into)
+    return load_pictures(partial(shard.read, position), media.frames, sampling, into)
+
+
+class ClipCache:
+    """Frames of clips, kept until so many bytes are full: those of a set that does not fit are in part read again."""
+
+    def __init__(self, size: int) -> None:
+        self._free = size
+        self._clips: dict[Place, Clip] = {}
+
+    def get(self, place: Place, into: Tensor) -> Clip | None:
+        """Copy a clip's frames to the first of ``into``; None if it is not here."""
+        clip = self._clips.get(place)
+        if clip is None:
+            return None
+        return replace(clip, frames=into[: len(clip.frames)].copy_(clip.frames))
+
+    def put(self, place: Place, clip: Clip) -> None:
+        """Keep a copy of a clip if there is room."""
+        if clip.frames.nbytes <= self._free:
+            self._free -= clip.frames.nbytes
+            self._clips[place] = replace(clip, frames=clip.frames.clone())

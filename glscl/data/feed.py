@@ -12,8 +12,6 @@ from torch import Tensor
 from glscl.data.stream import Batch, PairStream, make_loader
 from glscl.errors import BrokenRunError
 
-_SMALL = ("token_ids", "frame_mask", "video_ids")
-
 
 class Copies(Protocol):
     """Copies batches to a device beside the computation. `CudaCopies` is the real one; tests have others."""
@@ -35,39 +33,47 @@ class CudaCopies:
         self._device = device
         self._stream = torch.cuda.Stream(device)
         self._done = torch.cuda.Event()
-        self._pinned = 0
+        self._pinned: set[int] = set()
 
     def start(self, batch: Batch) -> Batch:
-        """Copy frames straight from the pages, the small rest from new pinned memory."""
-        self._pin(batch.frames)
+        """Copy what lies in pages straight from there, the small rest from new pinned memory."""
+        *features, words = batch.text
+        for large in (batch.frames, *features):
+            self._pin(large)
         with torch.cuda.stream(self._stream):
-            small = {name: getattr(batch, name).pin_memory() for name in _SMALL}
-            copied = {
-                name: t.to(self._device, non_blocking=True) for name, t in (small | {"frames": batch.frames}).items()
-            }
+            copied = replace(
+                batch,
+                text=(*map(self._copy, features), self._copy(words.pin_memory())),
+                frames=self._copy(batch.frames),
+                frame_mask=self._copy(batch.frame_mask.pin_memory()),
+                video_ids=self._copy(batch.video_ids.pin_memory()),
+            )
             self._done.record(self._stream)
-        return replace(batch, **copied)
+        return copied
+
+    def _copy(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self._device, non_blocking=True)
 
     def use(self, batch: Batch) -> None:
         """Order the present stream behind the copies; their memory is not given away before it is done with them."""
         present = torch.cuda.current_stream(self._device)
         present.wait_event(self._done)
-        for name in (*_SMALL, "frames"):
-            getattr(batch, name).record_stream(present)
+        for tensor in (*batch.text, batch.frames, batch.frame_mask, batch.video_ids):
+            tensor.record_stream(present)
 
     def settle(self) -> None:
         """Wait for the copies; by the time of the next batch they are long done."""
         self._done.synchronize()
 
-    def _pin(self, frames: Tensor) -> None:
-        storage = frames.untyped_storage()
-        if storage.data_ptr() != self._pinned:
+    def _pin(self, page: Tensor) -> None:
+        storage = page.untyped_storage()
+        if storage.data_ptr() not in self._pinned:
             code = int(torch.cuda.cudart().cudaHostRegister(storage.data_ptr(), storage.nbytes(), 0))
             if code:
                 raise BrokenRunError(
                     f"the GPU's driver cannot pin {storage.nbytes():,} bytes for batches (error {code})"
                 )
-            self._pinned = storage.data_ptr()
+            self._pinned.add(storage.data_ptr())
 
 
 class Feed:

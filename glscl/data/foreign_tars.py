@@ -1,7 +1,7 @@
 """Find the samples of tars that other programs wrote: video2dataset, img2dataset, clip-video-encode and the like.
 
-Members that share a name up to its first dot are a sample, with a video of any extension or a picture, a caption in
-``.txt`` or ``.json``, and whatever else (embeddings, sound, subtitles), which is passed over.
+Members that share a name up to its first dot are a sample, with a video of any extension, a picture or an array of
+frame features, a caption in ``.txt`` or ``.json``, and whatever else (sound, subtitles), which is passed over.
 """
 
 from __future__ import annotations
@@ -76,11 +76,17 @@ class _ForeignSample:
         names = [facts[name] for name in _ID_KEYS if isinstance(facts.get(name), str | int)]
         self.video_id = str(names[0]) if names else None
 
-    def media(self, stills: bool) -> Media | None:
-        """Its video, the pictures that stand for one or, where ``stills`` is true, its picture; None without any."""
-        if stills and self.members.still is not None:
-            return Media((self.members.still[1],), STILL)
+    def video(self) -> Media | None:
+        """Its video, or the pictures that stand for one."""
         return self.members.media(self.native.frames if self.native else None)
+
+    def still(self) -> Media | None:
+        """Its picture, as a video of one frame."""
+        return Media((self.members.still[1],), STILL) if self.members.still else None
+
+    def array(self) -> Media | None:
+        """Its array of frame features."""
+        return self.members.array_media()
 
     def sample(self, key: str, media: Media | None) -> Sample | str:
         """The sample, or why it cannot be one."""
@@ -109,7 +115,8 @@ def index_foreign(file: IO[bytes]) -> TarIndex:
 
     A caption is the metadata's list ``captions``, else the text of ``.txt``, else the metadata's ``caption``; the id is
     the metadata's ``video_id``, ``videoid`` or ``key``, else the name of the members. In a tar without videos each
-    sample's picture is a video of one frame; beside videos, pictures are thumbnails.
+    sample's picture is a video of one frame; beside videos, pictures are thumbnails. In a tar without either, ``.npy``
+    is an array of frame features (clip-video-encode's tars).
 
     Raises:
         tarfile.TarError, ValueError, EOFError, OverflowError, RecursionError: no tar, or no usable sample in it.
@@ -124,9 +131,10 @@ def index_foreign(file: IO[bytes]) -> TarIndex:
         check_new(member, key, extension, seen)
         samples.setdefault(key, _ForeignSample()).add(file, member, key, extension)
     index = TarIndex([], [], {})
-    stills = not any(foreign.media(stills=False) for foreign in samples.values())
+    kinds = (_ForeignSample.video, _ForeignSample.still, _ForeignSample.array)
+    of_kind = next((kind for kind in kinds if any(map(kind, samples.values()))), _ForeignSample.video)
     for key, foreign in samples.items():
-        media = foreign.media(stills)
+        media = of_kind(foreign)
         sample = foreign.sample(key, media)
         if isinstance(sample, str):
             index.rejected[key] = sample

@@ -74,7 +74,7 @@ class _FileIndex:
     def __init__(self, folder: str) -> None:
         self.by_name: dict[str, list[str]] = defaultdict(list)  # with extension
         self.by_stem: dict[str, list[str]] = defaultdict(list)  # without
-        for path in _walk(folder):
+        for path in walk_files(folder, "--videos names the folder of video files"):
             for form in {path, path.rpartition("/")[2]}:
                 stem, extension = _split(form)
                 if extension not in OTHER_EXTENSIONS:
@@ -98,8 +98,8 @@ def describe_missing(missing: list[str], total: int, folder: str) -> str:
     return f"{len(missing):,} of {total:,} videos are not in {folder}: {list_some(missing)}"
 
 
-def _walk(folder: str) -> Iterator[str]:
-    """Yield the paths, relative to the folder, of the files at any depth below it."""
+def walk_files(folder: str, knob: str) -> Iterator[str]:
+    """Yield the paths, relative to the folder, of the files at any depth below it; ``knob`` is said to change it."""
     fs, root = storage.filesystem(folder)
     if storage.is_remote(folder):
         fs.invalidate_cache(root)
@@ -108,15 +108,15 @@ def _walk(folder: str) -> Iterator[str]:
         except FileNotFoundError:
             paths = []
         if not paths:  # an object store has no empty folders
-            raise UserError(f"{folder}: no such folder, or nothing in it; --videos names the folder of video files")
+            raise UserError(f"{folder}: no such folder, or nothing in it; {knob}")
         yield from (path[len(root) :].lstrip("/") for path in paths)
         return
     if not os.path.isdir(root):
         problem = "not a folder" if os.path.exists(root) else "no such folder"
-        raise UserError(f"{folder}: {problem}; --videos names the folder of video files")
+        raise UserError(f"{folder}: {problem}; {knob}")
     seen = set()
     # not fs.find: data sets are often put together from links to folders, which it does not enter
-    for parent, folders, names in os.walk(root, followlinks=True, onerror=_unreadable):
+    for parent, folders, names in os.walk(root, followlinks=True, onerror=partial(_unreadable, knob)):
         real = os.path.realpath(parent)
         if real in seen:  # a link to a folder that was entered before, perhaps one above
             folders.clear()
@@ -129,8 +129,8 @@ def _walk(folder: str) -> Iterator[str]:
                 yield os.path.relpath(path, root).replace(os.sep, "/")
 
 
-def _unreadable(error: OSError) -> None:
-    raise UserError(f"{error.filename}: cannot be read ({error.strerror}); --videos names the folder of video files")
+def _unreadable(knob: str, error: OSError) -> None:
+    raise UserError(f"{error.filename}: cannot be read ({error.strerror}); {knob}")
 
 
 def _split(name: str) -> tuple[str, str]:

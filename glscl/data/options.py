@@ -33,7 +33,7 @@ class DataConfig(Options):
     """Batches decoded ahead by each loader worker."""
     cache_mb: int = Field(default=0, ge=0)
     """Megabytes of decoded clips that each reading process keeps, so that a small set's videos are decoded once; not
-    with data.augment."""
+    with data.augment, and not of features."""
     sample_fps: float = Field(default=1.0, gt=0)
     """Frames a second taken from a video, up to model.max_frames."""
     augment: str | None = None

@@ -10,6 +10,7 @@ from typing import Any
 
 from glscl.data.benchmarks import find_benchmark, read
 from glscl.data.build import BuildOptions, Origin, build_shards, check_output
+from glscl.data.feature_addresses import locate_features
 from glscl.data.locate import describe_missing, locate_videos
 from glscl.data.records import Record
 from glscl.data.shards import Manifest
@@ -28,6 +29,7 @@ class Source:
     split: str  # split as the reader names it
     videos: str  # folder of video files
     domain: str  # name of the domain
+    features: str = ""  # in place of videos: folder or file of frame features (`glscl.data.feature_files`)
     allow_missing: bool = False  # leave out videos without a file and list them in the manifest; false refuses them
     hold_out: int = 0
     """Videos kept apart in a second set, ``<output>-held-out``, to choose checkpoints on: most benchmarks have no
@@ -84,10 +86,15 @@ def prepare(
     """
     reader = find_benchmark(source.benchmark)
     annotated = read(source.benchmark, source.annotations, source.split)
-    files, missing, file_notes = locate_videos([record.video_id for record in annotated.records], source.videos)
-    notes = [*annotated.notes, *file_notes]
+    ids = [record.video_id for record in annotated.records]
+    if source.features:
+        files, missing = locate_features(ids, source.features)
+        notes = list(annotated.notes)
+    else:
+        files, missing, file_notes = locate_videos(ids, source.videos)
+        notes = [*annotated.notes, *file_notes]
     if missing:
-        report = describe_missing(missing, len(annotated.records), source.videos)
+        report = describe_missing(missing, len(annotated.records), source.features or source.videos)
         if not source.allow_missing:
             raise UserError(f"{report}; add them, or pass --allow-missing to leave them out")
         notes.append(report)

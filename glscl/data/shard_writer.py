@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from glscl.data.limits import GOP, MAX_BYTES, MAX_ENCODE_S, MAX_PICTURES, VideoError
 from glscl.data.records import Record
 from glscl.data.shards import ShardEntry
-from glscl.data.tars import picture_name
+from glscl.data.tars import ARRAY, picture_name
 from glscl.system import storage
 from glscl.system.ownership import Fence
 
@@ -25,8 +25,11 @@ class Encoding:
     gop: int = GOP  # frames from one keyframe of the copy to the next
     frames: float = 0.0  # pictures a second that are stored instead of a video; 0 stores a video
     quality: int = 90  # of these, 1 to 100
+    features: bool = False  # what is stored are frame features that others published
 
     def __str__(self) -> str:
+        if self.features:
+            return "frame features as published"
         if self.frames:
             return f"short side {self.short_side}, {self.frames:g} pictures a second, quality {self.quality}"
         gop = f", keyframe every {self.gop}" if self.gop != GOP else ""
@@ -37,7 +40,7 @@ class Encoding:
 class ShardJob:
     """One tar to write."""
 
-    items: list[tuple[int, Record, str]]  # number, record and video file of each sample
+    items: list[tuple[int, Record, str]]  # number, record and file of each sample
     uri: str
     domain: str
     encoding: Encoding
@@ -69,6 +72,15 @@ def _read_video(path: str) -> bytes:
     return data
 
 
+def _read_sample(path: str, record: Record, encoding: Encoding) -> tuple[dict[str, bytes], dict[str, object], str]:
+    """What `_encode` returns, of a video file or of published features."""
+    if not encoding.features:
+        return _encode(_read_video(path), record, encoding)
+    from glscl.data.feature_files import read_published  # with torch, seconds to import
+
+    return {ARRAY: read_published(path)}, {}, ""
+
+
 def _encode(data: bytes, record: Record, encoding: Encoding) -> tuple[dict[str, bytes], dict[str, object], str]:
     """The members that show a video, what its annotation says of them, and ``3 of 250 pictures`` of it if repaired."""
     if not encoding.short_side:
@@ -96,7 +108,7 @@ def write_shard(job: ShardJob) -> WrittenShard:
         with webdataset.TarWriter(file, encoder=False, mtime=0, user="glscl", group="glscl") as tar:
             for number, record, path in job.items:
                 try:
-                    members, facts, problem = _encode(_read_video(path), record, job.encoding)
+                    members, facts, problem = _read_sample(path, record, job.encoding)
                 except VideoError as error:
                     rejected[record.video_id] = str(error)
                     continue

@@ -1,7 +1,7 @@
 """Shard sets: WebDataset tars with a manifest, opened, verified, and read at random inside one tar.
 
 A shard set is a folder (local or ``s3://``) of ``shard-000000.tar ...`` and ``manifest.json``. A sample is
-``<key>.json``, ``<key>.mp4`` (or numbered pictures) and ``<key>.txt`` (`glscl.data.tars`); keys are running numbers, so
+``<key>.json``, ``<key>.mp4`` (pictures, features) and ``<key>.txt`` (`glscl.data.tars`); keys are running numbers, so
 names from annotation files never become paths. `glscl.data.foreign` writes manifests for tars of other programs.
 """
 
@@ -23,13 +23,14 @@ from typing import IO, Annotated
 
 from pydantic import AfterValidator, Field, ValidationError
 
+from glscl.data.feature_facts import FeatureFacts, check_printable
 from glscl.data.foreign_tars import index_foreign
 from glscl.data.limits import MAX_BYTES, VideoError
 from glscl.data.records import describe_share
 from glscl.data.tars import MANIFEST as MANIFEST
 from glscl.data.tars import Sample as Sample
 from glscl.data.tars import index_native
-from glscl.errors import UserError, printable
+from glscl.errors import UserError
 from glscl.options import Options
 from glscl.options.mistakes import first_mistake
 from glscl.system import storage
@@ -42,13 +43,7 @@ MAX_MANIFEST_BYTES = 1 << 30
 
 _Count = Annotated[int, Field(strict=True, ge=0, lt=1 << 50)]
 _Position = Annotated[int, Field(strict=True, ge=1, le=1 << 24)]  # `stream.video_number` has 24 bits for it
-_Text = Annotated[str, Field(max_length=4096), AfterValidator(lambda text: _printable(text))]
-
-
-def _printable(text: str) -> str:
-    if not printable(text):
-        raise ValueError(f"a character that cannot be printed ({text[:80]!a})")
-    return text
+_Text = Annotated[str, Field(max_length=4096), AfterValidator(check_printable)]
 
 
 class ShardEntry(Options):
@@ -81,6 +76,8 @@ class Manifest(Options):
     """Videos re-encoded although not every picture decoded, with ``3 of 250 pictures``: the nearest stand for those."""
     video_ids: tuple[str, ...] = ()
     """Of every video, in the order of the shards: tells sets apart without a tar. Sets of older versions have none."""
+    features: FeatureFacts | None = None
+    """Of a set whose samples hold features of frozen towers in place of videos."""
 
     @property
     def is_foreign(self) -> bool:
@@ -225,7 +222,7 @@ class Shard:
         except BaseException:
             self.close()
             raise
-        self.samples, self.media = contents.samples, contents.media
+        self.samples, self.media, self.features = contents.samples, contents.media, manifest.features
         pairs = [(position, caption) for position, s in enumerate(self.samples) for caption in range(len(s.captions))]
         if len(self.samples) != entry.samples or len(pairs) != entry.pairs:
             raise self._broken(
@@ -245,10 +242,17 @@ class Shard:
             VideoError: it is larger than any video that is decoded.
             UserError: the tar has become shorter since it was opened.
         """
-        offset, size = self.media[position].parts[number]
+        size = self.media[position].parts[number][1]
         if size > MAX_BYTES:
             raise VideoError(f"more than {MAX_BYTES >> 30} GiB")
-        self._file.seek(offset)
+        return self.read_range(position, 0, size, number)
+
+    def read_range(self, position: int, begin: int, size: int, number: int = 0) -> bytes:
+        """So many bytes of what `read` reads; the errors are the same."""
+        offset, whole = self.media[position].parts[number]
+        if begin + size > whole:
+            raise VideoError("features cut short")
+        self._file.seek(offset + begin)
         data = self._file.read(size)
         if len(data) != size:
             raise self._broken(f"sample {self.samples[position].key} is cut short")

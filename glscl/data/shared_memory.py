@@ -7,13 +7,14 @@ that sends a batch, reaches the process that waits for it (Python's own way is t
 from __future__ import annotations
 
 import errno
+import math
 import multiprocessing.queues
 import os
 import re
 import socket
 from multiprocessing.queues import Queue
 
-from glscl.data.video import FrameSampling
+from glscl.data.clips import Sampling
 from glscl.errors import UserError
 
 FOLDER = "/dev/shm"
@@ -22,19 +23,21 @@ LARGER = "give the machine more shared memory (--shm-size of docker run; on Kube
 _FULL = re.compile("shared memory|/shm|No space left|unable to mmap|bus error", re.IGNORECASE)
 
 
-def _video_bytes(sampling: FrameSampling) -> int:
-    return int(sampling.max_frames * 3 * sampling.size**2)
+def _bytes(sampling: Sampling, captions: float) -> int:
+    """Bytes of one video and of the features of so many captions of it."""
+    frames = math.prod((sampling.max_frames, *sampling.frame_shape))
+    return math.ceil((frames + captions * math.prod(sampling.text_shape)) * sampling.dtype.itemsize)
 
 
-def stream_bytes(pairs: int, sampling: FrameSampling, prefetch: int) -> int:
+def stream_bytes(pairs: int, sampling: Sampling, prefetch: int) -> int:
     """Most bytes that a training stream has in shared memory: ``prefetch`` batches, and the one being read."""
-    return pairs * _video_bytes(sampling) * (prefetch + 1)
+    return pairs * _bytes(sampling, 1) * (prefetch + 1)
 
 
-def gallery_bytes(videos: int, batch_size: int, loader_workers: int, sampling: FrameSampling) -> int:
-    """Most bytes that an evaluation of so many videos has in shared memory."""
+def gallery_bytes(videos: int, batch_size: int, loader_workers: int, sampling: Sampling, captions: float) -> int:
+    """Most bytes that an evaluation of so many videos, with so many captions each, has in shared memory."""
     ahead = batch_size * loader_workers * (GALLERY_PREFETCH + 1)
-    return min(videos, ahead) * _video_bytes(sampling) if loader_workers else 0
+    return min(videos, ahead) * _bytes(sampling, captions) if loader_workers else 0
 
 
 def free_bytes() -> int | None:

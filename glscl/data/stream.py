@@ -11,35 +11,35 @@ from dataclasses import dataclass, field, replace
 from itertools import chain, count, cycle
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from glscl.data.activity import ActivityTable, activity_writer
 from glscl.data.augment import ClipAugmentation
-from glscl.data.clips import read_clip
+from glscl.data.clips import ClipCache, Place, Sampling, read_clip
+from glscl.data.features import FeatureSampling, read_texts
 from glscl.data.limits import VideoError
 from glscl.data.loader import errors_as_items, explain_dead_loaders, raise_items, start_loader_worker
 from glscl.data.plan import Integers, Slot, StreamPlan
 from glscl.data.quarantine import Entry, UnusableSetError, quarantine_entry, repair_entry
 from glscl.data.shards import Shard, ShardSet
 from glscl.data.shared_memory import handover_error
-from glscl.data.video import Clip, FrameSampling
 from glscl.errors import UserError
 
 Tokenize = Callable[[Sequence[str]], tuple[Tensor, Tensor]]
 """Captions to (token ids (A, W) int64, truncated (A,) bool)."""
-
-_Place = tuple[int, int, int]
-"""Domain, shard, and position in the shard of a video."""
+Page = tuple[Tensor, Tensor]
+"""Room for the frames of a batch, (A, F, 3, S, S) or features (A, F, D); and for features of texts, (A, 1 + W, D)."""
 
 
 @dataclass(slots=True)
 class Batch:
     """One rank's pairs of a global batch."""
 
-    token_ids: Tensor  # (A, W) int64
-    frames: Tensor  # (A, F, 3, S, S) uint8, zero where masked
+    text: tuple[Tensor, ...]  # token ids (A, W) int64; or features (A, 1 + W, D) with their token mask (A, W)
+    frames: Tensor  # (A, F, 3, S, S) uint8, zero where masked; or features (A, F, D)
     frame_mask: Tensor  # (A, F) bool, True = real
     video_ids: Tensor  # (A,) int64; equal numbers are the same video, whose captions are all positives
     names: list[str]  # ``domain/video_id#caption`` of every pair, for logs and tests
@@ -50,11 +50,13 @@ class Batch:
     """Videos met for the first time by this loader some of whose frames stand for others (`repair_entry`)."""
 
     @staticmethod
-    def of(shares: Sequence[Share], frames: Tensor) -> Batch:
-        """Build the batch of all loader workers' shares, in stream order, and of the frames that they have written."""
+    def of(shares: Sequence[Share], page: Page) -> Batch:
+        """Build the batch of all loader workers' shares, in stream order, and of the page that they have written."""
+        frames, texts = page
         counts = np.concatenate([share.counts for share in shares])
+        words = torch.from_numpy(np.concatenate([share.words for share in shares]))
         return Batch(
-            torch.from_numpy(np.concatenate([share.token_ids for share in shares])),
+            (texts, words) if texts.numel() else (words,),
             frames,
             torch.from_numpy(np.arange(frames.shape[1]) < counts[:, None]),
             torch.from_numpy(np.concatenate([share.video_ids for share in shares])),
@@ -67,12 +69,12 @@ class Batch:
 
 @dataclass(slots=True)
 class Share:
-    """One loader worker's part of a batch without its frames, which lie in the pages.
+    """One loader worker's part of a batch without its frames and features, which lie in the pages.
 
     Arrays, not tensors: torch would open a file in shared memory for each.
     """
 
-    token_ids: Integers  # (A, W)
+    words: Integers | npt.NDArray[np.bool_]  # (A, W) token ids; of features, which tokens are real
     counts: Integers  # (A,) real frames of each row
     video_ids: Integers  # (A,)
     names: list[str]
@@ -84,12 +86,12 @@ class Share:
 class PairStream(IterableDataset["Share | UserError"]):
     """Endless batches of one rank, from ``start_step`` on; in a loader process, that worker's share of each.
 
-    Frames are decoded into ``pages``, the place in memory of each batch on its way, in turn.
+    Frames and features are read into ``pages``, the place in memory of each batch on its way, in turn.
 
     Args:
         shard_sets: the training domains, in the order of the plan's manifests.
         plan: which pair stands where.
-        sampling: frames per video.
+        sampling: what is taken of a sample.
         tokenize: captions to token ids.
         rank: of this process.
         world_size: number of ranks.
@@ -104,7 +106,7 @@ class PairStream(IterableDataset["Share | UserError"]):
         self,
         shard_sets: Sequence[ShardSet],
         plan: StreamPlan,
-        sampling: FrameSampling,
+        sampling: Sampling,
         tokenize: Tokenize,
         rank: int,
         world_size: int,
@@ -115,7 +117,7 @@ class PairStream(IterableDataset["Share | UserError"]):
         cache_mb: int = 0,
     ) -> None:
         super().__init__()
-        self.cache = _ClipCache(0 if augmentation else cache_mb << 20)
+        self.cache = ClipCache(0 if augmentation or isinstance(sampling, FeatureSampling) else cache_mb << 20)
         self.activity = activity
         self.augmentation = augmentation
         self.shard_sets = tuple(shard_sets)
@@ -127,8 +129,8 @@ class PairStream(IterableDataset["Share | UserError"]):
         self.cache_dir = cache_dir
         self.opened: list[tuple[int, int]] = []
         """(stream, shard) in the order opened, for tests and diagnosis (of this process)."""
-        self.pages = torch.empty(0)
-        """Room for the frames of the batches on their way: (P, A, F, 3, S, S) uint8."""
+        self.pages: list[Page] = []
+        """Room for what is read of the batches on their way."""
 
     @property
     def _streams_of_rank(self) -> range:
@@ -141,16 +143,20 @@ class PairStream(IterableDataset["Share | UserError"]):
             UserError: there is not enough shared memory.
         """
         pairs = self.plan.pairs_per_stream_step * len(self._streams_of_rank)
-        size = self.sampling.size
-        pages = torch.empty(count, pairs, self.sampling.max_frames, 3, size, size, dtype=torch.uint8)
+        sampling = self.sampling
+        shapes = (sampling.max_frames, *sampling.frame_shape), sampling.text_shape
+        frames, texts = (torch.empty(count, pairs, *shape, dtype=sampling.dtype) for shape in shapes)
         try:
-            self.pages = pages.share_memory_() if shared else pages
+            for tensor in (frames, texts):
+                if shared and tensor.numel():
+                    tensor.share_memory_()
         except (RuntimeError, OSError) as error:
             raise handover_error(error) from error
+        self.pages = list(zip(frames, texts, strict=True))
 
-    def sampling_of(self, slot: Slot, name: str) -> FrameSampling:
-        """Return the frame sampling of the pair at a slot, with its augmentation."""
-        if self.augmentation is None:
+    def sampling_of(self, slot: Slot, name: str) -> Sampling:
+        """Return the sampling of the pair at a slot, with its augmentation."""
+        if self.augmentation is None or isinstance(self.sampling, FeatureSampling):
             return self.sampling
         return replace(self.sampling, augment=self.augmentation.of(slot.epoch, name))
 
@@ -163,11 +169,12 @@ class PairStream(IterableDataset["Share | UserError"]):
         streams = self.plan.owned(self.rank, self.world_size, worker, workers)
         note = activity_writer(self.activity, worker)
         readers = {stream: _StreamReader(self, stream, note) for stream in streams}
-        reported: set[_Place] = set()
+        reported: set[Place] = set()
         first = (streams.start - self._streams_of_rank.start) * self.plan.pairs_per_stream_step
         try:
             for number in count():
-                rows = iter(self.pages[number % len(self.pages), first:])
+                frames, texts = self.pages[number % len(self.pages)]
+                rows = zip(frames[first:], texts[first:], strict=True)
                 items = [
                     readers[stream].read(slot, next(rows))
                     for stream in streams
@@ -180,8 +187,8 @@ class PairStream(IterableDataset["Share | UserError"]):
             for reader in readers.values():
                 reader.close()
 
-    def _collate(self, items: list[_Item], reported: set[_Place]) -> Share:
-        token_ids, truncated = self.tokenize([item.caption for item in items])
+    def _collate(self, items: list[_Item], reported: set[Place]) -> Share:
+        words, truncated = self._words(items)
         quarantined, repaired = [], []
         for item in items:
             for place, entry in item.quarantined:
@@ -192,45 +199,34 @@ class PairStream(IterableDataset["Share | UserError"]):
                 reported.add(item.repaired[0])
                 repaired.append(item.repaired[1])
         return Share(
-            token_ids.numpy(),
+            words.numpy(),
             np.array([item.frames for item in items]),
             np.array([item.video_number for item in items]),
             [item.name for item in items],
-            int(truncated.sum()),
+            truncated,
             quarantined,
             repaired,
         )
+
+    def _words(self, items: list[_Item]) -> tuple[Tensor, int]:
+        """Token ids, or the token masks of features, and how many captions were cut."""
+        masks = [item.token_mask for item in items if item.token_mask is not None]
+        if masks:
+            return torch.stack(masks), sum(item.truncated for item in items)
+        token_ids, cut = self.tokenize([item.caption for item in items])
+        return token_ids, int(cut.sum())
 
 
 @dataclass(slots=True)
 class _Item:
     frames: int
     caption: str
+    token_mask: Tensor | None  # of the caption's features; None where it is tokenized
+    truncated: int
     video_number: int
     name: str
-    quarantined: list[tuple[_Place, Entry]]
-    repaired: tuple[_Place, Entry] | None
-
-
-class _ClipCache:
-    """Decoded clips, kept until so many bytes are full: those of a set that does not fit are in part decoded again."""
-
-    def __init__(self, size: int) -> None:
-        self._free = size
-        self._clips: dict[_Place, Clip] = {}
-
-    def get(self, place: _Place, into: Tensor) -> Clip | None:
-        """Copy a clip's frames to the first of ``into``; None if it is not here."""
-        clip = self._clips.get(place)
-        if clip is None:
-            return None
-        return replace(clip, frames=into[: len(clip.frames)].copy_(clip.frames))
-
-    def put(self, place: _Place, clip: Clip) -> None:
-        """Keep a copy of a clip if there is room."""
-        if clip.frames.nbytes <= self._free:
-            self._free -= clip.frames.nbytes
-            self._clips[place] = replace(clip, frames=clip.frames.clone())
+    quarantined: list[tuple[Place, Entry]]
+    repaired: tuple[Place, Entry] | None
 
 
 class _StreamReader:
@@ -242,7 +238,7 @@ class _StreamReader:
         self._note = note
         self._opened: tuple[int, int] | None = None
         self._shard: Shard | None = None
-        self._bad: dict[_Place, Entry] = {}
+        self._bad: dict[tuple[Place, int], Entry] = {}  # by video and caption
 
     def close(self) -> None:
         if self._shard is not None:
@@ -258,12 +254,12 @@ class _StreamReader:
             self._stream.opened.append((self._number, slot.shard))
         return self._shard
 
-    def read(self, slot: Slot, into: Tensor) -> _Item:
+    def read(self, slot: Slot, into: Page) -> _Item:
         """Read the pair at a slot, or the first usable one after it; a bad video is tried once.
 
-        Its frames are written to ``into``, (F, 3, S, S).
+        Its frames and features are written to ``into``, a row of a page.
         """
-        bad: list[tuple[_Place, Entry]] = []
+        bad: list[tuple[Place, Entry]] = []
         for candidate in chain([slot], self._stream.plan.substitutes(slot)):
             item = self._try(candidate, bad, into)
             if item is not None:
@@ -274,7 +270,7 @@ class _StreamReader:
         error.quarantined = list(dict(bad).values())
         raise error
 
-    def _try(self, slot: Slot, bad: list[tuple[_Place, Entry]], into: Tensor) -> _Item | None:
+    def _try(self, slot: Slot, bad: list[tuple[Place, Entry]], into: Page) -> _Item | None:
         """Read the pair at a slot; None if its video is bad, which is added to ``bad``."""
         shard = self._open(slot)
         position, caption = self._find_pair(slot, shard)
@@ -282,23 +278,33 @@ class _StreamReader:
         shard_set = self._stream.shard_sets[slot.domain]
         name = f"{shard_set.manifest.domain}/{sample.video_id}#{caption}"
         place = (slot.domain, slot.shard, position)
-        clip = self._stream.cache.get(place, into)
-        if clip is None and place not in self._bad:
+        frames, texts = into
+        sampling = self._stream.sampling_of(slot, name)
+        text: tuple[Tensor | None, int] = None, 0
+        clip = self._stream.cache.get(place, frames)
+        if clip is None and (place, caption) not in self._bad:
+            self._note(f"decoding {name.rpartition('#')[0]} (sample {sample.key} of {shard.uri})")
             try:
-                self._note(f"decoding {name.rpartition('#')[0]} (sample {sample.key} of {shard.uri})")
-                clip = read_clip(shard, position, self._stream.sampling_of(slot, name), into)
+                clip = read_clip(shard, position, sampling, frames)
+                if isinstance(sampling, FeatureSampling):
+                    mask, cut = read_texts(shard, position, range(caption, caption + 1), sampling, texts[None])
+                    text = mask[0], cut
                 self._stream.cache.put(place, clip)
             except VideoError as error:
-                self._bad[place] = quarantine_entry(shard_set, slot.shard, sample, str(error))
+                clip = None
+                entry = quarantine_entry(shard_set, slot.shard, sample, str(error))
+                # A video is tried once; of features, each caption, or it would depend on the order which pairs are bad.
+                every = [caption] if isinstance(sampling, FeatureSampling) else range(len(sample.captions))
+                self._bad |= dict.fromkeys(((place, number) for number in every), entry)
         if clip is None:
-            bad.append((place, self._bad[place]))
+            bad.append((place, self._bad[place, caption]))
             return None
         repaired = None
         if clip.replaced:
             shard_name = shard_set.manifest.shards[slot.shard].name
             repaired = place, repair_entry(shard_set.manifest.domain, shard_name, sample, clip)
-        into[len(clip.frames) :] = 0
-        return _Item(len(clip.frames), sample.captions[caption], video_number(*place), name, [], repaired)
+        frames[len(clip.frames) :] = sampling.padding
+        return _Item(len(clip.frames), sample.captions[caption], *text, video_number(*place), name, [], repaired)
 
     def _find_pair(self, slot: Slot, shard: Shard) -> tuple[int, int]:
         """Position of the video in its shard, and number of its caption."""

@@ -1,7 +1,8 @@
 """Find the samples of a tar by its headers, in this project's layout.
 
-It is ``<key>.json`` (everything), ``<key>.mp4`` or pictures (``<key>.000000.jpg`` and so on), and, for stock WebDataset
-readers, ``<key>.txt`` (the first caption; not read here, and absent from older sets).
+It is ``<key>.json`` (everything), ``<key>.mp4`` or pictures (``<key>.000000.jpg`` and so on) or features
+(``<key>.safetensors``; of frames alone ``<key>.npy``), and, for stock WebDataset readers, ``<key>.txt`` (the first
+caption; not read here, and absent from older sets).
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ import tarfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import IO, NamedTuple, TypeGuard, cast
+from typing import IO, NamedTuple, TypeGuard, TypeVar, cast
 
 from pydantic import ValidationError
 
+from glscl.data.feature_facts import FeatureNote
 from glscl.data.frame_times import FrameTimes
 from glscl.data.locate import VIDEO_EXTENSIONS
 from glscl.data.records import MOST_SECONDS, id_problem, parse_strict_json
 from glscl.errors import UserError
+from glscl.options import Options
 from glscl.options.mistakes import first_mistake
 
 MANIFEST = "manifest.json"
@@ -27,7 +30,9 @@ MAX_ANNOTATION_BYTES = 8 << 20
 MAX_EXTENSION_BYTES = 64 << 10
 """Longest extended header of a tar (for a long name, say); other tools write a few hundred bytes."""
 PICTURES = ("jpg", "jpeg", "png", "webp")
+FEATURES, ARRAY = "safetensors", "npy"
 _PICTURE = re.compile(r"\d{6}\.jpg")
+_Section = TypeVar("_Section", bound=Options)
 _VIDEO_RANK = {extension: rank for rank, extension in enumerate(VIDEO_EXTENSIONS) if extension not in ("", "null")}
 
 
@@ -49,10 +54,17 @@ Part = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Media:
-    """Where a sample's video lies in its tar, or the pictures that stand for it."""
+    """Where a sample's video lies in its tar, or what stands for it: pictures, features, an array of frame features."""
 
-    parts: tuple[Part, ...]  # the video; or each picture, in the order of time
-    frames: FrameTimes | None = None  # when each picture is shown; None for a video
+    parts: tuple[Part, ...]  # the one member; or each picture, in the order of time
+    frames: FrameTimes | None = None  # when each picture is shown; None for all else
+    features: FeatureNote | None = None  # what is known of the features; None for all else
+    is_array: bool = False
+
+    @property
+    def holds_pixels(self) -> bool:
+        """Whether it is a video or pictures."""
+        return self.features is None and not self.is_array
 
 
 @dataclass(slots=True)
@@ -61,25 +73,38 @@ class MediaMembers:
 
     video: tuple[int, Part] | None = None  # rank of its extension
     still: tuple[int, Part] | None = None
+    array: Part | None = None
+    features: Part | None = None
     pictures: dict[str, Part] = field(default_factory=dict)
 
     def add(self, member: tarfile.TarInfo, extension: str) -> None:
-        """Note a member if it is a video or a picture."""
+        """Note a member if it is a video, a picture or features."""
         part = member.offset_data, member.size
         if _PICTURE.fullmatch(extension):
             self.pictures[extension] = part
+        elif extension == FEATURES:
+            self.features = part
+        elif extension == ARRAY:
+            self.array = part
         elif extension in PICTURES:
             self.still = min((PICTURES.index(extension), part), self.still or (len(PICTURES), part))
         elif extension in _VIDEO_RANK:
             self.video = min((_VIDEO_RANK[extension], part), self.video or (len(_VIDEO_RANK), part))
 
-    def media(self, frames: FrameTimes | None) -> Media | None:
-        """Where to read; None if what ``frames`` names, or else the video, is not there."""
+    def media(self, frames: FrameTimes | None, features: FeatureNote | None = None) -> Media | None:
+        """Where to read; None if what ``frames`` or ``features`` names, or else the video, is not there."""
+        if features is not None:
+            parts = () if self.features is None else (self.features,)
+            return Media(parts, features=features) if bool(parts) != bool(features.problem) else None
         if frames is not None:
-            parts = [self.pictures.get(picture_name(number)) for number in range(len(frames.times))]
-            whole = tuple(part for part in parts if part is not None)
-            return Media(whole, frames) if len(whole) == len(parts) == len(self.pictures) else None
+            pictures = [self.pictures.get(picture_name(number)) for number in range(len(frames.times))]
+            whole = tuple(part for part in pictures if part is not None)
+            return Media(whole, frames) if len(whole) == len(pictures) == len(self.pictures) else None
         return Media((self.video[1],)) if self.video else None
+
+    def array_media(self) -> Media | None:
+        """Where an array of frame features lies; None if there is none."""
+        return Media((self.array,), is_array=True) if self.array else None
 
 
 def picture_name(number: int) -> str:
@@ -166,7 +191,7 @@ def index_native(file: IO[bytes], uri: str, domain: str, samples: int) -> TarInd
     index = TarIndex([], [], {})
     for key in dict.fromkeys((*annotations, *members)):
         found = annotations.get(key)
-        media = members[key].media(found.frames) if found else None
+        media = members[key].media(found.frames, found.features) or members[key].array_media() if found else None
         if found is None or media is None:
             raise tarfile.TarError(f"sample {key!r} lacks its video or its annotation")
         index.samples.append(found.sample)
@@ -181,10 +206,10 @@ def _native_name(member: tarfile.TarInfo) -> tuple[str, str]:
     key, _, extension = member.name.partition(".")
     if "/" in member.name or not key:
         raise tarfile.TarError(f"member {member.name!r} is not a plain name")
-    if extension not in ("json", "mp4", "txt") and not _PICTURE.fullmatch(extension):
+    if extension not in ("json", "mp4", "txt", FEATURES, ARRAY) and not _PICTURE.fullmatch(extension):
         raise tarfile.TarError(
-            f"member {member.name!r} is neither .json, .mp4, .txt nor a numbered .jpg; `glscl shards index` reads "
-            f"other layouts"
+            f"member {member.name!r} is neither .json, .mp4, .txt, .{FEATURES}, .{ARRAY} nor a numbered .jpg; "
+            f"`glscl shards index` reads other layouts"
         )
     return key, extension
 
@@ -195,6 +220,7 @@ class Annotation(NamedTuple):
     sample: Sample
     domain: object
     frames: FrameTimes | None
+    features: FeatureNote | None
 
 
 def parse_annotation(data: bytes, key: str, where: str) -> Annotation:
@@ -215,11 +241,17 @@ def parse_annotation(data: bytes, key: str, where: str) -> Annotation:
     attributes = facts.get("attributes", {})
     if not isinstance(attributes, dict):
         raise UserError(f"{where}: attributes must be an object; build the shards again")
+    frames = _parse_section(FrameTimes, facts, "frames", where)
+    features = _parse_section(FeatureNote, facts, "features", where)
+    sample = Sample(key, video_id, tuple(captions), *times, attributes)
+    return Annotation(sample, facts.get("domain"), frames, features)
+
+
+def _parse_section(kind: type[_Section], facts: Mapping[str, object], name: str, where: str) -> _Section | None:
     try:
-        frames = FrameTimes.model_validate(facts["frames"]) if "frames" in facts else None
+        return kind.model_validate(facts[name]) if name in facts else None
     except ValidationError as error:
-        raise UserError(f"{where}: frames: {first_mistake(error).message}; build the shards again") from None
-    return Annotation(Sample(key, video_id, tuple(captions), *times, attributes), facts.get("domain"), frames)
+        raise UserError(f"{where}: {name}: {first_mistake(error).message}; build the shards again") from None
 
 
 def _parse_times(facts: Mapping[str, object], where: str) -> tuple[float | None, float | None]:

@@ -15,14 +15,15 @@ import torch
 from torch import Tensor
 
 from glscl.data.gallery import Gallery
-from glscl.data.shards import open_shard_set
+from glscl.data.shards import ShardSet, open_shard_set
 from glscl.errors import BrokenRunError, UserError
 from glscl.evaluation.caches import Cache, Layout, PairCaches, Piece
 from glscl.evaluation.embed import Embeddings, RowShard, embed, own_scores_of_rows, rank_rows, similarity_of_rows
 from glscl.evaluation.options import EvaluationConfig
-from glscl.evaluation.saved import load_model
+from glscl.evaluation.saved import check_features, load_model
 from glscl.evaluation.scoring import RankedTexts, ScoringResult, merge
 from glscl.evaluation.wise_ft import Interpolation, Mix
+from glscl.models.fingerprint import tower_fingerprint
 from glscl.models.heads.base import Features
 from glscl.models.tokenizer import tokenize
 from glscl.system.nodes import Share
@@ -79,18 +80,38 @@ class Evaluator:
 
     def __init__(self, model_uri: str, config: EvaluationConfig, use_gpu: bool, loader_workers: int) -> None:
         self.device = torch.device("cuda" if use_gpu else "cpu")
-        model, self.card = load_model(model_uri)
-        self.model = model.to(self.device)
+        self._uri = model_uri
+        self._mix: Mix | None = None
+        self._load(towers=False)
         self.config = config
         self.loader_workers = loader_workers
         self.done = 0
-        self._uri = model_uri
+
+    def _load(self, *, towers: bool) -> None:
+        model, self.card = load_model(self._uri, towers=towers)
+        self.model = model.to(self.device)
         self._interpolation: Interpolation | None = None
+        self._use(self._mix)
 
     def mix(self, mix: Mix, _: RowShard) -> None:
         """Score with weights between the initial and the trained ones from here on."""
-        self._interpolation = self._interpolation or Interpolation(self.model, self._uri)
-        self._interpolation.set(mix)
+        self._mix = mix
+        self._use(mix)
+
+    def _use(self, mix: Mix | None) -> None:
+        """Let the model have such weights."""
+        self._towers: str | None = None
+        if mix is not None:
+            self._interpolation = self._interpolation or Interpolation(self.model, self._uri)
+            self._interpolation.set(mix)
+
+    def _fingerprint(self, shard_set: ShardSet) -> str | None:
+        """Fingerprint of the model's towers, if the set holds features."""
+        if shard_set.manifest.features is None:
+            return None
+        if self._towers is None:
+            self._towers = self.card.towers or tower_fingerprint(self.model.towers)
+        return self._towers
 
     def progress(self) -> int:
         """Videos embedded and pairs scored since the last task of this actor began; asked while it works."""
@@ -110,9 +131,13 @@ class Evaluator:
         """Embed this shard of a set's ``videos`` and their captions."""
         rows = shard.rows(len(videos))
         first, last = videos.start + rows.start, videos.start + rows.stop
-        sampling = self.card.sampling(self.model.frame_size)
+        shard_set = open_shard_set(uri)
+        if shard_set.manifest.features is None and self.model.towers.dropped:
+            self._load(towers=True)
+        check_features(shard_set, self.card, self._fingerprint(shard_set))
+        sampling = self.card.sampling(self.model.frame_size, shard_set)
         tokens = partial(tokenize, max_words=self.card.model.max_words)
-        gallery = Gallery(open_shard_set(uri), first, last, sampling, tokens, self.config.batch_size)
+        gallery = Gallery(shard_set, first, last, sampling, tokens, self.config.batch_size)
         self.done = 0
         return embed(self.model, gallery, self.loader_workers, self.device, thumbnails, self._note, self._keep)
 
@@ -154,7 +179,7 @@ class Evaluators:
         for actor in self._actors:
             ray.kill(actor)
         if isinstance(error, ray.exceptions.RayTaskError):
-            raise _readable(error) from None
+            raise readable(error) from None
 
     def mix(self, mix: Mix) -> None:
         """Let every actor score with weights between the initial and the trained ones."""
@@ -190,7 +215,7 @@ class Evaluators:
         return list(ray.get(calls))
 
 
-def _readable(error: RayTaskError) -> BaseException:
+def readable(error: RayTaskError) -> BaseException:
     """The error that an actor raised, where users are meant to read it; Ray's has a traceback in its text."""
     cause = error.cause
     return type(cause)(str(cause)) if isinstance(cause, UserError | BrokenRunError) else error

@@ -16,15 +16,16 @@ from glscl.system.progress import Progress
 from glscl.system.session import is_own
 
 
-def start_evaluators(folder: str, config: EvaluationConfig, share: Share) -> Evaluators:
+def start_evaluators(folder: str, config: EvaluationConfig, share: Share, *, here: bool = False) -> Evaluators:
     """The actors of an evaluation (see `Evaluators`), or this process where it may do the work of one.
 
     It may if there is no cluster, or if it has started the cluster itself: no node but this one is there, and nothing
-    else uses it. A GPU that training workers have just held is left to an actor, which waits until it is free.
+    else uses it. A GPU that training workers have just held is left to an actor, which waits until it is free. ``here``
+    says that this process has the worker's resources.
     """
     import ray
 
-    here = not ray.is_initialized() or (is_own() and not share.use_gpu)
+    here = here or not ray.is_initialized() or (is_own() and not share.use_gpu)
     return (Alone if here and share.workers == 1 else Evaluators)(folder, config, share)
 
 

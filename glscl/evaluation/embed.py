@@ -49,9 +49,9 @@ def embed(
 ) -> Embeddings:
     """Embed a range of videos with their captions; without rows or caches if the range holds no usable video.
 
-    The model, which is on ``device``, is called as ``model("text", token_ids)`` and ``model("video", frames,
-    frame_mask)``; ``note`` with the number of videos that are done since the last call; ``keep`` with caches on the
-    CPU, to say where they are to lie.
+    The model, which is on ``device``, is called as ``model("text", *text)`` and ``model("video", frames, frame_mask)``;
+    ``note`` with the number of videos that are done since the last call; ``keep`` with caches on the CPU, to say where
+    they are to lie. Features have no thumbnails.
     """
     described: list[Embeddings] = []
     texts: dict[int, Cache] = {}
@@ -63,7 +63,7 @@ def embed(
         if not batch.samples:
             continue
         first = batch.positions[0]
-        texts[first] = _to_cpu(model("text", batch.token_ids.to(device)))
+        texts[first] = _to_cpu(model("text", *(tensor.to(device) for tensor in batch.text)))
         videos[first] = _to_cpu(model("video", batch.frames.to(device), batch.frame_mask.to(device)))
         described.append(_describe(batch, thumbnails))
     if not described:
@@ -84,7 +84,7 @@ def _describe(batch: GalleryBatch, thumbnails: bool) -> Embeddings:
         truncated=batch.truncated,
         quarantined=[],
         repaired=batch.repaired,
-        thumbnails=list(map(strip, batch.frames, batch.frame_mask)) if thumbnails else [],
+        thumbnails=_strips(batch) if thumbnails else [],
     )
 
 
@@ -108,6 +108,12 @@ def check_usable(videos: int, quarantined: Sequence[dict[str, str]]) -> None:
     if not videos:
         reasons = "; ".join(f"{e['domain']}/{e['video_id']} ({e['reason']})" for e in quarantined[:3])
         raise UserError(f"no video of the set can be decoded: {reasons}")
+
+
+def _strips(batch: GalleryBatch) -> list[list[bytes]]:
+    if batch.frames.dtype != torch.uint8:
+        return [[] for _ in batch.samples]
+    return list(map(strip, batch.frames, batch.frame_mask))
 
 
 def strip(frames: Tensor, mask: Tensor) -> list[bytes]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 from glscl.data.apart import distinct_names
 from glscl.data.quarantine import Quarantine
@@ -19,7 +19,7 @@ from glscl.evaluation.metrics import Direction
 from glscl.evaluation.normalise import Bank, measure_normalised
 from glscl.evaluation.options import EvaluationConfig
 from glscl.evaluation.results import NormalisedColumn, Test, WithoutLeaked
-from glscl.evaluation.saved import read_card
+from glscl.evaluation.saved import ModelCard, check_features, read_card
 from glscl.evaluation.scoring import ScoringResult, rank_matrix
 from glscl.evaluation.wise_ft import Mix, configured_mixes
 from glscl.system.nodes import Share
@@ -36,13 +36,15 @@ def evaluate_model(
     bank: Sequence[str] = (),
     keep_ranks: bool = False,
     mixes: Sequence[Mix] = (),
+    here: bool = False,
 ) -> list[Test]:
     """Score a model on every test set with evaluators (`start_evaluators`), on whose number no figure depends.
 
     ``model_uri`` is the folder of a saved model, or a run directory; ``config.bank_videos`` are drawn from the training
-    sets of ``bank``. ``keep_ranks`` adds every query's ranks, for paired statistics. The ``quarantine`` lists the
-    videos that cannot be used and bounds them set by set; without, any number is left out. Every set is scored with
-    each of the ``mixes`` of initial and trained weights; without, with the one of the configuration, if there is one.
+    sets of ``bank``. ``keep_ranks`` adds every query's ranks, for paired statistics. ``here`` says that this process
+    may do the work of one evaluator, whatever else runs. The ``quarantine`` lists the videos that cannot be used and
+    bounds them set by set; without, any number is left out. Every set is scored with each of the ``mixes`` of initial
+    and trained weights; without, with the one of the configuration, if there is one.
 
     Raises `UserError`: model, test set or list of videos missing, nothing decodable, or too many videos of a set that
     cannot be used; those of all sets are listed by then.
@@ -52,44 +54,65 @@ def evaluate_model(
     folder, card = read_card(model_uri)
     test_sets = [open_shard_set(uri) for uri in tests]
     bank_sets = [open_shard_set(uri) for uri in bank]
+    for shard_set in (*test_sets, *bank_sets):
+        check_features(shard_set, card, card.towers)
     per_set = videos_per_set(config, bank_sets)
     leaked = leakage_lists(config.leave_out, [shard_set.manifest.domain for shard_set in test_sets])
     quarantine = quarantine or Quarantine(None, 1.0, "")
     results: list[Test] = []
-    problems: dict[str, None] = {}
-    with start_evaluators(folder, config, share) as evaluators:
+    with start_evaluators(folder, config, share, here=here) as evaluators:
+        evaluation = _Evaluation(evaluators, card, config, quarantine, leaked, keep_ranks)
         for mix in mixes or configured_mixes(config) or (None,):
             if mix is not None:
                 evaluators.mix(mix)
             query_bank = embed_bank(evaluators, bank_sets, per_set, quarantine) if per_set else None
-            for shard_set, name in zip(test_sets, distinct_names(test_sets), strict=True):
-                name += mix.label if mix else ""
-                videos = range(shard_set.manifest.videos)
-                with Progress(f"embedding {name}", len(videos), "videos") as progress:
-                    pieces = evaluators.embed(shard_set.uri, videos, thumbnails=config.examples > 0, progress=progress)
-                quarantine.take("test", [shard_set], [entry for piece in pieces for entry in piece.quarantined])
-                if problem := quarantine.problem("test", [shard_set]):
-                    problems[problem] = None
-                    continue
-                embeddings = concatenate(pieces)
-                domain = shard_set.manifest.domain
-                result, normalised = _score(evaluators, embeddings, name, domain, config, query_bank)
-                test = describe_test(
-                    name,
-                    shard_set,
-                    card,
-                    embeddings,
-                    result,
-                    normalised=normalised,
-                    without_leaked=_score_without_leaked(evaluators, embeddings, leaked.get(domain)),
-                    examples=config.examples,
-                    keep_ranks=keep_ranks,
-                )
-                alphas = {"towers_alpha": mix.towers, "head_alpha": mix.head} if mix else {}
-                results.append(test.model_copy(update=alphas))
-    if problems:
-        raise UserError("; ".join(problems))
+            results += evaluation.score(test_sets, mix, query_bank)
+    if evaluation.problems:
+        raise UserError("; ".join(evaluation.problems))
     return results
+
+
+@dataclass(frozen=True, slots=True)
+class _Evaluation:
+    """One evaluation: what of it is the same for every mix of weights."""
+
+    evaluators: Evaluators
+    card: ModelCard
+    config: EvaluationConfig
+    quarantine: Quarantine
+    leaked: dict[str, LeakageList]
+    keep_ranks: bool
+    problems: dict[str, None] = field(default_factory=dict)
+    """Of sets of which too many videos cannot be used."""
+
+    def score(self, test_sets: Sequence[ShardSet], mix: Mix | None, query_bank: QueryBank | None) -> Iterator[Test]:
+        """Test the sets with the evaluators' weights, which the mix names; a set with a problem is left out."""
+        evaluators, config = self.evaluators, self.config
+        for shard_set, name in zip(test_sets, distinct_names(test_sets), strict=True):
+            name += mix.label if mix else ""
+            videos = range(shard_set.manifest.videos)
+            with Progress(f"embedding {name}", len(videos), "videos") as progress:
+                pieces = evaluators.embed(shard_set.uri, videos, thumbnails=config.examples > 0, progress=progress)
+            self.quarantine.take("test", [shard_set], [entry for piece in pieces for entry in piece.quarantined])
+            if problem := self.quarantine.problem("test", [shard_set]):
+                self.problems[problem] = None
+                continue
+            embeddings = concatenate(pieces)
+            domain = shard_set.manifest.domain
+            result, normalised = _score(evaluators, embeddings, name, domain, config, query_bank)
+            test = describe_test(
+                name,
+                shard_set,
+                self.card,
+                embeddings,
+                result,
+                normalised=normalised,
+                without_leaked=_score_without_leaked(evaluators, embeddings, self.leaked.get(domain)),
+                examples=config.examples,
+                keep_ranks=self.keep_ranks,
+            )
+            alphas = {"towers_alpha": mix.towers, "head_alpha": mix.head} if mix else {}
+            yield test.model_copy(update=alphas)
 
 
 def _score(

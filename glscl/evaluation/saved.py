@@ -10,7 +10,10 @@ from pydantic import Field, ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from glscl.data.clips import Sampling
+from glscl.data.features import FeatureSampling
 from glscl.data.limits import MAX_DECODE_S
+from glscl.data.shards import ShardSet
 from glscl.data.video import FrameSampling
 from glscl.errors import UserError
 from glscl.evaluation.locate import CARD as CARD
@@ -45,11 +48,29 @@ class ModelCard(Options):
     frozen: str | None = None
     """Fingerprint of the weights that were not trained and that the file lacks: they come from where the run began,
     ``model.pretrained`` or the seed. None where the file is whole."""
+    towers: str | None = None
+    """The same of a model that was trained on features: fingerprint of their towers, which the file lacks."""
 
-    def sampling(self, frame_size: int) -> FrameSampling:
-        """The frame sampling that the model was trained with."""
+    def sampling(self, frame_size: int, shard_set: ShardSet | None = None) -> Sampling:
+        """What the model is given of a video: frames as in training; or of the samples of a set, features if it is."""
+        if shard_set is not None and shard_set.manifest.features is not None:
+            return FeatureSampling.of([shard_set.manifest.features])
         frames, decoder = self.model.max_frames, self.decoder
         return FrameSampling(frames, self.sample_fps, frame_size, decoder, self.max_decode_s)  # type: ignore[arg-type]
+
+
+def check_features(shard_set: ShardSet, card: ModelCard, fingerprint: str | None) -> None:
+    """Refuse a set of features of other lengths than a model's, or of other towers (None: which are not known yet)."""
+    facts, model = shard_set.manifest.features, card.model
+    if facts is not None:
+        if model.adapters.are_on:
+            raise UserError(
+                f"{shard_set.uri}: holds features of towers without adapters, and this model has model.adapters: "
+                f"test it on the videos"
+            )
+        facts.check_run(shard_set.uri, model.max_words, model.max_frames, card.sample_fps)
+        if fingerprint is not None:
+            facts.check_towers(shard_set.uri, fingerprint, f"{model.clip}, {model.pretrained}")
 
 
 def save_model(uri: str, card: ModelCard, weights: dict[str, Tensor]) -> None:
@@ -83,7 +104,7 @@ def check_weights(uri: str) -> tuple[str, ModelCard]:
     where = storage.join(folder, WEIGHTS)
     shapes = _shapes(where)
     with torch.device("meta"):
-        empty = _build(folder, card, load_weights=False)
+        empty = _build(folder, card, load_weights=False, towers=card.towers is None)
     described = empty.state_dict() if card.frozen is None else trained_state(empty)
     for name, tensor in described.items():
         shape = shapes.pop(name, None)
@@ -95,42 +116,54 @@ def check_weights(uri: str) -> tuple[str, ModelCard]:
     return folder, card
 
 
-def load_model(uri: str) -> "tuple[Retriever, ModelCard]":
+def load_model(uri: str, *, towers: bool = True) -> "tuple[Retriever, ModelCard]":
     """Load a trained model in evaluation mode, on the CPU, in fp32.
 
-    Raises `UserError`: as `check_weights`; frozen weights that the file lacks are not there, or are others by now.
+    Without ``towers``, a model that was trained on features comes without them, for features. Raises `UserError`: as
+    `check_weights`, or as `initial_model` where the file lacks frozen weights or towers.
     """
     folder, card = check_weights(uri)
     where = storage.join(folder, WEIGHTS)
-    if card.frozen is None:
-        model = _build(folder, card, load_weights=False)
-    else:
-        model = initial_model(uri)
-        if (found := frozen_fingerprint(model, card.model)) != card.frozen:
-            raise UserError(
-                f"{where}: its frozen weights, those of {card.model.clip} with model.pretrained "
-                f"{card.model.pretrained}, are others by now (fingerprint {card.frozen}, found {found}): put the "
-                f"original ones back"
-            )
+    lacks = card.frozen is not None or (towers and card.towers is not None)
+    model = initial_model(uri) if lacks else _build(folder, card, load_weights=False, towers=card.towers is None)
     with tempfile.TemporaryDirectory(prefix="glscl-model-") as scratch:
         path = where
         if storage.is_remote(where):
             path = os.path.join(scratch, WEIGHTS)
             storage.download(where, path)
-        model.load_state_dict(load_file(path), strict=card.frozen is None)  # `check_weights` has compared the names
+        model.load_state_dict(load_file(path), strict=not lacks)  # `check_weights` has compared the names
     return model.eval(), card
 
 
 def initial_model(uri: str) -> "Retriever":
     """The model as its training began: pretrained towers, and a head of the run's seed.
 
-    A card may be anybody's, so no pickle is trusted on its word. Raises `UserError`: no model, or no such towers.
+    A card may be anybody's, so no pickle is trusted on its word. Raises `UserError`: no model, no such towers, or they
+    are not those of the fingerprint that the card has.
     """
     folder, card = read_card(uri)
     card = card.model_copy(update={"model": card.model.model_copy(update={"trust_pickle": False})})
     with torch.random.fork_rng():
         torch.manual_seed(card.seed)
-        return _build(folder, card, load_weights=True).eval()
+        model = _build(folder, card, load_weights=True).eval()
+    _check_frozen(model, card, storage.join(folder, CARD))
+    return model
+
+
+def _check_frozen(model: "Retriever", card: ModelCard, where: str) -> None:
+    """Refuse an initial model whose weights that were not trained are others than those of the card."""
+    expected, found = card.frozen, None
+    if card.towers is not None:
+        from glscl.models.fingerprint import tower_fingerprint  # brings open_clip
+
+        expected, found = card.towers, tower_fingerprint(model.towers)
+    elif expected is not None:
+        found = frozen_fingerprint(model, card.model)
+    if found != expected:
+        raise UserError(
+            f"{where}: its frozen weights, those of {card.model.clip} with model.pretrained {card.model.pretrained}, "
+            f"are others by now (fingerprint {expected}, found {found}): put the original ones back"
+        )
 
 
 def export_model(uri: str, output: str) -> ModelCard:
@@ -141,17 +174,18 @@ def export_model(uri: str, output: str) -> ModelCard:
     model, card = load_model(uri)
     merge_lora(model)
     adapters = card.model.adapters.model_copy(update={"lora_rank": None, "lora_alpha": None, "lora_targets": None})
-    whole = card.model_copy(update={"model": card.model.model_copy(update={"adapters": adapters}), "frozen": None})
+    config = card.model.model_copy(update={"adapters": adapters})
+    whole = card.model_copy(update={"model": config, "frozen": None, "towers": None})
     save_model(output, whole, model.state_dict())
     return whole
 
 
-def _build(folder: str, card: ModelCard, *, load_weights: bool) -> "Retriever":
+def _build(folder: str, card: ModelCard, *, load_weights: bool, towers: bool = True) -> "Retriever":
     from glscl.models.retriever import Retriever  # with open_clip, seconds to import
 
     with torch.random.fork_rng():  # the random numbers of the run stay as they are
         try:
-            return Retriever(card.model, load_weights=load_weights)
+            return Retriever(card.model, load_weights=load_weights, towers=towers)
         except UserError as error:
             raise UserError(f"{storage.join(folder, CARD)}: {error}") from None
 

@@ -108,7 +108,7 @@ class Bottleneck(nn.Module):
         nn.init.zeros_(self.up.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.up(F.gelu(self.down(self.norm(x))))
+        return cast(Tensor, x + self.up(F.gelu(self.down(self.norm(x)))))
 
 
 class _Changed(nn.Module):
@@ -122,17 +122,21 @@ class _Changed(nn.Module):
         """The weight without its change."""
         return cast(Tensor, self._parameters[self.weight_name])
 
+    def changed_weight(self) -> Tensor:
+        """The weight with its change."""
+        return cast(Tensor, self.frozen_weight() + self.lora())
+
 
 class _ChangedLinear(_Changed):
     bias: Tensor | None
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.frozen_weight(), self.bias) + self.lora(x)
+        return cast(Tensor, F.linear(x, self.frozen_weight(), self.bias) + self.lora(x))
 
     @property
     def weight(self) -> Tensor:
         """For attention that multiplies by it without calling the layer."""
-        return self.frozen_weight() + self.lora()
+        return self.changed_weight()
 
 
 class _ChangedProjection(_Changed):
@@ -143,7 +147,7 @@ class _ChangedProjection(_Changed):
     @property
     def in_proj_weight(self) -> Tensor:
         """What the attention multiplies by."""
-        return self.frozen_weight() + self.lora()
+        return self.changed_weight()
 
 
 class _ChangedAttention(_Changed):
@@ -174,18 +178,12 @@ def add_adapters(
 
     Raises `UserError`: a tower has no blocks that are known, none of the projections, or blocks of no tokens.
     """
-    missing = set(config.targets)
+    missing = set(config.targets) if config.lora_rank is not None else set()
     for what, (tower, trained) in towers.items():
         parts = find_blocks(tower, what, knob)
         blocks = [block for block in parts.blocks if not set(block) & set(trained)]
         if config.lora_rank is not None:
-            present = {name for block in blocks for *_, names in _projections(block) for name in names}
-            if blocks and not present & set(config.targets):
-                has = f"only {', '.join(sorted(present))}" if present else "none at all"
-                raise UserError(
-                    f"{knob}.lora_targets: the blocks of {what} have no projections {', '.join(config.targets)}, {has}"
-                )
-            missing -= present
+            missing -= _present(blocks, config.targets, what, knob)
         if config.bottleneck is not None and any(token_width(block) is None for block in blocks):
             raise UserError(
                 f"{knob}.bottleneck: the blocks of {what} ({type(tower).__name__}) give feature maps, and a bottleneck "
@@ -193,8 +191,17 @@ def add_adapters(
             )
         for block in blocks:
             _adapt(block, config)
-    if config.lora_rank is not None and missing:
+    if missing:
         raise UserError(f"{knob}.lora_targets: no block of {' and '.join(towers)} has {', '.join(sorted(missing))}")
+
+
+def _present(blocks: list[tuple[nn.Module, ...]], targets: tuple[str, ...], what: str, knob: str) -> set[str]:
+    """The projections in the blocks of a tower; a `UserError` if none of them is a target."""
+    present = {name for block in blocks for *_, names in _projections(block) for name in names}
+    if blocks and not present & set(targets):
+        has = f"only {', '.join(sorted(present))}" if present else "none at all"
+        raise UserError(f"{knob}.lora_targets: the blocks of {what} have no projections {', '.join(targets)}, {has}")
+    return present
 
 
 def _adapt(block: tuple[nn.Module, ...], config: AdapterConfig) -> None:
@@ -246,4 +253,4 @@ def merge_lora(model: nn.Module) -> None:
         if isinstance(module, _Changed):
             module.frozen_weight().add_(module.lora())
             del module.lora
-            module.__class__ = module.plain_class
+            module.__class__ = module.plain_class  # type: ignore[assignment]

@@ -41,10 +41,8 @@ def find_blocks(tower: nn.Module, what: str, knob: str) -> Blocks:
             return _describe(tower, chain, path.split("."), blocks)
     for path in ("trunk.layer4", "layer4"):
         chain = _follow(tower, path)
-        stages = [getattr(chain[-2], name, None) for name in _RESNET] if len(chain) > 1 else []
-        if stages and all(isinstance(stage, nn.Sequential) for stage in stages):
-            blocks = [(block,) for stage in stages for block in stage]  # type: ignore[union-attr]
-            return _describe(tower, chain, path.split("."), blocks)
+        if residual := _residual_blocks(chain):
+            return _describe(tower, chain, path.split("."), residual)
     raise UserError(
         f"{knob}: {what} ({type(tower).__name__}) has no blocks that are known here; leave {knob} out, or choose "
         f"another model.clip"
@@ -68,6 +66,13 @@ def _follow(tower: nn.Module, path: str) -> list[nn.Module]:
             break
         chain.append(child)
     return chain
+
+
+def _residual_blocks(chain: list[nn.Module]) -> list[tuple[nn.Module, ...]]:
+    """Those of the stages beside the last module of a chain; none if it is no ResNet's."""
+    stages = [getattr(chain[-2], name, None) for name in _RESNET] if len(chain) > 1 else []
+    sequences = [stage for stage in stages if isinstance(stage, nn.Sequential)]
+    return [(block,) for stage in sequences for block in stage] if len(sequences) == len(_RESNET) else []
 
 
 def _blocks_of(item: nn.Module) -> list[tuple[nn.Module, ...]]:

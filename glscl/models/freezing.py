@@ -77,17 +77,18 @@ def trained_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def frozen_fingerprint(model: nn.Module, config: ModelConfig) -> str | None:
-    """SHA-256 over the names, shapes and float32 numbers of the frozen parameters; None where nothing is to be frozen.
+    """SHA-256 over the names, shapes and float32 numbers of the frozen parameters; None where there are none.
 
-    Of a model as it was built, before an engine changes its precision or cuts it up.
+    Of a model as it was built, before an engine changes its precision or cuts it up. One that is without its towers has
+    no frozen parameter: `glscl.models.fingerprint` is of the towers whose features it is given.
     """
-    if config.freeze == "none":
+    frozen = [(name, parameter) for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    if config.freeze == "none" or not frozen:
         return None
     digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            digest.update(f"{name} {tuple(parameter.shape)}\n".encode())
-            digest.update(parameter.detach().to("cpu", torch.float32).contiguous().numpy().data)
+    for name, parameter in frozen:
+        digest.update(f"{name} {tuple(parameter.shape)}\n".encode())
+        digest.update(parameter.detach().to("cpu", torch.float32).contiguous().numpy().data)
     return digest.hexdigest()
 
 

@@ -66,10 +66,18 @@ class ModelConfig(Options):
         head_class(name)
         return name
 
+    @property
+    def trained_key(self) -> str:
+        """The key by which something of the towers is trained, adapters included; empty if both stay as they begin."""
+        if self.unfreeze_blocks is not None:
+            return "unfreeze_blocks"
+        if self.adapters.are_on:
+            return "adapters"
+        return "" if self.freeze == "towers" else "freeze"
+
     @model_validator(mode="after")
     def _something_is_frozen(self) -> Self:
-        if self.freeze == "none" and (self.unfreeze_blocks is not None or self.adapters.are_on):
-            key = "unfreeze_blocks" if self.unfreeze_blocks is not None else "adapters"
+        if self.freeze == "none" and (key := self.trained_key) != "freeze":
             raise ValueError(f"{key} is for frozen towers: set freeze to towers, image or text")
         if self.freeze != "none" and self.trust_pickle:
             raise ValueError(

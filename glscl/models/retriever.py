@@ -36,12 +36,13 @@ class Retriever(nn.Module):
     Training goes through ``model(mode, ...)`` (so that an engine's hooks run); `encode_text`, `encode_video`, `score`,
     `score_parts` and `scale` are the same things as plain methods. Without ``load_weights``, ``config.pretrained`` is
     not loaded, for a model whose weights are set afterwards. Frozen towers stay in evaluation mode. While
-    ``head_only`` is set, both towers are used as if they were frozen.
+    ``head_only`` is set, both towers are used as if they were frozen. Without ``towers``, they are let go once
+    everything is initialised as it is with them: the model takes their features in place of token ids and pixels.
 
     Raises `UserError`: unknown architecture, head or weights, or lengths that the towers cannot take.
     """
 
-    def __init__(self, config: ModelConfig, *, load_weights: bool = True) -> None:
+    def __init__(self, config: ModelConfig, *, load_weights: bool = True, towers: bool = True) -> None:
         super().__init__()
         self.config = config
         self.towers = Towers(
@@ -72,7 +73,10 @@ class Retriever(nn.Module):
         self.head: Head = build_head(config.head, width, getattr(config.heads, config.head), lengths)
         self.head.initialise_from(self.towers.text)
         self.head_only = False
-        self._frozen = freeze_towers(self.towers, config)  # last, so that adapters draw no number of another part
+        if not towers:
+            self.towers.drop()
+        # Last, so that adapters draw no number of another part.
+        self._frozen = freeze_towers(self.towers, config) if towers else []
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
@@ -132,16 +136,25 @@ class Retriever(nn.Module):
             return self.head.provides
         return self.scale()
 
-    def encode_text(self, token_ids: Tensor) -> Features:
-        """What the head caches of token ids (A, W) int64; leading dimension A."""
+    def encode_text(self, text: Tensor, token_mask: Tensor | None = None) -> Features:
+        """What the head caches of token ids (A, W) int64; leading dimension A.
+
+        Or of features (A, 1 + W, D), the sentence's and then the tokens', and the token mask (A, W).
+        """
+        if token_mask is not None:
+            features = text.to(self.logit_scale.dtype)
+            return self.head.encode_text(features[:, 0], features[:, 1:], token_mask)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.head_only):
-            features = self.towers.encode_text(token_ids)
-        return self.head.encode_text(*features)
+            encoded = self.towers.encode_text(text)
+        return self.head.encode_text(*encoded)
 
     def encode_video(self, frames: Tensor, frame_mask: Tensor) -> Features:
-        """What the head caches of uint8 frames (B, F, 3, S, S) with mask (B, F); leading dimension B."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.head_only):
-            features = self.towers.encode_frames(frames, frame_mask)
+        """What the head caches of uint8 frames (B, F, 3, S, S), or features (B, F, D), with mask (B, F)."""
+        if frames.is_floating_point():
+            features = frames.to(self.logit_scale.dtype)
+        else:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.head_only):
+                features = self.towers.encode_frames(frames, frame_mask)
         if self.frame_context is not None:
             features = self.frame_context(features, frame_mask)
         return self.head.encode_video(features, frame_mask)

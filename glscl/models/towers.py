@@ -73,6 +73,7 @@ class Towers(nn.Module):
         log_scale: the logit scale before ``exp`` that came with the weights.
         activation: what the start-up panel adds to the name of a weights file.
         metadata: what a file of these towers has to say beside its tensors.
+        architecture: open_clip's configuration.
 
     Raises:
         UserError: unknown or unsupported architecture; weights missing or of another architecture.
@@ -110,6 +111,16 @@ class Towers(nn.Module):
         quick_gelu = computes_quick_gelu(text)
         self.activation = describe_activation(name, pretrained, quick_gelu)
         self.metadata = export_metadata(quick_gelu, mean, std)
+        self.architecture = config
+
+    def drop(self) -> None:
+        """Let both towers go: what is given from now on is their features. What is known of them stays."""
+        self.text = self.visual = None  # type: ignore[assignment]
+
+    @property
+    def dropped(self) -> bool:
+        """Whether the towers are gone."""
+        return self.text is None
 
     def encode_text(self, token_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Sentence features (A, D), token features (A, W, D) and token mask (A, W) of token ids (A, W)."""

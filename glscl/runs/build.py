@@ -42,7 +42,8 @@ def build_pretraining(config: RunsConfig, *, make: bool) -> RunConfig | None:
     if options.toy is not None:
         address = toy_set if make else toy_set_address
         train = (address(config.storage, options.domain, "train", options.toy.train),)
-    return build_run(config, config.directory, PRETRAINING, config.first_seed, [options.run], {"train": train})
+    changes: list[Values] = [{"model": {"freeze": "none"}}, options.run]  # whatever the runs do with these towers
+    return build_run(config, config.directory, PRETRAINING, config.first_seed, changes, {"train": train})
 
 
 def pretrained_towers(config: RunsConfig) -> Values:

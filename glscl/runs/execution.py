@@ -7,10 +7,12 @@ import time
 import torch
 from safetensors.torch import save_file
 
+from glscl.data.shards import open_shard_set
 from glscl.errors import UserError
 from glscl.evaluation.results import Results
 from glscl.evaluation.saved import CARD, FOLDER, ModelCard, load_model, save_model
 from glscl.models.adapters import merge_lora
+from glscl.models.fingerprint import tower_fingerprint
 from glscl.models.retriever import Retriever
 from glscl.runs.build import TOWERS, build_pretraining
 from glscl.runs.cell import Cell, CellResult, CellTest, read_result, write_cell_file
@@ -28,15 +30,27 @@ from glscl.training.driver.preflight import CONFIG, preflight
 PATIENCE_S = 90.0  # seconds that a living owner is waited for: a killed study's processes end a little later
 
 
-def run_cell(cell: Cell, keep_model: bool) -> CellResult:
-    """Do a cell, or go on with it; Ray is running. Raises `UserError`: bad input, or another command does this cell."""
+def fits_one_process(config: RunConfig) -> bool:
+    """Whether a cell's one process should do its work: one worker, and features, on which a run takes seconds."""
+    sets = config.data.train or config.data.test
+    one = config.training.most_workers == 1 and not config.training.is_elastic
+    return one and all(open_shard_set(uri).manifest.features is not None for uri in sets)
+
+
+def run_cell(cell: Cell, keep_model: bool, *, here: bool = False) -> CellResult:
+    """Do a cell, or go on with it; Ray is running. ``here``: this process has the resources of its one worker.
+
+    Raises `UserError`: bad input, or another command does this cell.
+    """
     began = time.monotonic()
     if finished := read_result(cell):
         return finished
     with owned(cell.directory, ANOTHER_NAME, patience_s=PATIENCE_S) as owner:
         if finished := read_result(cell):  # the owner that was waited for may have done it
             return finished
-        results = _score_towers(cell.config) if cell.training == ZERO_SHOT else _train(cell.config, owner)
+        here = here and fits_one_process(cell.config)
+        zero_shot = cell.training == ZERO_SHOT
+        results = _score_towers(cell.config, here) if zero_shot else _train(cell.config, owner, here)
         result = CellResult(
             config=cell.config.model_dump(mode="json"),
             tests=[CellTest(**dict(test) | {"examples": []}) for test in results.tests],
@@ -63,11 +77,11 @@ def remove_checkpoints(run_directory: str) -> None:
             storage.tidy(storage.join(run_directory, name), storage.remove)
 
 
-def _train(config: RunConfig, owner: Owner) -> Results:
+def _train(config: RunConfig, owner: Owner, here: bool) -> Results:
     config = with_machines(config, alive_nodes, alone=False)
     write_status(config.run_directory, state="running", verdict="")
     with status_on_failure(owner.fence):
-        results = train(config, preflight(config), owner, keep_ranks=True)
+        results = train(config, preflight(config), owner, keep_ranks=True, here=here)
         owner.fence.check()
         tests = [test.model_copy(update={"per_query": None}) for test in results.tests]
         # This process's own command line is a Ray worker's.
@@ -77,12 +91,18 @@ def _train(config: RunConfig, owner: Owner) -> Results:
     return results
 
 
-def _score_towers(config: RunConfig) -> Results:
+def _score_towers(config: RunConfig, here: bool) -> Results:
     """Test the clip towers as they are, frames pooled by their mean."""
     config = with_machines(config, alive_nodes, alone=False)
     training, data = config.training, config.data
-    check_resources(training.most_workers, training.cpus, training.on_gpu, training.wait_for_nodes_s)
+    if not here:
+        check_resources(training.most_workers, training.cpus, training.on_gpu, training.wait_for_nodes_s)
     torch.manual_seed(config.seed)
+    model = Retriever(config.model)
+    towers = None
+    if all(open_shard_set(uri).manifest.features for uri in data.test):  # then nobody needs them
+        towers = tower_fingerprint(model.towers)
+        model.towers.drop()
     card = ModelCard(
         model=config.model,
         sample_fps=data.sample_fps,
@@ -92,10 +112,11 @@ def _score_towers(config: RunConfig) -> Results:
         seed=config.seed,
         run=config.name,
         validation={},
+        towers=towers,
     )
     storage.write_json(storage.join(config.run_directory, CONFIG), config.model_dump(mode="json"))
-    save_model(storage.join(config.run_directory, FOLDER), card, Retriever(config.model).state_dict())
-    return score_run(config, card, keep_ranks=True)
+    save_model(storage.join(config.run_directory, FOLDER), card, model.state_dict())
+    return score_run(config, card, keep_ranks=True, here=here)
 
 
 def pretrain(config: RunsConfig) -> None:

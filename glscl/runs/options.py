@@ -97,6 +97,9 @@ class RunsConfig(Options):
     """The run that all share."""
     pretraining: Pretraining | None = None
     """Where the towers come from, if they are made first, by a run of their own."""
+    features: bool = False
+    """Run the towers once over every shard set, before the first run, and give all runs their features in place of the
+    videos (see `glscl encode`): for frozen towers (model.freeze)."""
     concurrent: int | None = Field(default=None, ge=1)
     """Most trainings at once; none takes as many as the cluster has room for."""
 

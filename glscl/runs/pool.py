@@ -9,11 +9,12 @@ from glscl.data.quarantine import describe_incomplete
 from glscl.errors import UserError, one_line
 from glscl.evaluation.metrics import MAIN_METRIC
 from glscl.runs.cell import Cell, read_result
-from glscl.runs.execution import run_cell
+from glscl.runs.execution import fits_one_process, run_cell
 from glscl.system.nodes import Share, alive_nodes, capacity_of_nodes, check_resources
 from glscl.system.ownership import Owner
 from glscl.system.progress import time_left
 from glscl.training.checkpoint.format import SELECTION_METRIC
+from glscl.training.config import RunConfig
 from glscl.training.driver.machines import with_machines
 from glscl.training.options import TrainingConfig
 
@@ -33,7 +34,8 @@ def run_cells(
     """Do every cell that is not finished, as many at once as there is room for, and ``concurrent`` at most.
 
     Each is a Ray task that starts its own worker group. No more of them run than all their workers fit, so that none
-    waits with half of its workers for another's to end. Nodes that join later are used from then on. Nothing is started
+    waits with half of its workers for another's to end. Cells on features have one worker and are done by their task
+    itself, which starts none (`fits_one_process`). Nodes that join later are used from then on. Nothing is started
     once the directory that they lie in has another owner. Every line that is printed begins with ``kind``.
 
     Raises:
@@ -48,7 +50,7 @@ def run_cells(
         return
     config = with_machines(pending[0].config, alive_nodes, alone=False)
     training = config.training
-    pool = _Pool(pending, len(cells), training, concurrent or len(cells), kind, keep_models)
+    pool = _Pool(pending, len(cells), config, concurrent or len(cells), kind, keep_models)
     share = Share(training.most_workers, training.on_gpu, training.cpus, config.data.loaders)
     print(f"{kind}: workers of a cell: {share}; {pool.capacity()} cells at once", flush=True)
     check_resources(training.most_workers, training.cpus, training.on_gpu, training.wait_for_nodes_s)
@@ -56,14 +58,17 @@ def run_cells(
 
 
 class _Pool:
-    """Cells under way, ``total`` with the finished ones; ``training`` is any one's, all have equally many workers."""
+    """Cells under way, ``total`` with the finished ones; ``config`` is any one's, all have equally many workers."""
 
     def __init__(
-        self, pending: deque[Cell], total: int, training: TrainingConfig, most: int, kind: str, keep_models: bool
+        self, pending: deque[Cell], total: int, config: RunConfig, most: int, kind: str, keep_models: bool
     ) -> None:
         import ray
 
-        self._task = ray.remote(num_cpus=0, max_retries=2, scheduling_strategy="SPREAD")(_run_task)
+        training = config.training
+        self._here = fits_one_process(config)
+        own = {"num_cpus": training.cpus, "num_gpus": int(training.on_gpu)} if self._here else {"num_cpus": 0}
+        self._task = ray.remote(**own, max_retries=2, scheduling_strategy="SPREAD")(_run_task)
         self._pending, self._total, self._training = pending, total, training
         self._most, self._keep_models, self._kind = most, keep_models, kind
         self._before = self._finished = total - len(pending)
@@ -94,7 +99,7 @@ class _Pool:
     def _start(self) -> None:
         while self._pending and len(self._running) < self.capacity() and len(self._failures) < _MOST_FAILURES:
             cell = self._pending.popleft()
-            self._running[self._task.remote(cell, self._keep_models)] = cell
+            self._running[self._task.remote(cell, self._keep_models, self._here)] = cell
 
     def _collect(self, reference: Any) -> None:
         import ray
@@ -137,9 +142,9 @@ class _Pool:
         print(f"{self._kind}: {text}", flush=True)
 
 
-def _run_task(cell: Cell, keep_model: bool) -> tuple[float, str]:
+def _run_task(cell: Cell, keep_model: bool, here: bool) -> tuple[float, str]:
     """Do a cell in a process of the cluster; returns its seconds and scores, everything else is in ``cell.json``."""
-    result = run_cell(cell, keep_model)
+    result = run_cell(cell, keep_model, here=here)
     tests = ", ".join(f"{test.domain} {MAIN_METRIC}={test.text_to_video[MAIN_METRIC]:.1f}" for test in result.tests)
     scores = tests or f"held-out {MAIN_METRIC}={result.validation[SELECTION_METRIC]:.1f}"
     missing = describe_incomplete(result.incomplete)

@@ -11,6 +11,9 @@ from glscl.evaluation.leakage import read_leakage_list
 from glscl.runs.options import Domain, RunsConfig
 from glscl.system import storage
 
+FEATURES = "features"
+"""Folder of the features of a study or sweep, in its directory."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sets:
@@ -39,6 +42,28 @@ def _locate(config: RunsConfig, name: str, domain: Domain, make: bool) -> Sets:
     train = (address(config.storage, name, "train", toy.train),)
     validation = (address(config.storage, name, "dev", toy.dev),) if toy.dev else ()
     return Sets(train, validation, address(config.storage, name, "test", toy.test) if toy.test else "")
+
+
+def sets_of_runs(config: RunsConfig, sets: Mapping[str, Sets], condition: str = "") -> dict[str, Sets]:
+    """The shard sets that runs are given: those of the domains, or their features where the configuration says so.
+
+    Lengths are part of features, so each ``condition`` has its own.
+    """
+    if not config.features:
+        return dict(sets)
+    folder = storage.join(config.directory, FEATURES, *filter(None, [condition]))
+
+    def addresses(name: str, part: str, uris: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(storage.join(folder, name, f"{part}-{number}") for number in range(len(uris)))
+
+    return {
+        name: Sets(
+            addresses(name, "train", own.train),
+            addresses(name, "validation", own.validation),
+            storage.join(folder, name, "test") if own.test else "",
+        )
+        for name, own in sets.items()
+    }
 
 
 def are_built(uris: Sequence[str]) -> bool:

@@ -100,13 +100,16 @@ def _rank(queries: QueryRanks, query: int) -> float:
 
 
 def _open_pictures(cell: Cell) -> PicturesOf:
-    """Open the cell's test shards, whose videos are decoded once each: first, middle and last frame."""
+    """Open the cell's test shards, whose videos are decoded once each: first, middle and last frame; features: none."""
     sets = [open_shard_set(uri) for uri in cell.config.data.test]
     by_domain = {shard_set.manifest.domain: shard_set for shard_set in sets}
-    sampling = make_sampling(cell.config, frame_size_of(cell.config.model.clip))
+    size = frame_size_of(cell.config.model.clip)
 
     @functools.cache
     def decode(domain: str, position: int) -> list[str]:
+        if by_domain[domain].manifest.features is not None:
+            return []
+        sampling = make_sampling(cell.config, size, [by_domain[domain]])
         gallery = Gallery(by_domain[domain], position, position + 1, sampling, lambda texts: tokenize(texts, 8), 1)
         (batch,) = gallery.batches(0)
         jpegs = strip(batch.frames[0], batch.frame_mask[0])

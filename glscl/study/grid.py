@@ -8,7 +8,7 @@ from glscl.evaluation.leakage import read_leakage_list
 from glscl.runs.build import build_run, pretrained_towers
 from glscl.runs.cell import Cell
 from glscl.runs.options import UNION, ZERO_SHOT, Values
-from glscl.runs.sets import Sets, check_domain_names, open_sets
+from glscl.runs.sets import Sets, check_domain_names, open_sets, sets_of_runs
 from glscl.study.options import StudyConfig
 from glscl.system import storage
 from glscl.training.config import RunConfig
@@ -49,6 +49,7 @@ def _build_config(
     changes: Sequence[Values],
     domains: tuple[str, ...],
 ) -> RunConfig:
+    sets = sets_of_runs(study, sets, condition)
     data = {
         "train": [uri for domain in domains for uri in sets[domain].train],
         "validation": [uri for domain in domains for uri in sets[domain].validation],

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from glscl.errors import did_you_mean
 from glscl.options import Options
 from glscl.runs.options import RunsConfig, Values, check_names
+from glscl.system import storage
 
 Group = Literal["consistency", "attention", "pooling", "ablation"]
 
@@ -64,6 +65,9 @@ class StudyConfig(RunsConfig):
     """Of the queries, for intervals and p-values."""
     examples: int = Field(default=6, ge=0)
     """Queries shown that one variant finds and another loses."""
+    beside: str = ""
+    """Another study of the same variants, by its name in the same storage or its directory: the report shows its means
+    and claims beside these, such as those of trained towers beside frozen ones."""
     keep_models: bool = True
     """Keep each cell's model, for `glscl eval`; its checkpoints go once it is finished."""
 
@@ -95,6 +99,12 @@ class StudyConfig(RunsConfig):
     def first_seed(self) -> int:
         """Seed of the pretraining and the towers."""
         return self.seeds[0]
+
+    @property
+    def beside_directory(self) -> str:
+        """Directory of the study that is shown beside this one; empty if there is none."""
+        plain = self.beside and "/" not in self.beside
+        return storage.join(storage.resolve(self.storage), self.beside) if plain else self.beside
 
     @property
     def leakage_lists(self) -> tuple[str, ...]:

@@ -181,6 +181,25 @@ class Example(Section):
     loser_top: list[Shot]
 
 
+class BesideRow(Section):
+    """Means over cells of text-to-video R@1, here and in the other study."""
+
+    condition: str
+    variant: str
+    scope: Relation
+    ours: float
+    theirs: float
+
+
+class Beside(Section):
+    """Another study of the same variants."""
+
+    name: str
+    label: str
+    claims: list[str]
+    rows: list[BesideRow]
+
+
 class StudyResults(MeasuredCosts, Summary):
     """A whole study."""
 
@@ -195,6 +214,7 @@ class StudyResults(MeasuredCosts, Summary):
     results: list[Result]
     comparisons: list[Comparison]
     examples: list[Example] = Field(default_factory=list)
+    beside: Beside | None = None
 
 
 def parse_study(results: Mapping[str, object] | StudyResults) -> StudyResults:

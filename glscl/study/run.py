@@ -13,10 +13,12 @@ from glscl.options.strict_yaml import dump_yaml
 from glscl.reporting.published import PACKAGED, read_published
 from glscl.runs.cell import Cell, read_result
 from glscl.runs.execution import pretrain
+from glscl.runs.features import encode_sets
 from glscl.runs.pool import run_cells
 from glscl.runs.sets import locate_sets
 from glscl.runs.summary import describe_machine
 from glscl.study.analysis import analyse
+from glscl.study.beside import read_beside
 from glscl.study.examples import find_examples
 from glscl.study.grid import build_cells, check_sets
 from glscl.study.options import StudyConfig
@@ -27,7 +29,7 @@ from glscl.study.results import Cost, MeasuredCosts
 from glscl.study.tables import write_study_tables
 from glscl.system import storage
 from glscl.system.nodes import alive_nodes
-from glscl.system.ownership import Owner
+from glscl.system.ownership import Fence, Owner
 from glscl.training.driver.machines import with_machines
 from glscl.training.driver.outputs import status_on_failure, write_status
 from glscl.training.driver.preflight import preflight
@@ -42,7 +44,7 @@ def run_study(study: StudyConfig, owner: Owner) -> str:
     """Do what is not finished, and report; Ray is running. Returns the verdict. Raises `UserError`: bad input."""
     write_status(study.directory, state="running", verdict="")
     with status_on_failure(owner.fence):
-        cells = prepare(study)
+        cells = prepare(study, owner.fence)
         run_cells(cells, owner, kind=study.kind, concurrent=study.concurrent, keep_models=study.keep_models)
         owner.fence.check()
         verdict = report(study, costs=True)
@@ -50,8 +52,8 @@ def run_study(study: StudyConfig, owner: Owner) -> str:
     return verdict
 
 
-def prepare(study: StudyConfig) -> list[Cell]:
-    """Make toy sets and towers; check what can be before the first cell. Raises `UserError`: what is wrong, where."""
+def prepare(study: StudyConfig, fence: Fence | None = None) -> list[Cell]:
+    """Make toy sets, towers and features; check what can be before the first cell. Raises `UserError`: bad input."""
     begun = storage.exists(storage.join(study.directory, CONFIG))
     sets = locate_sets(study, make=True)
     if not begun:
@@ -61,6 +63,9 @@ def prepare(study: StudyConfig) -> list[Cell]:
         print(f"{study.kind}: {note}", flush=True)
     pretrain(study)
     cells = build_cells(study, sets)
+    for condition in study.conditions:
+        run = next(cell.config for cell in cells if cell.condition == condition)
+        encode_sets(study, sets, run, fence, condition)
     checked: set[tuple[str, ...]] = set()
     for cell in cells:
         # Data and batch arithmetic depend on what is trained on, the model on the variant: not on both.
@@ -89,6 +94,9 @@ def report(study: StudyConfig, *, costs: bool = False) -> str:
         storage.write_json(where, _measure_costs(study, cells).model_dump())
     measured = MeasuredCosts.model_validate(storage.read_json(where)) if storage.exists(where) else MeasuredCosts()
     results = results.model_copy(update={**dict(measured), "examples": find_examples(study, finished)})
+    if study.beside:
+        beside = read_beside(storage.join(study.beside_directory, RESULTS), results)
+        results = results.model_copy(update={"beside": beside})
     unmeasured = set() if measured.costs else set(MeasuredCosts.model_fields)
     storage.write_json(storage.join(study.directory, RESULTS), results.model_dump(exclude=unmeasured))
     page = storage.join(study.directory, REPORT)

@@ -53,9 +53,7 @@ class RunConfig(Options):
         cache_dir = storage.resolve(self.data.cache_dir) if self.data.cache_dir else None
         data = self.data.model_copy(update={**uris, "cache_dir": cache_dir})
         name = self.name or datetime.now().strftime("%Y%m%d-%H%M%S")
-        pretrained = self.model.pretrained
-        if pretrained and not storage.is_remote(pretrained) and Path(pretrained).expanduser().exists():
-            pretrained = storage.resolve(pretrained)
+        pretrained = self.model.pretrained and resolve_weights(self.model.pretrained)
         clip = storage.resolve(self.model.clip) if self.model.clip.endswith(".json") else self.model.clip
         model = self.model.model_copy(update={"pretrained": pretrained, "clip": clip})
         update = {"data": data, "name": name, "model": model, "storage": storage.resolve(self.storage)}
@@ -86,6 +84,12 @@ def _section(values: Values, name: str) -> dict[str, object]:
     """A section of a configuration's plain values, empty if it is not there."""
     section = values.get(name)
     return dict(section) if isinstance(section, Mapping) else {}
+
+
+def resolve_weights(pretrained: str) -> str:
+    """An absolute path where weights are a local file; a tag or an address as it is."""
+    is_file = not storage.is_remote(pretrained) and Path(pretrained).expanduser().exists()
+    return storage.resolve(pretrained) if is_file else pretrained
 
 
 def load_config(source: str | None) -> RunConfig:

@@ -179,7 +179,7 @@ def evaluation_model(engine: DeepSpeedEngine) -> Retriever:
     import deepspeed
 
     with torch.random.fork_rng():  # a copy's random weights must not move the run's generators
-        copy = Retriever(model.config, load_weights=False)
+        copy = Retriever(model.config, load_weights=False, towers=not model.towers.dropped)
     copy.to(engine.device, next(model.parameters()).dtype)
     with deepspeed.zero.GatheredParameters(list(model.parameters())):
         copy.load_state_dict(model.state_dict())

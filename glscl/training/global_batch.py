@@ -41,21 +41,22 @@ class Backward(Protocol):
 class RankPairs:
     """The tensors of a rank's share of a global batch: b pairs."""
 
-    token_ids: Tensor  # (b, W) int64
-    frames: Tensor  # (b, F, 3, S, S) uint8
+    text: tuple[Tensor, ...]  # token ids (b, W) int64; or features (b, 1 + W, D) with their token mask (b, W)
+    frames: Tensor  # (b, F, 3, S, S) uint8; or features (b, F, D)
     frame_mask: Tensor  # (b, F)
     video_ids: Tensor  # (b,) int64, equal for pairs of the same video, whichever rank holds them
 
     def split(self, chunks: int) -> list["RankPairs"]:
         """Cut into chunks of equal size; a `UserError` where their number does not divide that of the pairs."""
-        pairs = len(self.token_ids)
+        pairs = len(self.video_ids)
         if pairs % chunks:
             raise UserError(
                 f"training.accumulate: {pairs} pairs per worker cannot be cut into {chunks} equal chunks; choose a "
                 "divisor of global_batch / num_workers"
             )
-        fields = (self.token_ids, self.frames, self.frame_mask, self.video_ids)
-        return [RankPairs(*chunk) for chunk in zip(*(field.split(pairs // chunks) for field in fields), strict=True)]
+        fields = (*self.text, self.frames, self.frame_mask, self.video_ids)
+        cuts = zip(*(field.split(pairs // chunks) for field in fields), strict=True)
+        return [RankPairs(cut[:-3], *cut[-3:]) for cut in cuts]
 
 
 def step_loss(
@@ -236,7 +237,7 @@ def backward_calls(accumulate: int) -> int:
 
 
 def _encode(call: Call, batch: RankPairs) -> tuple[Features, Features]:
-    return call("text", batch.token_ids), call("video", batch.frames, batch.frame_mask)
+    return call("text", *batch.text), call("video", batch.frames, batch.frame_mask)
 
 
 def _leaves(chunks: list[Features]) -> Features:

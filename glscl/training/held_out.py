@@ -9,10 +9,10 @@ import torch
 
 from glscl.data.activity import ActivityTable
 from glscl.data.apart import distinct_names
+from glscl.data.clips import Sampling
 from glscl.data.gallery import Gallery
 from glscl.data.quarantine import Quarantine, describe_repairs
 from glscl.data.shards import ShardSet, open_shard_set
-from glscl.data.video import FrameSampling
 from glscl.errors import RunStoppedError
 from glscl.evaluation.embed import Embeddings, check_usable, embed
 from glscl.evaluation.metrics import DIRECTIONS, MAIN_METRIC, RECALLS, measure_ranks
@@ -31,7 +31,7 @@ class HeldOut:
     """Scores the held-out sets, every rank embedding and scoring its share."""
 
     config: RunConfig
-    sampling: FrameSampling
+    sampling: Sampling
     device: torch.device
     activity: ActivityTable
     quarantine: Quarantine

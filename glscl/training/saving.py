@@ -69,8 +69,11 @@ class Saver:
             checkpoint_upload_fn=partial(self._upload, ray.train.get_context().get_storage(), snapshot),
         )
 
-    def _upload(self, destination: Any, snapshot: Snapshot, local: Checkpoint, name: str) -> Checkpoint:
-        """What Ray Train calls in a thread of its own; its default lists folders, and cannot say why it failed."""
+    def _upload(self, destination: Any, snapshot: Snapshot, local: Checkpoint, name: str) -> Checkpoint | None:
+        """What Ray Train calls in a thread of its own; its default lists folders, and cannot say why it failed.
+
+        Without a ``destination`` of Ray's, nothing asks where the files are.
+        """
         try:
             try:
                 with explained_full_disk(local.path):
@@ -82,6 +85,8 @@ class Saver:
         except BaseException:
             shutil.rmtree(local.path, ignore_errors=True)
             raise
+        if destination is None:
+            return None
         return Checkpoint(destination.build_checkpoint_path_from_name(name), destination.storage_filesystem)
 
 

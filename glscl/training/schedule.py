@@ -1,9 +1,12 @@
 """Arithmetic over a run's configuration and manifests: length, order of pairs, frames, memory, numbers of workers."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
+from glscl.data.clips import Sampling
+from glscl.data.features import FeatureSampling
 from glscl.data.plan import StreamPlan
 from glscl.data.shards import ShardSet
 from glscl.data.shared_memory import check_room, gallery_bytes, stream_bytes
@@ -42,22 +45,32 @@ def make_plan(config: RunConfig, shard_sets: list[ShardSet]) -> StreamPlan:
     return StreamPlan(manifests, data.weights, batch, data.virtual_streams, data.captions, config.seed)
 
 
-def make_sampling(config: RunConfig, frame_size: int) -> FrameSampling:
-    """The sampling that data and model options ask for, at the size in pixels that the model takes."""
+def make_sampling(config: RunConfig, frame_size: int, shard_sets: Sequence[ShardSet]) -> Sampling:
+    """What is taken of samples of these sets: features; or frames as options say, at the model's size in pixels."""
+    features = [shard_set.manifest.features for shard_set in shard_sets]
+    if facts := [one for one in features if one is not None]:
+        return FeatureSampling.of(facts)
     data = config.data
     return FrameSampling(config.model.max_frames, data.sample_fps, frame_size, data.decoder, data.max_decode_s)
 
 
-def check_shared_memory(config: RunConfig, sampling: FrameSampling, scored: int, workers: int, here: int) -> None:
+def check_shared_memory(
+    config: RunConfig, sampling: Sampling, held_out: Sequence[ShardSet], workers: int, here: int
+) -> None:
     """Refuse a run for whose loader processes this machine's shared memory is too small.
 
-    The run has so many ``workers``, this machine ``here`` of them, and the largest held-out set ``scored`` videos.
+    The run has so many ``workers``, and this machine ``here`` of them.
     """
     loaders, prefetch = config.data.loaders, config.data.prefetch
     if loaders:
         needed = here * stream_bytes(config.training.global_batch // workers, sampling, prefetch)
-        needed += here * gallery_bytes(-(-scored // workers), config.evaluation.batch_size, loaders, sampling)
-        scoring = ", training.global_batch or evaluation.batch_size" if scored else " or training.global_batch"
+        batch = config.evaluation.batch_size
+        galleries = [
+            gallery_bytes(-(-m.videos // workers), batch, loaders, sampling, m.pairs / m.videos)
+            for m in (shard_set.manifest for shard_set in held_out)
+        ]
+        needed += here * max(galleries, default=0)
+        scoring = ", training.global_batch or evaluation.batch_size" if held_out else " or training.global_batch"
         check_room(needed, f"{here} training workers", f"data.prefetch ({prefetch}){scoring}")
 
 

@@ -54,6 +54,8 @@ def tower_operations(model: Retriever, words: int, frames: int) -> int:
     A tower that is trained in part is counted as if its backward pass went from the first trained block to the end.
     """
     towers = model.towers
+    if towers.dropped:
+        return 0
     size = towers.frame_size
     pixels = torch.empty(1, 3, size, size, device="meta")
     tokens = torch.empty(1, words, dtype=torch.int64, device="meta")
@@ -94,10 +96,12 @@ def prepare_arithmetic(config: RunConfig, model: Retriever, device: torch.device
 class StepClock:
     """Where the time of one step goes. It waits for no device: marks in its stream are compared when they are read.
 
-    Until `start`, and after `stop`, it does nothing. In between, `enter` says what begins.
+    Until `start`, and after `stop`, it does nothing. In between, `enter` says what begins. ``encoding`` names what
+    encodes texts and videos.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, encoding: str = "towers") -> None:
+        self._encoding = encoding
         self._cuda = device.type == "cuda"
         self._marks: list[tuple[str, Any]] | None = None
         self._last: list[tuple[str, Any]] = []
@@ -140,7 +144,7 @@ class StepClock:
 
         def timed_call(mode: str, *args: Any) -> Any:
             encodes = mode in ("text", "video")
-            self.enter("towers" if encodes else "head and loss")
+            self.enter(self._encoding if encodes else "head and loss")
             result = call(mode, *args)
             if mode == "scale":
                 self.enter("communication")  # the caches are gathered before they are scored
@@ -148,7 +152,7 @@ class StepClock:
             if encodes:
                 caches = [tensor for tensor in result.values() if tensor.requires_grad]
                 if caches:
-                    register_multi_grad_hook(caches, lambda _: self.enter("towers"))
+                    register_multi_grad_hook(caches, lambda _: self.enter(self._encoding))
             self.enter("head and loss")
             return result
 

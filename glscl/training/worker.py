@@ -125,14 +125,15 @@ class Worker:
         self.config, self.device, self.attempt = config, device, attempt
         self.heartbeats = heartbeats
         torch.manual_seed(config.seed)
-        model = Retriever(config.model)
         self.shard_sets = [open_shard_set(uri) for uri in config.data.train]
+        on_features = self.shard_sets[0].manifest.features is not None
+        model = Retriever(config.model, towers=not on_features)
         self.plan = make_plan(config, self.shard_sets)
-        self.sampling = make_sampling(config, model.frame_size)
-        largest = max((open_shard_set(uri).manifest.videos for uri in config.data.validation), default=0)
+        self.sampling = make_sampling(config, model.frame_size, self.shard_sets)
+        held_out = [open_shard_set(uri) for uri in config.data.validation]
         # Before the collectives of the engine, so before any worker of this machine has filled some of it.
         local_workers = ray.train.get_context().get_local_world_size()
-        check_shared_memory(config, self.sampling, largest, world_size(), local_workers)
+        check_shared_memory(config, self.sampling, held_out, world_size(), local_workers)
         self.length = RunLength.of(config, self.plan)
         world_sizes = usable_world_sizes(config, self.plan)
         self.accumulate = accumulation_steps(config.training, world_sizes, world_size())
@@ -155,7 +156,7 @@ class Worker:
         self.repairs = Repairs(folder, fence)
         self.held_out = HeldOut(config, self.sampling, device, boards[1], self.quarantine, heartbeats)
         self.metrics = StepMetrics(self.length, config.training.global_batch, busy)
-        self.clock = StepClock(device)
+        self.clock = StepClock(device, "head and loss" if on_features else "towers")
         self.non_finite = NonFiniteSteps()
         self.consensus = Consensus()
         self.saver = Saver(fence)
@@ -234,8 +235,9 @@ class Worker:
         self.heartbeats.at(Phase.COMPILING if self._compiles else Phase.STEPPING, self.state.step + 1)
         self._factor = set_learning_rates(self.engine, self.config.training, self.state.step, self.length.total)
         self.engine.train()
-        tensors = (batch.token_ids, batch.frames, batch.frame_mask, batch.video_ids)
-        pairs = RankPairs(*(tensor.to(self.device, non_blocking=True) for tensor in tensors))
+        tensors = (*batch.text, batch.frames, batch.frame_mask, batch.video_ids)
+        *text, frames, mask, video_ids = (tensor.to(self.device, non_blocking=True) for tensor in tensors)
+        pairs = RankPairs(tuple(text), frames, mask, video_ids)
         began = time.perf_counter()
         call = self.clock.timed(self.engine)
         losses = backward_global_batch(

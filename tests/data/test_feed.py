@@ -30,12 +30,13 @@ class LateCopies:
 
     def start(self, batch: Batch) -> Batch:
         self.log.append("start")
-        copied = {}
-        for name in ("token_ids", "frames", "frame_mask", "video_ids"):
-            source = getattr(batch, name)
-            copied[name] = torch.full_like(source, 1)
-            self._open.append((source, copied[name]))
-        return replace(batch, **copied)
+        copied = {name: self._later(getattr(batch, name)) for name in ("frames", "frame_mask", "video_ids")}
+        return replace(batch, text=tuple(map(self._later, batch.text)), **copied)
+
+    def _later(self, source: Tensor) -> Tensor:
+        copied = torch.full_like(source, 1)
+        self._open.append((source, copied))
+        return copied
 
     def use(self, batch: Batch) -> None:
         self.log.append("use")
@@ -160,7 +161,8 @@ def test_cuda_copies_pin_pages_once_and_order_the_streams(shards: ShardSet, monk
     for _ in range(3):
         next(feed)
     pins = [entry for entry in cuda.log if isinstance(entry, tuple)]
-    assert pins == [("pin", stream.pages.data_ptr(), stream.pages.nbytes)]
+    pages = stream.pages[0][0].untyped_storage()
+    assert pins == [("pin", pages.data_ptr(), pages.nbytes())]
     cuda.log.clear()
     next(feed)
     assert cuda.log == [

@@ -170,7 +170,7 @@ def test_samples_that_lack_something_are_left_out_and_listed(tmp_path: Path) -> 
     ("members", "message"),
     [
         ({"0.jpg": b""}, "no usable sample: 0 has no caption"),
-        ({"0.npy": b"", "0.txt": "x", "0.json": "{}"}, r"no video in it \(\.json, \.npy, \.txt\)"),
+        ({"0.npz": b"", "0.txt": "x", "0.json": "{}"}, r"no video in it \(\.json, \.npz, \.txt\)"),
         ({"0.mp4": b""}, "no usable sample: 0 has no caption"),
         ({}, "no video in it"),
     ],

@@ -38,7 +38,7 @@ def rows(batches: list[GalleryBatch]) -> dict[int, tuple[str, Tensor, list[list[
     found = {}
     for batch in batches:
         for row, (position, sample) in enumerate(zip(batch.positions, batch.samples, strict=True)):
-            captions = batch.token_ids[batch.text_to_video == row].tolist()
+            captions = batch.text[0][batch.text_to_video == row].tolist()
             assert position not in found
             found[position] = (sample.video_id, batch.frames[row][batch.frame_mask[row]], captions)
     return found

@@ -118,9 +118,9 @@ def test_an_error_of_the_data_keeps_its_own_words() -> None:
 
 def test_what_batches_need() -> None:
     assert stream_bytes(10, SAMPLING, prefetch=2) == 30 * ONE
-    assert gallery_bytes(1000, 32, 2, SAMPLING) == 2 * 3 * 32 * ONE
-    assert gallery_bytes(7, 32, 2, SAMPLING) == 7 * ONE, "a small set is not read twice"
-    assert gallery_bytes(7, 32, 0, SAMPLING) == 0
+    assert gallery_bytes(1000, 32, 2, SAMPLING, 3.5) == 2 * 3 * 32 * ONE
+    assert gallery_bytes(7, 32, 2, SAMPLING, 1) == 7 * ONE, "a small set is not read twice"
+    assert gallery_bytes(7, 32, 0, SAMPLING, 1) == 0
 
 
 def test_what_does_not_fit_is_refused(batches: Batches, monkeypatch: pytest.MonkeyPatch) -> None:

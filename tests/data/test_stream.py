@@ -81,23 +81,28 @@ def run(
 
 def kept(batch: Batch) -> Batch:
     """A batch whose frames outlive the next one."""
-    return replace(batch, frames=batch.frames.clone())
+    return replace(batch, frames=batch.frames.clone(), text=tuple(tensor.clone() for tensor in batch.text))
 
 
 def joined(parts: Sequence[Batch]) -> Batch:
     """The ranks' parts of a global batch in one."""
-    tensors = ("token_ids", "frames", "frame_mask", "video_ids")
+    tensors = ("frames", "frame_mask", "video_ids")
     lists = ("names", "quarantined", "repaired")
     return Batch(
+        text=tuple(map(torch.cat, zip(*(part.text for part in parts), strict=True))),
         **{name: torch.cat([getattr(part, name) for part in parts]) for name in tensors},
         **{name: [entry for part in parts for entry in getattr(part, name)] for name in lists},
         truncated=sum(part.truncated for part in parts),
     )
 
 
+def all_tensors(batch: Batch) -> list[Tensor]:
+    return [*batch.text, batch.frames, batch.frame_mask, batch.video_ids]
+
+
 def same(one: Batch, other: Batch) -> bool:
-    fields = ("token_ids", "frames", "frame_mask", "video_ids")
-    return one.names == other.names and all(torch.equal(getattr(one, f), getattr(other, f)) for f in fields)
+    tensors = zip(all_tensors(one), all_tensors(other), strict=True)
+    return one.names == other.names and all(torch.equal(*pair) for pair in tensors)
 
 
 def test_the_same_global_batches_in_every_world(make_shards: MakeShards) -> None:
@@ -139,7 +144,7 @@ def test_what_a_batch_holds(make_shards: MakeShards, make_video: Callable[..., b
         assert real == len(frames)
         assert torch.equal(batch.frames[row, :real], frames)
         assert not batch.frames[row, real:].any()
-        text = bytes(batch.token_ids[row].tolist()).rstrip(b"\0").decode()
+        text = bytes(batch.text[0][row].tolist()).rstrip(b"\0").decode()
         assert text == f"v{number:03d} text {name[-1]}"
     assert set(batch.frame_mask.sum(1).tolist()) == {1, 2, 3}
     videos = [name.split("#")[0] for name in batch.names]
@@ -354,10 +359,10 @@ def test_long_and_odd_captions(make_shards: MakeShards) -> None:
     plan = plan_of([shard_set], global_batch=8, virtual_streams=4)
     stream = PairStream([shard_set], plan, SAMPLING, partial(clip_tokenize, max_words=20), 0, 1)
     batch = next(make_loader(stream, 0, 1))
-    assert batch.token_ids.shape == (8, 20)
+    assert batch.text[0].shape == (8, 20)
     assert batch.truncated == 2
     row = batch.names.index("toy/v000#0")
-    assert int((batch.token_ids[row] != 0).sum()) == 20
+    assert int((batch.text[0][row] != 0).sum()) == 20
 
 
 def test_from_a_storage_server(make_shards: MakeShards, bucket: str, tmp_path: Path) -> None:
@@ -529,8 +534,8 @@ def test_frames_are_decoded_where_the_batch_is_read(make_shards: MakeShards, wor
         places.append(batch.frames.data_ptr())
         time.sleep(0.05)  # the processes are as far ahead as they may be
         assert same(batch, reference[number]), number
-    assert batch.frames.untyped_storage().data_ptr() == stream.pages.untyped_storage().data_ptr()
-    assert stream.pages.is_shared()
+    assert batch.frames.untyped_storage().data_ptr() == stream.pages[0][0].untyped_storage().data_ptr()
+    assert stream.pages[0][0].is_shared()
     assert places == [places[number % (prefetch + 1)] for number in range(9)]
     assert len(set(places)) == prefetch + 1
 
@@ -553,7 +558,7 @@ def test_what_fits_into_the_cache_is_decoded_once(
     monkeypatch.setattr(clips, "load_clip", counting)
     stream = PairStream([shards], plan, SAMPLING, tokenize, 0, 1, cache_mb=room)
     if room == 1:
-        stream.cache = module._ClipCache(7 * 2 * 3 * 48 * 48 - 1)  # clips have two frames of 48 x 48
+        stream.cache = clips.ClipCache(7 * 2 * 3 * 48 * 48 - 1)  # clips have two frames of 48 x 48
     assert all(map(same, map(kept, islice(make_loader(stream, 0, 1), 4)), reference))
     assert count == decodes
 
@@ -575,7 +580,7 @@ def test_what_a_loader_process_sends_holds_no_frames(make_shards: MakeShards) ->
     stream = PairStream([shards], plan_of([shards]), SAMPLING, tokenize, 0, 1)
     stream.make_pages(1, shared=False)
     sent = len(pickle.dumps(next(iter(stream))))
-    assert sent < 16 * 400 < stream.pages.nbytes / 16, "token ids, numbers and names"
+    assert sent < 16 * 400 < stream.pages[0][0].nbytes / 16, "token ids, numbers and names"
 
 
 def test_reading_does_not_move_the_runs_generator(make_shards: MakeShards) -> None:

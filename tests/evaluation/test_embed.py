@@ -14,7 +14,7 @@ from glscl.data.gallery import Gallery
 from glscl.data.shards import ShardSet
 from glscl.data.video import FrameSampling
 from glscl.errors import BrokenRunError, UserError
-from glscl.evaluation.actors import _readable
+from glscl.evaluation.actors import readable
 from glscl.evaluation.caches import Cache, Caches, Piece, join_batches
 from glscl.evaluation.embed import Embeddings, concatenate, embed
 from glscl.evaluation.scoring import split_rows
@@ -142,11 +142,11 @@ def test_embedding_does_not_move_the_random_state(loader_workers: int, model: Re
 
 def test_what_an_actor_ends_with_is_a_line_where_it_is_meant_to_be_read() -> None:
     for cause in (UserError("/dev/shm is full"), BrokenRunError("a loader process (pid 7) is killed")):
-        found = _readable(RayTaskError("embed", "Traceback ...", cause))
+        found = readable(RayTaskError("embed", "Traceback ...", cause))
         assert type(found) is type(cause)
         assert str(found) == str(cause)
     other = RayTaskError("embed", "Traceback ...", ValueError("x"))
-    assert _readable(other) is other
+    assert readable(other) is other
 
 
 def test_embeddings_hold_no_shared_memory(

@@ -30,7 +30,7 @@ TOWERS = {
 def _features(model: Retriever) -> tuple[Tensor, ...]:
     batch, size = global_batch(), model.frame_size
     frames = torch.randint(0, 256, (2, 2, 3, size, size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    sentence, tokens, _ = model.towers.encode_text(batch.token_ids)
+    sentence, tokens, _ = model.towers.encode_text(*batch.text)
     return sentence, tokens, model.towers.encode_frames(frames, torch.ones(2, 2))
 
 

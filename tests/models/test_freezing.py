@@ -123,10 +123,10 @@ def test_nothing_is_kept_for_a_backward_pass(tmp_path: Path, head_only: bool) ->
     batch = global_batch()
     kept: list[torch.Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
-        tokens = model.towers.encode_text(batch.token_ids) if not head_only else ()
+        tokens = model.towers.encode_text(*batch.text) if not head_only else ()
         frames = model.towers.encode_frames(batch.frames, batch.frame_mask) if not head_only else None
         assert kept == []
-        caches = model("text", batch.token_ids), model("video", batch.frames, batch.frame_mask)
+        caches = model("text", *batch.text), model("video", batch.frames, batch.frame_mask)
     assert all(not tensor.requires_grad for tensor in tokens)
     assert frames is None or not frames.requires_grad
     assert len(kept) < 40, "the head's alone"
@@ -151,6 +151,8 @@ def test_the_fingerprint_is_of_what_is_frozen(tmp_path: Path) -> None:
     with torch.no_grad():
         model.towers.visual.conv1.weight[0, 0, 0, 0] += 1e-3
     assert frozen_fingerprint(model, model.config) != before
+    model.towers.drop()
+    assert frozen_fingerprint(model, model.config) is None, "of a model of features, the towers' own fingerprint counts"
 
 
 def test_a_model_is_whole_from_its_frozen_weights_and_its_trained_state(tmp_path: Path) -> None:

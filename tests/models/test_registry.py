@@ -97,7 +97,7 @@ frames = torch.randint(0, 256, (3, config.model.max_frames, 3, size, size), dtyp
 mask = torch.ones(3, config.model.max_frames)
 mask[1, 2:] = 0
 mask[2] = 0
-batch = RankPairs(token_ids, frames, mask, torch.arange(3))
+batch = RankPairs((token_ids,), frames, mask, torch.arange(3))
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 losses = []
 for accumulate in (1, 3, 1):

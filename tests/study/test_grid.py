@@ -12,7 +12,7 @@ import pytest
 from glscl.data.shards import ShardSet
 from glscl.errors import UserError
 from glscl.runs.cell import Cell
-from glscl.runs.options import UNION
+from glscl.runs.options import UNION, ZERO_SHOT
 from glscl.runs.sets import Sets, locate_sets
 from glscl.study.grid import build_cells, check_sets
 from glscl.study.plan import describe, notes_on_losses
@@ -54,6 +54,20 @@ def test_variants_choose_what_is_trained_of_the_towers() -> None:
     assert (first.model.freeze, first.model.adapters.lora_rank, first.training.head_first) == ("towers", 4, None)
     assert (second.model.freeze, second.training.head_first, second.evaluation.towers_alpha) == ("none", 0.2, 0.5)
     assert found[0].config.model.freeze == "none", "zero-shot"
+
+
+def test_on_features_every_condition_has_sets_of_its_own() -> None:
+    """Lengths are part of features; what is compared, counted and checked are the videos."""
+    conditions = {"short": {"model": {"max_frames": 2}}, "long": {"model": {"max_frames": 6}}}
+    config = study(features=True, conditions=conditions, storage="/runs")
+    sets = locate_sets(config)
+    for cell in build_cells(config, sets):
+        addresses = [*cell.config.data.train, *cell.config.data.test]
+        assert all(uri.startswith(f"/runs/fake/features/{cell.condition}/toy_") for uri in addresses)
+        trained = [] if cell.training == ZERO_SHOT else [f"{cell.training}/train-0"]
+        assert [uri.split("/", 5)[5] for uri in cell.config.data.train] == trained
+        assert [uri.split("/", 5)[5] for uri in cell.config.data.test] == ["toy_clips/test", "toy_stories/test"]
+    assert build_cells(study(conditions=conditions), sets)[0].config.data.test[0] == sets["toy_clips"].test
 
 
 def test_a_plan_says_where_the_official_form_is_away_from_its_batch() -> None:

@@ -20,10 +20,10 @@ from glscl.study.grid import build_cells
 from glscl.study.options import StudyConfig
 
 
-@pytest.mark.parametrize("name", ["benchmarks", "toy", "toy_small"])
+@pytest.mark.parametrize("name", ["benchmarks", "benchmarks_frozen", "toy", "toy_frozen", "toy_small"])
 def test_packaged_studies_give_sound_runs(name: str) -> None:
     study = StudyConfig.load(name)
-    assert StudyConfig.names() == ["benchmarks", "toy", "toy_small"]
+    assert StudyConfig.names() == ["benchmarks", "benchmarks_frozen", "toy", "toy_frozen", "toy_small"]
     found = build_cells(study, locate_sets(study))
     trainings = len(study.domains) + study.union
     expected = len(study.conditions) * (1 + len(study.variants) * trainings * len(study.seeds))
@@ -34,6 +34,32 @@ def test_packaged_studies_give_sound_runs(name: str) -> None:
         per_worker = training.num_workers * max(1, cell.config.data.loader_workers)
         assert cell.config.data.virtual_streams % per_worker == 0
     build_pretraining(study, make=False)
+
+
+@pytest.mark.parametrize("name", ["toy", "benchmarks"])
+def test_frozen_twins_differ_in_their_towers_alone(name: str) -> None:
+    study, twin = StudyConfig.load(name), StudyConfig.load(f"{name}_frozen")
+    same = (
+        "variants",
+        "domains",
+        "seeds",
+        "comparisons",
+        "conditions",
+        "pretraining",
+        "union",
+        "union_run",
+        "zero_shot",
+    )
+    assert {key: getattr(study, key) for key in same} == {key: getattr(twin, key) for key in same}
+    assert (twin.features, twin.beside, study.features) == (True, study.name, False)
+    towers, frozen = study.run["model"] | {"grad_checkpointing": None}, twin.run["model"] | {"grad_checkpointing": None}
+    assert frozen == towers | {"freeze": "towers"}
+    machines = ("num_workers", "cpus_per_worker")
+    trained, other = (
+        {key: value for key, value in one.run["training"].items() if key not in machines} for one in (study, twin)
+    )
+    assert trained == other
+    assert twin.run["training"]["num_workers"] == 1, "one process does a cell"
 
 
 def test_the_packaged_studies_ask_the_question() -> None:

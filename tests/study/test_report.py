@@ -6,6 +6,7 @@ import copy
 import json
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,9 @@ import pytest
 from glscl.errors import UserError
 from glscl.reporting.published import PACKAGED, read_published
 from glscl.study import charts, sections
+from glscl.study.beside import read_beside
 from glscl.study.report import render_study
+from glscl.study.results import parse_study
 from tests.reporting.html_page import HOSTILE, Page
 from tests.study.study_fixture import TESTS, VARIANTS, make_study
 
@@ -46,6 +49,32 @@ def test_every_section_is_there_in_order(study: dict[str, Any]) -> None:
     assert page.headings == list(SECTIONS)
     anchors = {a["href"] for tag, a in page.elements if tag == "a"}
     assert anchors == {f"#{a['id']}" for tag, a in page.elements if tag == "section"}
+
+
+def test_another_study_beside_it(study: dict[str, Any], tmp_path: Path) -> None:
+    """Means over cells of both, where both have them, and what the other says."""
+    assert read_beside(str(tmp_path / "study.json"), parse_study(study)) is None
+    other = copy.deepcopy(study) | {"name": "trained", "label": HOSTILE, "claims": ["Trained towers say this."]}
+    other["results"] = [result for result in other["results"] if result["variant"] != "xpool"]
+    for result in other["results"]:
+        result["text_to_video"]["R@1"]["estimate"] += 7.0
+    (tmp_path / "study.json").write_text(json.dumps(other))
+    beside = read_beside(str(tmp_path / "study.json"), parse_study(study))
+    assert beside is not None
+    assert {row.variant for row in beside.rows} == {r["variant"] for r in other["results"]}
+    for row in beside.rows:
+        cells = [
+            result["text_to_video"]["R@1"]["estimate"]
+            for result in study["results"]
+            if (result["variant"], result["relation"]) == (row.variant, row.scope)
+        ]
+        assert row.ours == pytest.approx(sum(cells) / len(cells))
+        assert row.theirs == pytest.approx(row.ours + 7.0)
+    page = Page(render_study(study | {"beside": beside.model_dump()}))
+    assert page.headings[2] == "Beside trained"
+    assert HOSTILE in page.text
+    assert "Trained towers say this." in page.text
+    assert page.text.count("−7.0") >= len(beside.rows)
 
 
 def test_missing_videos_are_shown(study: dict[str, Any]) -> None:

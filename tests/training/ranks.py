@@ -161,7 +161,7 @@ def global_batch() -> RankPairs:
     mask[5, 2:] = 0
     videos = torch.tensor([0, 0, 2, 3, 4, 3, 6, 7])
     frames[1], frames[5], mask[5] = frames[0], frames[3], mask[3]
-    return RankPairs(ids, frames, mask, videos)
+    return RankPairs((ids,), frames, mask, videos)
 
 
 def mean(losses: dict[str, torch.Tensor], grads: dict[str, torch.Tensor]) -> Result:

@@ -98,7 +98,7 @@ def batch_of(step: int, rank: int) -> RankPairs:
     generator = torch.Generator().manual_seed(100 * step + rank)
     ids = torch.randint(1, 49000, (PAIRS, WORDS), generator=generator)
     frames = torch.randint(0, 256, (PAIRS, FRAMES, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8)
-    return RankPairs(ids, frames, torch.ones(PAIRS, FRAMES, dtype=torch.bool), torch.arange(PAIRS) + PAIRS * rank)
+    return RankPairs((ids,), frames, torch.ones(PAIRS, FRAMES, dtype=torch.bool), torch.arange(PAIRS) + PAIRS * rank)
 
 
 def train(engine: Any, config: TrainingConfig, steps: range, rank: int) -> None:

@@ -79,7 +79,7 @@ def _batch(rank: int = 0) -> RankPairs:
     generator = torch.Generator().manual_seed(rank)
     ids = torch.randint(1, 49000, (PAIRS, 8), generator=generator)
     frames = torch.randint(0, 256, (PAIRS, 2, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8)
-    return RankPairs(ids, frames, torch.ones(PAIRS, 2, dtype=torch.bool), torch.arange(PAIRS) + PAIRS * rank)
+    return RankPairs((ids,), frames, torch.ones(PAIRS, 2, dtype=torch.bool), torch.arange(PAIRS) + PAIRS * rank)
 
 
 def _group(rank: int, world: int, store: str) -> None:
@@ -207,7 +207,7 @@ def test_weight_decay_groups(clip: str) -> None:
 def _scores(model: Retriever) -> torch.Tensor:
     batch = _batch()
     with torch.no_grad():
-        text, video = model("text", batch.token_ids), model("video", batch.frames, batch.frame_mask)
+        text, video = model("text", *batch.text), model("video", batch.frames, batch.frame_mask)
         return model("score", text, video).float()
 
 

@@ -40,7 +40,7 @@ def _train(engine: Any, config: TrainingConfig, steps: range) -> list[float]:
         generator = torch.Generator().manual_seed(step)
         ids = torch.randint(1, 49000, (PAIRS, 8), generator=generator)
         frames = torch.randint(0, 256, (PAIRS, 2, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8)
-        batch = RankPairs(ids, frames, torch.ones(PAIRS, 2, dtype=torch.bool), torch.arange(PAIRS))
+        batch = RankPairs((ids,), frames, torch.ones(PAIRS, 2, dtype=torch.bool), torch.arange(PAIRS))
         set_learning_rates(engine, config, step, STEPS)
         engine.eval()  # dropout draws other masks for other parts
         terms = backward_global_batch(engine, partial(backward, engine), LossConfig(), batch, config.accumulate)

@@ -109,7 +109,7 @@ def batch_of(order: StreamPlan, step: int, rank: int) -> RankPairs:
         ids.append(torch.randint(1, 49000, (WORDS,), generator=generator))
         frames.append(torch.randint(0, 256, (FRAMES, 3, SIZE, SIZE), generator=generator, dtype=torch.uint8))
     mask = torch.ones(len(pairs), FRAMES, dtype=torch.bool)
-    return RankPairs(torch.stack(ids), torch.stack(frames), mask, torch.tensor(pairs))
+    return RankPairs((torch.stack(ids),), torch.stack(frames), mask, torch.tensor(pairs))
 
 
 def train(engine: Any, config: TrainingConfig, steps: range, rank: int) -> dict[str, Any]:

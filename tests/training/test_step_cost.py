@@ -89,7 +89,7 @@ def test_bytes_gathered(clip: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("glscl.training.global_batch.rank", lambda: 0)
     monkeypatch.setattr(distributed, "all_gather", all_gather)
     model, batch = build_model(CASES["glscl-official"], clip), global_batch()
-    text, video = model.encode_text(batch.token_ids), model.encode_video(batch.frames, batch.frame_mask)
+    text, video = model.encode_text(*batch.text), model.encode_video(batch.frames, batch.frame_mask)
     terms = LossConfig.model_validate({"inter_consistency": {"weight": 0}, "intra_diversity": {"weight": 0}})
     step_loss(model, terms, text, video, batch.video_ids)
     assert sum(sent) == batch.video_ids.nbytes + sum(cache.nbytes for cache in (*text.values(), *video.values()))
@@ -198,5 +198,5 @@ def test_an_unknown_retriever_is_as_before(clip: str) -> None:
     other.load_state_dict(model.state_dict())
     batch = global_batch()
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-        compiled, plain = (m.encode_text(batch.token_ids) for m in (model, other))
+        compiled, plain = (m.encode_text(*batch.text) for m in (model, other))
     assert all(torch.equal(compiled[name], plain[name]) for name in plain)

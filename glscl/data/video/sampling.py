@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from glscl.data.video import limits
@@ -25,6 +26,15 @@ class FrameSampling:
     max_seconds: float = limits.MAX_DECODE_S  # CPU seconds that one video may take
     augment: Callable[[Tensor], Tensor] | None = None
     """Applied to every upright picture, uint8 (3, H, W), before it is resized; training only."""
+
+    dtype: ClassVar[torch.dtype] = torch.uint8
+    padding: ClassVar[int] = 0
+    text_shape: ClassVar[tuple[int, ...]] = (0,)  # captions are read as token ids, which take no room in pages
+
+    @property
+    def frame_shape(self) -> tuple[int, ...]:
+        """Shape of a frame in a batch."""
+        return 3, self.size, self.size
 
     def times(self, first: float, last: float) -> list[float]:
         """Centres of equal segments from one second to another: one to ``max_frames`` of them."""

@@ -16,11 +16,14 @@ What is different here from what Ray Train does by itself:
    cluster ends with the driver.
 7. Ray starts an actor that hands out its own data sets, of which there are none here.
 8. Its controller prints a traceback of every error that a callback raises. Here what a user has to mend has none.
+9. Its local mode, in which a training function runs in the process that calls it, forgets checkpoints. Here they are
+   uploaded at once (`local_training`).
 """
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -38,8 +41,10 @@ from ray.train.v2._internal.execution.controller.placement_group_cleaner import 
 from ray.train.v2._internal.execution.failure_handling import FailureDecision as FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision as NoopDecision
 from ray.train.v2._internal.execution.scaling_policy import ScalingDecision as ScalingDecision
+from ray.train.v2._internal.execution.train_fn_utils import LocalTrainFnUtils, set_train_fn_utils
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2.api import data_parallel_trainer
+from ray.train.v2.api.context import LocalTrainContext
 from ray.util.state.exception import RayStateApiException
 
 from glscl.errors import UserError
@@ -214,3 +219,31 @@ class PolicyTrainer(TorchTrainer):  # type: ignore[misc]
             needless += (PlacementGroupCleanerCallback,)
         with replaced(data_parallel_trainer, "PlacementGroupCleanerCallback", CleanerCallback):
             return [one for one in super()._create_default_callbacks() if not isinstance(one, needless)]
+
+
+class _LocalContext(LocalTrainContext):  # type: ignore[misc]
+    def get_storage(self) -> None:
+        """Nowhere of Ray's: the function that uploads knows where."""
+
+
+class _LocalTraining(LocalTrainFnUtils):  # type: ignore[misc]
+    def __init__(self, name: str, uploaded: Callable[[str], object]) -> None:
+        super().__init__(name)
+        self._context = _LocalContext(name)
+        self._uploaded = uploaded
+
+    def report(self, metrics: dict[str, Any], checkpoint: Any = None, **options: Any) -> None:
+        name = options.get("checkpoint_dir_name")
+        if checkpoint is not None and name is not None:
+            options["checkpoint_upload_fn"](checkpoint, name)
+            self._uploaded(name)
+
+
+@contextmanager
+def local_training(name: str, uploaded: Callable[[str], object]) -> Iterator[None]:
+    """Let a training function be called in this block as the only worker; ``uploaded`` is told names of checkpoints."""
+    set_train_fn_utils(_LocalTraining(name, uploaded))
+    try:
+        yield
+    finally:
+        set_train_fn_utils(None)

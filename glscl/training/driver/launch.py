@@ -27,6 +27,7 @@ from glscl.training.checkpoint.retention import ANOTHER, Retention, cause_in
 from glscl.training.checkpoint.safe_load import safe_loading
 from glscl.training.checkpoint.transfer import local_copy
 from glscl.training.config import RunConfig
+from glscl.training.driver.alone import train_alone
 from glscl.training.driver.outputs import build_results
 from glscl.training.driver.preflight import CONFIG, Preflight
 from glscl.training.health.heartbeat import Limits
@@ -42,31 +43,38 @@ if TYPE_CHECKING:
 _POLL_S = 0.2
 
 
-def train(config: RunConfig, ready: Preflight, owner: Owner, *, keep_ranks: bool = False) -> Results:
+def train(
+    config: RunConfig, ready: Preflight, owner: Owner, *, keep_ranks: bool = False, here: bool = False
+) -> Results:
     """Train (or continue) a run on the cluster, save its best model, and score it on ``data.test``.
 
-    The configuration is a resolved one, and ``keep_ranks`` is for `evaluate_model`. Raises `UserError`: bad input that
+    The configuration is a resolved one, and ``keep_ranks`` is for `evaluate_model`. ``here`` does all of it in this
+    process, which has the one worker's resources (see `train_alone`). Raises `UserError`: bad input that
     only the workers could see; `TakenOverError`: another command owns the run directory now, nothing was written there
     since; `BrokenRunError` or ``ray.train.TrainingFailedError``: workers hung, died or failed more often than
     ``training.max_failures``; `Stopped`: a signal came, and the run was saved.
     """
     training = config.training
     fewest, most = ready.world_sizes[0], ready.world_sizes[-1]
-    check_resources(fewest, training.cpus, training.on_gpu, training.wait_for_nodes_s, most)
+    if not here:
+        check_resources(fewest, training.cpus, training.on_gpu, training.wait_for_nodes_s, most)
     storage.write_json(storage.join(config.run_directory, CONFIG), config.model_dump(mode="json"))
     retention = Retention(config.run_directory, config.checkpoint.keep, owner.fence)
     retention.prune_at_start()
-    _fit(config, ready.world_sizes, owner)
+    _fit(config, ready.world_sizes, owner, here=here)
     owner.fence.check()
     card = _save_best(config, ready, retention)
     retention.prune_at_end()
-    return score_run(config, card, config.data.train, keep_ranks=keep_ranks)
+    return score_run(config, card, config.data.train, keep_ranks=keep_ranks, here=here)
 
 
-def score_run(config: RunConfig, card: ModelCard, bank: Sequence[str] = (), *, keep_ranks: bool = False) -> Results:
+def score_run(
+    config: RunConfig, card: ModelCard, bank: Sequence[str] = (), *, keep_ranks: bool = False, here: bool = False
+) -> Results:
     """Score the model in a run directory on ``data.test``, with as many actors as training has workers at most.
 
-    What an earlier test has listed as unusable is forgotten. ``bank`` and ``keep_ranks`` are for `evaluate_model`.
+    What an earlier test has listed as unusable is forgotten. ``bank``, ``keep_ranks`` and ``here`` are for
+    `evaluate_model`.
     """
     training, data, run = config.training, config.data, config.run_directory
     known = [entry for entry in read_quarantine(run) if entry.get("part") in ("train", "validation")]
@@ -75,7 +83,9 @@ def score_run(config: RunConfig, card: ModelCard, bank: Sequence[str] = (), *, k
     capacity = capacity_of_nodes(alive_nodes(), training.cpus, training.on_gpu)
     workers = min(training.most_workers, max(training.fewest_workers, capacity))
     share = Share(workers, training.on_gpu, training.cpus, data.loaders)
-    tests = evaluate_model(run, data.test, config.evaluation, share, quarantine, bank=bank, keep_ranks=keep_ranks)
+    tests = evaluate_model(
+        run, data.test, config.evaluation, share, quarantine, bank=bank, keep_ranks=keep_ranks, here=here
+    )
     sets = _incomplete({"train": data.train, "validation": data.validation, "test": data.test}, quarantine)
     return build_results(card, tests, read_metrics(run), sets, quarantine.entries)
 
@@ -86,7 +96,7 @@ def _incomplete(parts: Mapping[Part, Sequence[str]], quarantine: Quarantine) -> 
     return [entry for entry in found if entry]
 
 
-def _fit(config: RunConfig, world_sizes: tuple[int, ...], owner: Owner) -> None:
+def _fit(config: RunConfig, world_sizes: tuple[int, ...], owner: Owner, *, here: bool) -> None:
     """Run the worker group to the end of training; raises what `train` does."""
     from ray.exceptions import RayError
     from ray.train import TrainingFailedError
@@ -97,17 +107,20 @@ def _fit(config: RunConfig, world_sizes: tuple[int, ...], owner: Owner) -> None:
     # Ray and torch have limits of their own, which name nobody: they must not be the first to strike.
     timeout_s = max(1800, round(2 * config.training.hang_timeout_s))
     os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(timeout_s))
-    trainer = _build_trainer(config, world_sizes, owner, store.token, timeout_s)
     watchdog = Watchdog(store, Limits(config.data.stall_timeout_s, config.training.hang_timeout_s))
+    signum, ending = 0, None
     try:
-        signum, result = _run_watched(trainer, watchdog, owner)
+        if here:
+            ending = train_alone(config, store.token, owner)
+        else:
+            trainer = _build_trainer(config, world_sizes, owner, store.token, timeout_s)
+            signum, ending = _run_watched(trainer, watchdog, owner)
     except TrainingFailedError as error:
         raise _explain_failure(error, watchdog, config.storage) from error
     finally:
         with suppress(RayError):  # the cluster may be what has failed
             _list_unusable(config, watchdog)
             store.clear()
-    ending: Ending | None = result.return_value
     if ending is not None and ending.failure is not None:
         raise UserError(ending.failure)
     if ending is not None:
@@ -162,12 +175,12 @@ def _list_unusable(config: RunConfig, watchdog: Watchdog) -> None:
         print(f"{FILE} cannot be written ({type(error).__name__}: {error})", flush=True)
 
 
-def _run_watched(trainer: "PolicyTrainer", watchdog: Watchdog, owner: Owner) -> tuple[int, "Result"]:
+def _run_watched(trainer: "PolicyTrainer", watchdog: Watchdog, owner: Owner) -> "tuple[int, Ending | None]":
     """Run ``trainer.fit()`` to its end, diagnosing the ranks' heartbeats and handing on what signals ask for.
 
     In a thread of its own: this one has to be free for signals (and Ray Train handles Ctrl-C itself in a main thread,
-    by throwing the steps since the last checkpoint away). Returns the number of the signal that came, or 0, and the
-    result.
+    by throwing the steps since the last checkpoint away). Returns the number of the signal that came, or 0, and why the
+    workers ended.
     """
     import ray
 
@@ -197,7 +210,7 @@ def _run_watched(trainer: "PolicyTrainer", watchdog: Watchdog, owner: Owner) -> 
                     name = signal.Signals(signum).name
                     print(f"{name}: saving at the end of this step (again: end at once)", flush=True)
         result = outcome.result()
-    return signal_came(), result
+    return signal_came(), result.return_value
 
 
 def _explain_failure(error: BaseException, watchdog: Watchdog, storage_of_run: str) -> BaseException:
@@ -242,6 +255,7 @@ def _save_best(config: RunConfig, ready: Preflight, retention: Retention) -> Mod
                     run=config.name,
                     validation=state.metrics,
                     frozen=state.frozen,
+                    towers=ready.towers,
                 )
                 weights = whole_weights(folder, state.zero_stage)
                 save_model(storage.join(config.run_directory, FOLDER), card, weights)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from glscl.data.apart import NamedSet, check_held_out, distinct_names
+from glscl.data.feature_facts import SHOWN
 from glscl.data.plan import StreamPlan
 from glscl.data.shards import ShardSet, open_shard_set
 from glscl.errors import UserError
@@ -16,6 +17,7 @@ from glscl.system import storage
 from glscl.system.session import on_this_machine
 from glscl.training.checkpoint.format import FREE_KEYS
 from glscl.training.config import RunConfig
+from glscl.training.driver.on_features import check_features, check_towers
 from glscl.training.schedule import (
     RunLength,
     check_shared_memory,
@@ -40,6 +42,8 @@ class Preflight:
     train_domains: tuple[str, ...]
     world_sizes: tuple[int, ...]
     """Numbers of workers that the run can have, rising."""
+    towers: str | None = None
+    """Fingerprint of the towers whose features are trained on; None where pixels are."""
 
 
 def preflight(config: RunConfig, *, fetch: bool = True) -> Preflight:
@@ -55,22 +59,24 @@ def preflight(config: RunConfig, *, fetch: bool = True) -> Preflight:
     held_out = list(map(open_shard_set, config.data.validation))
     tests = list(map(open_shard_set, config.data.test))
     named = {"data.validation": held_out, "data.train": train, "data.test": tests}
-    unchecked = check_held_out(*([NamedSet(key, shard_set) for shard_set in sets] for key, sets in named.items()))
+    on_features = check_features(config, named)
+    unchecked = check_held_out(*(_name(key, sets) for key, sets in named.items()))
     continues = _check_run_directory(config)
     # What takes seconds to import comes after what may be wrong without it.
     from glscl.evaluation.evaluate import check_options
 
     check_options(config.evaluation, tests, train)
-    model_facts, frame_size = _check_model(config, fetch)
+    model_facts, model, loaded = _check_model(config, fetch)
+    towers = check_towers(config, named, model) if loaded else None
     if on_this_machine():  # else every worker looks, where it is
-        scored = max((shard_set.manifest.videos for shard_set in held_out), default=0)
-        sampling = make_sampling(config, frame_size)
-        check_shared_memory(config, sampling, scored, world_sizes[0], world_sizes[0])
+        sampling = make_sampling(config, model.frame_size, train)
+        check_shared_memory(config, sampling, held_out, world_sizes[0], world_sizes[0])
     domains = tuple(shard_set.manifest.domain for shard_set in train)
     facts = {
         "run": config.run_directory + (" (continues)" if continues else ""),
         "train": _domains(train, plan),
         "augmentation": config.data.augment or "none",
+        "features": _describe_features(on_features, towers),
         "validation": _set_names(held_out) or "none: last step is kept",
         "unchecked": "; ".join(unchecked),
         "test": _set_names(tests) or "none",
@@ -78,11 +84,22 @@ def preflight(config: RunConfig, *, fetch: bool = True) -> Preflight:
         **_describe_steps(config, plan, world_sizes),
         "note": note_on_loss(config, domains) or "",
     }
-    return Preflight({name: fact for name, fact in facts.items() if fact}, domains, world_sizes)
+    facts = {name: fact for name, fact in facts.items() if fact}
+    return Preflight(facts, domains, world_sizes, towers if on_features else None)
 
 
-def _check_model(config: RunConfig, fetch: bool) -> tuple[dict[str, str], int]:
-    """Build the model once; returns what the panel says of it and its frame size."""
+def _name(key: str, sets: Sequence[ShardSet]) -> list[NamedSet]:
+    return [NamedSet(key, shard_set) for shard_set in sets]
+
+
+def _describe_features(on_features: bool, towers: str | None) -> str:
+    if not on_features:
+        return ""
+    return f"of the towers {towers[:SHOWN]}" if towers else "compared with the towers once their weights are fetched"
+
+
+def _check_model(config: RunConfig, fetch: bool) -> "tuple[dict[str, str], Retriever, bool]":
+    """Build the model once; returns what the panel says of it, the model, and whether its weights were loaded."""
     import open_clip
 
     from glscl.models.freezing import describe_training
@@ -102,7 +119,7 @@ def _check_model(config: RunConfig, fetch: bool) -> tuple[dict[str, str], int]:
         "trained": describe_training(model, config.model) if config.model.freeze != "none" else "",
         "loss": ", ".join(terms) + (f" (not for this head: {', '.join(left_out)})" if left_out else ""),
     }
-    return facts, model.frame_size
+    return facts, model, fetch or not is_tag
 
 
 def _check_head_first(config: RunConfig, model: "Retriever") -> None:
@@ -114,7 +131,7 @@ def _check_head_first(config: RunConfig, model: "Retriever") -> None:
         raise UserError(
             f"training.head_first: head '{config.model.head}' has no parameters to train alone; leave it out"
         )
-    if config.model.freeze == "towers" and config.model.unfreeze_blocks is None and "adapters" not in groups:
+    if not config.model.trained_key:
         raise UserError(
             "training.head_first: model.freeze freezes the towers to the end, so the head is trained alone anyway; "
             "leave one of them out"
