@@ -22,11 +22,11 @@ from glscl.errors import UserError
 from glscl.evaluation.caches import Cache, Caches
 from glscl.evaluation.embed import Embeddings, embed, measure
 from glscl.evaluation.evaluate import evaluate_model
-from glscl.evaluation.metrics import DIRECTIONS, measure_ranks
+from glscl.evaluation.metrics import DIRECTIONS, Direction, measure_ranks
 from glscl.evaluation.normalise import NORMALISATIONS, Bank, measure_normalised
 from glscl.evaluation.options import EvaluationConfig
 from glscl.evaluation.ranks import Ranks
-from glscl.evaluation.results import QueryRanks
+from glscl.evaluation.results import Metrics, QueryRanks
 from glscl.evaluation.saved import ModelCard, load_model, save_model
 from glscl.evaluation.scoring import evaluate_scores
 from glscl.evaluation.wise_ft import Mix
@@ -101,6 +101,12 @@ def _read(caches: Caches) -> Cache:
     return caches.read(range(len(caches)), CPU)
 
 
+@torch.no_grad()
+def _measure(model: Retriever, embeddings: Embeddings) -> dict[Direction, Metrics]:
+    caches = embeddings.caches
+    return measure(evaluate_scores(model.score, _read(caches.text), _read(caches.video), caches.text_to_video))
+
+
 def test_any_number_of_actors_gives_the_numbers_of_one_process(run: str, sets: list[ShardSet]) -> None:
     uris = [shard_set.uri for shard_set in sets]
     one = evaluate_model(run, uris, CONFIG, ONE)
@@ -109,9 +115,7 @@ def test_any_number_of_actors_gives_the_numbers_of_one_process(run: str, sets: l
     model, card = load_model(run)
     for shard_set, entry in zip(sets, one, strict=True):
         embeddings = _embed(model, card, shard_set)
-        with torch.no_grad():
-            text, video = _read(embeddings.caches.text), _read(embeddings.caches.video)
-            direct = measure(evaluate_scores(model.score, text, video, embeddings.caches.text_to_video))
+        direct = _measure(model, embeddings)
         assert {direction: entry.metrics(direction) for direction in direct} == direct
         assert (entry.videos, entry.texts) == (len(embeddings.video_ids), len(embeddings.captions))
         assert entry.fingerprint == shard_set.manifest.fingerprint()
@@ -323,10 +327,9 @@ def test_weights_between_initial_and_trained_ones(
     """WiSE-FT: at 0 the model that training began with, at 1 the trained one, in any number of actors."""
     model, card = load_model(run)
 
-    @torch.no_grad()
-    def direct() -> list[Any]:
+    def direct() -> list[dict[Direction, Metrics]]:
         embedded = [_embed(model, card, shard_set) for shard_set in sets]
-        return [measure(score_rows(model.score, e, EvaluationConfig(), RowShard(0, 1), CPU)) for e in embedded]
+        return [_measure(model, embeddings) for embeddings in embedded]
 
     ends = direct()
     with torch.no_grad():
