@@ -21,7 +21,7 @@ from glscl.evaluation.options import EvaluationConfig
 from glscl.evaluation.results import NormalisedColumn, Test, WithoutLeaked
 from glscl.evaluation.saved import read_card
 from glscl.evaluation.scoring import ScoringResult, rank_matrix
-from glscl.evaluation.wise_ft import Mix, configured_mixes
+from glscl.evaluation.wise_ft import Mix, configured_mix
 from glscl.system.nodes import Share
 from glscl.system.progress import Progress
 
@@ -58,24 +58,20 @@ def evaluate_model(
     results: list[Test] = []
     problems: dict[str, None] = {}
     with start_evaluators(folder, config, share) as evaluators:
-        for mix in mixes or configured_mixes(config) or (None,):
-            if mix is not None:
+        for mix in mixes or (configured_mix(config),):
+            if not mix.is_trained:
                 evaluators.mix(mix)
             query_bank = embed_bank(evaluators, bank_sets, per_set, quarantine) if per_set else None
             for shard_set, name in zip(test_sets, distinct_names(test_sets), strict=True):
-                name += mix.label if mix else ""
-                videos = range(shard_set.manifest.videos)
-                with Progress(f"embedding {name}", len(videos), "videos") as progress:
-                    pieces = evaluators.embed(shard_set.uri, videos, thumbnails=config.examples > 0, progress=progress)
-                quarantine.take("test", [shard_set], [entry for piece in pieces for entry in piece.quarantined])
-                if problem := quarantine.problem("test", [shard_set]):
-                    problems[problem] = None
+                named = name + mix.label
+                embeddings = _embed(evaluators, shard_set, named, config, quarantine)
+                if isinstance(embeddings, str):
+                    problems[embeddings] = None
                     continue
-                embeddings = concatenate(pieces)
                 domain = shard_set.manifest.domain
-                result, normalised = _score(evaluators, embeddings, name, domain, config, query_bank)
+                result, normalised = _score(evaluators, embeddings, named, domain, config, query_bank)
                 test = describe_test(
-                    name,
+                    named,
                     shard_set,
                     card,
                     embeddings,
@@ -85,11 +81,21 @@ def evaluate_model(
                     examples=config.examples,
                     keep_ranks=keep_ranks,
                 )
-                alphas = {"towers_alpha": mix.towers, "head_alpha": mix.head} if mix else {}
-                results.append(test.model_copy(update=alphas))
+                results.append(test.model_copy(update=mix.alphas))
     if problems:
         raise UserError("; ".join(problems))
     return results
+
+
+def _embed(
+    evaluators: Evaluators, shard_set: ShardSet, name: str, config: EvaluationConfig, quarantine: Quarantine
+) -> Embeddings | str:
+    """The embeddings of a test set, or what is wrong with too many of its videos; those are listed by then."""
+    videos = range(shard_set.manifest.videos)
+    with Progress(f"embedding {name}", len(videos), "videos") as progress:
+        pieces = evaluators.embed(shard_set.uri, videos, thumbnails=config.examples > 0, progress=progress)
+    quarantine.take("test", [shard_set], [entry for piece in pieces for entry in piece.quarantined])
+    return quarantine.problem("test", [shard_set]) or concatenate(pieces)
 
 
 def _score(

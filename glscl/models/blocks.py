@@ -12,6 +12,7 @@ _LISTS = (
     *("trunk.blocks", "trunk.stages", "trunk.layers"),  # timm: transformers, convolutional and hierarchical towers
     # Hugging Face: BERT and RoBERTa, T5, M2M-100, DistilBERT
     *("transformer.encoder.layer", "transformer.block", "transformer.layers", "transformer.transformer.layer"),
+    *("layer4", "trunk.layer4"),  # ResNets: the last of four stages
 )
 _RESNET = ("layer1", "layer2", "layer3", "layer4")
 _LAST_PARAMETERS = ("proj", "text_projection")  # those of a tower's own that are used after its blocks
@@ -37,14 +38,9 @@ def find_blocks(tower: nn.Module, what: str, knob: str) -> Blocks:
     for path in _LISTS:
         chain = _follow(tower, path)
         if len(chain) == path.count(".") + 2 and isinstance(chain[-1], nn.ModuleList | nn.Sequential):
-            blocks = [block for item in chain[-1] for block in _blocks_of(item)]
-            return _describe(tower, chain, path.split("."), blocks)
-    for path in ("trunk.layer4", "layer4"):
-        chain = _follow(tower, path)
-        stages = [getattr(chain[-2], name, None) for name in _RESNET] if len(chain) > 1 else []
-        if stages and all(isinstance(stage, nn.Sequential) for stage in stages):
-            blocks = [(block,) for stage in stages for block in stage]  # type: ignore[union-attr]
-            return _describe(tower, chain, path.split("."), blocks)
+            stages = [getattr(chain[-2], name, nn.Sequential()) for name in _RESNET]
+            items = list(chain[-1]) if path.rpartition(".")[2] != _RESNET[-1] else stages
+            return _describe(tower, chain, path.split("."), [block for item in items for block in _blocks_of(item)])
     raise UserError(
         f"{knob}: {what} ({type(tower).__name__}) has no blocks that are known here; leave {knob} out, or choose "
         f"another model.clip"

@@ -1,8 +1,8 @@
 """Configuration of the model, without the model itself, whose towers take seconds to import."""
 
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, create_model, field_validator, model_validator
+from pydantic import Field, create_model, field_validator
 
 from glscl.models.adapters import AdapterConfig
 from glscl.models.heads.base import head_class, head_names
@@ -65,15 +65,3 @@ class ModelConfig(Options):
     def _known_head(cls, name: str) -> str:
         head_class(name)
         return name
-
-    @model_validator(mode="after")
-    def _something_is_frozen(self) -> Self:
-        if self.freeze == "none" and (self.unfreeze_blocks is not None or self.adapters.are_on):
-            key = "unfreeze_blocks" if self.unfreeze_blocks is not None else "adapters"
-            raise ValueError(f"{key} is for frozen towers: set freeze to towers, image or text")
-        if self.freeze != "none" and self.trust_pickle:
-            raise ValueError(
-                "freeze leaves weights out of the saved model, and who opens it must not have to trust a pickle: give "
-                "pretrained as safetensors, and leave trust_pickle out"
-            )
-        return self
