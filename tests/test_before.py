@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import re
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from glscl.errors import UserError
 from glscl.options.differences import differing_keys
 from glscl.runs.cell import read_cell_file, write_cell_file
-from glscl.training.checkpoint.format import check_resumable, read_state
+from glscl.training.checkpoint.format import TrainState, check_resumable, read_state
 from glscl.training.config import RunConfig
 from tune.options import SweepConfig
 from tune.plan import identifying_values
@@ -24,6 +30,32 @@ def test_a_checkpoint_of_before_belongs_to_the_same_run() -> None:
     current = RunConfig.model_validate(state.config).model_dump(mode="json")
     check_resumable(state, current, state.manifests)
     assert _only(current, state.config) == state.config, "no key is lost, renamed or of another default"
+
+
+@pytest.mark.parametrize(
+    ("head", "section", "refused"),
+    [
+        ("glscl", ("loss", "increment_radius"), False),
+        ("glscl", ("model", "heads", "gare"), False),
+        ("gare", ("loss", "increment_radius"), True),
+        ("gare", ("model", "heads", "gare"), True),
+        ("gare", ("loss", "channel_decorrelation"), False),  # off
+        ("glscl", ("loss", "contrastive"), True),
+    ],
+)
+def test_a_section_that_came_later_is_a_difference_where_it_decides_something(
+    head: str, section: tuple[str, ...], refused: bool
+) -> None:
+    current = RunConfig.model_validate({"model": {"head": head}}).model_dump(mode="json")
+    state = TrainState(1, 1, 0, copy.deepcopy(current), ["shards"])
+    *path, name = section
+    values = state.config
+    for key in path:
+        values = values[key]
+    del values[name]
+    expectation = pytest.raises(UserError, match=re.escape(".".join(section))) if refused else nullcontext()
+    with expectation:
+        check_resumable(state, current, ["shards"])
 
 
 def _only(values: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:

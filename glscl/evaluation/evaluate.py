@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from glscl.data.apart import distinct_names
 from glscl.data.quarantine import Quarantine
@@ -21,7 +21,7 @@ from glscl.evaluation.options import EvaluationConfig
 from glscl.evaluation.results import NormalisedColumn, Test, WithoutLeaked
 from glscl.evaluation.saved import ModelCard, check_features, read_card
 from glscl.evaluation.scoring import ScoringResult, rank_matrix
-from glscl.evaluation.wise_ft import Mix, configured_mixes
+from glscl.evaluation.wise_ft import Mix, configured_mix
 from glscl.system.nodes import Share
 from glscl.system.progress import Progress
 
@@ -52,67 +52,57 @@ def evaluate_model(
     if not tests:
         return []
     folder, card = read_card(model_uri)
-    test_sets = [open_shard_set(uri) for uri in tests]
-    bank_sets = [open_shard_set(uri) for uri in bank]
-    for shard_set in (*test_sets, *bank_sets):
-        check_features(shard_set, card, card.towers)
+    test_sets, bank_sets = ([_open(uri, card) for uri in uris] for uris in (tests, bank))
     per_set = videos_per_set(config, bank_sets)
     leaked = leakage_lists(config.leave_out, [shard_set.manifest.domain for shard_set in test_sets])
     quarantine = quarantine or Quarantine(None, 1.0, "")
     results: list[Test] = []
+    problems: dict[str, None] = {}
     with start_evaluators(folder, config, share, here=here) as evaluators:
-        evaluation = _Evaluation(evaluators, card, config, quarantine, leaked, keep_ranks)
-        for mix in mixes or configured_mixes(config) or (None,):
-            if mix is not None:
+        for mix in mixes or (configured_mix(config),):
+            if not mix.is_trained:
                 evaluators.mix(mix)
             query_bank = embed_bank(evaluators, bank_sets, per_set, quarantine) if per_set else None
-            results += evaluation.score(test_sets, mix, query_bank)
-    if evaluation.problems:
-        raise UserError("; ".join(evaluation.problems))
+            for shard_set, name in zip(test_sets, distinct_names(test_sets), strict=True):
+                named = name + mix.label
+                embeddings = _embed(evaluators, shard_set, named, config, quarantine)
+                if isinstance(embeddings, str):
+                    problems[embeddings] = None
+                    continue
+                domain = shard_set.manifest.domain
+                result, normalised = _score(evaluators, embeddings, named, domain, config, query_bank)
+                test = describe_test(
+                    named,
+                    shard_set,
+                    card,
+                    embeddings,
+                    result,
+                    normalised=normalised,
+                    without_leaked=_score_without_leaked(evaluators, embeddings, leaked.get(domain)),
+                    examples=config.examples,
+                    keep_ranks=keep_ranks,
+                )
+                results.append(test.model_copy(update=mix.alphas))
+    if problems:
+        raise UserError("; ".join(problems))
     return results
 
 
-@dataclass(frozen=True, slots=True)
-class _Evaluation:
-    """One evaluation: what of it is the same for every mix of weights."""
+def _open(uri: str, card: ModelCard) -> ShardSet:
+    shard_set = open_shard_set(uri)
+    check_features(shard_set, card, card.towers)
+    return shard_set
 
-    evaluators: Evaluators
-    card: ModelCard
-    config: EvaluationConfig
-    quarantine: Quarantine
-    leaked: dict[str, LeakageList]
-    keep_ranks: bool
-    problems: dict[str, None] = field(default_factory=dict)
-    """Of sets of which too many videos cannot be used."""
 
-    def score(self, test_sets: Sequence[ShardSet], mix: Mix | None, query_bank: QueryBank | None) -> Iterator[Test]:
-        """Test the sets with the evaluators' weights, which the mix names; a set with a problem is left out."""
-        evaluators, config = self.evaluators, self.config
-        for shard_set, name in zip(test_sets, distinct_names(test_sets), strict=True):
-            name += mix.label if mix else ""
-            videos = range(shard_set.manifest.videos)
-            with Progress(f"embedding {name}", len(videos), "videos") as progress:
-                pieces = evaluators.embed(shard_set.uri, videos, thumbnails=config.examples > 0, progress=progress)
-            self.quarantine.take("test", [shard_set], [entry for piece in pieces for entry in piece.quarantined])
-            if problem := self.quarantine.problem("test", [shard_set]):
-                self.problems[problem] = None
-                continue
-            embeddings = concatenate(pieces)
-            domain = shard_set.manifest.domain
-            result, normalised = _score(evaluators, embeddings, name, domain, config, query_bank)
-            test = describe_test(
-                name,
-                shard_set,
-                self.card,
-                embeddings,
-                result,
-                normalised=normalised,
-                without_leaked=_score_without_leaked(evaluators, embeddings, self.leaked.get(domain)),
-                examples=config.examples,
-                keep_ranks=self.keep_ranks,
-            )
-            alphas = {"towers_alpha": mix.towers, "head_alpha": mix.head} if mix else {}
-            yield test.model_copy(update=alphas)
+def _embed(
+    evaluators: Evaluators, shard_set: ShardSet, name: str, config: EvaluationConfig, quarantine: Quarantine
+) -> Embeddings | str:
+    """The embeddings of a test set, or what is wrong with too many of its videos; those are listed by then."""
+    videos = range(shard_set.manifest.videos)
+    with Progress(f"embedding {name}", len(videos), "videos") as progress:
+        pieces = evaluators.embed(shard_set.uri, videos, thumbnails=config.examples > 0, progress=progress)
+    quarantine.take("test", [shard_set], [entry for piece in pieces for entry in piece.quarantined])
+    return quarantine.problem("test", [shard_set]) or concatenate(pieces)
 
 
 def _score(

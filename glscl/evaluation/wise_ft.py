@@ -26,19 +26,27 @@ class Mix:
     """Whether it is one of several, so that results name it."""
 
     @property
+    def is_trained(self) -> bool:
+        """Whether nobody asked for other weights than the trained ones."""
+        return self.towers == self.head == 1.0 and not self.is_listed
+
+    @property
     def label(self) -> str:
         """What is added to the name of a test set that is scored with several mixes."""
         if not self.is_listed:
             return ""
         return f", towers α={self.towers:g}" + ("" if self.head == 1.0 else f", head α={self.head:g}")
 
+    @property
+    def alphas(self) -> dict[str, float]:
+        """As the result of a test holds them, which says nothing where nobody asked."""
+        return {} if self.is_trained else {"towers_alpha": self.towers, "head_alpha": self.head}
 
-def configured_mixes(config: EvaluationConfig) -> tuple[Mix, ...]:
-    """The mix that a run's configuration asks for; none for weights as they were trained."""
-    if config.towers_alpha is None and config.head_alpha is None:
-        return ()
+
+def configured_mix(config: EvaluationConfig) -> Mix:
+    """The weights that a run's configuration asks for."""
     towers, head = (1.0 if alpha is None else alpha for alpha in (config.towers_alpha, config.head_alpha))
-    return (Mix(towers, head),)
+    return Mix(towers, head)
 
 
 def listed_mixes(towers: Sequence[float], heads: Sequence[float]) -> tuple[Mix, ...]:

@@ -108,7 +108,8 @@ class Bottleneck(nn.Module):
         nn.init.zeros_(self.up.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, x + self.up(F.gelu(self.down(self.norm(x)))))
+        """The same shape."""
+        return x + cast(Tensor, self.up(F.gelu(self.down(self.norm(x)))))
 
 
 class _Changed(nn.Module):
@@ -122,10 +123,6 @@ class _Changed(nn.Module):
         """The weight without its change."""
         return cast(Tensor, self._parameters[self.weight_name])
 
-    def changed_weight(self) -> Tensor:
-        """The weight with its change."""
-        return cast(Tensor, self.frozen_weight() + self.lora())
-
 
 class _ChangedLinear(_Changed):
     bias: Tensor | None
@@ -136,7 +133,7 @@ class _ChangedLinear(_Changed):
     @property
     def weight(self) -> Tensor:
         """For attention that multiplies by it without calling the layer."""
-        return self.changed_weight()
+        return cast(Tensor, self.frozen_weight() + self.lora())
 
 
 class _ChangedProjection(_Changed):
@@ -147,7 +144,7 @@ class _ChangedProjection(_Changed):
     @property
     def in_proj_weight(self) -> Tensor:
         """What the attention multiplies by."""
-        return self.changed_weight()
+        return cast(Tensor, self.frozen_weight() + self.lora())
 
 
 class _ChangedAttention(_Changed):
@@ -178,12 +175,11 @@ def add_adapters(
 
     Raises `UserError`: a tower has no blocks that are known, none of the projections, or blocks of no tokens.
     """
-    missing = set(config.targets) if config.lora_rank is not None else set()
+    present: set[str] = set()
     for what, (tower, trained) in towers.items():
-        parts = find_blocks(tower, what, knob)
-        blocks = [block for block in parts.blocks if not set(block) & set(trained)]
-        if config.lora_rank is not None:
-            missing -= _present(blocks, config.targets, what, knob)
+        blocks = [block for block in find_blocks(tower, what, knob).blocks if not set(block) & set(trained)]
+        if config.lora_rank is not None and blocks:
+            present |= _check_targets(blocks, config.targets, what, knob)
         if config.bottleneck is not None and any(token_width(block) is None for block in blocks):
             raise UserError(
                 f"{knob}.bottleneck: the blocks of {what} ({type(tower).__name__}) give feature maps, and a bottleneck "
@@ -191,14 +187,15 @@ def add_adapters(
             )
         for block in blocks:
             _adapt(block, config)
-    if missing:
-        raise UserError(f"{knob}.lora_targets: no block of {' and '.join(towers)} has {', '.join(sorted(missing))}")
+    missing = sorted(set(config.targets) - present)
+    if present and missing:
+        raise UserError(f"{knob}.lora_targets: no block of {' and '.join(towers)} has {', '.join(missing)}")
 
 
-def _present(blocks: list[tuple[nn.Module, ...]], targets: tuple[str, ...], what: str, knob: str) -> set[str]:
-    """The projections in the blocks of a tower; a `UserError` if none of them is a target."""
+def _check_targets(blocks: list[tuple[nn.Module, ...]], targets: tuple[str, ...], what: str, knob: str) -> set[str]:
+    """The kinds of projections that a tower's blocks have. Raises `UserError`: none of the targets is among them."""
     present = {name for block in blocks for *_, names in _projections(block) for name in names}
-    if blocks and not present & set(targets):
+    if not present & set(targets):
         has = f"only {', '.join(sorted(present))}" if present else "none at all"
         raise UserError(f"{knob}.lora_targets: the blocks of {what} have no projections {', '.join(targets)}, {has}")
     return present
@@ -242,7 +239,7 @@ def _change(owner: nn.Module, change: LowRank) -> None:
     else:
         kind = _ChangedLinear if isinstance(owner, nn.Linear) else _ChangedProjection
     plain = type(owner)
-    owner.__class__ = type(f"Changed{plain.__name__}", (kind, plain), {"plain_class": plain})
+    owner.__class__ = cast(type[_Changed], type(f"Changed{plain.__name__}", (kind, plain), {"plain_class": plain}))
     owner.lora = change
 
 
@@ -253,4 +250,4 @@ def merge_lora(model: nn.Module) -> None:
         if isinstance(module, _Changed):
             module.frozen_weight().add_(module.lora())
             del module.lora
-            module.__class__ = module.plain_class  # type: ignore[assignment]
+            cast(nn.Module, module).__class__ = module.plain_class

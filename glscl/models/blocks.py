@@ -12,6 +12,7 @@ _LISTS = (
     *("trunk.blocks", "trunk.stages", "trunk.layers"),  # timm: transformers, convolutional and hierarchical towers
     # Hugging Face: BERT and RoBERTa, T5, M2M-100, DistilBERT
     *("transformer.encoder.layer", "transformer.block", "transformer.layers", "transformer.transformer.layer"),
+    *("layer4", "trunk.layer4"),  # ResNets: the last of four stages
 )
 _RESNET = ("layer1", "layer2", "layer3", "layer4")
 _LAST_PARAMETERS = ("proj", "text_projection")  # those of a tower's own that are used after its blocks
@@ -37,12 +38,9 @@ def find_blocks(tower: nn.Module, what: str, knob: str) -> Blocks:
     for path in _LISTS:
         chain = _follow(tower, path)
         if len(chain) == path.count(".") + 2 and isinstance(chain[-1], nn.ModuleList | nn.Sequential):
-            blocks = [block for item in chain[-1] for block in _blocks_of(item)]
-            return _describe(tower, chain, path.split("."), blocks)
-    for path in ("trunk.layer4", "layer4"):
-        chain = _follow(tower, path)
-        if residual := _residual_blocks(chain):
-            return _describe(tower, chain, path.split("."), residual)
+            stages = [getattr(chain[-2], name, nn.Sequential()) for name in _RESNET]
+            items = list(chain[-1]) if path.rpartition(".")[2] != _RESNET[-1] else stages
+            return _describe(tower, chain, path.split("."), [block for item in items for block in _blocks_of(item)])
     raise UserError(
         f"{knob}: {what} ({type(tower).__name__}) has no blocks that are known here; leave {knob} out, or choose "
         f"another model.clip"
@@ -66,13 +64,6 @@ def _follow(tower: nn.Module, path: str) -> list[nn.Module]:
             break
         chain.append(child)
     return chain
-
-
-def _residual_blocks(chain: list[nn.Module]) -> list[tuple[nn.Module, ...]]:
-    """Those of the stages beside the last module of a chain; none if it is no ResNet's."""
-    stages = [getattr(chain[-2], name, None) for name in _RESNET] if len(chain) > 1 else []
-    sequences = [stage for stage in stages if isinstance(stage, nn.Sequential)]
-    return [(block,) for stage in sequences for block in stage] if len(sequences) == len(_RESNET) else []
 
 
 def _blocks_of(item: nn.Module) -> list[tuple[nn.Module, ...]]:

@@ -39,8 +39,9 @@ class FrozenTower:
 def freeze_towers(towers: nn.Module, config: ModelConfig) -> list[FrozenTower]:
     """Freeze what ``model.freeze`` names, but for the last blocks that are trained, and add the adapters.
 
-    Raises `UserError`: a tower has no such blocks, or nowhere to put an adapter.
+    Raises `UserError`: the keys contradict each other; a tower has no such blocks, or nowhere to put an adapter.
     """
+    _check_keys(config)
     frozen, places = [], {}
     for name in FROZEN_TOWERS[config.freeze]:
         tower = getattr(towers, name)
@@ -58,6 +59,17 @@ def freeze_towers(towers: nn.Module, config: ModelConfig) -> list[FrozenTower]:
     if config.adapters.are_on:
         add_adapters(places, config.adapters)
     return frozen
+
+
+def _check_keys(config: ModelConfig) -> None:
+    if config.freeze == "none":
+        if (key := config.trained_key) != "freeze":
+            raise UserError(f"model.{key} is for frozen towers: set model.freeze to towers, image or text")
+    elif config.trust_pickle:
+        raise UserError(
+            "model.freeze leaves weights out of the saved model, and who opens it must not have to trust a pickle: "
+            "give model.pretrained as safetensors, and leave model.trust_pickle out"
+        )
 
 
 def _last_parts(parts: Blocks, count: int, what: str) -> tuple[nn.Module, ...]:

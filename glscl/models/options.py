@@ -1,8 +1,8 @@
 """Configuration of the model, without the model itself, whose towers take seconds to import."""
 
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, create_model, field_validator, model_validator
+from pydantic import Field, create_model, field_validator
 
 from glscl.models.adapters import AdapterConfig
 from glscl.models.heads.base import head_class, head_names
@@ -74,14 +74,3 @@ class ModelConfig(Options):
         if self.adapters.are_on:
             return "adapters"
         return "" if self.freeze == "towers" else "freeze"
-
-    @model_validator(mode="after")
-    def _something_is_frozen(self) -> Self:
-        if self.freeze == "none" and (key := self.trained_key) != "freeze":
-            raise ValueError(f"{key} is for frozen towers: set freeze to towers, image or text")
-        if self.freeze != "none" and self.trust_pickle:
-            raise ValueError(
-                "freeze leaves weights out of the saved model, and who opens it must not have to trust a pickle: give "
-                "pretrained as safetensors, and leave trust_pickle out"
-            )
-        return self

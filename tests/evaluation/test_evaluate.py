@@ -21,8 +21,6 @@ from glscl.data.shards import ShardSet
 from glscl.errors import UserError
 from glscl.evaluation.caches import Cache, Caches
 from glscl.evaluation.embed import Embeddings, embed, measure
-from glscl.evaluation.encode import encode_shards
-from glscl.evaluation.encoder import Encoding
 from glscl.evaluation.evaluate import evaluate_model
 from glscl.evaluation.metrics import DIRECTIONS, Direction, measure_ranks
 from glscl.evaluation.normalise import NORMALISATIONS, Bank, measure_normalised
@@ -34,9 +32,7 @@ from glscl.evaluation.scoring import evaluate_scores
 from glscl.evaluation.wise_ft import Mix
 from glscl.models import ModelConfig, Retriever
 from glscl.models.tokenizer import tokenize
-from glscl.system import storage
 from glscl.system.nodes import Share
-from tests.towers import write_towers
 
 pytestmark = pytest.mark.e2e
 
@@ -47,13 +43,9 @@ ONE, TWO = Share(1, False, 1.0, 0), Share(2, False, 0.5, 0)
 
 @pytest.fixture(scope="module", autouse=True)
 def _ray() -> Iterator[None]:
-    _start_ray()
+    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="error")
     yield
     ray.shutdown()
-
-
-def _start_ray() -> None:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="error")
 
 
 @pytest.fixture
@@ -110,13 +102,9 @@ def _read(caches: Caches) -> Cache:
 
 
 @torch.no_grad()
-def _direct(model: Retriever, card: ModelCard, shard_set: ShardSet) -> tuple[Embeddings, dict[Direction, Metrics]]:
-    """A set and its metrics, by this process, of one block."""
-    embeddings = _embed(model, card, shard_set)
+def _measure(model: Retriever, embeddings: Embeddings) -> dict[Direction, Metrics]:
     caches = embeddings.caches
-    return embeddings, measure(
-        evaluate_scores(model.score, _read(caches.text), _read(caches.video), caches.text_to_video)
-    )
+    return measure(evaluate_scores(model.score, _read(caches.text), _read(caches.video), caches.text_to_video))
 
 
 def test_any_number_of_actors_gives_the_numbers_of_one_process(run: str, sets: list[ShardSet]) -> None:
@@ -126,7 +114,8 @@ def test_any_number_of_actors_gives_the_numbers_of_one_process(run: str, sets: l
     _close(two, one)
     model, card = load_model(run)
     for shard_set, entry in zip(sets, one, strict=True):
-        embeddings, direct = _direct(model, card, shard_set)
+        embeddings = _embed(model, card, shard_set)
+        direct = _measure(model, embeddings)
         assert {direction: entry.metrics(direction) for direction in direct} == direct
         assert (entry.videos, entry.texts) == (len(embeddings.video_ids), len(embeddings.captions))
         assert entry.fingerprint == shard_set.manifest.fingerprint()
@@ -136,21 +125,6 @@ def test_any_number_of_actors_gives_the_numbers_of_one_process(run: str, sets: l
     assert one[0].text_to_video["R@1"] < 100, "random weights"
     for entry in one:
         assert (entry.normalised, entry.without_leaked, "per_query" in entry.to_json()) == ([], None, False)
-
-
-def test_actors_encode_the_bytes_of_one_process(sets: list[ShardSet], tmp_path: Path, bucket: str) -> None:
-    """Two actors, each with a loader process, onto S3, against this process."""
-    ray.shutdown()
-    _start_ray()  # whose processes know where the bucket is
-    clip, weights = write_towers(tmp_path / "towers")
-    how = Encoding(clip=clip, pretrained=weights, words=8, frames=2, max_bad_fraction=0.1)
-    for shard_set in sets:
-        name = shard_set.manifest.domain
-        encode_shards(shard_set.uri, str(tmp_path / "one" / name), how, ONE)
-        encode_shards(shard_set.uri, f"{bucket}/features/{name}", how, Share(2, False, 0.5, 1))
-        for file in sorted((tmp_path / "one" / name).iterdir()):
-            assert storage.read_bytes(f"{bucket}/features/{name}/{file.name}") == file.read_bytes(), file
-        assert len(storage.list_names(f"{bucket}/features/{name}")) == len(shard_set.manifest.shards) + 1
 
 
 @torch.no_grad()
@@ -352,13 +326,18 @@ def test_weights_between_initial_and_trained_ones(
 ) -> None:
     """WiSE-FT: at 0 the model that training began with, at 1 the trained one, in any number of actors."""
     model, card = load_model(run)
-    ends = [_direct(model, card, shard_set)[1] for shard_set in sets]
+
+    def direct() -> list[dict[Direction, Metrics]]:
+        embedded = [_embed(model, card, shard_set) for shard_set in sets]
+        return [_measure(model, embeddings) for embeddings in embedded]
+
+    ends = direct()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
     tuned = str(tmp_path / "tuned")
     save_model(f"{tuned}/model", card, model.state_dict())
-    ends += [_direct(model, card, shard_set)[1] for shard_set in sets]
+    ends += direct()
     uris = [shard_set.uri for shard_set in sets]
     found = evaluate_model(tuned, uris, CONFIG, TWO, mixes=[Mix(0, 0, True), Mix(1, 1, True)])
     for test, end in zip(found, ends, strict=True):

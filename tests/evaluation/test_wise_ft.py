@@ -11,7 +11,7 @@ import torch
 from glscl.errors import UserError
 from glscl.evaluation.options import EvaluationConfig
 from glscl.evaluation.saved import initial_model, load_model
-from glscl.evaluation.wise_ft import Interpolation, Mix, configured_mixes, listed_mixes
+from glscl.evaluation.wise_ft import Interpolation, Mix, configured_mix, listed_mixes
 from glscl.models import Retriever
 from glscl.models.adapters import merge_lora
 from glscl.system import storage
@@ -81,11 +81,12 @@ def test_lists_of_numbers_are_every_combination() -> None:
 
 
 def test_a_run_names_one_mix() -> None:
-    assert configured_mixes(EvaluationConfig()) == ()
-    (mix,) = configured_mixes(EvaluationConfig(towers_alpha=0.5))
-    assert (mix.towers, mix.head, mix.label) == (0.5, 1.0, "")
-    (mix,) = configured_mixes(EvaluationConfig(head_alpha=0.0))
-    assert (mix.towers, mix.head) == (1.0, 0.0)
+    trained = configured_mix(EvaluationConfig())
+    assert (trained.is_trained, trained.label, trained.alphas) == (True, "", {})
+    mix = configured_mix(EvaluationConfig(towers_alpha=0.5))
+    assert (mix.is_trained, mix.label, mix.alphas) == (False, "", {"towers_alpha": 0.5, "head_alpha": 1.0})
+    assert configured_mix(EvaluationConfig(head_alpha=0.0)).alphas == {"towers_alpha": 1.0, "head_alpha": 0.0}
+    assert not listed_mixes((1.0,), ())[0].is_trained, "one of several: the weights are set anew"
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from glscl.errors import UserError
-from glscl.models.heads import Features, Head, build_head, head_class, head_names
-from glscl.models.heads.base import Draws
+from glscl.models.heads import Draws, Features, Head, build_head, head_class, head_names
 from glscl.models.heads.glscl import GLSCL, GLSCLOptions
 from glscl.models.heads.mean_pool import MeanPool
 from glscl.models.options import HeadsConfig

@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from glscl.models.heads import Features, Head, build_head, head_class
-from glscl.models.heads.base import Draws
+from glscl.models.heads import Draws, Features, Head, build_head, head_class
 
 WIDTH, WORDS, FRAMES = 16, 6, 4
 

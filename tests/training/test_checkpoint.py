@@ -433,7 +433,7 @@ def test_logging_evaluation_retention_and_machines_are_free(saved: Saved) -> Non
 def test_a_key_that_the_saved_configuration_lacks_is_a_difference(saved: Saved) -> None:
     current = json.loads(json.dumps(saved.config))
     del saved.config["loss"]["contrastive"]
-    assert differing_keys(saved.config, current, checkpoint.FREE_KEYS) == [
+    assert checkpoint.run_differences(saved.config, current) == [
         f"loss.contrastive: None -> {current['loss']['contrastive']}"
     ]
 
@@ -447,10 +447,22 @@ def test_an_option_that_came_later_and_is_off_is_no_difference(saved: Saved) -> 
     current = RunConfig.model_validate(saved.config).model_dump(mode="json")
     assert differing_keys(saved.config, current, ()) == differing_keys(current, saved.config, ()) == []
     current["model"] |= {"freeze": "towers", "adapters": {"lora_rank": 4}}
-    assert differing_keys(saved.config, current, checkpoint.FREE_KEYS) == [
+    assert checkpoint.run_differences(saved.config, current) == [
         "model.adapters: None -> {'lora_rank': 4}",
         "model.freeze: None -> towers",
     ]
+
+
+def test_a_head_or_term_that_came_later_and_decides_nothing_is_no_difference(saved: Saved) -> None:
+    current = RunConfig.model_validate(saved.config).model_dump(mode="json")
+    del saved.config["model"]["heads"]["gare"], saved.config["loss"]["increment_radius"]
+    assert checkpoint.run_differences(saved.config, current) == []
+    current["model"]["head"] = "gare"
+    assert {difference.split(":")[0] for difference in checkpoint.run_differences(saved.config, current)} == {
+        "loss.increment_radius",
+        "model.head",
+        "model.heads.gare",
+    }
 
 
 def test_other_shards_are_refused(saved: Saved) -> None:

@@ -152,6 +152,7 @@ def test_a_run_from_before_an_option_goes_on_without_it(
     del saved["data"]["augment"]
     for later in ("freeze", "unfreeze_blocks", "adapters"):
         del saved["model"][later]
+    del saved["model"]["heads"]["gare"], saved["loss"]["increment_radius"]
     path.write_text(json.dumps(saved))
     begun, (note,) = as_begun(config)
     assert begun == config.model_copy(update={"data": config.data.model_copy(update={"augment": None})})

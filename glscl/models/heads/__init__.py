@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from glscl.models.heads.base import (
+    Draws,
     Features,
     Head,
     HeadFacts,
@@ -14,6 +15,7 @@ from glscl.models.heads.base import (
 )
 
 __all__ = [
+    "Draws",
     "Features",
     "Head",
     "HeadFacts",

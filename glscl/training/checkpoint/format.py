@@ -37,7 +37,7 @@ from torch import distributed
 
 from glscl.errors import UserError
 from glscl.options import Options
-from glscl.options.differences import differing_keys
+from glscl.options.differences import Values, differing_keys
 from glscl.options.mistakes import first_mistake
 from glscl.system import storage
 from glscl.training.checkpoint.safe_load import safe_loading
@@ -214,11 +214,16 @@ def seed_generators(seed: int, step: int, rank: int) -> None:
     torch.manual_seed(seed * 1_000_003 + step * 65_537 + rank)
 
 
+def run_differences(saved: Values, current: Values) -> list[str]:
+    """Name the keys by which two configurations are of different runs (resume rule 5), each with both values."""
+    return differing_keys(add_later_sections(saved, current), current, FREE_KEYS)
+
+
 def check_resumable(
     state: TrainState, config: dict[str, Any], manifests: Sequence[str], frozen: str | None = None
 ) -> None:
     """Apply resume rules 5 and 6. Raises `UserError`, with every differing key."""
-    different = differing_keys(add_later_sections(state.config, config), config, FREE_KEYS)
+    different = run_differences(state.config, config)
     if different:
         raise UserError(
             f"the run directory holds a run of another configuration: {'; '.join(different)}. "
