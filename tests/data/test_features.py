@@ -24,6 +24,7 @@ from glscl.data.clips import Sampling
 from glscl.data.feature_addresses import locate_features
 from glscl.data.feature_files import read_published
 from glscl.data.features import FeatureSampling
+from glscl.data.feed import CudaCopies, Feed
 from glscl.data.foreign import index_shards
 from glscl.data.gallery import Gallery, GalleryBatch
 from glscl.data.limits import VideoError
@@ -37,6 +38,7 @@ from glscl.evaluation.encoder import Encoding
 from glscl.models.tokenizer import tokenize
 from glscl.system import storage
 from glscl.system.nodes import Share
+from tests.data.test_feed import CPU, FakeCuda, LateCopies
 from tests.data.test_pictures import make_tar, rewritten
 from tests.data.test_stream import joined, kept, plan_of, same
 from tests.towers import write_towers
@@ -116,6 +118,21 @@ def test_a_batch_holds_the_features_of_its_captions(features: ShardSet) -> None:
             assert torch.equal(batch.frames[row], whole.frames[rows[video]])
             assert (batch.frames[row][~batch.frame_mask[row]] == padding).all()
     assert not whole.frame_mask.all()
+
+
+def test_batches_on_a_gpu_are_those_of_the_stream(features: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both pages are pinned where they lie; the copies are of the batch that they are asked for."""
+    plan = plan_of([features], global_batch=8, virtual_streams=4)
+    late = Feed(PairStream([features], plan, sampling_of(features), TOKENS, 0, 1), 2, 1, CPU, LateCopies())
+    assert all(map(same, [next(late) for _ in range(4)], run(features, 4)))
+    cuda = FakeCuda(monkeypatch)
+    stream = PairStream([features], plan, sampling_of(features), TOKENS, 0, 1)
+    feed = Feed(stream, 0, 1, CPU, CudaCopies(CPU))
+    for batch in run(features, 2):
+        assert same(next(feed), batch)
+    pages = [page.untyped_storage() for page in stream.pages[0]]
+    pins = [entry for entry in cuda.log if isinstance(entry, tuple)]
+    assert pins == [("pin", page.data_ptr(), page.nbytes()) for page in pages]
 
 
 def test_stored_as_bf16_and_read_beside_fp32(

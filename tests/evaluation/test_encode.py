@@ -31,6 +31,7 @@ from glscl.models import ModelConfig, Retriever
 from glscl.models.fingerprint import tower_fingerprint
 from glscl.models.tokenizer import tokenize
 from glscl.models.towers import Towers
+from glscl.system import storage
 from glscl.system.nodes import Share
 from glscl.training.driver.outputs import build_results
 from tests.towers import write_towers
@@ -133,6 +134,16 @@ def test_the_same_command_goes_on_where_another_ended(
     _, notes = encode_shards(videos.uri, str(killed), replace(encoding, dtype="bfloat16"), HERE)
     assert len(written) == 6, "other numbers: all of it anew"
     assert open_shard_set(str(killed)).manifest.shards[0].bytes < open_shard_set(str(whole)).manifest.shards[0].bytes
+
+
+def test_from_s3_to_s3(videos: ShardSet, encoding: Encoding, tmp_path: Path, bucket: str) -> None:
+    encode_shards(videos.uri, str(tmp_path / "here"), encoding, HERE)
+    for path in Path(videos.uri).iterdir():
+        storage.upload(str(path), f"{bucket}/videos/{path.name}")
+    encode_shards(f"{bucket}/videos", f"{bucket}/features", encoding, HERE)
+    for path in (tmp_path / "here").iterdir():
+        assert storage.read_bytes(f"{bucket}/features/{path.name}") == path.read_bytes(), path
+    assert storage.list_names(f"{bucket}/features") == sorted(path.name for path in (tmp_path / "here").iterdir())
 
 
 def test_what_cannot_be_encoded(videos: ShardSet, encoding: Encoding, tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ from glscl.data.shards import ShardSet
 from glscl.errors import UserError
 from glscl.evaluation.caches import Cache, Caches
 from glscl.evaluation.embed import Embeddings, embed, measure
+from glscl.evaluation.encode import encode_shards
+from glscl.evaluation.encoder import Encoding
 from glscl.evaluation.evaluate import evaluate_model
 from glscl.evaluation.metrics import DIRECTIONS, Direction, measure_ranks
 from glscl.evaluation.normalise import NORMALISATIONS, Bank, measure_normalised
@@ -33,6 +35,7 @@ from glscl.evaluation.wise_ft import Mix
 from glscl.models import ModelConfig, Retriever
 from glscl.models.tokenizer import tokenize
 from glscl.system.nodes import Share
+from tests.towers import write_towers
 
 pytestmark = pytest.mark.e2e
 
@@ -125,6 +128,22 @@ def test_any_number_of_actors_gives_the_numbers_of_one_process(run: str, sets: l
     assert one[0].text_to_video["R@1"] < 100, "random weights"
     for entry in one:
         assert (entry.normalised, entry.without_leaked, "per_query" in entry.to_json()) == ([], None, False)
+
+
+def test_actors_encode_the_bytes_of_one_process(
+    sets: list[ShardSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two actors, each with a loader process."""
+    clip, weights = write_towers(tmp_path / "towers")
+    how = Encoding(clip=clip, pretrained=weights, words=8, frames=2, max_bad_fraction=0.1)
+    uri, one, two = sets[0].uri, tmp_path / "one", tmp_path / "two"
+    encode_shards(uri, str(two), how, Share(2, False, 0.5, 1))
+    monkeypatch.setattr("glscl.evaluation.encode.is_own", lambda: True)
+    monkeypatch.setattr("ray.remote", lambda **_: pytest.fail("an actor"))
+    encode_shards(uri, str(one), how, ONE)
+    assert {file.name: file.read_bytes() for file in one.iterdir()} == {
+        file.name: file.read_bytes() for file in two.iterdir()
+    }
 
 
 @torch.no_grad()
