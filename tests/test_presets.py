@@ -136,6 +136,7 @@ OURS = {
     *("data.stall_timeout_s", "data.cache_dir", "model.trust_pickle", "model.position_std", "model.logit_scale"),
     *("model.grad_checkpointing", "training.precision", "training.zero_stage", "training.use_gpu"),
     "loss.contrastive.tiled_above",
+    *("model.freeze", "model.unfreeze_blocks", "training.head_first"),
     *("training.cpus_per_worker", "training.wait_for_nodes_s", "training.restart_cost_s", "training.log_every"),
     *("training.max_failures", "training.hang_timeout_s", "training.tf32", "training.compile"),
 }
@@ -164,7 +165,7 @@ def test_no_key_of_a_published_preset_is_left_out_of_the_table() -> None:
     """A key that is new must say whether the authors have it."""
     glscls = ("contrastive", "inter_consistency", "intra_diversity")
     of_others = [f"loss.{name}." for name in term_names() if name not in glscls]
-    sections = ("evaluation.", "checkpoint.", *of_others)
+    sections = ("evaluation.", "checkpoint.", "model.adapters.", *of_others)
     for key in keys_of(RunConfig):
         if key.startswith("model.heads.") and not key.startswith("model.heads.glscl."):
             continue

@@ -1,8 +1,11 @@
 """WiSE-FT: weights between those that training began with and those that it ended with (Wortsman et al. 2022)."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,7 +14,9 @@ from glscl.errors import UserError
 from glscl.evaluation.options import EvaluationConfig
 from glscl.evaluation.saved import initial_model
 from glscl.models.adapters import merge_lora
-from glscl.models.retriever import Retriever
+
+if TYPE_CHECKING:
+    from glscl.models.retriever import Retriever
 
 
 @dataclass(frozen=True, slots=True)

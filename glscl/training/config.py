@@ -66,6 +66,8 @@ def add_later_sections(saved: Values, current: Values) -> Values:
     A head decides nothing where another is chosen, a term where its weight is 0 or the head does not provide what it
     needs. Where a section was saved, it stays as it was.
     """
+    if not all(isinstance(values, Mapping) for values in (saved.get("model"), saved.get("loss"))):
+        return saved
     model = _section(current, "model")
     head = str(model["head"])
     provided = head_class(head).provides

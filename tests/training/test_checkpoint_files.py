@@ -122,7 +122,7 @@ def test_nothing_to_load_is_an_incomplete_checkpoint(tmp_path: Path) -> None:
     class Engine:
         optimizer = SimpleNamespace(param_groups=[], state={})
 
-        def load_checkpoint(self, folder: str, tag: str) -> tuple[None, dict[str, Any]]:
+        def load_checkpoint(self, folder: str, tag: str, **_: Any) -> tuple[None, dict[str, Any]]:
             assert (folder, tag) == (str(tmp_path), "deepspeed")
             return None, {}
 
