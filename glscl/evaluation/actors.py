@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 import torch
@@ -13,10 +12,9 @@ from glscl.data.shards import open_shard_set
 from glscl.errors import BrokenRunError, UserError
 from glscl.evaluation.embed import Embeddings, RowShard, embed, score_rows, similarity_of_rows
 from glscl.evaluation.options import EvaluationConfig
-from glscl.evaluation.saved import load_model
+from glscl.evaluation.saved import load_model, load_tokenizer
 from glscl.evaluation.scoring import ScoringResult, merge
 from glscl.models.heads.base import Features
-from glscl.models.tokenizer import tokenize
 from glscl.system.nodes import Share
 from glscl.system.progress import Progress
 
@@ -36,6 +34,7 @@ class Evaluator:
         self.device = torch.device("cuda" if use_gpu else "cpu")
         model, self.card = load_model(model_uri)
         self.model = model.to(self.device)
+        self.tokenize = load_tokenizer(model_uri)
         self.config = config
         self.loader_workers = loader_workers
         self.done = 0
@@ -56,8 +55,7 @@ class Evaluator:
         rows = shard.rows(len(videos))
         first, last = videos.start + rows.start, videos.start + rows.stop
         sampling = self.card.sampling(self.model.frame_size)
-        tokens = partial(tokenize, max_words=self.card.model.max_words)
-        gallery = Gallery(open_shard_set(uri), first, last, sampling, tokens, self.config.batch_size)
+        gallery = Gallery(open_shard_set(uri), first, last, sampling, self.tokenize, self.config.batch_size)
         self.done = 0
         return embed(self.model, gallery, self.loader_workers, self.device, thumbnails=thumbnails, note=self._note)
 

@@ -3,6 +3,8 @@
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +18,8 @@ from glscl.errors import UserError
 from glscl.evaluation.locate import CARD as CARD
 from glscl.evaluation.locate import FOLDER as FOLDER
 from glscl.evaluation.locate import find_model
+from glscl.models.caption_tokenizer import Tokenize, build_tokenizer
+from glscl.models.hub import DESCRIPTION, SMALL_FILES
 from glscl.models.options import ModelConfig
 from glscl.options import Options
 from glscl.options.mistakes import first_mistake
@@ -25,6 +29,8 @@ if TYPE_CHECKING:
     from glscl.models.retriever import Retriever
 
 WEIGHTS = "weights.safetensors"
+TOWERS = "towers"
+"""Folder of what towers need beside weights (`glscl.models.portable`), if their architecture's name does not say it."""
 MAX_HEADER_BYTES = 4 << 20  # longest header of a weights file that is read: 20 times that of CLIP's largest towers
 
 
@@ -48,11 +54,15 @@ class ModelCard(Options):
 
 
 def save_model(uri: str, card: ModelCard, weights: dict[str, Tensor]) -> None:
-    """Write weights and card into a folder or prefix; the card comes last."""
+    """Write weights, what towers need beside them, and the card into a folder or prefix; the card comes last."""
+    from glscl.models.portable import write_folder  # with open_clip, seconds to import
+
     with tempfile.TemporaryDirectory(prefix="glscl-model-") as folder:
         path = os.path.join(folder, WEIGHTS)
         save_file({name: tensor.detach().cpu().float().contiguous().clone() for name, tensor in weights.items()}, path)
         storage.upload(path, storage.join(uri, WEIGHTS))
+        for name in write_folder(card.model, os.path.join(folder, TOWERS)):
+            storage.upload(os.path.join(folder, TOWERS, name), storage.join(uri, TOWERS, name))
     storage.write_json(storage.join(uri, CARD), card.model_dump(mode="json"))
 
 
@@ -103,14 +113,44 @@ def load_model(uri: str) -> "tuple[Retriever, ModelCard]":
     return model.eval(), card
 
 
+def load_tokenizer(uri: str) -> Tokenize:
+    """The tokenizer of a trained model. Raises `UserError`: no model, or its tokenizer is not on this machine."""
+    folder, card = read_card(uri)
+    with _towers_found(folder, card) as config:
+        return build_tokenizer(config, fetch=False)
+
+
 def _empty_model(folder: str, card: ModelCard) -> "Retriever":
     from glscl.models.retriever import Retriever  # with open_clip, seconds to import
 
-    with torch.random.fork_rng():  # the random numbers of the run stay as they are
-        try:
-            return Retriever(card.model, load_weights=False)
-        except UserError as error:
-            raise UserError(f"{storage.join(folder, CARD)}: {error}") from None
+    # The random numbers of the run stay as they are.
+    with torch.random.fork_rng(), _towers_found(folder, card) as config:
+        model = Retriever(config, load_weights=False, fetch=False)
+    model.config = card.model
+    return model
+
+
+@contextmanager
+def _towers_found(folder: str, card: ModelCard) -> Iterator[ModelConfig]:
+    """The configuration of a model whose towers are described beside it, where they are. Of errors, the card is named.
+
+    A card may be a stranger's: what it names on a network is not fetched.
+    """
+    from glscl.models.portable import read_from  # with open_clip, seconds to import
+
+    where = storage.join(folder, TOWERS)
+    try:
+        if not storage.exists(storage.join(where, DESCRIPTION)):
+            yield card.model
+        elif not storage.is_remote(where):
+            yield read_from(card.model, where)
+        else:
+            with tempfile.TemporaryDirectory(prefix="glscl-towers-") as scratch:
+                for name in set(storage.list_names(where)).intersection(SMALL_FILES):
+                    storage.download(storage.join(where, name), os.path.join(scratch, name))
+                yield read_from(card.model, scratch)
+    except UserError as error:
+        raise UserError(f"{storage.join(folder, CARD)}: {error}") from None
 
 
 def _shapes(where: str) -> dict[str, list[int]]:

@@ -35,8 +35,10 @@ class LossInputs:
         parts: scores (n, N, P) whose mean, times the logit scale, is ``rows``; None where no term asked for them.
         first: index of the first own pair: own pairs are ``first`` to ``first + n - 1``.
         mean_over_ranks: from a tensor to its mean over the ranks, with gradients; the identity in one process.
+        bias: (1,), the logit bias that the sigmoid loss adds to logits; None where no term asked for it.
         cross_entropies: means over own texts and over own videos, where they were computed in tiles; ``rows``,
             ``columns`` and their positives are then empty. Terms that read those never see this.
+        sigmoid: mean over own texts of the sigmoid loss, where that was computed in tiles.
     """
 
     rows: Tensor
@@ -48,7 +50,9 @@ class LossInputs:
     parts: Tensor | None = None
     first: int = 0
     mean_over_ranks: Callable[[Tensor], Tensor] = field(default=lambda tensor: tensor)
+    bias: Tensor | None = None
     cross_entropies: tuple[Tensor, Tensor] | None = None
+    sigmoid: Tensor | None = None
 
 
 TermFunction = Callable[[Any, LossInputs], Tensor]
@@ -60,7 +64,7 @@ class Term:
 
     Attributes:
         options: class of its section of the configuration.
-        needs: what the head must provide: caches of texts and videos, or "score_parts".
+        needs: what the head must provide: caches of texts and videos, or "score_parts"; and "logit_bias" of the model.
         function: from (options, inputs) to the unweighted loss, a scalar. Averaged over the ranks it must be the
             loss of the global batch: a mean over own rows and columns, or anything computed from the caches and
             from ``mean_over_ranks`` of such means.

@@ -15,11 +15,13 @@ from glscl.options import Options
 
 if TYPE_CHECKING:
     from glscl.losses.contrastive import ContrastiveOptions
+    from glscl.losses.sigmoid import SigmoidOptions
 
     class LossConfig(Options):
         """Loss over the global batch: one section per term, each with a weight."""
 
         contrastive: ContrastiveOptions = ContrastiveOptions()
+        sigmoid: SigmoidOptions = SigmoidOptions()
 else:
     LossConfig = create_model(
         "LossConfig",
@@ -41,10 +43,11 @@ def applicable_terms(config: LossConfig, head: Head) -> tuple[tuple[str, ...], t
     """Which terms a head can be trained with.
 
     Returns:
-        names of the terms that are on and apply, and of those that are on but need what the head does not provide.
+        names of the terms that are on and apply, and of those that are on but need what the head does not provide. A
+        logit bias is not the head's: `needs_logit_bias`.
     """
     wanted = _switched_on(config)
-    fit = [name for name, term, _ in wanted if set(term.needs) <= set(head.provides)]
+    fit = [name for name, term, _ in wanted if set(term.needs) <= {*head.provides, "logit_bias"}]
     return tuple(fit), tuple(name for name, _, _ in wanted if name not in fit)
 
 
@@ -59,6 +62,8 @@ def compute_losses(config: LossConfig, inputs: LossInputs) -> dict[str, Tensor]:
     given = inputs.text.keys() & inputs.video.keys()
     if inputs.parts is not None and inputs.parts.shape[-1] > 1:
         given |= {"score_parts"}
+    if inputs.bias is not None:
+        given |= {"logit_bias"}
     losses = {
         name: options.weight * term.function(options, inputs)
         for name, term, options in _switched_on(config)
@@ -74,17 +79,23 @@ def needs_score_parts(config: LossConfig) -> bool:
     return any("score_parts" in term.needs for _, term, _ in _switched_on(config))
 
 
+def needs_logit_bias(config: LossConfig) -> bool:
+    """Whether a term that is on asks for a logit bias."""
+    return any("logit_bias" in term.needs for _, term, _ in _switched_on(config))
+
+
 def tiles_apply(config: LossConfig, pairs: int, given: Collection[str]) -> bool:
-    """Whether the contrastive loss of a global batch is to be computed in tiles, without similarities as a whole.
+    """Whether the losses of a global batch are to be computed in tiles, without similarities as a whole.
 
     Args:
         config: the terms.
         pairs: of the global batch.
-        given: what the head provides: names of caches, and "score_parts".
+        given: what there is for the terms: names of caches, "score_parts" and "logit_bias".
     """
     terms = {name: term for name, term, _ in _switched_on(config) if set(term.needs) <= set(given)}
     whole = any(term.reads_similarities or "score_parts" in term.needs for term in terms.values())
-    return "contrastive" in terms and pairs > config.contrastive.tiled_above and not whole
+    tiled = [section.tiled_above for section in (config.contrastive, config.sigmoid) if section.weight]
+    return bool(tiled) and pairs > max(tiled) and not whole
 
 
 def _switched_on(config: LossConfig) -> list[tuple[str, Term, TermOptions]]:

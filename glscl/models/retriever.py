@@ -4,6 +4,7 @@ import math
 from typing import Any, Literal, cast
 
 import torch
+from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
 from glscl.errors import UserError
@@ -33,16 +34,23 @@ class Retriever(nn.Module):
 
     Training goes through ``model(mode, ...)`` (so that an engine's hooks run); `encode_text`, `encode_video`, `score`,
     `score_parts` and `scale` are the same things as plain methods. Without ``load_weights``, ``config.pretrained`` is
-    not loaded, for a model whose weights are set afterwards.
+    not loaded, for a model whose weights are set afterwards. Without ``fetch``, nothing is fetched from a network,
+    whatever the configuration names.
 
     Raises `UserError`: unknown architecture, head or weights, or lengths that the towers cannot take.
     """
 
-    def __init__(self, config: ModelConfig, *, load_weights: bool = True) -> None:
+    def __init__(self, config: ModelConfig, *, load_weights: bool = True, fetch: bool = True) -> None:
         super().__init__()
         self.config = config
         self.towers = Towers(
-            config.clip, config.pretrained, config.grad_checkpointing, load_weights, config.trust_pickle
+            config.clip,
+            config.pretrained,
+            config.grad_checkpointing,
+            load_weights,
+            config.trust_pickle,
+            tokenizer=config.tokenizer,
+            fetch=fetch,
         )
         if config.max_words > self.towers.context_length:
             raise UserError(
@@ -51,27 +59,31 @@ class Retriever(nn.Module):
             )
         log_scale = self.towers.log_scale if config.logit_scale is None else math.log(config.logit_scale)
         self.logit_scale = nn.Parameter(torch.tensor([log_scale]))
+        bias = self.towers.logit_bias if config.logit_bias is None else config.logit_bias
+        self.register_parameter("logit_bias", None if bias is None else nn.Parameter(torch.tensor([bias])))
         width = self.towers.width
+        text = self.towers.text if isinstance(self.towers.text, TextTransformer) else None
         self.frame_context: FrameContext | None = None
         if config.frame_context == "transformer":
-            text = self.towers.text
-            heads = text.heads if text.width == width else max(1, width // 64)
+            heads = text.heads if text and text.width == width else max(1, width // 64)
             if width % heads:
                 raise UserError(
                     f"model.frame_context: feature width {width} of {config.clip} is no multiple of {heads}"
                 )
             positions = max(self.towers.context_length, config.max_frames)
             self.frame_context = FrameContext(width, config.context_layers, heads, positions)
-            self.frame_context.initialise_from(text)
+            if text:
+                self.frame_context.initialise_from(text)
         if config.position_std is not None:
             self._spread_positions(config.position_std)
         lengths = (config.max_words, config.max_frames)
         self.head: Head = build_head(config.head, width, getattr(config.heads, config.head), lengths)
-        self.head.initialise_from(self.towers.text)
+        if text:
+            self.head.initialise_from(text)
 
     @torch.no_grad()
     def _spread_positions(self, std: float) -> None:
-        if self.config.pretrained is None:
+        if self.config.weights is None:
             table = getattr(self.towers.visual, "positional_embedding", None)
             if table is None:
                 raise UserError(f"model.position_std: the image tower of {self.config.clip} has no position table")
@@ -90,9 +102,9 @@ class Retriever(nn.Module):
         return self.towers.frame_size
 
     def forward(
-        self, mode: Literal["text", "video", "score", "score_parts", "scored", "parts", "scale"], *args: Any
+        self, mode: Literal["text", "video", "score", "score_parts", "scored", "parts", "scale", "bias"], *args: Any
     ) -> Any:
-        """Run one of `encode_text` ("text"), `encode_video` ("video"), `score`, `score_parts` and `scale`.
+        """Run one of `encode_text` ("text"), `encode_video` ("video"), `score`, `score_parts`, `scale` and `bias`.
 
         "scored" calls its first argument with `score` and the other arguments; "parts" gives the names of the head's.
         """
@@ -108,7 +120,7 @@ class Retriever(nn.Module):
             return args[0](self.score, *args[1:])
         if mode == "parts":
             return self.head.parts
-        return self.scale()
+        return self.bias() if mode == "bias" else self.scale()
 
     def encode_text(self, token_ids: Tensor) -> Features:
         """What the head caches of token ids (A, W) int64; leading dimension A."""
@@ -139,18 +151,29 @@ class Retriever(nn.Module):
         """
         return cast(Tensor, _ClampLog.apply(self.logit_scale.float())).exp()
 
+    def bias(self) -> Tensor:
+        """The logit bias (1,), float32, that the sigmoid loss adds to logits. Raises `UserError`: there is none."""
+        if self.logit_bias is None:
+            raise UserError(
+                f"loss.sigmoid: it needs a logit bias, and the towers of {self.config.clip} bring none: set "
+                "model.logit_bias (SigLIP's starts at -10)"
+            )
+        return self.logit_bias.float().clone()  # a copy, because sharded parameters are taken apart after the call
+
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Optimiser groups: name ("towers" or "head"), params, weight_decay.
 
         The head group holds everything that is not pretrained, the frame context included; the logit scale counts to
-        the towers. Biases, norms and other vectors are not decayed (CLIP4Clip).
+        the towers, as does a logit bias that came with them. Biases, norms and other vectors are not decayed
+        (CLIP4Clip).
         """
         groups = []
+        of_towers = ("towers.", "logit_scale", *(("logit_bias",) if self.config.logit_bias is None else ()))
         for name in ("towers", "head"):
             parameters = [
                 parameter
                 for key, parameter in self.named_parameters()
-                if parameter.requires_grad and (key.startswith(("towers.", "logit_scale")) == (name == "towers"))
+                if parameter.requires_grad and (key.startswith(of_towers) == (name == "towers"))
             ]
             for decay, params in (
                 (weight_decay, [parameter for parameter in parameters if parameter.ndim > 1]),
@@ -161,13 +184,13 @@ class Retriever(nn.Module):
         return groups
 
     def describe(self) -> dict[str, int]:
-        """Number of parameters of the towers (logit scale included), the frame context and the head."""
+        """Number of parameters of the towers (logit scale and bias included), the frame context and the head."""
 
         def count(module: nn.Module | None) -> int:
             return sum(parameter.numel() for parameter in module.parameters()) if module is not None else 0
 
         return {
-            "towers": count(self.towers) + self.logit_scale.numel(),
+            "towers": count(self.towers) + self.logit_scale.numel() + (self.logit_bias is not None),
             "frame_context": count(self.frame_context),
             "head": count(self.head),
         }

@@ -6,8 +6,9 @@ Values = Mapping[str, object]  # nested plain values, as a configuration's JSON 
 
 
 def differing_keys(saved: Values, current: Values, free: Collection[str], prefix: str = "") -> list[str]:
-    """``key: saved -> current`` for every key whose value differs; null or false is as good as a missing key.
+    """``key: saved -> current`` for every key whose value differs.
 
+    Null, false, and a section of weight 0, such as a loss term that is off, are as good as a missing key.
     The dotted keys of ``free`` may differ. ``prefix`` is that of the section that is compared, with a dot at its end.
     """
     different = []
@@ -24,8 +25,10 @@ def differing_keys(saved: Values, current: Values, free: Collection[str], prefix
 
 
 def _without_unset(value: object) -> object:
-    """A value without what is null or false: a file that was written before an option came lacks the key."""
+    """A value without what is off: a file that was written before an option came lacks the key."""
     if not isinstance(value, dict):
         return None if value is False else value
+    if value.get("weight") == 0:
+        return None
     kept = {key: _without_unset(inner) for key, inner in value.items()}
     return {key: inner for key, inner in kept.items() if inner is not None} or None

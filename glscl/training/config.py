@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Any, Self
 
 import yaml
@@ -50,12 +49,7 @@ class RunConfig(Options):
         cache_dir = storage.resolve(self.data.cache_dir) if self.data.cache_dir else None
         data = self.data.model_copy(update={**uris, "cache_dir": cache_dir})
         name = self.name or datetime.now().strftime("%Y%m%d-%H%M%S")
-        pretrained = self.model.pretrained
-        if pretrained and not storage.is_remote(pretrained) and Path(pretrained).expanduser().exists():
-            pretrained = storage.resolve(pretrained)
-        clip = storage.resolve(self.model.clip) if self.model.clip.endswith(".json") else self.model.clip
-        model = self.model.model_copy(update={"pretrained": pretrained, "clip": clip})
-        update = {"data": data, "name": name, "model": model, "storage": storage.resolve(self.storage)}
+        update = {"data": data, "name": name, "model": self.model.resolved(), "storage": storage.resolve(self.storage)}
         return self.model_copy(update=update)
 
 

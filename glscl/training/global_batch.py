@@ -19,8 +19,10 @@ from glscl.losses import (
     LossConfig,
     LossInputs,
     compute_losses,
+    needs_logit_bias,
     needs_score_parts,
     tiled_cross_entropies,
+    tiled_sigmoid,
     tiles_apply,
 )
 from glscl.models.heads.base import Features
@@ -61,7 +63,8 @@ def step_loss(call: Call, config: LossConfig, text: Features, video: Features, v
     """Loss terms of the global batch, as this rank's share of their mean over the ranks.
 
     Args:
-        call: scores ("score", "score_parts", "scored"), names parts ("parts") and gives the logit scale ("scale").
+        call: scores ("score", "score_parts", "scored"), names parts ("parts") and gives the logit scale ("scale") and
+            bias ("bias").
         text: caches of this rank's b texts.
         video: caches of this rank's b videos, in the same order; every rank has the same b.
         video_ids: (b,) int64, equal for pairs of the same video.
@@ -70,14 +73,22 @@ def step_loss(call: Call, config: LossConfig, text: Features, video: Features, v
     parameters' gradients over the ranks.
     """
     scale = mean_gradient(call("scale"))
+    bias = call("bias") if needs_logit_bias(config) else None
     pairs = len(video_ids) * world_size()
     given = text.keys() & video.keys() | ({"score_parts"} if call("parts") else set())
+    given |= {"logit_bias"} if bias is not None else set()
     inputs = _tiled_inputs if tiles_apply(config, pairs, given) else _whole_inputs
-    return compute_losses(config, inputs(call, config, scale, text, video, video_ids))
+    return compute_losses(config, inputs(call, config, scale, bias, text, video, video_ids))
 
 
 def _whole_inputs(
-    call: Call, config: LossConfig, scale: Tensor, text: Features, video: Features, video_ids: Tensor
+    call: Call,
+    config: LossConfig,
+    scale: Tensor,
+    bias: Tensor | None,
+    text: Features,
+    video: Features,
+    video_ids: Tensor,
 ) -> LossInputs:
     """Inputs of the loss with this rank's rows and columns of the similarities."""
     all_ids = gather(video_ids)
@@ -96,13 +107,20 @@ def _whole_inputs(
         parts=score_parts,
         first=rank() * len(video_ids),
         mean_over_ranks=mean_over_ranks,
+        bias=bias,
     )
 
 
 def _tiled_inputs(
-    call: Call, config: LossConfig, scale: Tensor, text: Features, video: Features, video_ids: Tensor
+    call: Call,
+    config: LossConfig,
+    scale: Tensor,
+    bias: Tensor | None,
+    text: Features,
+    video: Features,
+    video_ids: Tensor,
 ) -> LossInputs:
-    """Inputs of the loss with cross-entropies in place of similarities, which exist in tiles only."""
+    """Inputs of the loss with its sums in place of similarities, which exist in tiles only."""
     all_ids = gather(video_ids)
     all_text, all_video = gather_features(text), gather_features(video)
 
@@ -112,9 +130,15 @@ def _tiled_inputs(
         )
         return result
 
-    by_text, by_video = cross_entropies(text, all_video, video_ids, all_ids)
-    if world_size() > 1:
-        by_video = cross_entropies(all_text, video, all_ids, video_ids)[1]
+    both = None
+    if config.contrastive.weight:
+        by_text, by_video = cross_entropies(text, all_video, video_ids, all_ids)
+        if world_size() > 1:
+            by_video = cross_entropies(all_text, video, all_ids, video_ids)[1]
+        both = by_text, by_video
+    sigmoid = None
+    if bias is not None:
+        sigmoid = call("scored", tiled_sigmoid, scale, bias, dict(text), dict(all_video), video_ids, all_ids)
     empty, no_positives = scale.new_empty(0, 0), all_ids.new_empty(0, 0, dtype=torch.bool)
     return LossInputs(
         rows=empty,
@@ -124,8 +148,10 @@ def _tiled_inputs(
         text=all_text,
         video=all_video,
         first=rank() * len(video_ids),
-        cross_entropies=(by_text, by_video),
+        cross_entropies=both,
         mean_over_ranks=mean_over_ranks,
+        bias=bias,
+        sigmoid=sigmoid,
     )
 
 

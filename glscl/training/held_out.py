@@ -15,8 +15,8 @@ from glscl.errors import RunStoppedError
 from glscl.evaluation.embed import Embeddings, RowShard, concatenate, embed, measure, score_rows
 from glscl.evaluation.metrics import MAIN_METRIC, RECALLS
 from glscl.evaluation.scoring import merge, split_rows
+from glscl.models.caption_tokenizer import Tokenize
 from glscl.models.retriever import Retriever
-from glscl.models.tokenizer import tokenize
 from glscl.training.checkpoint.format import SELECTION_METRIC
 from glscl.training.collectives import gather_objects, print_once, rank, world_size
 from glscl.training.config import RunConfig
@@ -29,6 +29,7 @@ class HeldOut:
 
     config: RunConfig
     sampling: FrameSampling
+    tokenize: Tokenize
     device: torch.device
     activity: ActivityTable
     quarantine: Quarantine
@@ -61,10 +62,9 @@ class HeldOut:
         return metrics
 
     def _embed(self, model: Retriever, shard_set: ShardSet) -> list[Embeddings]:
-        tokens = partial(tokenize, max_words=self.config.model.max_words)
         videos = split_rows(shard_set.manifest.videos, rank(), world_size())
         size = self.config.evaluation.batch_size
-        gallery = Gallery(shard_set, videos.start, videos.stop, self.sampling, tokens, size, self.activity)
+        gallery = Gallery(shard_set, videos.start, videos.stop, self.sampling, self.tokenize, size, self.activity)
         embeddings = embed(model, gallery, self.config.data.loaders, self.device)
         self.heartbeats.report_unusable("validation", embeddings.quarantined)
         return gather_objects(embeddings)

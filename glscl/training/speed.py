@@ -55,7 +55,9 @@ def tower_operations(model: Retriever, words: int, frames: int) -> int:
     tokens = torch.empty(1, words, dtype=torch.int64, device="meta")
     counts = []
     for tower, batch in ((towers.visual, pixels), (towers.text, tokens)):
-        state = {name: tensor.to("meta") for name, tensor in (*tower.named_parameters(), *tower.named_buffers())}
+        # Detached: the counter looks for the gradients of what enters a module, and a query of its own may.
+        tensors = (*tower.named_parameters(), *tower.named_buffers())
+        state = {name: tensor.detach().to("meta") for name, tensor in tensors}
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             functional_call(tower, state, (batch,))
         counts.append(int(counter.get_total_flops()))

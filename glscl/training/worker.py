@@ -20,8 +20,8 @@ from glscl.data.quarantine import KNOB, Quarantine, UnusableSetError
 from glscl.data.shards import open_shard_set
 from glscl.data.stream import Batch, PairStream
 from glscl.errors import RunStoppedError, UserError, full_disk
+from glscl.models.caption_tokenizer import build_tokenizer
 from glscl.models.retriever import Retriever
-from glscl.models.tokenizer import tokenize
 from glscl.system.ownership import Fence
 from glscl.system.ray_internals.cluster import KeyValueStore, print_no_traceback_of
 from glscl.system.redaction import redacted_errors
@@ -125,6 +125,7 @@ class Worker:
         self.heartbeats = heartbeats
         torch.manual_seed(config.seed)
         model = Retriever(config.model)
+        self.tokenize = build_tokenizer(config.model)
         self.shard_sets = [open_shard_set(uri) for uri in config.data.train]
         self.plan = make_plan(config, self.shard_sets)
         self.sampling = make_sampling(config, model.frame_size)
@@ -148,7 +149,7 @@ class Worker:
         self.quarantine = Quarantine(folder, config.data.max_bad_fraction, KNOB, self.state.quarantined, fence)
         self.state.quarantined = self.quarantine.entries
         self.repairs = Repairs(folder, fence)
-        self.held_out = HeldOut(config, self.sampling, device, boards[1], self.quarantine, heartbeats)
+        self.held_out = HeldOut(config, self.sampling, self.tokenize, device, boards[1], self.quarantine, heartbeats)
         self.metrics = StepMetrics(self.length, config.training.global_batch, busy)
         self.clock = StepClock(device)
         self.non_finite = NonFiniteSteps()
@@ -171,7 +172,7 @@ class Worker:
             self.shard_sets,
             self.plan,
             self.sampling,
-            partial(tokenize, max_words=self.config.model.max_words),
+            self.tokenize,
             rank(),
             world_size(),
             start_step=self.state.step,

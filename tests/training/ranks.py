@@ -53,6 +53,11 @@ def _cases() -> dict[str, dict[str, Any]]:
         "glccl-corrected-double": {"head": "glccl", "loss": consistency["corrected"], "double": True},
         "mean_pool-scale-above-limit": {"head": "mean_pool", "loss": {}, "log_scale": 5.0},
         "plug-in": {"head": "mean_pool", "loss": {}, "plug_in": True},
+        "mean_pool-sigmoid": {
+            "head": "mean_pool",
+            "loss": {"contrastive": {"weight": 0}, "sigmoid": {"weight": 1}},
+            "logit_bias": -3.0,
+        },
     }
 
 
@@ -115,6 +120,7 @@ def build_model(case: dict[str, Any], clip: str, dropout: float = 0.0) -> Retrie
                 "context_layers": 1,
                 "max_words": WORDS,
                 "max_frames": FRAMES,
+                "logit_bias": case.get("logit_bias"),
             }
         )
     )

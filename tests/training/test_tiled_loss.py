@@ -13,12 +13,13 @@ from glscl.models.scores import tiles
 from glscl.training.global_batch import step_loss
 from tests.training.ranks import CASES, TOLERANCE, Result, build_model, check, start, step, write_clip
 
-NAMES = ("mean_pool", "glscl-official", "wti", "xclip-double", "xpool", "dicosa", "plug-in")
+NAMES = ("mean_pool", "glscl-official", "wti", "xclip-double", "xpool", "dicosa", "plug-in", "mean_pool-sigmoid")
 
 
 def _tiled(name: str) -> dict[str, Any]:
-    case = CASES[name]
-    return case | {"loss": case["loss"] | {"contrastive": {"tiled_above": 0}}}
+    case, tiled = CASES[name], {"tiled_above": 0}
+    terms = {term: case["loss"].get(term, {}) | tiled for term in ("contrastive", "sigmoid")}
+    return case | {"loss": case["loss"] | terms}
 
 
 def _worker(rank: int, clip: str) -> dict[tuple[str, int], Result]:
