@@ -40,6 +40,8 @@ class Retriever(nn.Module):
     Raises `UserError`: unknown architecture, head or weights, or lengths that the towers cannot take.
     """
 
+    logit_bias: nn.Parameter | None
+
     def __init__(self, config: ModelConfig, *, load_weights: bool = True, fetch: bool = True) -> None:
         super().__init__()
         self.config = config
@@ -149,7 +151,9 @@ class Retriever(nn.Module):
         Above the limit, only gradients that would lower it pass. With several ranks, the gradient that arrives here
         must already be the average over them, or ranks would disagree about its sign.
         """
-        return cast(Tensor, _ClampLog.apply(self.logit_scale.float())).exp()
+        scale = cast(Tensor, _ClampLog.apply(self.logit_scale.float())).exp()
+        # An engine expects a gradient of every parameter, also of a bias that no term of the loss asks for.
+        return scale if self.logit_bias is None else scale + 0.0 * self.logit_bias.float()
 
     def bias(self) -> Tensor:
         """The logit bias (1,), float32, that the sigmoid loss adds to logits. Raises `UserError`: there is none."""

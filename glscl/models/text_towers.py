@@ -57,13 +57,14 @@ class TokenTextTransformer(TextTransformer):
     def _project(self, x: Tensor) -> Tensor:
         if self.text_projection is None:
             return x
-        return self.text_projection(x) if isinstance(self.text_projection, nn.Linear) else x @ self.text_projection
+        projected = self.text_projection(x) if isinstance(self.text_projection, nn.Linear) else x @ self.text_projection
+        return cast(Tensor, projected)
 
     def _find_end(self, token_ids: Tensor) -> Tensor:
         """Position of the last real token (A,)."""
         if self.pool_type == "eos" and self.cls_emb is None:
-            return (token_ids == self.eos_id).int().argmax(-1)
-        return token_ids.argmax(-1) if self.marks_end else _last(token_ids != self.pad_id)
+            return cast(Tensor, token_ids == self.eos_id).int().argmax(-1)
+        return token_ids.argmax(-1) if self.marks_end else _last(cast(Tensor, token_ids != self.pad_id))
 
 
 class TokenHFTextEncoder(HFTextEncoder):

@@ -21,14 +21,12 @@ def _without_weights(pretrained: bool, options: dict[str, object]) -> dict[str, 
     return {name: value for name, value in options.items() if name not in _OF_TIMM}
 
 
-@register_model
 def glscl_siglip_tiny(pretrained: bool = False, **options: object) -> VisionTransformer:
     """A vision transformer without class token, pooled by attention, as SigLIP's are."""
     known = _SIZES | {"class_token": False, "global_pool": "map", "act_layer": "gelu_tanh"}
     return VisionTransformer(**known | _without_weights(pretrained, options))
 
 
-@register_model
 def glscl_pe_tiny(pretrained: bool = False, **options: object) -> Eva:
     """A vision transformer with rotary positions, pooled by attention, as PE-Core's are."""
     known = _SIZES | {
@@ -44,3 +42,7 @@ def glscl_pe_tiny(pretrained: bool = False, **options: object) -> Eva:
         "norm_layer": partial(LayerNorm, eps=1e-5),
     }
     return Eva(**known | _without_weights(pretrained, options))
+
+
+for model in (glscl_siglip_tiny, glscl_pe_tiny):
+    register_model(model)

@@ -25,9 +25,9 @@ SIGMOID = ["--loss.contrastive.weight", "0", "--loss.sigmoid.weight", "1"]
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """A training and a held-out set of a toy domain."""
+    """A training, a held-out and a test set of a toy domain."""
     root = tmp_path_factory.mktemp("toy")
-    for split, count in (("train", 400), ("dev", 50)):
+    for split, count in (("train", 400), ("dev", 50), ("test", 50)):
         folder = root / split
         write_toy("toy_clips", split, count, 0, str(folder), processes=2)
         source = Source(
@@ -38,7 +38,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
             domain="toy_clips",
         )
         prepare(source, str(root / "shards" / split), BuildOptions(samples_per_shard=50, workers=0))
-    return {split: str(root / "shards" / split) for split in ("train", "dev")}
+    return {split: str(root / "shards" / split) for split in ("train", "dev", "test")}
 
 
 def _siglip2(folder: Path) -> list[str]:
@@ -58,13 +58,13 @@ def test_they_learn(towers: str, shards: dict[str, str], glscl: Callable[..., An
     words = _siglip2(tmp_path) if towers == "siglip2" else ["--model.clip", "glscl-tiny-pe"]
     glscl(
         *["train", "--config", "tiny", "--name", towers, "--storage", str(tmp_path / "runs")],
-        *["--data.train", shards["train"], "--data.validation", shards["dev"], "--data.test", shards["dev"]],
+        *["--data.train", shards["train"], "--data.validation", shards["dev"], "--data.test", shards["test"]],
         *["--model.head", "mean_pool", "--model.frame-context", "none", "--training.max-steps", str(STEPS), *words],
     ).wait()
     run = tmp_path / "runs" / towers
     rows = [row for row in read_metrics(str(run)) if "loss" in row]
     assert rows[-1]["step"] == STEPS
-    assert rows[-1]["loss"] < 0.6 * rows[0]["loss"]
+    assert rows[-1]["loss"] < 0.85 * rows[0]["loss"]
     recalls = json.loads((run / "results.json").read_text())["tests"][0]["text_to_video"]
-    assert recalls["R@10"] > 2 * 100 * 10 / 50, recalls
+    assert recalls["R@10"] > 50, recalls  # chance: 20
     assert (run / "model" / "towers").is_dir() == (towers == "siglip2")

@@ -159,4 +159,7 @@ def test_the_sigmoid_loss_needs_a_bias(clip: str) -> None:
         assert [g["name"] for g in groups if any(p is model.logit_bias for p in g["params"])] == [group]
         assert model.describe()["towers"] == sum(p.numel() for p in model.towers.parameters()) + 2
         assert "logit_bias" in model.state_dict()
+        assert torch.equal(model.scale(), model.logit_scale.exp())
+        model.scale().sum().backward()
+        assert model.logit_bias.grad.item() == 0.0  # there, whatever the loss is
     assert "logit_bias" not in Retriever(ModelConfig(clip=clip, head="mean_pool")).state_dict()
