@@ -134,6 +134,7 @@ OURS = {
         "data.max_bad_fraction",
     ),
     *("data.stall_timeout_s", "data.cache_dir", "model.trust_pickle", "model.position_std", "model.logit_scale"),
+    *("model.tokenizer", "model.logit_bias", "loss.sigmoid.weight", "loss.sigmoid.tiled_above"),
     *("model.grad_checkpointing", "training.precision", "training.zero_stage", "training.use_gpu"),
     "loss.contrastive.tiled_above",
     *("model.freeze", "model.unfreeze_blocks", "training.head_first"),

@@ -143,10 +143,12 @@ def _read_scores(sweep: SweepConfig, run_directory: str) -> dict[int, dict[str, 
 
 def count_multiply_adds(config: RunConfig) -> int:
     """Multiply-adds of a run's head per pair of a text and a video, with everything cached that depends on only one."""
-    from glscl.models.towers import Towers  # brings open_clip, which describing a sweep need not wait for
+    from glscl.models.architectures import (
+        find_architecture,  # brings open_clip, which describing a sweep need not wait for
+    )
 
     model = config.model
-    width = Towers(model.clip, model.pretrained, load_weights=False).width
+    width = find_architecture(model.clip).width
     lengths = (model.max_words, model.max_frames)
     head = build_head(model.head, width, getattr(model.heads, model.head), lengths)
     return int(head.implemented_multiply_adds(*lengths))

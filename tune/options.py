@@ -1,7 +1,6 @@
 """Options of a sweep: one YAML file, or a packaged one by name."""
 
 from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -117,6 +116,7 @@ class SweepConfig(RunsConfig):
     def load(cls, source: str, **changes: str) -> Self:
         """Read a sweep as any collection of runs; its ``run`` is then the whole run: `base` with what differs."""
         sweep = super().load(source, **changes)
+        from glscl.models.options import ModelConfig
         from glscl.training.config import load_config
 
         base = load_config(sweep.base).model_dump(exclude_unset=True) if sweep.base else {}
@@ -126,11 +126,8 @@ class SweepConfig(RunsConfig):
             base.get("data", {}).pop(key, None)
         run = merge(base, sweep.run)
         model = run.get("model") or {}
-        files = {key: storage.resolve(model[key]) for key in ("clip", "pretrained") if _is_local_file(model.get(key))}
+        named = {key: model[key] for key in ("clip", "pretrained", "tokenizer") if isinstance(model.get(key), str)}
+        files = ModelConfig.model_validate(named).resolved().model_dump(include=set(named))
         # Trials run in other folders than this command.
         update = {"storage": storage.resolve(sweep.storage), "root": storage.resolve(sweep.root or ".")}
         return sweep.model_copy(update=update | {"run": merge(run, {"model": files}) if files else run})
-
-
-def _is_local_file(value: Any) -> bool:
-    return isinstance(value, str) and not storage.is_remote(value) and Path(value).expanduser().is_file()

@@ -9,7 +9,6 @@ from glscl.errors import UserError
 from glscl.options import MAX_SIZE, Options
 from glscl.options.flags import parse_options
 from glscl.reporting.console import start_panel
-from glscl.system import storage
 from glscl.system.environment import check_environment
 from glscl.system.nodes import Auto, choose
 
@@ -30,8 +29,11 @@ class Encode(Options):
     """Folder or s3:// prefix of the features' shard set."""
     towers: str
     """Architecture, as model.clip."""
-    pretrained: str
-    """Weights of the towers, as model.pretrained: an open_clip tag, or a file (local or s3://)."""
+    pretrained: str | None = None
+    """Weights of the towers, as model.pretrained: an open_clip tag, or a file (local or s3://). none is those that lie
+    beside the architecture (hf-hub: and local-dir:)."""
+    tokenizer: str | None = None
+    """Tokenizer of the towers, as model.tokenizer."""
     trust_pickle: bool = False
     """Load `pretrained` even from a file that may run code."""
     max_words: int = Field(default=32, ge=3, le=MAX_SIZE)
@@ -71,6 +73,11 @@ def run(words: list[str], program: str) -> str:
         given = getattr(options, name.replace("-", "_"))
         if given != "auto" and given < least:
             raise UserError(f"--{name} = {given:g}: give {least:g} or more, or auto")
+    from glscl.models.options import ModelConfig
+
+    model = ModelConfig(clip=options.towers, pretrained=options.pretrained, tokenizer=options.tokenizer).resolved()
+    if model.weights is None:
+        raise UserError("--pretrained: name the weights of the towers, a tag of open_clip or a file")
     check_environment()
 
     from glscl.data.shards import describe_manifest, open_shard_set
@@ -82,11 +89,11 @@ def run(words: list[str], program: str) -> str:
     from glscl.system.nodes import capacity_of_nodes, missing_resources
     from glscl.system.ownership import owned
     from glscl.system.session import cluster_nodes, on_this_machine, ray_session
-    from glscl.training.config import resolve_weights
 
     encoding = Encoding(
-        clip=storage.resolve(options.towers) if options.towers.endswith(".json") else options.towers,
-        pretrained=resolve_weights(options.pretrained),
+        clip=model.clip,
+        pretrained=model.pretrained,
+        tokenizer=model.tokenizer,
         trust_pickle=options.trust_pickle,
         words=options.max_words,
         frames=options.max_frames,

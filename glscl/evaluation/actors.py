@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -20,12 +19,11 @@ from glscl.errors import BrokenRunError, UserError
 from glscl.evaluation.caches import Cache, Layout, PairCaches, Piece
 from glscl.evaluation.embed import Embeddings, RowShard, embed, own_scores_of_rows, rank_rows, similarity_of_rows
 from glscl.evaluation.options import EvaluationConfig
-from glscl.evaluation.saved import check_features, load_model
+from glscl.evaluation.saved import check_features, load_model, load_tokenizer
 from glscl.evaluation.scoring import RankedTexts, ScoringResult, merge
 from glscl.evaluation.wise_ft import Interpolation, Mix
 from glscl.models.fingerprint import tower_fingerprint
 from glscl.models.heads.base import Features
-from glscl.models.tokenizer import tokenize
 from glscl.system.nodes import Share
 from glscl.system.progress import Progress
 
@@ -83,6 +81,7 @@ class Evaluator:
         self._uri = model_uri
         self._mix: Mix | None = None
         self._load(towers=False)
+        self.tokenize = load_tokenizer(model_uri)
         self.config = config
         self.loader_workers = loader_workers
         self.done = 0
@@ -136,8 +135,7 @@ class Evaluator:
             self._load(towers=True)
         check_features(shard_set, self.card, self._fingerprint(shard_set))
         sampling = self.card.sampling(self.model.frame_size, shard_set)
-        tokens = partial(tokenize, max_words=self.card.model.max_words)
-        gallery = Gallery(shard_set, first, last, sampling, tokens, self.config.batch_size)
+        gallery = Gallery(shard_set, first, last, sampling, self.tokenize, self.config.batch_size)
         self.done = 0
         return embed(self.model, gallery, self.loader_workers, self.device, thumbnails, self._note, self._keep)
 

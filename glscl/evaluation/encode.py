@@ -152,7 +152,7 @@ def _describe(shard_set: ShardSet, notes: Sequence[EncodedTar], here: Encoder, j
     facts = FeatureFacts(
         towers=job.towers,
         clip=encoding.clip,
-        pretrained=encoding.pretrained,
+        pretrained=encoding.model.weights or "random",
         width=here.towers.width,
         words=encoding.words,
         frames=encoding.frames,

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import Literal
 
 import torch
@@ -20,7 +19,8 @@ from glscl.data.limits import MAX_DECODE_S
 from glscl.data.shards import ShardEntry, ShardSet, open_shard_set
 from glscl.data.video import Decoder, FrameSampling
 from glscl.errors import UserError
-from glscl.models.tokenizer import tokenize
+from glscl.models.caption_tokenizer import build_tokenizer
+from glscl.models.options import ModelConfig
 from glscl.models.towers import Towers
 from glscl.options import Options
 from glscl.system import storage
@@ -36,7 +36,8 @@ class Encoding:
     """Whose features are made of what, and how they are stored."""
 
     clip: str
-    pretrained: str
+    pretrained: str | None  # None: the weights that lie beside the architecture
+    tokenizer: str | None = None
     trust_pickle: bool = False
     words: int = 32
     frames: int = 12
@@ -46,6 +47,11 @@ class Encoding:
     decoder: Decoder = "pyav"
     max_decode_s: float = MAX_DECODE_S
     max_bad_fraction: float = 0.01  # share of the set's videos that may give no features
+
+    @property
+    def model(self) -> ModelConfig:
+        """The same towers and words as a run's configuration has them."""
+        return ModelConfig(clip=self.clip, pretrained=self.pretrained, tokenizer=self.tokenizer, max_words=self.words)
 
 
 class EncodedTar(Options):
@@ -77,13 +83,16 @@ class Encoder:
     def __init__(self, encoding: Encoding, use_gpu: bool) -> None:
         self.encoding = encoding
         self.device = torch.device("cuda" if use_gpu else "cpu")
-        towers = Towers(encoding.clip, encoding.pretrained, trust_pickle=encoding.trust_pickle)
+        towers = Towers(
+            encoding.clip, encoding.pretrained, trust_pickle=encoding.trust_pickle, tokenizer=encoding.tokenizer
+        )
         self.towers = towers.to(self.device).eval()
         if encoding.words > towers.context_length:
             raise UserError(
                 f"--max-words: {encoding.words} is more than the {towers.context_length} tokens that {encoding.clip} "
                 f"can read"
             )
+        self.tokenize = build_tokenizer(encoding.model)
 
     @torch.no_grad()
     def padding(self) -> tuple[float, ...]:
@@ -98,9 +107,8 @@ class Encoder:
         shard_set = open_shard_set(job.source)
         starts = starts_of_tars(shard_set)
         sampling = self._sampling(job.pixels)
-        tokens = partial(tokenize, max_words=self.encoding.words)
         first, last = starts[tars.start], starts[tars.stop]
-        gallery = Gallery(shard_set, first, last, sampling, tokens, self.encoding.batch_size)
+        gallery = Gallery(shard_set, first, last, sampling, self.tokenize, self.encoding.batch_size)
         ready: dict[int, EncodedVideo] = {}
         notes: dict[int, EncodedTar] = {}
         for batch in gallery.batches(job.loaders):
@@ -158,11 +166,7 @@ class Encoder:
         """By video, the numbers of its captions that were cut; they are looked for only if there are any."""
         if not batch.truncated:
             return [()] * len(batch.samples)
-        words = self.encoding.words
-        return [
-            tuple(tokenize(sample.captions, max_words=words)[1].nonzero().flatten().tolist())
-            for sample in batch.samples
-        ]
+        return [tuple(self.tokenize(sample.captions)[1].nonzero().flatten().tolist()) for sample in batch.samples]
 
     def _write(self, job: Job, shard_set: ShardSet, tar: int, videos: Sequence[EncodedVideo]) -> EncodedTar:
         source = shard_set.manifest.shards[tar]

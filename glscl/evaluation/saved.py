@@ -3,6 +3,8 @@
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,7 +22,9 @@ from glscl.evaluation.locate import CARD as CARD
 from glscl.evaluation.locate import FOLDER as FOLDER
 from glscl.evaluation.locate import find_model
 from glscl.models.adapters import merge_lora
+from glscl.models.caption_tokenizer import Tokenize, build_tokenizer
 from glscl.models.freezing import frozen_fingerprint, trained_state
+from glscl.models.hub import DESCRIPTION, SMALL_FILES
 from glscl.models.options import ModelConfig
 from glscl.options import Options
 from glscl.options.mistakes import first_mistake
@@ -30,6 +34,8 @@ if TYPE_CHECKING:
     from glscl.models.retriever import Retriever
 
 WEIGHTS = "weights.safetensors"
+TOWERS = "towers"
+"""Folder of what towers need beside weights (`glscl.models.portable`), if their architecture's name does not say it."""
 MAX_HEADER_BYTES = 4 << 20  # longest header of a weights file that is read: 20 times that of CLIP's largest towers
 
 
@@ -70,15 +76,22 @@ def check_features(shard_set: ShardSet, card: ModelCard, fingerprint: str | None
             )
         facts.check_run(shard_set.uri, model.max_words, model.max_frames, card.sample_fps)
         if fingerprint is not None:
-            facts.check_towers(shard_set.uri, fingerprint, f"{model.clip}, {model.pretrained}")
+            facts.check_towers(shard_set.uri, fingerprint, f"{model.clip}, {model.weights}")
 
 
-def save_model(uri: str, card: ModelCard, weights: dict[str, Tensor]) -> None:
-    """Write weights and card into a folder or prefix; the card comes last."""
+def save_model(uri: str, card: ModelCard, weights: dict[str, Tensor], towers: ModelConfig | None = None) -> None:
+    """Write weights, what towers need beside them, and the card into a folder or prefix; the card comes last.
+
+    ``towers`` names what they need where the card's model does not.
+    """
+    from glscl.models.portable import write_folder  # with open_clip, seconds to import
+
     with tempfile.TemporaryDirectory(prefix="glscl-model-") as folder:
         path = os.path.join(folder, WEIGHTS)
         save_file({name: tensor.detach().cpu().float().contiguous().clone() for name, tensor in weights.items()}, path)
         storage.upload(path, storage.join(uri, WEIGHTS))
+        for name in write_folder(towers or card.model, os.path.join(folder, TOWERS)):
+            storage.upload(os.path.join(folder, TOWERS, name), storage.join(uri, TOWERS, name))
     storage.write_json(storage.join(uri, CARD), card.model_dump(mode="json"))
 
 
@@ -138,8 +151,8 @@ def load_model(uri: str, *, towers: bool = True) -> "tuple[Retriever, ModelCard]
 def initial_model(uri: str) -> "Retriever":
     """The model as its training began: pretrained towers, and a head of the run's seed.
 
-    A card may be anybody's, so no pickle is trusted on its word. Raises `UserError`: no model, no such towers, or they
-    are not those of the fingerprint that the card has.
+    A card may be anybody's, so no pickle is trusted on its word, and nothing but weights is fetched. Raises
+    `UserError`: no model, no such towers, or they are not those of the fingerprint that the card has.
     """
     folder, card = read_card(uri)
     card = card.model_copy(update={"model": card.model.model_copy(update={"trust_pickle": False})})
@@ -171,23 +184,56 @@ def export_model(uri: str, output: str) -> ModelCard:
 
     Raises `UserError`: as `load_model`.
     """
+    folder, _ = read_card(uri)
     model, card = load_model(uri)
     merge_lora(model)
     adapters = card.model.adapters.model_copy(update={"lora_rank": None, "lora_alpha": None, "lora_targets": None})
     config = card.model.model_copy(update={"adapters": adapters})
     whole = card.model_copy(update={"model": config, "frozen": None, "towers": None})
-    save_model(output, whole, model.state_dict())
+    with _towers_found(folder, card) as found:
+        save_model(output, whole, model.state_dict(), found)
     return whole
+
+
+def load_tokenizer(uri: str) -> Tokenize:
+    """The tokenizer of a trained model. Raises `UserError`: no model, or its tokenizer is not on this machine."""
+    folder, card = read_card(uri)
+    with _towers_found(folder, card) as config:
+        return build_tokenizer(config, fetch=False)
 
 
 def _build(folder: str, card: ModelCard, *, load_weights: bool, towers: bool = True) -> "Retriever":
     from glscl.models.retriever import Retriever  # with open_clip, seconds to import
 
-    with torch.random.fork_rng():  # the random numbers of the run stay as they are
-        try:
-            return Retriever(card.model, load_weights=load_weights, towers=towers)
-        except UserError as error:
-            raise UserError(f"{storage.join(folder, CARD)}: {error}") from None
+    # The random numbers of the run stay as they are.
+    with torch.random.fork_rng(), _towers_found(folder, card, load_weights=load_weights) as config:
+        model = Retriever(config, load_weights=load_weights, towers=towers, fetch=False)
+    model.config = card.model
+    return model
+
+
+@contextmanager
+def _towers_found(folder: str, card: ModelCard, *, load_weights: bool = False) -> Iterator[ModelConfig]:
+    """The configuration of a model whose towers are described beside it, where they are. Of errors, the card is named.
+
+    With ``load_weights``, the weights are where the card says. A card may be a stranger's: what else it names on a
+    network is not fetched.
+    """
+    from glscl.models.portable import read_from  # with open_clip, seconds to import
+
+    where = storage.join(folder, TOWERS)
+    try:
+        if not storage.exists(storage.join(where, DESCRIPTION)):
+            yield card.model
+        elif not storage.is_remote(where):
+            yield read_from(card.model, where, load_weights=load_weights)
+        else:
+            with tempfile.TemporaryDirectory(prefix="glscl-towers-") as scratch:
+                for name in set(storage.list_names(where)).intersection(SMALL_FILES):
+                    storage.download(storage.join(where, name), os.path.join(scratch, name))
+                yield read_from(card.model, scratch, load_weights=load_weights)
+    except UserError as error:
+        raise UserError(f"{storage.join(folder, CARD)}: {error}") from None
 
 
 def _shapes(where: str) -> dict[str, list[int]]:

@@ -14,6 +14,7 @@ from glscl.errors import UserError
 from glscl.evaluation.options import EvaluationConfig
 from glscl.evaluation.saved import initial_model
 from glscl.models.adapters import merge_lora
+from glscl.models.freezing import group_of
 
 if TYPE_CHECKING:
     from glscl.models.retriever import Retriever
@@ -24,7 +25,7 @@ class Mix:
     """How much of the trained weights there is, 0 to 1; the rest is of the initial ones."""
 
     towers: float = 1.0
-    """Of the clip towers, LoRA's changes included, and the logit scale; 0 are the zero-shot towers."""
+    """Of the clip towers, LoRA's changes included, and the logit scale (and bias); 0 are the zero-shot towers."""
     head: float = 1.0
     """Of the head and the frame context; 0 are those that training began with."""
     is_listed: bool = False
@@ -91,7 +92,7 @@ class Interpolation:
         )
 
     def _between(self, name: str, trained: Tensor, mix: Mix) -> Tensor:
-        alpha = mix.towers if name.startswith(("towers.", "logit_scale")) else mix.head
+        alpha = mix.head if group_of(name, self._model.config) == "head" else mix.towers
         if alpha == 1.0 or not trained.is_floating_point():
             return trained
         return torch.lerp(self._initial[name].to(trained), trained, alpha)

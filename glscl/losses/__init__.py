@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from glscl.losses.base import LossInputs, Term, register_term
-from glscl.losses.tiled import tiled_cross_entropies
+from glscl.losses.tiled import tiled_cross_entropies, tiled_sigmoid
 from glscl.losses.total import (
     LossConfig,
     NeededFeatures,
     applicable_terms,
     compute_losses,
     needed_features,
+    needs_logit_bias,
     term_names,
     tiles_apply,
 )
@@ -22,8 +23,10 @@ __all__ = [
     "applicable_terms",
     "compute_losses",
     "needed_features",
+    "needs_logit_bias",
     "register_term",
     "term_names",
     "tiled_cross_entropies",
+    "tiled_sigmoid",
     "tiles_apply",
 ]

@@ -35,8 +35,10 @@ class LossInputs:
         parts: scores (n, N, P) whose mean, times the logit scale, is ``rows``; None where no term asked for them.
         first: index of the first own pair: own pairs are ``first`` to ``first + n - 1``.
         mean_over_ranks: from a tensor to its mean over the ranks, with gradients; the identity in one process.
+        bias: (1,), the logit bias that the sigmoid loss adds to logits; None where no term asked for it.
         cross_entropies: means over own texts and over own videos, where they were computed in tiles; ``rows``,
             ``columns`` and their positives are then empty. Terms that read those never see this.
+        sigmoid: mean over own texts of the sigmoid loss, where that was computed in tiles.
         detail: name of the head's `detail`, where a term asked for it.
         row_detail: what that is, (n, N, P), of own texts and all videos.
         column_detail: the same of all texts and own videos, (N, n, P).
@@ -52,7 +54,9 @@ class LossInputs:
     parts: Tensor | None = None
     first: int = 0
     mean_over_ranks: Callable[[Tensor], Tensor] = field(default=lambda tensor: tensor)
+    bias: Tensor | None = None
     cross_entropies: tuple[Tensor, Tensor] | None = None
+    sigmoid: Tensor | None = None
     detail: str | None = None
     row_detail: Tensor | None = None
     column_detail: Tensor | None = None
@@ -68,7 +72,7 @@ class Term:
 
     Attributes:
         options: class of its section of the configuration.
-        needs: what the head must provide: caches of texts and videos, or "score_parts".
+        needs: what the head must provide: caches of texts and videos, or "score_parts"; and "logit_bias" of the model.
         function: from (options, inputs) to the unweighted loss, a scalar. Averaged over the ranks it must be the
             loss of the global batch: a mean over own rows and columns, or anything computed from the caches and
             from ``mean_over_ranks`` of such means.
@@ -88,6 +92,9 @@ class Term:
         """Whether a head that provides this can be trained with the term."""
         return {*self.needs, *([self.detail] if self.detail else [])} <= set(provided)
 
+
+LOGIT_BIAS = "logit_bias"
+"""What a term may need of the model beside its head."""
 
 registry: Registry[Term] = Registry("loss term", "glscl.losses", "glscl.losses")
 

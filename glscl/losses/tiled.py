@@ -1,4 +1,4 @@
-"""The contrastive loss in tiles: memory of a tile, not of all texts × all videos."""
+"""The contrastive and the sigmoid loss in tiles: memory of a tile, not of all texts × all videos."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from glscl.losses.sigmoid import pair_losses
 from glscl.models.heads.base import Features
 from glscl.models.heads.scoring import split
 from glscl.models.scores.tiles import tile_numbers
@@ -52,6 +53,30 @@ def tiled_cross_entropies(
         _mean_cross_entropy(of_texts, _number_of_positives(text_ids, video_ids)),
         _mean_cross_entropy(of_videos, _number_of_positives(video_ids, text_ids)),
     )
+
+
+def tiled_sigmoid(
+    score: Score, scale: Tensor, bias: Tensor, text: Features, video: Features, text_ids: Tensor, video_ids: Tensor
+) -> Tensor:
+    """Mean over texts of `glscl.losses.sigmoid`'s loss of ``scale * score(text, video) + bias``.
+
+    Each tile gives its sum, forward, and is scored again in the backward pass. Arguments: as `tiled_cross_entropies`,
+    and the logit bias (1,). All videos must be given.
+    """
+    side = max(1, math.isqrt(tile_numbers(scale.device)))
+    videos = list(zip(split(video, side), video_ids.split(side), strict=True))
+    sums = [
+        checkpoint(_tile_loss, score, scale, bias, texts, some, row_ids, column_ids, use_reentrant=False)
+        for texts, row_ids in zip(split(text, side), text_ids.split(side), strict=True)
+        for some, column_ids in videos
+    ]
+    return torch.stack(sums).sum() / len(text_ids)
+
+
+def _tile_loss(
+    score: Score, scale: Tensor, bias: Tensor, text: Features, video: Features, text_ids: Tensor, video_ids: Tensor
+) -> Tensor:
+    return pair_losses(scale * score(text, video) + bias, text_ids[:, None] == video_ids[None, :]).sum()
 
 
 def _mean_cross_entropy(sums: list[list[tuple[Tensor, Tensor]]], positives: Tensor) -> Tensor:

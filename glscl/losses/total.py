@@ -10,17 +10,19 @@ from pydantic import Field, create_model
 from torch import Tensor
 
 from glscl.errors import UserError
-from glscl.losses.base import LossInputs, Term, TermOptions, registry
+from glscl.losses.base import LOGIT_BIAS, LossInputs, Term, TermOptions, registry
 from glscl.models.heads.base import Head
 from glscl.options import Options
 
 if TYPE_CHECKING:
     from glscl.losses.contrastive import ContrastiveOptions
+    from glscl.losses.sigmoid import SigmoidOptions
 
     class LossConfig(Options):
         """Loss over the global batch: one section per term, each with a weight."""
 
         contrastive: ContrastiveOptions = ContrastiveOptions()
+        sigmoid: SigmoidOptions = SigmoidOptions()
 else:
     LossConfig = create_model(
         "LossConfig",
@@ -35,6 +37,8 @@ else:
 
 Terms = dict[str, tuple[Term, TermOptions]]
 """Terms that are on, with their options, by name."""
+TILED = ("contrastive", "sigmoid")
+"""Terms that can be computed in tiles."""
 
 
 def term_names() -> tuple[str, ...]:
@@ -47,10 +51,11 @@ def applicable_terms(config: LossConfig, head: Head) -> tuple[tuple[str, ...], t
 
     Returns:
         names of the terms that are on and apply; and of those that are on but do not, because another stands in their
-        place, or because the head does not provide what they need, if their options were changed from the defaults.
+        place, or because the head does not provide what they need, if their options were changed from the defaults. A
+        logit bias is not the head's: `needs_logit_bias`.
     """
     terms = _switched_on(config)
-    fit = _applying(terms, head.provides)
+    fit = _applying(terms, {*head.provides, LOGIT_BIAS})
     replaced = {other for name in fit for other in terms[name][0].replaces}
     left_out = [
         name
@@ -71,6 +76,8 @@ def compute_losses(config: LossConfig, inputs: LossInputs) -> dict[str, Tensor]:
     given = inputs.text.keys() & inputs.video.keys()
     if inputs.parts is not None and inputs.parts.shape[-1] > 1:
         given |= {"score_parts"}
+    if inputs.bias is not None:
+        given |= {LOGIT_BIAS}
     if inputs.detail is not None:
         given |= {inputs.detail}
     terms = _switched_on(config)
@@ -102,19 +109,25 @@ def needed_features(config: LossConfig, provided: Collection[str]) -> NeededFeat
     return NeededFeatures(frozenset(names), detail)
 
 
+def needs_logit_bias(config: LossConfig) -> bool:
+    """Whether a term that is on asks for a logit bias."""
+    return any(LOGIT_BIAS in term.needs for term, _ in _switched_on(config).values())
+
+
 def tiles_apply(config: LossConfig, pairs: int, given: Collection[str]) -> bool:
-    """Whether the contrastive loss of a global batch is to be computed in tiles, without similarities as a whole.
+    """Whether the losses of a global batch are to be computed in tiles, without similarities as a whole.
 
     Args:
         config: the terms.
         pairs: of the global batch.
-        given: what the head provides: names of caches, of its detail, and "score_parts".
+        given: what there is for the terms: names of caches, of the head's detail, "score_parts" and "logit_bias".
     """
     terms = _switched_on(config)
     fit = _applying(terms, given)
     chosen = [terms[name][0] for name in fit]
     whole = any(term.reads_similarities or term.detail or "score_parts" in term.needs for term in chosen)
-    return "contrastive" in fit and pairs > config.contrastive.tiled_above and not whole
+    tiled = [getattr(config, name).tiled_above for name in TILED if name in fit]
+    return bool(tiled) and pairs > max(tiled) and not whole
 
 
 def _applying(terms: Terms, provided: Collection[str]) -> list[str]:

@@ -104,9 +104,13 @@ def frozen_fingerprint(model: nn.Module, config: ModelConfig) -> str | None:
     return digest.hexdigest()
 
 
-def group_of(name: str) -> str:
-    """The optimiser's group of a parameter, by its name: towers (the logit scale counts to them), adapters or head."""
-    if not name.startswith(("towers.", "logit_scale")):
+def group_of(name: str, config: ModelConfig) -> str:
+    """The optimiser's group of a parameter, by its name: towers, adapters or head.
+
+    The logit scale counts to the towers, as does a logit bias that came with them.
+    """
+    of_towers = ("towers.", "logit_scale", *(("logit_bias",) if config.logit_bias is None else ()))
+    if not name.startswith(of_towers):
         return "head"
     return "adapters" if ADAPTERS.intersection(name.split(".")) else "towers"
 
@@ -118,7 +122,8 @@ def describe_training(model: nn.Module, config: ModelConfig) -> str:
     for name, parameter in model.named_parameters():
         total += parameter.numel()
         if parameter.requires_grad:
-            counts[group_of(name)] = counts.get(group_of(name), 0) + parameter.numel()
+            group = group_of(name, config)
+            counts[group] = counts.get(group, 0) + parameter.numel()
     parts = ", ".join(f"{group} {count / 1e6:.2f} M" for group, count in counts.items())
     frozen = " and ".join(_WORDS[name] for name in FROZEN_TOWERS[config.freeze])
     last = config.unfreeze_blocks

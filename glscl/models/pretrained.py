@@ -18,57 +18,105 @@ from typing import Any
 
 import open_clip
 import torch
+from open_clip.coca_model import CoCa
 from open_clip.convert import convert_state_dict
 from open_clip.factory import get_model_config, load_state_dict
 from open_clip.model import CLIPTextCfg, CLIPVisionCfg, convert_to_custom_text_state_dict
+from open_clip.pretrained import download_pretrained_from_hf
 from open_clip.transformer import QuickGELU
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from glscl.errors import UserError
+from glscl.models.architectures import Architecture
+from glscl.models.hub import DESCRIPTION
+from glscl.models.options import HUB
 from glscl.system import storage
 
-SIDECAR = "open_clip_config.json"  # architecture and colours, beside open_clip's weights on Hugging Face
 _OPENAI_KEYS = {"input_resolution", "context_length", "vocab_size"}  # in its archives beside the parameters
 _SUFFIX = "-quickgelu"
+_UNUSED = ("text_decoder.", "text.transformer.embeddings.position_ids")  # a generator of text; made anew
+_WEIGHTS = (".safetensors", ".bin", ".pth")
+_PREFERRED = (
+    "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth", "model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth",
+)  # fmt: skip
 _SAYS_NOTHING = ("timm_", "hf_model_pretrained", "output_tokens", "patch_dropout")
 
 
-def create_model(name: str, pretrained: str | None, load_weights: bool, trust_pickle: bool) -> Any:
-    """Build an open_clip architecture, with weights of a tag, path or s3:// address; None gives random weights.
+def create_model(
+    architecture: Architecture,
+    pretrained: str | None,
+    load_weights: bool,
+    trust_pickle: bool,
+    text_config: str | None = None,
+) -> Any:
+    """Build an architecture, with weights of a tag, path or s3:// address; None: those beside it, else random ones.
 
-    Without ``load_weights`` they are random in the architecture that a tag asks for, and nothing is fetched. With
-    ``trust_pickle``, files that may run code are loaded. Raises `UserError`: weights missing, unreadable, or of another
-    architecture.
+    Without ``load_weights`` they are random in the architecture that a tag asks for, and none are fetched. With
+    ``trust_pickle``, files that may run code are loaded. ``text_config`` is the folder of a Hugging Face text tower's
+    configuration. What only generates text (CoCa's decoder) is left out. Raises `UserError`: weights missing,
+    unreadable, or of another architecture.
     """
-    tag = open_clip.get_pretrained_cfg(name, pretrained) if pretrained else None
+    if pretrained is None and not architecture.folder:
+        return _build(architecture, text_config)
+    source = f"model.pretrained: '{pretrained}'" if pretrained else f"model.clip: '{architecture.clip}'"
     try:
-        if tag:
-            return _from_tag(name, pretrained, tag, load_weights)
-        model = _build(name, force_preprocess_cfg=_usual_colours(name) if pretrained else None)
-        if pretrained and load_weights:
-            _load_file(model, name, pretrained, trust_pickle)
-        return model
+        return _build_with_weights(architecture, pretrained, load_weights, trust_pickle, text_config)
     except UserError:
         raise
     except Exception as error:
-        if pretrained is None:
-            raise
         if not trust_pickle and _more_than_tensors(error):
             raise UserError(
-                f"model.pretrained: '{pretrained}' holds more than tensors, so loading it may run code: give the "
+                f"{source} holds more than tensors, so loading it may run code: give the "
                 "weights as safetensors, or, if you trust whoever made the file, set model.trust_pickle"
             ) from None
         detail = str(error).strip()[:400]
         raise UserError(
-            f"model.pretrained: '{pretrained}' cannot be loaded into {name} ({type(error).__name__}: {detail}); "
+            f"{source} cannot be loaded into {architecture.name} ({type(error).__name__}: {detail}); "
             "give weights of this architecture, or set model.clip to theirs"
         ) from error
 
 
-def computes_quick_gelu(text: nn.Module) -> bool:
-    """Whether a tower's activation function is OpenAI's ``x · sigmoid(1.702 x)`` instead of GELU."""
-    return any(isinstance(module, QuickGELU) for module in text.modules())
+def _build_with_weights(
+    architecture: Architecture, pretrained: str | None, load_weights: bool, trust_pickle: bool, text_config: str | None
+) -> Any:
+    name = architecture.name
+    tag = open_clip.get_pretrained_cfg(name, pretrained) if pretrained else None
+    if tag:
+        options: dict[str, object] = {"force_quick_gelu": bool(tag.get("quick_gelu"))}
+        if not load_weights:
+            options["force_preprocess_cfg"] = {key: tag[key] for key in ("mean", "std") if key in tag}
+        return _build(
+            architecture, text_config, load_weights, pretrained=pretrained if load_weights else None, **options
+        )
+    colours = None if architecture.folder else _usual_colours(name)
+    model = _build(architecture, text_config, force_preprocess_cfg=colours)
+    if load_weights:
+        _load_file(model, name, pretrained or _find_weights(architecture), trust_pickle)
+    return model
+
+
+def _find_weights(architecture: Architecture) -> str:
+    """The weights beside an architecture, fetched where that is a repository; open_clip's choice among several."""
+    if architecture.clip.startswith(HUB):
+        path: str = download_pretrained_from_hf(architecture.clip.removeprefix(HUB))
+        return path
+    folder = str(architecture.folder)
+    names = [name for name in sorted(os.listdir(folder)) if name.endswith(_WEIGHTS)]
+    preferred = [name for name in _PREFERRED if name in names]
+    names = preferred or sorted(names, key=lambda name: not name.endswith(".safetensors"))
+    if not names:
+        raise UserError(
+            f"model.clip: no weights ({', '.join(_WEIGHTS)}) in {folder}; for random weights give its model_cfg as a "
+            "file, model.clip: FILE.json"
+        )
+    return os.path.join(folder, names[0])
+
+
+def computes_quick_gelu(model: nn.Module) -> bool:
+    """Whether an activation function of the towers is OpenAI's ``x · sigmoid(1.702 x)`` instead of GELU."""
+    return any(isinstance(module, QuickGELU) for module in model.modules())
 
 
 def describe_activation(name: str, pretrained: str | None, quick_gelu: bool) -> str:
@@ -86,19 +134,24 @@ def export_metadata(quick_gelu: bool, mean: tuple[float, ...], std: tuple[float,
     return {"quick_gelu": str(quick_gelu), "mean": _plain(mean), "std": _plain(std)}
 
 
-def _from_tag(name: str, pretrained: str | None, tag: Mapping[str, object], load_weights: bool) -> Any:
-    options: dict[str, object] = {"force_quick_gelu": bool(tag.get("quick_gelu"))}
-    if not load_weights:
-        options["force_preprocess_cfg"] = {key: tag[key] for key in ("mean", "std") if key in tag}
-    return _build(name, pretrained=pretrained if load_weights else None, **options)
-
-
-def _build(name: str, **options: object) -> Any:
+def _build(architecture: Architecture, text_config: str | None, load_weights: bool = False, **options: object) -> Any:
+    if text_config:
+        described = architecture.config["text_cfg"]
+        options["text_cfg"] = described | {"hf_model_name": text_config, "hf_model_pretrained": False}
     with _without_root_warnings():
         device = torch.get_default_device()  # "meta" where only shapes are asked for
-        return open_clip.create_model(
-            name, force_custom_text=True, nonscalar_logit_scale=True, device=device, **options
+        model = open_clip.create_model(
+            architecture.name,
+            force_custom_text=True,
+            nonscalar_logit_scale=True,
+            device=device,
+            load_weights=load_weights,
+            pretrained_text=False,
+            **options,
         )
+    if isinstance(model, CoCa):
+        del model.text_decoder
+    return model
 
 
 def _usual_colours(name: str) -> dict[str, object] | None:
@@ -140,8 +193,12 @@ def _load_local(model: Any, name: str, path: str, pretrained: str, trust_pickle:
     state = convert_state_dict(model, state)
     if "positional_embedding" in state:
         state = convert_to_custom_text_state_dict(state)
-    if "logit_scale" in state:
-        state["logit_scale"] = state["logit_scale"].reshape(model.logit_scale.shape)
+    state = {key: tensor for key, tensor in state.items() if not key.startswith(_UNUSED)}
+    for key in ("logit_scale", "logit_bias"):
+        if key in state and getattr(model, key) is not None:
+            state[key] = state[key].reshape(getattr(model, key).shape)
+    if model.logit_bias is not None:
+        state.setdefault("logit_bias", torch.zeros_like(model.logit_bias))  # as open_clip does
     model.load_state_dict(state)  # as it is: open_clip itself would stretch position tables of other lengths
 
 
@@ -150,7 +207,7 @@ Known = dict[str, tuple[bool | str, str]]  # of weights, each with its source: "
 
 def _check(model: Any, name: str, pretrained: str, known: Known) -> None:
     """Refuse weights that are known to be of another activation function or other colours than the model's."""
-    quick_gelu = computes_quick_gelu(model.text)
+    quick_gelu = computes_quick_gelu(model)
     theirs, source = known.get("quick_gelu", (quick_gelu, ""))
     if theirs != quick_gelu:
         names: dict[bool | str, str] = {True: "QuickGELU", False: "GELU"}
@@ -179,7 +236,7 @@ def _plain(numbers: Iterable[float]) -> str:
 
 def _read_sidecar(pretrained: str, name: str) -> Known:
     """Read the configuration beside the weights; refused where it describes another architecture."""
-    where = storage.join(os.path.dirname(pretrained) or ".", SIDECAR)
+    where = storage.join(os.path.dirname(pretrained) or ".", DESCRIPTION)
     if not storage.exists(where):
         return {}
     sidecar = storage.read_json(where)
@@ -193,9 +250,9 @@ def _read_sidecar(pretrained: str, name: str) -> Known:
                 f"model.pretrained: {where} says that these weights are of an architecture with {key} {theirs[key]}, "
                 f"and {name} has {ours[key]}; set model.clip to theirs"
             )
-    known: Known = {"quick_gelu": (bool(config.get("quick_gelu")), SIDECAR)}
+    known: Known = {"quick_gelu": (bool(config.get("quick_gelu")), DESCRIPTION)}
     colours = sidecar.get("preprocess_cfg") or {}
-    return known | {key: (_plain(colours[key]), SIDECAR) for key in ("mean", "std") if key in colours}
+    return known | {key: (_plain(colours[key]), DESCRIPTION) for key in ("mean", "std") if key in colours}
 
 
 def _flatten(config: Mapping[str, Any]) -> dict[str, object]:

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any, Literal, Self, cast
 
 import torch
+from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
 from glscl.errors import UserError
@@ -38,15 +39,26 @@ class Retriever(nn.Module):
     not loaded, for a model whose weights are set afterwards. Frozen towers stay in evaluation mode. While
     ``head_only`` is set, both towers are used as if they were frozen. Without ``towers``, they are let go once
     everything is initialised as it is with them: the model takes their features in place of token ids and pixels.
+    Without ``fetch``, nothing but weights is fetched from a network, whatever the configuration names.
 
     Raises `UserError`: unknown architecture, head or weights, or lengths that the towers cannot take.
     """
 
-    def __init__(self, config: ModelConfig, *, load_weights: bool = True, towers: bool = True) -> None:
+    logit_bias: nn.Parameter | None
+
+    def __init__(
+        self, config: ModelConfig, *, load_weights: bool = True, towers: bool = True, fetch: bool = True
+    ) -> None:
         super().__init__()
         self.config = config
         self.towers = Towers(
-            config.clip, config.pretrained, config.grad_checkpointing, load_weights, config.trust_pickle
+            config.clip,
+            config.pretrained,
+            config.grad_checkpointing,
+            load_weights,
+            config.trust_pickle,
+            tokenizer=config.tokenizer,
+            fetch=fetch,
         )
         if config.max_words > self.towers.context_length:
             raise UserError(
@@ -55,23 +67,27 @@ class Retriever(nn.Module):
             )
         log_scale = self.towers.log_scale if config.logit_scale is None else math.log(config.logit_scale)
         self.logit_scale = nn.Parameter(torch.tensor([log_scale]))
+        bias = self.towers.logit_bias if config.logit_bias is None else config.logit_bias
+        self.register_parameter("logit_bias", None if bias is None else nn.Parameter(torch.tensor([bias])))
         width = self.towers.width
+        text = self.towers.text if isinstance(self.towers.text, TextTransformer) else None
         self.frame_context: FrameContext | None = None
         if config.frame_context == "transformer":
-            text = self.towers.text
-            heads = text.heads if text.width == width else max(1, width // 64)
+            heads = text.heads if text and text.width == width else max(1, width // 64)
             if width % heads:
                 raise UserError(
                     f"model.frame_context: feature width {width} of {config.clip} is no multiple of {heads}"
                 )
             positions = max(self.towers.context_length, config.max_frames)
             self.frame_context = FrameContext(width, config.context_layers, heads, positions)
-            self.frame_context.initialise_from(text)
+            if text:
+                self.frame_context.initialise_from(text)
         if config.position_std is not None:
             self._spread_positions(config.position_std)
         lengths = (config.max_words, config.max_frames)
         self.head: Head = build_head(config.head, width, getattr(config.heads, config.head), lengths)
-        self.head.initialise_from(self.towers.text)
+        if text:
+            self.head.initialise_from(text)
         self.head_only = False
         if not towers:
             self.towers.drop()
@@ -90,7 +106,7 @@ class Retriever(nn.Module):
 
     @torch.no_grad()
     def _spread_positions(self, std: float) -> None:
-        if self.config.pretrained is None:
+        if self.config.weights is None:
             table = getattr(self.towers.visual, "positional_embedding", None)
             if table is None:
                 raise UserError(f"model.position_std: the image tower of {self.config.clip} has no position table")
@@ -110,10 +126,12 @@ class Retriever(nn.Module):
 
     def forward(
         self,
-        mode: Literal["text", "video", "match", "score", "score_parts", "score_detail", "scored", "provides", "scale"],
+        mode: Literal[
+            "text", "video", "match", "score", "score_parts", "score_detail", "scored", "provides", "scale", "bias"
+        ],
         *args: Any,
     ) -> Any:
-        """Run one of `encode_text` ("text"), `encode_video` ("video"), `score`, `score_parts`, `score_detail`, `scale`.
+        """Run one of `encode_text` ("text"), `encode_video` ("video"), or the method that a mode is named after.
 
         "match" is the head's `Head.match`; "scored" calls its first argument with `score` and the other
         arguments, of which the first is the logit scale; "provides" says what loss terms may ask the head for.
@@ -134,7 +152,7 @@ class Retriever(nn.Module):
             return self.head.match(*args)
         if mode == "provides":
             return self.head.provides
-        return self.scale()
+        return self.bias() if mode == "bias" else self.scale()
 
     def encode_text(self, text: Tensor, token_mask: Tensor | None = None) -> Features:
         """What the head caches of token ids (A, W) int64; leading dimension A.
@@ -183,20 +201,32 @@ class Retriever(nn.Module):
         Above the limit, only gradients that would lower it pass. With several ranks, the gradient that arrives here
         must already be the average over them, or ranks would disagree about its sign.
         """
-        return cast(Tensor, _ClampLog.apply(self.logit_scale.float())).exp()
+        scale = cast(Tensor, _ClampLog.apply(self.logit_scale.float())).exp()
+        # An engine expects a gradient of every parameter, also of a bias that no term of the loss asks for.
+        return scale if self.logit_bias is None else scale + 0.0 * self.logit_bias.float()
+
+    def bias(self) -> Tensor:
+        """The logit bias (1,), float32, that the sigmoid loss adds to logits. Raises `UserError`: there is none."""
+        if self.logit_bias is None:
+            raise UserError(
+                f"loss.sigmoid: it needs a logit bias, and the towers of {self.config.clip} bring none: set "
+                "model.logit_bias (SigLIP's starts at -10)"
+            )
+        return self.logit_bias.float().clone()  # a copy, because sharded parameters are taken apart after the call
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Optimiser groups: name ("towers", "adapters" or "head"), params, weight_decay. What is frozen is in none.
 
         The head group holds everything that is not pretrained, the frame context included; the logit scale counts to
-        the towers. Biases, norms and other vectors are not decayed (CLIP4Clip).
+        the towers, as does a logit bias that came with them. Biases, norms and other vectors are not decayed
+        (CLIP4Clip).
         """
         groups = []
         for name in ("towers", "adapters", "head"):
             parameters = [
                 parameter
                 for key, parameter in self.named_parameters()
-                if parameter.requires_grad and group_of(key) == name
+                if parameter.requires_grad and group_of(key, self.config) == name
             ]
             for decay, params in (
                 (weight_decay, [parameter for parameter in parameters if parameter.ndim > 1]),
@@ -207,13 +237,13 @@ class Retriever(nn.Module):
         return groups
 
     def describe(self) -> dict[str, int]:
-        """Number of parameters of the towers (logit scale and adapters included), the frame context and the head."""
+        """Number of parameters of the towers (adapters, logit scale and bias included), the frame context, the head."""
 
         def count(module: nn.Module | None) -> int:
             return sum(parameter.numel() for parameter in module.parameters()) if module is not None else 0
 
         return {
-            "towers": count(self.towers) + self.logit_scale.numel(),
+            "towers": count(self.towers) + self.logit_scale.numel() + (self.logit_bias is not None),
             "frame_context": count(self.frame_context),
             "head": count(self.head),
         }

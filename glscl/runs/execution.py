@@ -154,6 +154,8 @@ def export_towers(model_uri: str, output: str) -> None:
     prefix = "towers."
     weights = {name.removeprefix(prefix): t for name, t in model.state_dict().items() if name.startswith(prefix)}
     weights["logit_scale"] = model.logit_scale.detach()
+    if model.towers.logit_bias is not None and model.logit_bias is not None:
+        weights["logit_bias"] = model.logit_bias.detach()
     with tempfile.TemporaryDirectory(prefix="glscl-towers-") as folder:
         path = os.path.join(folder, "towers.safetensors")
         tensors = {name: tensor.contiguous().clone() for name, tensor in weights.items()}

@@ -26,11 +26,12 @@ def encode_sets(
     model, data = run.model, run.data
     if model.freeze != "towers":
         raise UserError(f"{config.kind} {config.name}: features are of frozen towers: set run.model.freeze to towers")
-    if model.pretrained is None:
+    if model.weights is None:
         raise UserError(f"{config.kind} {config.name}: features are of trained towers: set run.model.pretrained")
     encoding = Encoding(
         clip=model.clip,
         pretrained=model.pretrained,
+        tokenizer=model.tokenizer,
         trust_pickle=model.trust_pickle,
         words=model.max_words,
         frames=model.max_frames,

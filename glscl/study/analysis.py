@@ -68,7 +68,7 @@ def describe_protocol(study: StudyConfig, cells: Sequence[Cell]) -> dict[str, st
     config = cells[-1].config
     training = config.training
     trained = [cell.config for cell in cells if cell.domains]
-    towers = f"pretrained here on {study.pretraining.domain}" if study.pretraining else str(config.model.pretrained)
+    towers = f"pretrained here on {study.pretraining.domain}" if study.pretraining else str(config.model.weights)
     rule = f"best held-out {MAIN_METRIC} of the training domain" if trained[0].data.validation else "last step"
     by_condition = {cell.condition: cell.config.model for cell in cells}
     context = f"{config.model.frame_context}, the same for all heads"

@@ -7,8 +7,8 @@ import torch
 
 from glscl.errors import UserError
 from glscl.evaluation.cost import head_cost, paper_counts
+from glscl.models.architectures import find_architecture
 from glscl.models.options import ModelConfig
-from glscl.models.towers import Towers
 from glscl.options.strict_yaml import dump_yaml
 from glscl.reporting.published import PACKAGED, read_published
 from glscl.runs.cell import Cell, read_result
@@ -124,12 +124,10 @@ def _measure_costs(study: StudyConfig, cells: Sequence[Cell]) -> MeasuredCosts:
 def _measure_heads(models: Sequence[tuple[str, str, ModelConfig]], use_gpu: bool) -> tuple[list[Cost], str]:
     """Measure the models of conditions and variants in a process of the cluster; returns its machine, too."""
     costs = []
-    width: dict[str, int] = {}
     for condition, variant, model in models:
-        if model.clip not in width:
-            width[model.clip] = Towers(model.clip, model.pretrained, load_weights=False).width
         options = getattr(model.heads, model.head)
         device = "cuda" if use_gpu else "cpu"
-        cost = head_cost(model.head, options, width[model.clip], model.max_words, model.max_frames, device=device)
+        width = find_architecture(model.clip).width
+        cost = head_cost(model.head, options, width, model.max_words, model.max_frames, device=device)
         costs.append(Cost(condition=condition, variant=variant, **asdict(cost)))
     return costs, f"{describe_machine(use_gpu)}, {torch.get_num_threads()} thread(s)"

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Any, Self
 
 import yaml
@@ -12,7 +11,7 @@ from glscl.data.options import DataConfig
 from glscl.errors import UserError
 from glscl.evaluation.options import EvaluationConfig
 from glscl.losses import LossConfig
-from glscl.losses.base import registry
+from glscl.losses.base import LOGIT_BIAS, registry
 from glscl.models.heads.base import head_class
 from glscl.models.options import ModelConfig
 from glscl.options import Options
@@ -53,10 +52,7 @@ class RunConfig(Options):
         cache_dir = storage.resolve(self.data.cache_dir) if self.data.cache_dir else None
         data = self.data.model_copy(update={**uris, "cache_dir": cache_dir})
         name = self.name or datetime.now().strftime("%Y%m%d-%H%M%S")
-        pretrained = self.model.pretrained and resolve_weights(self.model.pretrained)
-        clip = storage.resolve(self.model.clip) if self.model.clip.endswith(".json") else self.model.clip
-        model = self.model.model_copy(update={"pretrained": pretrained, "clip": clip})
-        update = {"data": data, "name": name, "model": model, "storage": storage.resolve(self.storage)}
+        update = {"data": data, "name": name, "model": self.model.resolved(), "storage": storage.resolve(self.storage)}
         return self.model_copy(update=update)
 
 
@@ -70,7 +66,7 @@ def add_later_sections(saved: Values, current: Values) -> Values:
         return saved
     model = _section(current, "model")
     head = str(model["head"])
-    provided = head_class(head).provides
+    provided = {*head_class(head).provides, LOGIT_BIAS}
     heads = {name: options for name, options in _section(model, "heads").items() if name != head}
     terms = {
         name: options
@@ -86,12 +82,6 @@ def _section(values: Values, name: str) -> dict[str, object]:
     """A section of a configuration's plain values, empty if it is not there."""
     section = values.get(name)
     return dict(section) if isinstance(section, Mapping) else {}
-
-
-def resolve_weights(pretrained: str) -> str:
-    """An absolute path where weights are a local file; a tag or an address as it is."""
-    is_file = not storage.is_remote(pretrained) and Path(pretrained).expanduser().exists()
-    return storage.resolve(pretrained) if is_file else pretrained
 
 
 def load_config(source: str | None) -> RunConfig:

@@ -21,9 +21,12 @@ from glscl.losses import (
     NeededFeatures,
     compute_losses,
     needed_features,
+    needs_logit_bias,
     tiled_cross_entropies,
+    tiled_sigmoid,
     tiles_apply,
 )
+from glscl.losses.base import LOGIT_BIAS
 from glscl.models.heads.base import Draws, Features
 from glscl.training.collectives import gather, gather_features, mean_gradient, mean_over_ranks, rank, world_size
 
@@ -66,7 +69,7 @@ def step_loss(
 
     Args:
         call: matches pairs ("match"), scores ("score", "score_parts", "score_detail", "scored"), says what the head
-            provides ("provides") and gives the logit scale ("scale").
+            provides ("provides") and gives the logit scale ("scale") and bias ("bias").
         text: caches of this rank's b texts.
         video: caches of this rank's b videos, in the same order; every rank has the same b.
         video_ids: (b,) int64, equal for pairs of the same video.
@@ -76,12 +79,13 @@ def step_loss(
     parameters' gradients over the ranks.
     """
     scale = mean_gradient(call("scale"))
-    provided = text.keys() & video.keys() | set(call("provides"))
+    bias = call("bias") if needs_logit_bias(config) else None
+    provided = text.keys() & video.keys() | set(call("provides")) | ({LOGIT_BIAS} if bias is not None else set())
     wanted = needed_features(config, provided)
     batch = _gather(call, wanted, text, video, video_ids, seed)
     if tiles_apply(config, len(batch.all_ids), provided):
-        return compute_losses(config, _tiled_inputs(call, scale, batch))
-    return compute_losses(config, _whole_inputs(call, wanted, scale, batch))
+        return compute_losses(config, _tiled_inputs(call, config, scale, bias, batch))
+    return compute_losses(config, _whole_inputs(call, wanted, scale, bias, batch))
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,9 @@ def _gather(call: Call, wanted: NeededFeatures, text: Features, video: Features,
     )
 
 
-def _whole_inputs(call: Call, wanted: NeededFeatures, scale: Tensor, batch: _Gathered) -> LossInputs:
+def _whole_inputs(
+    call: Call, wanted: NeededFeatures, scale: Tensor, bias: Tensor | None, batch: _Gathered
+) -> LossInputs:
     """Inputs of the loss with this rank's rows and columns of the similarities."""
 
     def score(text: Features, video: Features) -> tuple[Tensor, Tensor | None]:
@@ -148,6 +154,7 @@ def _whole_inputs(call: Call, wanted: NeededFeatures, scale: Tensor, batch: _Gat
         parts=score_parts,
         first=batch.first,
         mean_over_ranks=mean_over_ranks,
+        bias=bias,
         detail=wanted.detail,
         row_detail=row_detail,
         column_detail=column_detail,
@@ -155,8 +162,8 @@ def _whole_inputs(call: Call, wanted: NeededFeatures, scale: Tensor, batch: _Gat
     )
 
 
-def _tiled_inputs(call: Call, scale: Tensor, batch: _Gathered) -> LossInputs:
-    """Inputs of the loss with cross-entropies in place of similarities, which exist in tiles only."""
+def _tiled_inputs(call: Call, config: LossConfig, scale: Tensor, bias: Tensor | None, batch: _Gathered) -> LossInputs:
+    """Inputs of the loss with its sums in place of similarities, which exist in tiles only."""
 
     def cross_entropies(some: Features, others: Features, ids: Tensor, other_ids: Tensor) -> tuple[Tensor, Tensor]:
         result: tuple[Tensor, Tensor] = call(
@@ -164,9 +171,15 @@ def _tiled_inputs(call: Call, scale: Tensor, batch: _Gathered) -> LossInputs:
         )
         return result
 
-    by_text, by_video = cross_entropies(batch.text, batch.all_video, batch.ids, batch.all_ids)
-    if world_size() > 1:
-        by_video = cross_entropies(batch.all_text, batch.video, batch.all_ids, batch.ids)[1]
+    both, of_pairs = None, None
+    if config.contrastive.weight:
+        by_text, by_video = cross_entropies(batch.text, batch.all_video, batch.ids, batch.all_ids)
+        if world_size() > 1:
+            by_video = cross_entropies(batch.all_text, batch.video, batch.all_ids, batch.ids)[1]
+        both = by_text, by_video
+    if bias is not None and config.sigmoid.weight:
+        caches = dict(batch.text), dict(batch.all_video)
+        of_pairs = call("scored", tiled_sigmoid, scale, bias, *caches, batch.ids, batch.all_ids)
     empty, no_positives = scale.new_empty(0, 0), batch.ids.new_empty(0, 0, dtype=torch.bool)
     return LossInputs(
         rows=empty,
@@ -176,8 +189,10 @@ def _tiled_inputs(call: Call, scale: Tensor, batch: _Gathered) -> LossInputs:
         text=batch.all_text,
         video=batch.all_video,
         first=batch.first,
-        cross_entropies=(by_text, by_video),
+        cross_entropies=both,
         mean_over_ranks=mean_over_ranks,
+        bias=bias,
+        sigmoid=of_pairs,
         scale=scale,
     )
 

@@ -17,8 +17,8 @@ from glscl.errors import RunStoppedError
 from glscl.evaluation.embed import Embeddings, check_usable, embed
 from glscl.evaluation.metrics import DIRECTIONS, MAIN_METRIC, RECALLS, measure_ranks
 from glscl.evaluation.scoring import split_rows
+from glscl.models.caption_tokenizer import Tokenize
 from glscl.models.retriever import Retriever
-from glscl.models.tokenizer import tokenize
 from glscl.training.checkpoint.format import SELECTION_METRIC
 from glscl.training.collectives import gather_objects, print_once, rank, world_size
 from glscl.training.config import RunConfig
@@ -32,6 +32,7 @@ class HeldOut:
 
     config: RunConfig
     sampling: Sampling
+    tokenize: Tokenize
     device: torch.device
     activity: ActivityTable
     quarantine: Quarantine
@@ -69,10 +70,9 @@ class HeldOut:
 
     def _embed(self, model: Retriever, shard_set: ShardSet) -> Embeddings:
         """This rank's share of a set."""
-        tokens = partial(tokenize, max_words=self.config.model.max_words)
         videos = split_rows(shard_set.manifest.videos, rank(), world_size())
         size = self.config.evaluation.batch_size
-        gallery = Gallery(shard_set, videos.start, videos.stop, self.sampling, tokens, size, self.activity)
+        gallery = Gallery(shard_set, videos.start, videos.stop, self.sampling, self.tokenize, size, self.activity)
         embeddings = embed(model, gallery, self.config.data.loaders, self.device)
         self.heartbeats.report_unusable("validation", embeddings.quarantined)
         return embeddings

@@ -65,13 +65,14 @@ def tower_operations(model: Retriever, words: int, frames: int) -> int:
 def _operations(tower: nn.Module, batch: Tensor) -> int:
     """Of one tower and one input: the backward pass is two products for each of the forward pass, or is counted."""
     trained = {parameter.requires_grad for parameter in tower.parameters()}
-    state = {
-        name: tensor.detach().to("meta").requires_grad_(tensor.requires_grad)
+    in_part = len(trained) > 1
+    state = {  # the counter looks for the gradients of what enters a module, and a query of its own may
+        name: tensor.detach().to("meta").requires_grad_(in_part and tensor.requires_grad)
         for name, tensor in (*tower.named_parameters(), *tower.named_buffers())
     }
-    with torch.set_grad_enabled(len(trained) > 1), FlopCounterMode(display=False) as counter:
+    with torch.set_grad_enabled(in_part), FlopCounterMode(display=False) as counter:
         given = functional_call(tower, state, (batch,))
-        if len(trained) > 1:
+        if in_part:
             outputs = given if isinstance(given, tuple) else (given,)
             sum(output.sum() for output in outputs if output.requires_grad).backward()
     return int(counter.get_total_flops()) * (3 if trained == {True} else 1)

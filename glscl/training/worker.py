@@ -20,9 +20,9 @@ from glscl.data.quarantine import KNOB, Quarantine, UnusableSetError
 from glscl.data.shards import open_shard_set
 from glscl.data.stream import Batch, PairStream
 from glscl.errors import RunStoppedError, UserError, full_disk
+from glscl.models.caption_tokenizer import build_tokenizer
 from glscl.models.freezing import describe_training, frozen_fingerprint
 from glscl.models.retriever import Retriever
-from glscl.models.tokenizer import tokenize
 from glscl.system.ownership import Fence
 from glscl.system.ray_internals.cluster import KeyValueStore, print_no_traceback_of
 from glscl.system.redaction import redacted_errors
@@ -128,6 +128,7 @@ class Worker:
         self.shard_sets = [open_shard_set(uri) for uri in config.data.train]
         on_features = self.shard_sets[0].manifest.features is not None
         model = Retriever(config.model, towers=not on_features)
+        self.tokenize = build_tokenizer(config.model)
         self.plan = make_plan(config, self.shard_sets)
         self.sampling = make_sampling(config, model.frame_size, self.shard_sets)
         held_out = [open_shard_set(uri) for uri in config.data.validation]
@@ -154,7 +155,7 @@ class Worker:
         self.quarantine = Quarantine(folder, config.data.max_bad_fraction, KNOB, self.state.quarantined, fence)
         self.state.quarantined = self.quarantine.entries
         self.repairs = Repairs(folder, fence)
-        self.held_out = HeldOut(config, self.sampling, device, boards[1], self.quarantine, heartbeats)
+        self.held_out = HeldOut(config, self.sampling, self.tokenize, device, boards[1], self.quarantine, heartbeats)
         self.metrics = StepMetrics(self.length, config.training.global_batch, busy)
         self.clock = StepClock(device, "head and loss" if on_features else "towers")
         self.non_finite = NonFiniteSteps()
@@ -177,7 +178,7 @@ class Worker:
             self.shard_sets,
             self.plan,
             self.sampling,
-            partial(tokenize, max_words=self.config.model.max_words),
+            self.tokenize,
             rank(),
             world_size(),
             start_step=self.state.step,

@@ -10,7 +10,6 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from glscl.data.shards import open_shard_set
 from glscl.data.toy import write_toy
 from glscl.evaluation.embed import embed
 from glscl.models.heads import Features
-from glscl.models.tokenizer import tokenize
 
 pytestmark = pytest.mark.e2e
 
@@ -126,7 +124,7 @@ def _check_against_evaluation(names: dict[str, Any], video: Features) -> None:
     """The README's code encodes its video as an evaluation does of a shard set that holds the files themselves."""
     model, card = names["model"], names["card"]
     shard_set = open_shard_set("shards/whole")
-    words = partial(tokenize, max_words=card.model.max_words)
+    words = names["load_tokenizer"]("runs/first")
     gallery = Gallery(shard_set, 0, shard_set.manifest.videos, card.sampling(model.frame_size), words, batch_size=8)
     embeddings = embed(model, gallery, 0, torch.device("cpu"))
     row = embeddings.video_ids.index("0001")

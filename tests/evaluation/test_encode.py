@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from glscl.cli import main
 from glscl.data.features import FeatureSampling
 from glscl.data.gallery import Gallery
 from glscl.data.shards import ShardSet, open_shard_set, verify_shards
@@ -28,12 +29,15 @@ from glscl.evaluation.report import render_report
 from glscl.evaluation.saved import ModelCard, export_model, load_model, save_model
 from glscl.evaluation.wise_ft import Mix
 from glscl.models import ModelConfig, Retriever
+from glscl.models.caption_tokenizer import build_tokenizer
 from glscl.models.fingerprint import tower_fingerprint
 from glscl.models.tokenizer import tokenize
 from glscl.models.towers import Towers
 from glscl.system import storage
 from glscl.system.nodes import Share
 from glscl.training.driver.outputs import build_results
+from tests.models.small_tokenizers import write_tokenizer
+from tests.models.small_towers import small_timm, write_small
 from tests.towers import write_towers
 from tests.training.ranks import FRAMES, SIZE, WORDS
 
@@ -267,7 +271,7 @@ def test_a_model_of_other_towers_is_refused(videos: ShardSet, encoding: Encoding
         with pytest.raises(UserError, match=r"holds features of the towers \w{12} .*, not of \w{12} .*towers-1"):
             evaluate_model(run, [features], config, HERE)
     head = saved(tmp_path / "moved", encoding, towers=False)
-    Path(encoding.pretrained).write_bytes(Path(others).read_bytes())
+    Path(str(encoding.pretrained)).write_bytes(Path(others).read_bytes())
     assert evaluate_model(head, [features], config, HERE)
     with pytest.raises(UserError, match=r"its frozen weights, .* with model.pretrained .*, are others by now"):
         evaluate_model(head, [videos.uri], config, HERE)
@@ -291,3 +295,35 @@ def test_fingerprints(tmp_path: Path) -> None:
         towers = Towers(str(other))
         towers.load_state_dict(Towers(clip, weights).state_dict())
         assert tower_fingerprint(towers) != first, change
+
+
+def test_towers_of_a_folder_with_their_own_tokenizer(make_shards: MakeShards, tmp_path: Path) -> None:
+    """Weights and tokenizer lie beside the architecture; towers named otherwise are the same towers."""
+    videos = make_shards(captions=(1, 2), texts={0: ("a red square",), 1: ("blue " * 9, "a green circle moves up")})
+    folder, described = Path(write_tokenizer(tmp_path / "folder", "siglip2")), write_small("ViT-B-16-SigLIP2", tmp_path)
+    with small_timm():
+        torch.manual_seed(0)
+        towers = Towers(described).eval()
+        weights = {name: tensor.contiguous() for name, tensor in towers.state_dict().items()}
+        weights |= {"logit_scale": torch.tensor([2.0]), "logit_bias": torch.tensor([-5.0])}
+        save_file(weights, folder / "model.safetensors")
+        about = {"model_cfg": json.loads(Path(described).read_text()), "preprocess_cfg": towers.colours}
+        (folder / "open_clip_config.json").write_text(json.dumps(about))
+        encoding = Encoding(clip=f"local-dir:{folder}", pretrained=None, words=WORDS, frames=FRAMES, dtype="float32")
+        manifest, _ = encode_shards(videos.uri, str(tmp_path / "features"), encoding, HERE)
+    facts = manifest.features
+    assert facts is not None
+    assert (facts.towers, facts.pretrained) == (tower_fingerprint(towers), encoding.clip)
+    (stored,) = gallery_of(open_shard_set(str(tmp_path / "features"))).batches(0)
+    ids, cut = build_tokenizer(encoding.model)([text for sample in stored.samples for text in sample.captions])
+    assert cut.tolist() == [False, True, False]
+    assert stored.truncated == 1
+    with torch.no_grad():
+        sentence, tokens, mask = towers.encode_text(ids)
+    assert torch.equal(stored.text[1], mask)
+    close(stored.text[0], torch.cat([sentence[:, None], tokens], 1))
+
+
+def test_towers_without_weights_are_not_encoded_with(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["encode", "--towers", "glscl-tiny", "--shards", "nowhere", "--output", "nowhere"]) == 2
+    assert "--pretrained: name the weights of the towers" in capsys.readouterr().out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 from typing import Any
 
 import pytest
@@ -13,7 +13,15 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 
 from glscl.errors import UserError
-from glscl.losses import LossConfig, LossInputs, applicable_terms, compute_losses, needed_features, term_names
+from glscl.losses import (
+    LossConfig,
+    LossInputs,
+    applicable_terms,
+    compute_losses,
+    needed_features,
+    needs_logit_bias,
+    term_names,
+)
 from glscl.losses.base import registry
 from glscl.losses.inter_consistency import InterConsistencyOptions, note_on_batch
 from glscl.models.heads import build_head, head_class
@@ -115,6 +123,7 @@ def test_defaults_are_those_of_the_authors_code() -> None:
         "mil_nce": {"weight": 1e-2},
         "sample_divergence": {"weight": 1e-4},
         "level_sigmoid": {"weight": 1.0, "frames": 1.0, "video": 1.0},
+        "sigmoid": {"weight": 0.0, "tiled_above": 4096},
     }
     for key in ("inter_consistency.margin_weight", *(f"{name}.weight" for name in term_names())):
         section, option = key.split(".")
@@ -412,3 +421,25 @@ def test_what_a_term_is_given_does_not_change() -> None:
     for thing, name in ((_inputs(), "first"), (registry.get("contrastive"), "needs")):
         with pytest.raises(FrozenInstanceError):
             setattr(thing, name, 1)
+
+
+def test_sigmoid_asks_of_every_pair_whether_it_belongs_together() -> None:
+    inputs = _inputs(groups=[0, 0, 1, 2, 1, 3])
+    bias = torch.tensor([-1.5])
+    expected = sum(
+        math.log1p(math.exp((-1 if inputs.row_positives[a, b] else 1) * (inputs.rows[a, b].item() - 1.5)))
+        for a in range(6)
+        for b in range(6)
+    )
+    found = _loss(replace(inputs, bias=bias), sigmoid={})
+    assert found["sigmoid"] == pytest.approx(expected / 6, rel=1e-5)
+    with pytest.raises(UserError, match="no term is on"):
+        _loss(inputs, sigmoid={})  # without a bias it does not apply
+
+
+def test_the_sigmoid_loss_asks_for_a_bias_by_name() -> None:
+    on = LossConfig.model_validate({"sigmoid": {"weight": 1}})
+    assert needs_logit_bias(on)
+    assert not needs_logit_bias(LossConfig())
+    head = build_head("mean_pool", 16, head_class("mean_pool").Options(), (8, 3))
+    assert "sigmoid" in applicable_terms(on, head)[0]

@@ -1,15 +1,18 @@
-"""The contrastive loss in tiles against the loss of the whole matrix."""
+"""The contrastive and the sigmoid loss in tiles against the losses of the whole matrix."""
 
 from __future__ import annotations
+
+import math
 
 import pytest
 import torch
 from torch import Tensor
 
 from glscl.evaluation.cost import PeakMemory
-from glscl.losses import LossConfig, LossInputs, tiled_cross_entropies, tiles_apply
+from glscl.losses import LossConfig, LossInputs, tiled_cross_entropies, tiled_sigmoid, tiles_apply
 from glscl.losses.base import Term, TermOptions, registry
 from glscl.losses.contrastive import ContrastiveOptions, contrastive
+from glscl.losses.sigmoid import SigmoidOptions, sigmoid
 from glscl.models.heads.base import Features
 from glscl.models.scores import tiles
 
@@ -42,6 +45,28 @@ def test_tiles_give_the_value_and_the_gradients_of_the_whole(
     pairs = zip(*(torch.autograd.grad(loss, (text, video, scale)) for loss in (found, expected)), strict=True)
     for these, those in pairs:
         assert (these - those).abs().max().item() < 1e-10 * max(1.0, those.abs().max().item())
+
+
+@pytest.mark.parametrize("tile", [2**18, 25])
+def test_the_sigmoid_loss_in_tiles(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In plain loops, and its gradients as a whole."""
+    monkeypatch.setattr(tiles, "CPU_TILE", tile)
+    text, video, scale, ids = _inputs(11, 4)
+    bias = torch.tensor([-2.0], dtype=torch.float64, requires_grad=True)
+    own = slice(3, 9)
+    found = tiled_sigmoid(_score, scale, bias, {"x": text[own]}, {"x": video}, ids[own], ids)
+    expected = 0.0
+    for query in range(3, 9):
+        for other in range(11):
+            logit = float((scale * text[query] @ video[other] + bias).detach())
+            expected += math.log1p(math.exp(-logit if ids[query] == ids[other] else logit))
+    assert found.item() == pytest.approx(expected / 6, rel=1e-12)
+    positives = ids[own][:, None] == ids[None, :]
+    rows = scale * text[own] @ video.T
+    whole = sigmoid(SigmoidOptions(), LossInputs(rows, rows.T, positives, positives.T, {}, {}, bias=bias))
+    leaves = (text, video, scale, bias)
+    for these, those in zip(*(torch.autograd.grad(loss, leaves) for loss in (found, whole)), strict=True):
+        assert torch.allclose(these, those, rtol=1e-10, atol=1e-12)
 
 
 def test_each_direction_is_a_mean_over_its_own_queries(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,6 +112,10 @@ def test_tiles_are_for_large_batches_whose_terms_do_not_read_the_matrix(monkeypa
     assert not tiles_apply(config, 4097, ("score_parts",)), "score consistency reads the parts of all scores"
     assert not tiles_apply(LossConfig.model_validate({"contrastive": {"weight": 0}}), 4097, ("concepts",))
     assert tiles_apply(LossConfig.model_validate({"contrastive": {"tiled_above": 0}}), 1, ())
+    both = LossConfig.model_validate({"contrastive": {"tiled_above": 0}, "sigmoid": {"weight": 1, "tiled_above": 9}})
+    assert [tiles_apply(both, pairs, ("logit_bias",)) for pairs in (9, 10)] == [False, True]
+    alone = LossConfig.model_validate({"contrastive": {"weight": 0}, "sigmoid": {"weight": 1}})
+    assert tiles_apply(alone, 4097, ("logit_bias",))
     of_others = Term(TermOptions, ("concepts",), lambda options, inputs: inputs.rows.mean())
     monkeypatch.setitem(registry._entries, "intra_diversity", of_others)
     assert not tiles_apply(config, 4097, ("concepts",))

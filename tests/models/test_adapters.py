@@ -68,7 +68,7 @@ def test_adapters_start_as_nothing(tmp_path: Path, name: str, adapters: dict[str
     assert all(torch.equal(given[key], value) for key, value in plain.named_parameters()), "names stay, and the draws"
     assert _distance(_features(model), _features(plain)) < 1e-5
     new = given.keys() - dict(plain.named_parameters()).keys()
-    assert {group_of(key) for key in new} == {"adapters"}
+    assert {group_of(key, model.config) for key in new} == {"adapters"}
     assert {key for key, value in given.items() if value.requires_grad and key.startswith("towers.")} == new
     _stir(model)
     assert _distance(_features(model), _features(plain)) > 0.05

@@ -14,7 +14,7 @@ from open_clip import pretrained as open_clip_pretrained
 from safetensors.torch import save_file
 
 from glscl.errors import UserError
-from glscl.models.pretrained import SIDECAR
+from glscl.models.hub import DESCRIPTION
 from glscl.models.towers import Towers
 from glscl.runs.execution import export_towers
 
@@ -84,7 +84,7 @@ def _integers() -> dict[str, torch.Tensor]:
 
 def _write_sidecar(folder: Path, quick_gelu: bool = True, **more: Any) -> None:
     config = TINY | {"quick_gelu": quick_gelu} | more.pop("model_cfg", {})
-    (folder / SIDECAR).write_text(json.dumps({"model_cfg": config} | more))
+    (folder / DESCRIPTION).write_text(json.dumps({"model_cfg": config} | more))
 
 
 WRITERS: dict[str, Callable[[dict[str, torch.Tensor], Path], Path]] = {}
@@ -197,7 +197,7 @@ def test_what_no_tensor_shows_is_compared_with_the_configuration_beside(
 ) -> None:
     save_file(_state(clip), tmp_path / "w.safetensors")
     _write_sidecar(tmp_path, quick_gelu=False, model_cfg=more)
-    with pytest.raises(UserError, match=SIDECAR + " says .*" + says):
+    with pytest.raises(UserError, match=DESCRIPTION + " says .*" + says):
         Towers(clip, str(tmp_path / "w.safetensors"))
 
 

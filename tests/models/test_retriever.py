@@ -149,3 +149,22 @@ def test_position_std_spreads_the_tables_that_nothing_was_learned_of(tmp_path: P
     assert again.frame_context.position_embeddings.weight.std().item() == pytest.approx(0.2, rel=0.1)
     with pytest.raises(UserError, match=r"model\.position_std has no table to act on"):
         Retriever(ModelConfig(clip="ViT-B-32", pretrained="openai", position_std=0.4), load_weights=False)
+
+
+def test_the_sigmoid_loss_needs_a_bias(clip: str) -> None:
+    """SigLIP's towers bring one, which counts to the towers; with others it is an option, and counts to the head."""
+    with pytest.raises(UserError, match=r"loss\.sigmoid: it needs a logit bias, and .* set model\.logit_bias"):
+        Retriever(ModelConfig(clip=clip, head="mean_pool"))("bias")
+    own = Retriever(ModelConfig(clip=clip, head="mean_pool", logit_bias=-4.0))
+    assert own("bias").item() == -4.0
+    theirs = Retriever(ModelConfig(clip="glscl-tiny-siglip", head="mean_pool"))
+    assert theirs("bias").item() == -10.0
+    for model, group in ((own, "head"), (theirs, "towers")):
+        groups = model.parameter_groups(0.1)
+        assert [g["name"] for g in groups if any(p is model.logit_bias for p in g["params"])] == [group]
+        assert model.describe()["towers"] == sum(p.numel() for p in model.towers.parameters()) + 2
+        assert "logit_bias" in model.state_dict()
+        assert torch.equal(model.scale(), model.logit_scale.exp())
+        model.scale().sum().backward()
+        assert model.logit_bias.grad.item() == 0.0  # there, whatever the loss is
+    assert "logit_bias" not in Retriever(ModelConfig(clip=clip, head="mean_pool")).state_dict()

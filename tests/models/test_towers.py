@@ -171,13 +171,10 @@ def test_unfit_weights_name_the_knob(clip: str, tmp_path: Path, content: str) ->
     ("name", "message"),
     [
         ("ViT-B-23", "did you mean 'ViT-B-32'"),
-        ("xlm-roberta-base-ViT-B-32", "TextTransformer"),
-        ("coca_ViT-B-32", "class token"),
-        ("ViT-B-16-SigLIP", "byte-pair"),
         ("missing.json", "no open_clip configuration file"),
     ],
 )
-def test_unsupported_architectures_are_refused(name: str, message: str) -> None:
+def test_unknown_architectures_are_refused(name: str, message: str) -> None:
     with pytest.raises(UserError, match=r"model\.clip: .*" + message):
         Towers(name)
 

@@ -67,6 +67,11 @@ def _cases() -> dict[str, dict[str, Any]]:
         "frozen": {"head": "mean_pool", "loss": {}, "model": {"freeze": "towers"}},
         "adapters": {"head": "mean_pool", "loss": {}, "model": {"freeze": "towers", "adapters": ADAPTERS}},
         "half-frozen": {"head": "xpool", "loss": {}, "model": {"freeze": "image"}},
+        "mean_pool-sigmoid": {
+            "head": "mean_pool",
+            "loss": {"contrastive": {"weight": 0}, "sigmoid": {"weight": 1}},
+            "logit_bias": -3.0,
+        },
     }
 
 
@@ -135,6 +140,7 @@ def build_model(case: dict[str, Any], clip: str, dropout: float = 0.0) -> Retrie
                 "context_layers": 1,
                 "max_words": WORDS,
                 "max_frames": FRAMES,
+                "logit_bias": case.get("logit_bias"),
             }
             | case.get("model", {})
         )

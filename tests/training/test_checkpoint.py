@@ -455,8 +455,17 @@ def test_an_option_that_came_later_and_is_off_is_no_difference(saved: Saved) -> 
 
 def test_a_head_or_term_that_came_later_and_decides_nothing_is_no_difference(saved: Saved) -> None:
     current = RunConfig.model_validate(saved.config).model_dump(mode="json")
-    del saved.config["model"]["heads"]["gare"], saved.config["loss"]["increment_radius"]
+    del (
+        saved.config["model"]["heads"]["gare"],
+        saved.config["loss"]["increment_radius"],
+        saved.config["loss"]["sigmoid"],
+    )
     assert checkpoint.run_differences(saved.config, current) == []
+    current["loss"]["sigmoid"]["weight"] = 1.0
+    assert [difference.split(":")[0] for difference in checkpoint.run_differences(saved.config, current)] == [
+        "loss.sigmoid"
+    ]
+    current["loss"]["sigmoid"]["weight"] = 0.0
     current["model"]["head"] = "gare"
     assert {difference.split(":")[0] for difference in checkpoint.run_differences(saved.config, current)} == {
         "loss.increment_radius",

@@ -17,6 +17,7 @@ from glscl.data.shards import ShardSet
 from glscl.data.video import FrameSampling
 from glscl.errors import RunStoppedError
 from glscl.models import Retriever
+from glscl.models.caption_tokenizer import build_tokenizer
 from glscl.training.config import RunConfig
 from glscl.training.held_out import HeldOut
 
@@ -58,7 +59,8 @@ def test_every_held_out_set_is_listed_and_bounded(make_shards: Callable[..., Sha
     def score(folder: str, limit: float, config: RunConfig) -> dict[str, float]:
         quarantine = Quarantine(folder, limit, "data.max_bad_fraction")
         sampling = FrameSampling(2, 1.0, 32)
-        return HeldOut(config, sampling, torch.device("cpu"), ActivityTable(0), quarantine, told).score(model)
+        tokens = build_tokenizer(config.model)
+        return HeldOut(config, sampling, tokens, torch.device("cpu"), ActivityTable(0), quarantine, told).score(model)
 
     strict, loose = str(tmp_path / "strict"), str(tmp_path / "loose")
     with pytest.raises(RunStoppedError) as caught:

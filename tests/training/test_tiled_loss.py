@@ -13,13 +13,17 @@ from glscl.models.scores import tiles
 from glscl.training.global_batch import step_loss
 from tests.training.ranks import CASES, TOLERANCE, Result, build_model, check, start, step, write_clip
 
-NAMES = ("mean_pool", "glscl-official", "wti", "xclip-double", "xpool", "dicosa", "plug-in", "tmass", "tcmgc-double")
+NAMES = (
+    *("mean_pool", "glscl-official", "wti", "xclip-double", "xpool", "dicosa", "plug-in", "tmass", "tcmgc-double"),
+    "mean_pool-sigmoid",
+)
 OFF = {name: {"weight": 0.0} for name in ("support_text", "similarity_decorrelation")}  # they read what is whole
 
 
 def _tiled(name: str) -> dict[str, Any]:
-    case = CASES[name]
-    return case | {"loss": case["loss"] | {"contrastive": {"tiled_above": 0}} | OFF}
+    case, tiled = CASES[name], {"tiled_above": 0}
+    terms = {term: case["loss"].get(term, {}) | tiled for term in ("contrastive", "sigmoid")}
+    return case | {"loss": case["loss"] | terms | OFF}
 
 
 def _whole(name: str) -> dict[str, Any]:

@@ -9,19 +9,61 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
+from open_clip.loss import SigLipLoss
 
 from glscl.errors import UserError
 from glscl.losses import LossConfig, term_names
 from glscl.models import Retriever, head_names
 from glscl.training import global_batch as global_batch_module
+from glscl.training.collectives import world_size
 from glscl.training.global_batch import backward_global_batch, step_loss
-from tests.training.ranks import CASES, TOLERANCE, Result, build_model, check, global_batch, start, step, write_clip
+from tests.training.ranks import (
+    CASES,
+    TOLERANCE,
+    Result,
+    build_model,
+    check,
+    global_batch,
+    mean,
+    start,
+    step,
+    write_clip,
+)
 
 WITHOUT_PARTS = LossConfig.model_validate({"contrastive_score_consistency": {"weight": 0.0}})
 
 
-def _worker(rank: int, clip: str) -> dict[tuple[str, int], Result]:
-    return {(name, parts): step(case, clip, rank, parts) for name, case in CASES.items() for parts in (1, 2)}
+def _worker(rank: int, clip: str) -> tuple[dict[tuple[str, int], Result], tuple[Result, Result]]:
+    steps = {(name, parts): step(case, clip, rank, parts) for name, case in CASES.items() for parts in (1, 2)}
+    return steps, _siglip(clip, rank, world_size())
+
+
+def _siglip(clip: str, rank: int, world: int) -> tuple[Result, Result]:
+    """Loss and gradients of the sigmoid loss of eight texts with a video each, by this project and by open_clip."""
+    generator = torch.Generator().manual_seed(2)
+    whole = F.normalize(torch.randn(2, 8, 16, generator=generator), dim=-1)
+    share = slice(rank * 8 // world, (rank + 1) * 8 // world)
+    results = []
+    for theirs in (False, True):
+        text, video = (side[share].clone().requires_grad_() for side in whole)
+        model = build_model(CASES["mean_pool-sigmoid"], clip)
+        if theirs:
+            criterion = SigLipLoss(rank=rank, world_size=world)
+            losses = {"sigmoid": criterion(video, text, model.logit_scale.exp(), model.logit_bias)}
+        else:
+            config = LossConfig.model_validate(CASES["mean_pool-sigmoid"]["loss"])
+            caches = {"sentence": text}, {"pooled": video}
+            losses = {"sigmoid": step_loss(model, config, *caches, torch.arange(8)[share])["total"]}
+        losses["sigmoid"].backward()
+        shared = {"scale": model.logit_scale.grad, "bias": model.logit_bias.grad}
+        found, averaged = mean({"sigmoid": losses["sigmoid"].detach()}, shared)
+        results.append((found, averaged | {"text": text.grad, "video": video.grad}))
+    return results[0], results[1]
+
+
+def test_the_sigmoid_loss_is_open_clips_in_one_process(clip: str) -> None:
+    check(*_siglip(clip, 0, 1), TOLERANCE)
 
 
 def test_every_head_and_loss_has_a_case() -> None:
@@ -41,10 +83,15 @@ def one_process(clip: str) -> dict[str, Result]:
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_ranks_and_chunks(world: int, clip: str, one_process: dict[str, Result], tmp_path: Path) -> None:
-    results = start(_worker, world, tmp_path, clip)[0]
+    ranks = start(_worker, world, tmp_path, clip)
+    results = ranks[0][0]
     assert len(results) == 2 * len(one_process)
     for (name, _), result in results.items():
         check(result, one_process[name], CASES[name].get("tolerance", TOLERANCE))
+    whole = _siglip(clip, 0, 1)[1][0]["sigmoid"]
+    for _, (ours, theirs) in ranks:
+        check(ours, theirs, TOLERANCE)
+        assert ours[0]["sigmoid"].item() == pytest.approx(whole.item(), rel=TOLERANCE)
 
 
 @pytest.mark.parametrize("accumulate", [2, 4, 8])

@@ -104,7 +104,10 @@ class Head(nn.Module, ABC):
         self.width = width
 
     def initialise_from(self, text: TextTransformer) -> None:
-        """Copy from the text tower what the head's authors start from it; nothing by default."""
+        """Copy from the text tower what the head's authors start from it; nothing by default.
+
+        Not called where the text tower is none of open_clip's transformers, but a model of Hugging Face.
+        """
 
     @abstractmethod
     def encode_text(self, sentence: Tensor, tokens: Tensor, token_mask: Tensor) -> Features:

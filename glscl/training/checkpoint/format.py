@@ -56,6 +56,7 @@ FREE_KEYS = (
     "data.validation", "data.test", "data.loader_workers", "data.prefetch", "data.cache_mb", "data.decoder",
     "data.cache_dir", "data.max_decode_s", "data.max_bad_fraction", "data.stall_timeout_s",
     "model.grad_checkpointing", "model.trust_pickle", "loss.contrastive.tiled_above",
+    "loss.sigmoid.tiled_above",
     "training.compile", "training.accumulate", "training.log_every",
     "training.num_workers", "training.use_gpu", "training.cpus_per_worker",
     "training.wait_for_nodes_s", "training.restart_cost_s", "training.max_failures", "training.hang_timeout_s",

@@ -60,7 +60,7 @@ def check_towers(config: RunConfig, sets: Mapping[str, Sequence[ShardSet]], mode
     fingerprint = tower_fingerprint(model.towers)
     for key, shard_set in with_features:
         assert shard_set.manifest.features is not None
-        name = f"{config.model.clip}, {config.model.pretrained}"
+        name = f"{config.model.clip}, {config.model.weights}"
         shard_set.manifest.features.check_towers(f"{key}: {shard_set.uri}", fingerprint, name)
     return fingerprint
 

@@ -9,8 +9,9 @@ from glscl.data.feature_facts import SHOWN
 from glscl.data.plan import StreamPlan
 from glscl.data.shards import ShardSet, open_shard_set
 from glscl.errors import UserError
-from glscl.losses import applicable_terms
+from glscl.losses import applicable_terms, needs_logit_bias
 from glscl.losses.inter_consistency import InterConsistencyOptions, note_on_batch
+from glscl.models.options import HUB
 from glscl.options import Options
 from glscl.system import storage
 from glscl.system.session import on_this_machine
@@ -48,8 +49,9 @@ class Preflight:
 def preflight(config: RunConfig, *, fetch: bool = True) -> Preflight:
     """Check shards, batch arithmetic, model and the run directory; builds the model once, starts nothing.
 
-    Without ``fetch``, pretrained weights are checked only if they are local files. A `UserError` names what is wrong,
-    where, and the option to change.
+    Without ``fetch``, pretrained weights are checked only if they are local files; the small files of an architecture
+    that the configuration names on the network are fetched either way. A `UserError` names what is wrong, where, and
+    the option to change.
     """
     usable_world_sizes(config, None)  # before any storage is asked
     train = list(map(open_shard_set, config.data.train))
@@ -101,12 +103,17 @@ def _check_model(config: RunConfig, fetch: bool) -> "tuple[dict[str, str], Retri
     """Build the model once; returns what the panel says of it, the model, and whether its weights were loaded."""
     import open_clip
 
+    from glscl.models.caption_tokenizer import build_tokenizer
     from glscl.models.freezing import describe_training
     from glscl.models.retriever import Retriever
 
-    pretrained = config.model.pretrained
-    is_tag = pretrained is not None and pretrained in open_clip.list_pretrained_tags_by_model(config.model.clip)
-    model = Retriever(config.model, load_weights=fetch or not is_tag)
+    pretrained, clip = config.model.pretrained, config.model.clip
+    is_tag = pretrained is not None and pretrained in open_clip.list_pretrained_tags_by_model(clip)
+    remote = is_tag or (clip.startswith(HUB) and not pretrained)
+    model = Retriever(config.model, load_weights=fetch or not remote)
+    build_tokenizer(config.model)
+    if needs_logit_bias(config.loss):
+        model.bias()
     terms, left_out = applicable_terms(config.loss, model.head)
     if not terms:
         raise UserError(f"loss: no term is on that head '{config.model.head}' can be trained with")
@@ -114,11 +121,11 @@ def _check_model(config: RunConfig, fetch: bool) -> "tuple[dict[str, str], Retri
     counts = ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in model.describe().items())
     facts = {
         "model": f"{config.model.clip}, head {config.model.head}, frame context {config.model.frame_context}; {counts}",
-        "weights": (config.model.pretrained or "random") + model.towers.activation,
+        "weights": (config.model.weights or "random") + model.towers.activation,
         "trained": describe_training(model, config.model) if config.model.freeze != "none" else "",
         "loss": ", ".join(terms) + (f" (not for this head: {', '.join(left_out)})" if left_out else ""),
     }
-    return facts, model, fetch or not is_tag
+    return facts, model, fetch or not remote
 
 
 def _check_head_first(config: RunConfig, model: "Retriever") -> None:
