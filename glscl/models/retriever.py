@@ -69,23 +69,13 @@ class Retriever(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor([log_scale]))
         bias = self.towers.logit_bias if config.logit_bias is None else config.logit_bias
         self.register_parameter("logit_bias", None if bias is None else nn.Parameter(torch.tensor([bias])))
-        width = self.towers.width
         text = self.towers.text if isinstance(self.towers.text, TextTransformer) else None
-        self.frame_context: FrameContext | None = None
-        if config.frame_context == "transformer":
-            heads = text.heads if text and text.width == width else max(1, width // 64)
-            if width % heads:
-                raise UserError(
-                    f"model.frame_context: feature width {width} of {config.clip} is no multiple of {heads}"
-                )
-            positions = max(self.towers.context_length, config.max_frames)
-            self.frame_context = FrameContext(width, config.context_layers, heads, positions)
-            if text:
-                self.frame_context.initialise_from(text)
+        self.frame_context = self._build_frame_context(text)
         if config.position_std is not None:
             self._spread_positions(config.position_std)
         lengths = (config.max_words, config.max_frames)
-        self.head: Head = build_head(config.head, width, getattr(config.heads, config.head), lengths)
+        options = getattr(config.heads, config.head)
+        self.head: Head = build_head(config.head, self.towers.width, options, lengths)
         if text:
             self.head.initialise_from(text)
         self.head_only = False
@@ -103,6 +93,18 @@ class Retriever(nn.Module):
         if self.head_only:
             self.towers.eval()
         return self
+
+    def _build_frame_context(self, text: TextTransformer | None) -> FrameContext | None:
+        config, width = self.config, self.towers.width
+        if config.frame_context != "transformer":
+            return None
+        heads = text.heads if text and text.width == width else max(1, width // 64)
+        if width % heads:
+            raise UserError(f"model.frame_context: feature width {width} of {config.clip} is no multiple of {heads}")
+        context = FrameContext(width, config.context_layers, heads, max(self.towers.context_length, config.max_frames))
+        if text:
+            context.initialise_from(text)
+        return context
 
     @torch.no_grad()
     def _spread_positions(self, std: float) -> None:

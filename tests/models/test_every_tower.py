@@ -222,7 +222,7 @@ def test_every_tower_can_be_frozen_and_adapted(family: str, folder: Path) -> Non
         with torch.no_grad():
             for found, expected in zip(_encode(model.eval(), family), _encode(plain, family), strict=True):
                 assert torch.allclose(found, expected, rtol=1e-5, atol=1e-6)
-        sum(part.square().sum() for part in _encode(model.train(), family)).backward()
+        torch.stack([part.square().sum() for part in _encode(model.train(), family)]).sum().backward()
         given = dict(model.towers.named_parameters())
         trained = {name for name, parameter in given.items() if parameter.requires_grad}
         assert trained == {name for name, parameter in given.items() if parameter.grad is not None}
