@@ -13,7 +13,7 @@ from glscl.evaluation.results import Metrics, QueryRanks, Section, Test
 from glscl.options.differences import differing_keys
 from glscl.runs.options import ZERO_SHOT
 from glscl.system import storage
-from glscl.training.checkpoint.format import FREE_KEYS
+from glscl.training.checkpoint.format import run_differences
 from glscl.training.config import RunConfig
 
 RESULT = "cell.json"
@@ -78,7 +78,7 @@ def read_result(cell: Cell) -> CellResult | None:
     if result is None:
         return None
     saved, current = result.config, cell.config.model_dump(mode="json")
-    different = differing_keys(saved, current, FREE_KEYS)
+    different = run_differences(saved, current)
     different += differing_keys({"testing": saved["evaluation"]}, {"testing": current["evaluation"]}, ())
     if [_fingerprint(uri) for uri in cell.config.data.test] != [test.fingerprint for test in result.tests]:
         different.append("data.test: other test sets")

@@ -1,6 +1,6 @@
 """The run configuration: typed, of defaults, then the YAML file or preset, then ``--a.b value`` flags."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
@@ -12,8 +12,11 @@ from glscl.data.options import DataConfig
 from glscl.errors import UserError
 from glscl.evaluation.options import EvaluationConfig
 from glscl.losses import LossConfig
+from glscl.losses.base import registry
+from glscl.models.heads.base import head_class
 from glscl.models.options import ModelConfig
 from glscl.options import Options
+from glscl.options.differences import Values
 from glscl.options.flags import parse_options
 from glscl.options.mistakes import describe_mistake
 from glscl.options.packaged import is_file, preset_text, split_config
@@ -57,6 +60,34 @@ class RunConfig(Options):
         model = self.model.model_copy(update={"pretrained": pretrained, "clip": clip})
         update = {"data": data, "name": name, "model": model, "storage": storage.resolve(self.storage)}
         return self.model_copy(update=update)
+
+
+def add_later_sections(saved: Values, current: Values) -> Values:
+    """Saved values of a run, with those heads and loss terms of a current one that came after it and decide nothing.
+
+    A head decides nothing where another is chosen, a term where its weight is 0 or the head does not provide what it
+    needs. Where a section was saved, it stays as it was.
+    """
+    if not all(isinstance(values, Mapping) for values in (saved.get("model"), saved.get("loss"))):
+        return saved
+    model = _section(current, "model")
+    head = str(model["head"])
+    provided = head_class(head).provides
+    heads = {name: options for name, options in _section(model, "heads").items() if name != head}
+    terms = {
+        name: options
+        for name, options in _section(current, "loss").items()
+        if not set(registry.get(name).needs) <= set(provided) or not _section({name: options}, name)["weight"]
+    }
+    saved_model = _section(saved, "model")
+    saved_model["heads"] = heads | _section(saved_model, "heads")
+    return {**saved, "model": saved_model, "loss": terms | _section(saved, "loss")}
+
+
+def _section(values: Values, name: str) -> dict[str, object]:
+    """A section of a configuration's plain values, empty if it is not there."""
+    section = values.get(name)
+    return dict(section) if isinstance(section, Mapping) else {}
 
 
 def load_config(source: str | None) -> RunConfig:

@@ -31,7 +31,6 @@ from glscl.evaluation.saved import ModelCard, load_model, save_model
 from glscl.losses import LossConfig
 from glscl.models import ModelConfig, Retriever
 from glscl.models.tokenizer import tokenize
-from glscl.options.differences import differing_keys
 from glscl.system import storage
 from glscl.training.checkpoint import format as checkpoint
 from glscl.training.checkpoint import transfer
@@ -408,9 +407,26 @@ def test_logging_evaluation_retention_and_machines_are_free(saved: Saved) -> Non
 def test_a_key_that_the_saved_configuration_lacks_is_a_difference(saved: Saved) -> None:
     current = json.loads(json.dumps(saved.config))
     del saved.config["loss"]["contrastive"]
-    assert differing_keys(saved.config, current, checkpoint.FREE_KEYS) == [
+    assert checkpoint.run_differences(saved.config, current) == [
         f"loss.contrastive: None -> {current['loss']['contrastive']}"
     ]
+
+
+def test_a_head_or_term_that_came_later_and_decides_nothing_is_no_difference(saved: Saved) -> None:
+    current = RunConfig.model_validate(saved.config).model_dump(mode="json")
+    del saved.config["model"]["heads"]["xclip"], saved.config["loss"]["channel_decorrelation"]
+    assert checkpoint.run_differences(saved.config, current) == []
+    current["model"]["head"] = "xclip"
+    current["loss"]["channel_decorrelation"]["weight"] = 0.001
+    assert {difference.split(":")[0] for difference in checkpoint.run_differences(saved.config, current)} == {
+        "model.head",
+        "model.heads.xclip",
+    }, "a term that the head cannot have decides nothing"
+    current["model"]["head"] = "wti"
+    assert {difference.split(":")[0] for difference in checkpoint.run_differences(saved.config, current)} == {
+        "loss.channel_decorrelation",
+        "model.head",
+    }
 
 
 def test_other_shards_are_refused(saved: Saved) -> None:

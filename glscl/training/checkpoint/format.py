@@ -13,7 +13,8 @@ Resume rules:
    rounding (`resharding` cuts the sharded state of ZeRO 1 to 3 anew). The ranks' generators, which no longer have one
    counterpart each, start from `seed_generators` of seed, step and rank: dropout draws other masks than it would have.
 5. A configuration that changes the model, the loss, the data or the optimisation is refused with the differing keys;
-   what only changes logging, evaluation, retention or the machines is free to differ (`FREE_KEYS`).
+   what only changes logging, evaluation, retention or the machines is free to differ (`FREE_KEYS`), and so are heads
+   and loss terms that came later and decide nothing of the run (`add_later_sections`).
 """
 
 from __future__ import annotations
@@ -34,10 +35,11 @@ from torch import distributed
 
 from glscl.errors import UserError
 from glscl.options import Options
-from glscl.options.differences import differing_keys
+from glscl.options.differences import Values, differing_keys
 from glscl.options.mistakes import first_mistake
 from glscl.system import storage
 from glscl.training.checkpoint.safe_load import safe_loading
+from glscl.training.config import add_later_sections
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -199,9 +201,14 @@ def seed_generators(seed: int, step: int, rank: int) -> None:
     torch.manual_seed(seed * 1_000_003 + step * 65_537 + rank)
 
 
+def run_differences(saved: Values, current: Values) -> list[str]:
+    """Name the keys by which two configurations are of different runs (resume rule 5), each with both values."""
+    return differing_keys(add_later_sections(saved, current), current, FREE_KEYS)
+
+
 def check_resumable(state: TrainState, config: dict[str, Any], manifests: Sequence[str]) -> None:
     """Apply resume rule 5. Raises `UserError`, with every differing key."""
-    different = differing_keys(state.config, config, FREE_KEYS)
+    different = run_differences(state.config, config)
     if different:
         raise UserError(
             f"the run directory holds a run of another configuration: {'; '.join(different)}. "

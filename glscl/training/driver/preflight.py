@@ -10,10 +10,9 @@ from glscl.errors import UserError
 from glscl.losses import applicable_terms
 from glscl.losses.inter_consistency import InterConsistencyOptions, note_on_batch
 from glscl.options import Options
-from glscl.options.differences import differing_keys
 from glscl.system import storage
 from glscl.system.session import on_this_machine
-from glscl.training.checkpoint.format import FREE_KEYS
+from glscl.training.checkpoint.format import run_differences
 from glscl.training.config import RunConfig
 from glscl.training.schedule import (
     RunLength,
@@ -175,7 +174,7 @@ def _check_run_directory(config: RunConfig) -> bool:
     saved = storage.read_json(where)
     if not isinstance(saved, dict):
         raise UserError(f"{where}: not a run configuration; choose another --name")
-    different = differing_keys(saved, config.model_dump(mode="json"), FREE_KEYS)
+    different = run_differences(saved, config.model_dump(mode="json"))
     if different:
         raise UserError(
             f"{config.run_directory} holds a run of another configuration: {'; '.join(different)}; choose another "
