@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -296,8 +295,8 @@ def test_the_end_of_patience_is_one_line(
     bucket: str, proxy: FaultProxy, impatient: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage.write_bytes(f"{bucket}/run/x", b"1")
-    clock = count()
-    monkeypatch.setattr(s3, "time", SimpleNamespace(monotonic=lambda: 0.3 * next(clock)))
+    clock = SimpleNamespace(monotonic=lambda: 0.3 * proxy.injected.get("slow_down", 0))  # however often it is asked
+    monkeypatch.setattr(s3, "time", clock)
     monkeypatch.setenv(s3.DEADLINE, "1")
     proxy.force("slow_down", 99, only="GET /data/run/x")
     with pytest.raises(StorageError) as caught:
