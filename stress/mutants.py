@@ -53,7 +53,11 @@ _NAMES = {
     "data/test_hostile_video data/test_torchcodec",
     "glscl/evaluation/metrics.py": "evaluation/test_metrics evaluation/test_scoring",
     "glscl/evaluation/ranks.py": "evaluation/test_metrics evaluation/test_scoring",
-    "glscl/evaluation/scoring.py": "evaluation/test_scoring evaluation/test_retrieval",
+    **dict.fromkeys(
+        (f"glscl/evaluation/{module}.py" for module in ("caches", "matches", "scoring", "similarity")),
+        "evaluation/test_scoring evaluation/test_retrieval",
+    ),
+    "glscl/training/rank_scoring.py": "training/test_rank_scoring",
     "glscl/study/statistics/*.py": "study/test_statistics study/test_families",
     **dict.fromkeys(
         (f"glscl/study/{module}.py" for module in ("analysis", "panels", "comparisons")),

@@ -21,15 +21,18 @@ class Matches:
     indices: Tensor
     scores: Tensor
 
-    def cpu(self) -> Matches:
-        """The same on the CPU."""
-        return Matches(self.indices.cpu(), self.scores.cpu())
+    @classmethod
+    def empty(cls, queries: int, k: int, dtype: torch.dtype) -> Matches:
+        """Memory for those of so many queries."""
+        return cls(torch.zeros(queries, k, dtype=torch.int64), torch.zeros(queries, k, dtype=dtype))
+
+    def put(self, queries: slice, found: Matches) -> None:
+        """Write down those of some queries."""
+        self.indices[queries], self.scores[queries] = found.indices, found.scores
 
     @staticmethod
-    def concatenate(blocks: Sequence[Matches], width: int = 0) -> Matches:
-        """Join those of consecutive blocks of queries; ``width`` is the k of none at all."""
-        if not blocks:
-            return Matches(torch.zeros(0, width, dtype=torch.int64), torch.zeros(0, width))
+    def concatenate(blocks: Sequence[Matches]) -> Matches:
+        """Join those of consecutive queries."""
         return Matches(torch.cat([block.indices for block in blocks]), torch.cat([block.scores for block in blocks]))
 
 

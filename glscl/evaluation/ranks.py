@@ -55,6 +55,10 @@ class Ranks:
     def __len__(self) -> int:
         return len(self.optimistic)
 
+    def put(self, queries: slice, found: "Ranks") -> None:
+        """Write down those of some queries."""
+        self.optimistic[queries], self.pessimistic[queries] = found.optimistic, found.pessimistic
+
     @staticmethod
     def concatenate(blocks: "Sequence[Ranks]") -> "Ranks":
         """Join the ranks of consecutive blocks of queries."""

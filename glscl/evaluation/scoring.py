@@ -139,30 +139,26 @@ def rank_texts(
     """
     owners = _check_owners(scorer, texts, text_to_video)
     videos = len(scorer.video)
-    ranks: list[Ranks] = []
-    matches: list[Matches] = []
+    # Taken at once: kept pieces of each block would lie between its large temporaries and stop their memory's reuse.
+    ranks = Ranks(*(torch.zeros(len(texts), dtype=torch.int64) for _ in range(2)))
+    matches = Matches.empty(len(texts), min(k, videos), own.dtype)
     occurrences = torch.zeros(videos, dtype=torch.float64)
     counts = _VideoCounts(own.to(scorer.device))
     for group, similarity in scorer.similarities(texts, visits):
         for rows in cut(group, scorer.texts_at_once):
             block = similarity[rows.start - group.start : rows.stop - group.start]
-            targets = owners[rows.start - texts.start : rows.stop - texts.start].to(scorer.device)
-            ranks.append(rank_targets(block, targets))
+            place = slice(rows.start - texts.start, rows.stop - texts.start)
+            targets = owners[place].to(scorer.device)
+            ranks.put(place, rank_targets(block, targets))
             if k:
                 best = best_matches(block, k)
-                matches.append(best.cpu())
+                matches.put(place, best)
                 occurrences += expected_occurrences(block, k, best.scores[:, -1:]).cpu()
-            after = owners[rows.stop - texts.start : rows.stop - texts.start + 1]
+            after = owners[place.stop : place.stop + 1]
             counts.add(block, targets, bool(len(after) and after[0] == targets[-1]))
         del similarity, block
-    return RankedTexts(
-        rows=texts,
-        ranks=Ranks.concatenate(ranks),
-        matches=Matches.concatenate(matches, min(k, videos)),
-        occurrences=occurrences,
-        nearer=counts.nearer.cpu(),
-        as_near=counts.as_near.cpu(),
-    )
+    nearer, as_near = counts.nearer.cpu(), counts.as_near.cpu()
+    return RankedTexts(texts, ranks, matches, occurrences, nearer, as_near)
 
 
 class _VideoCounts:
