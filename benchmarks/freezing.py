@@ -1,13 +1,14 @@
 """Measure what freezing saves: a step's time and memory, the optimiser's bytes and a checkpoint's, beside all trained.
 
     python benchmarks/freezing.py [--device cuda] [--config PRESET] [--head NAME] [--precision P] [--pairs N]
-        [--frames N] [--counted-pairs N] [--steps N] [--json FILE]
+        [--frames N] [--counted-pairs N] [--rounds N] [--steps N] [--json FILE]
 
 Pairs are random and in memory. Each row is a choice of ``model.freeze``, ``model.unfreeze_blocks`` and
 ``model.adapters``; the head, the losses and the engine (ZeRO 1) are those of `glscl train`.
 
-* Times are the best of two rounds in which a choice and the step with everything trained take turns: of the process's
-  CPU time with one thread on a CPU. "x" is their ratio. No more than two models are held at once.
+* Times are the best of rounds in which a choice and the step with everything trained take turns, in one run: of the
+  process's CPU time with one thread on a CPU. "x" is the share of the best step with everything trained. No more than
+  two models are held at once.
 * Bytes of a step are the most that its tensors take, counted, and those of the optimiser are its own tensors: fp32
   weights and two moments. They are of ``--counted-pairs`` pairs (128), on tensors without numbers, so that no memory
   and hardly any time is needed for them.
@@ -20,6 +21,8 @@ import argparse
 import gc
 import json
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
@@ -29,13 +32,12 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from benchmarks.step import Setting, run_workers, time_steps, whole_step
+from benchmarks.step import Setting, build_model, engine_step, make_pairs, run_workers, time_steps
 from glscl.evaluation.cost import PeakMemory
 from glscl.models.retriever import Retriever
 from glscl.training.checkpoint.format import TrainState
 from glscl.training.checkpoint.snapshot import take_snapshot
 from glscl.training.config import RunConfig, load_config
-from glscl.training.engine import build_engine
 from glscl.training.global_batch import RankPairs, backward_global_batch
 
 ALL = "everything trained"
@@ -63,6 +65,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=4, help="pairs of a timed step")
     parser.add_argument("--frames", type=int, help="frames of a video of a timed step, else the configuration's")
     parser.add_argument("--counted-pairs", type=int, default=128, help="pairs of the step whose bytes are counted")
+    parser.add_argument("--rounds", type=int, default=2, help="timed rounds; 0 measures sizes alone")
     parser.add_argument("--steps", type=int, default=1, help="steps of a round")
     parser.add_argument("--json", help="file for the figures")
     options = parser.parse_args()
@@ -75,7 +78,8 @@ def main() -> None:
     rows = {name: count_bytes(_with(config, choice), options.counted_pairs) for name, choice in CHOICES.items()}
     timed = _with(config, {"max_frames": options.frames or model.max_frames})
     with tempfile.TemporaryDirectory() as folder:
-        measured = run_workers(measure_times, 1, Setting(timed, options.device, options.steps), folder)
+        setting = Setting(timed, options.device, options.steps)
+        measured = run_workers(partial(measure, rounds=options.rounds), 1, setting, folder)
     for name, row in rows.items():
         row |= measured[name]
     print(f"\n{model.clip}, head {model.head}, frame context {model.frame_context}, {config.training.precision}, "
@@ -85,7 +89,8 @@ def main() -> None:
           f"{'optimiser MB':>14}{'checkpoint MB':>15}")  # fmt: skip
     whole = rows[ALL]
     for name, row in rows.items():
-        print(f"{name:<26}{row['trained'] / 1e6:>10.2f}{row['ms']:>10.0f}{row['ratio']:>6.2f}"
+        times = f"{row['ms']:>10.0f}{row['ratio']:>6.2f}" if options.rounds else " " * 16
+        print(f"{name:<26}{row['trained'] / 1e6:>10.2f}{times}"
               f"{row['step_bytes'] / 1e6:>9.0f}{row['step_bytes'] / whole['step_bytes']:>6.2f}"
               f"{row['optimiser_bytes'] / 1e6:>14.1f}{row['checkpoint_bytes'] / 1e6:>15.1f}")  # fmt: skip
     if options.json:
@@ -125,28 +130,37 @@ def count_bytes(config: RunConfig, pairs: int) -> dict[str, float]:
     return {"trained": trained, "step_bytes": memory.peak}
 
 
-def measure_times(setting: Setting) -> dict[str, dict[str, float]]:
-    """Milliseconds of a step of each choice, and the bytes of the optimiser and of a checkpoint."""
+def measure(setting: Setting, rounds: int) -> dict[str, dict[str, float]]:
+    """Milliseconds of a step of each choice, and after it the bytes of the optimiser and of a checkpoint."""
     clock = process_time if setting.device == "cpu" else perf_counter
-    whole = whole_step(setting, 1)
+    whole = _engine(setting)
+    best = float("inf")
     found = {}
     for name, choice in CHOICES.items():
         own = Setting(_with(setting.config, choice), setting.device, setting.steps)
-        found[name] = _sizes(own)
-        steps = {ALL: whole} | ({} if name == ALL else {name: whole_step(own, 1)})
-        ms = time_steps(setting, steps, clock, rounds=2)
-        found[name] |= {"ms": ms[name], "ratio": ms[name] / ms[ALL]}
-        del steps
+        engine, step = whole if name == ALL else _engine(own)
+        if rounds:
+            ms = time_steps(setting, {ALL: whole[1], name: step}, clock, rounds)
+            best = min(best, ms[ALL])
+            found[name] = {"ms": ms[name]} | _sizes(engine, own.config)
+        else:
+            step()
+            found[name] = _sizes(engine, own.config)
+        del engine, step
         gc.collect()
+    for row in found.values():
+        if rounds:
+            row["ratio"] = row["ms"] / best
     return found
 
 
-def _sizes(setting: Setting) -> dict[str, float]:
-    """Bytes of the optimiser and of a checkpoint, after a step."""
-    config = setting.config
-    torch.manual_seed(0)
-    model = Retriever(config.model, load_weights=False).to(setting.device)
-    engine = build_engine(model, config.training.model_copy(update={"accumulate": 1}), torch.device(setting.device), 1)
+def _engine(setting: Setting) -> tuple[Any, Callable[[], None]]:
+    model = build_model(setting).to(setting.device)
+    return engine_step(setting, model, make_pairs(setting, model.frame_size), 1)
+
+
+def _sizes(engine: Any, config: RunConfig) -> dict[str, float]:
+    """Bytes of an engine's optimiser and of its checkpoint."""
     moments = [tensor for state in engine.optimizer.optimizer.state.values() for tensor in state.values()]
     masters = engine.optimizer.single_partition_of_fp32_groups
     with tempfile.TemporaryDirectory() as folder:

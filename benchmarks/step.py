@@ -103,13 +103,13 @@ def _worker(rank: int, work: Callable[..., Any], workers: int, setting: Setting,
     distributed.destroy_process_group()
 
 
-def _model(setting: Setting, *, again: bool = False) -> Retriever:
+def build_model(setting: Setting, *, again: bool = False) -> Retriever:
     torch.manual_seed(0)
     config = setting.config.model.model_copy(update={"grad_checkpointing": again})
     return Retriever(config, load_weights=False)
 
 
-def _pairs(setting: Setting, size: int) -> RankPairs:
+def make_pairs(setting: Setting, size: int) -> RankPairs:
     """A worker's random pairs."""
     model, pairs = setting.config.model, setting.config.training.global_batch
     generator = torch.Generator().manual_seed(distributed.get_rank())
@@ -124,12 +124,12 @@ def _pairs(setting: Setting, size: int) -> RankPairs:
 
 def _towers(setting: Setting, *, compiled: bool) -> Callable[[], None]:
     """The towers' forward and backward pass, without an engine."""
-    model = _model(setting).to(setting.device)
+    model = build_model(setting).to(setting.device)
     if setting.config.training.precision == "bf16":
         model.bfloat16()
     if compiled:
         compile_parts(model)
-    pairs = _pairs(setting, model.frame_size)
+    pairs = make_pairs(setting, model.frame_size)
 
     def step() -> None:
         model.zero_grad()
@@ -144,8 +144,8 @@ def whole_step(
     setting: Setting, stage: int | None, *, compiled: bool = False, again: bool = False
 ) -> Callable[[], None]:
     """A whole step through the engine; without a stage the forward and backward pass of the model alone."""
-    config, model = setting.config, _model(setting, again=again).to(setting.device)
-    pairs = _pairs(setting, model.frame_size)
+    config, model = setting.config, build_model(setting, again=again).to(setting.device)
+    pairs = make_pairs(setting, model.frame_size)
     if stage is None:
         if config.training.precision == "bf16":
             model.bfloat16()
@@ -155,6 +155,14 @@ def whole_step(
             backward_global_batch(model, lambda loss, *, last: loss.backward(), config.loss, pairs)
 
         return bare
+    return engine_step(setting, model, pairs, stage, compiled=compiled)[1]
+
+
+def engine_step(
+    setting: Setting, model: Retriever, pairs: RankPairs, stage: int, *, compiled: bool = False
+) -> tuple[Any, Callable[[], None]]:
+    """An engine around a model, and its step."""
+    config = setting.config
     training = config.training.model_copy(update={"zero_stage": stage, "accumulate": 1})
     engine = build_engine(model, training, torch.device(setting.device), distributed.get_world_size())
     if compiled:
@@ -166,7 +174,7 @@ def whole_step(
         backward_global_batch(engine, partial(backward, engine), config.loss, pairs)
         engine.step()
 
-    return step
+    return engine, step
 
 
 def time_steps(
