@@ -22,7 +22,6 @@ from glscl.evaluation.options import EvaluationConfig
 from glscl.evaluation.saved import check_features, load_model, load_tokenizer
 from glscl.evaluation.scoring import RankedTexts, ScoringResult, merge
 from glscl.evaluation.wise_ft import Interpolation, Mix
-from glscl.models.fingerprint import tower_fingerprint
 from glscl.models.heads.base import Features
 from glscl.system.nodes import Share
 from glscl.system.progress import Progress
@@ -109,6 +108,8 @@ class Evaluator:
         if shard_set.manifest.features is None:
             return None
         if self._towers is None:
+            from glscl.models.fingerprint import tower_fingerprint  # brings open_clip
+
             self._towers = self.card.towers or tower_fingerprint(self.model.towers)
         return self._towers
 

@@ -453,7 +453,10 @@ def link(kind: bytes) -> tarfile.TarInfo:
         ([("0.json", annotation()), (link(tarfile.SYMTYPE), b"")], "'0.mp4' is not a plain file"),
         ([("0.json", annotation()), (link(tarfile.LNKTYPE), b"")], "'0.mp4' is not a plain file"),
         ([("0.json", annotation()), (link(tarfile.CHRTYPE), b"")], "'0.mp4' is not a plain file"),
-        ([("0.json", annotation()), ("0.exe", b"v")], r"'0\.exe' is neither \.json, \.mp4, \.txt nor a numbered"),
+        (
+            [("0.json", annotation()), ("0.exe", b"v")],
+            r"'0\.exe' is neither \.json, \.mp4, \.txt, \.safetensors, \.npy nor a numbered",
+        ),
         ([("0.json", annotation())], "sample '0' lacks its video or its annotation"),
         ([("0.json", annotation()), ("0.mp4", b"v"), ("0.mp4", b"w")], "'0.mp4' is there twice"),
         ([("0.json", annotation(x="x" * (9 << 20))), ("0.mp4", b"v")], r"'0\.json' has \d+ bytes"),

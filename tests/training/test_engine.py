@@ -226,7 +226,9 @@ def _evaluation_worker(rank: int, clip: str, folder: str) -> None:
         state = torch.get_rng_state()
         with patch.object(engine_module, "Retriever", wraps=Retriever) as built:
             evaluated = evaluation_model(engine)
-        assert [call.kwargs for call in built.call_args_list] == [{"load_weights": False}] * (stage == 3)
+        assert [call.kwargs for call in built.call_args_list] == [{"load_weights": False, "towers": True}] * (
+            stage == 3
+        )
         unmoved = torch.equal(state, torch.get_rng_state())
         assert (evaluated is engine.module) == (stage < 3), "only a partitioned model is copied"
         assert not any(module.training for module in evaluated.modules())

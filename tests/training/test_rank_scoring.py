@@ -27,6 +27,7 @@ from glscl.evaluation.ranks import Ranks
 from glscl.evaluation.scoring import evaluate_scores
 from glscl.evaluation.similarity import Scorer
 from glscl.models import Retriever
+from glscl.models.caption_tokenizer import build_tokenizer
 from glscl.models.heads import Head, build_head, head_class
 from glscl.training.collectives import gather_objects, rank, world_size
 from glscl.training.config import RunConfig
@@ -215,8 +216,9 @@ def test_held_out_scores_are_those_of_one_process(
         def report_unusable(self, part: str, entries: object) -> None: ...
 
     def score(_: int) -> dict[str, float]:
-        quarantine, sender = Quarantine(None, 0.5, "knob"), Sender()
-        held_out: Any = HeldOut(config, FrameSampling(2, 1.0, 32), CPU, ActivityTable(0), quarantine, sender)  # type: ignore[arg-type]
+        quarantine = Quarantine(None, 0.5, "knob")
+        parts: Any = (build_tokenizer(config.model), CPU, ActivityTable(0), quarantine, Sender())
+        held_out: Any = HeldOut(config, FrameSampling(2, 1.0, 32), *parts)
         found: dict[str, float] = held_out.score(model)
         return found
 
