@@ -14,6 +14,7 @@ from glscl.study.options import StudyConfig
 from glscl.system import storage
 from glscl.training.config import RunConfig
 
+CELLS = "cells"  # folder of the cells in the directory of the study
 _UNTRAINED: Values = {"model": {"head": "mean_pool", "frame_context": "none", "position_std": None}}
 
 
@@ -56,7 +57,7 @@ def _build_config(
         "validation": [uri for domain in domains for uri in sets[domain].validation],
         "test": [domain.test for domain in sets.values() if domain.test],
     }
-    folder = storage.join(study.directory, "cells", condition)
+    folder = storage.join(study.directory, CELLS, condition)
     layers = [_qrels(study), study.conditions[condition], pretrained_towers(study), *changes]
     return build_run(study, folder, name, seed, layers, data)
 

@@ -204,6 +204,15 @@ class BesideRow(Section):
     theirs: float
 
 
+class Preregistration(Section):
+    """What was registered before the first cell was trained, compared with what is reported."""
+
+    written: str  # ISO 8601
+    sha256: str  # of the file
+    differences: list[str]  # ``key: registered -> reported``; empty: they agree
+    detectable: dict[str, float] = Field(default_factory=dict)  # points, by scope, as planned
+
+
 class Beside(Section):
     """Another study of the same variants."""
 
@@ -227,6 +236,7 @@ class StudyResults(MeasuredCosts, Summary):
     results: list[Result]
     comparisons: list[Comparison]
     equivalence_margin: float | None = None  # points
+    preregistration: Preregistration | None = None  # None: nothing was registered before the first cell
     examples: list[Example] = Field(default_factory=list)
     beside: Beside | None = None
 

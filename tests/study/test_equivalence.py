@@ -82,12 +82,12 @@ def test_precision_is_what_was_found() -> None:
 
 def test_claims_hold_in_simulated_studies() -> None:
     """A small version of ``python -m stress.claims``."""
-    setting = Setting(queries=300, seeds=3, seed_sd=1.5)
-    at_margin = rate_of_equivalence(setting, margin=4.0, simulations=600)
-    assert at_margin <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 600)
+    setting = Setting(queries=300, seeds=3, seed_sd=1.5, margin=10.0)
+    at_margin = rate_of_equivalence(setting, simulations=600)
+    assert abs(at_margin - 0.05) <= 0.02 + 2 * math.sqrt(0.05 * 0.95 / 600)
     printed, found = rate_of_power(setting, level=0.05 / 6, simulations=300)
     assert printed == pytest.approx(0.8, abs=1e-3)
     assert abs(found - printed) <= 0.05 + 2 * math.sqrt(0.16 / 300)
-    differences, equivalences = rates_of_family(setting, size=12, margin=4.0, families=60)
+    differences, equivalences = rates_of_family(setting, size=12, families=60)
     for rate in (differences, equivalences):
         assert rate <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 60)
