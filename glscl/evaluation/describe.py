@@ -6,13 +6,13 @@ from glscl.data.shards import ShardSet
 from glscl.evaluation.embed import Embeddings, measure
 from glscl.evaluation.oracles import attribute_accuracy, measure_oracles
 from glscl.evaluation.ranks import Ranks
+from glscl.evaluation.relevance import Judged
 from glscl.evaluation.results import (
     Example,
     Match,
     NormalisedColumn,
     QueryRanks,
     RankBounds,
-    SeveralRelevant,
     Test,
     WithoutLeaked,
 )
@@ -31,7 +31,7 @@ def describe_test(
     *,
     normalised: list[NormalisedColumn],
     without_leaked: WithoutLeaked | None,
-    several_relevant: SeveralRelevant | None,
+    judged: Judged | None,
     examples: int,
     keep_ranks: bool,
 ) -> Test:
@@ -67,7 +67,7 @@ def describe_test(
         attribute_accuracy=attribute_accuracy(attributes, owners, first_matches) if synthetic else None,
         normalised=normalised,
         without_leaked=without_leaked,
-        several_relevant=several_relevant,
+        several_relevant=judged.measure(result.relevant) if judged else None,
         examples=choose_examples(embeddings, result, examples),
         per_query=query_ranks(embeddings, result) if keep_ranks else None,
     )

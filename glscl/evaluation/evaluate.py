@@ -55,8 +55,8 @@ def evaluate_model(
     folder, card = read_card(model_uri)
     test_sets, bank_sets = ([_open(uri, card) for uri in uris] for uris in (tests, bank))
     per_set = videos_per_set(config, bank_sets)
-    leaked = leakage_lists(config.leave_out, [shard_set.manifest.domain for shard_set in test_sets])
-    qrels = read_qrels_lists(config.qrels, [shard_set.manifest.domain for shard_set in test_sets])
+    domains = [shard_set.manifest.domain for shard_set in test_sets]
+    leaked, qrels = leakage_lists(config.leave_out, domains), read_qrels_lists(config.qrels, domains)
     quarantine = quarantine or Quarantine(None, 1.0, "")
     results: list[Test] = []
     problems: dict[str, None] = {}
@@ -72,7 +72,7 @@ def evaluate_model(
                     problems[embeddings] = None
                     continue
                 domain = shard_set.manifest.domain
-                judged = match_qrels(qrels[domain], embeddings) if domain in qrels else None
+                judged = match_qrels(qrels.get(domain), embeddings)
                 result, normalised = _score(evaluators, embeddings, named, domain, config, query_bank, judged)
                 test = describe_test(
                     named,
@@ -82,7 +82,7 @@ def evaluate_model(
                     result,
                     normalised=normalised,
                     without_leaked=_score_without_leaked(evaluators, embeddings, leaked.get(domain)),
-                    several_relevant=judged and judged.measure(result.relevant),
+                    judged=judged,
                     examples=config.examples,
                     keep_ranks=keep_ranks,
                 )

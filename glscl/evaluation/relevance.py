@@ -16,7 +16,7 @@ each one's own rank gives its share. Of n videos that tie after ``greater`` othe
 the first relevant one comes later than place ``greater + j`` with chance ``C(n - j, r) / C(n, r)``.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -115,36 +115,44 @@ def read_qrels_lists(entries: Sequence[str], domains: Collection[str]) -> dict[s
     return {domain: qrels for domain, (_, qrels) in read_by_domain("qrels", entries, domains, read_qrels).items()}
 
 
-def match_qrels(qrels: Qrels, embeddings: Embeddings) -> Judged:
-    """Find a list's captions and videos in a test set. Raises `UserError`: it names none of the captions.
+def match_qrels(qrels: Qrels | None, embeddings: Embeddings) -> Judged | None:
+    """Find a list's captions and videos in a test set; None without a list.
+
+    Raises `UserError`: it names none of the captions.
 
     A caption's own video is relevant with grade 1, unless the list has it with another grade. Captions to which nothing
     is relevant then are no queries. Videos that are not in the set, because they could not be used, are left out.
     """
-    rows: dict[str, list[int]] = {}
-    for row, name in enumerate(map(compose_accents, embeddings.video_ids)):
-        rows.setdefault(name, []).append(row)
-    used: set[str] = set()
-    unknown: set[str] = set()
-    pairs: list[tuple[int, int, int]] = []
-    for text, (name, owner) in enumerate(_name_captions(embeddings)):
-        listed = qrels.grades.get(name, {})
-        used.update([name] if listed else [])
-        unknown.update(video for video in listed if video not in rows)
-        grades = {owner: 1} | {row: grade for video, grade in listed.items() for row in rows.get(video, ())}
-        pairs += [(text, row, grade) for row, grade in sorted(grades.items()) if grade > 0]
-    if not used:
-        example = caption_name(embeddings.video_ids[0], 0)
+    if qrels is None:
+        return None
+    names = list(map(compose_accents, embeddings.video_ids))
+    named = [(qrels.grades.get(name, {}), owner) for name, owner in _name_captions(embeddings)]
+    matched = sum(bool(listed) for listed, _ in named)
+    if not matched:
         raise UserError(
             f"{qrels.uri}: none of its {len(qrels.grades):,} queries is a caption of this test set; they are named by "
-            f"video and number, like {example}"
+            f"video and number, like {caption_name(names[0], 0)}"
         )
+    pairs = _list_pairs(named, names)
+    if not pairs:
+        raise UserError(f"{qrels.uri}: no video is relevant to any caption of this test set; a grade must be 1 or more")
     columns = [torch.tensor(column, dtype=torch.int64) for column in zip(*pairs, strict=True)]
-    note = f"{len(used):,} of {len(qrels.grades):,} listed captions are in this set."
-    if unknown:
+    note = f"{matched:,} of {len(qrels.grades):,} listed captions are in this set."
+    if unknown := set().union(*(listed for listed, _ in named)) - set(names):
         note += f" {len(unknown):,} videos that the list calls relevant or not are not in it, and left out."
-    texts = len(embeddings.captions)
-    return Judged(qrels.uri, note, texts, RelevantPairs(columns[0], columns[1]), columns[2].double())
+    return Judged(qrels.uri, note, len(named), RelevantPairs(columns[0], columns[1]), columns[2].double())
+
+
+def _list_pairs(named: Sequence[tuple[Mapping[str, int], int]], names: Sequence[str]) -> list[tuple[int, int, int]]:
+    """Text, video and grade of all that is relevant; of every caption, its listed grades and its own video."""
+    rows: dict[str, list[int]] = {}
+    for row, name in enumerate(names):
+        rows.setdefault(name, []).append(row)
+    pairs = []
+    for text, (listed, owner) in enumerate(named):
+        grades = {owner: 1} | {row: grade for video, grade in listed.items() for row in rows.get(video, ())}
+        pairs += [(text, row, grade) for row, grade in sorted(grades.items()) if grade > 0]
+    return pairs
 
 
 def _name_captions(embeddings: Embeddings) -> Iterator[tuple[str, int]]:

@@ -6,7 +6,8 @@ are planned with care: a training's seed is taken to act alike on all its test s
 all trainings.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -61,22 +62,27 @@ def read_pilot(pilot: StudyResults) -> Assumed:
         (one.condition, one.variant, one.training, one.test): one.text_to_video[MAIN_METRIC].deviation
         for one in pilot.results
     }
-    trained = [value for value in deviations.values() if value is not None]
-    videos = {test.name: test.videos for test in pilot.tests}
-    from_queries = []
-    for row in pilot.comparisons:
-        training, arrow, test = row.scope.partition(" -> ")
-        if not arrow or row.direction != "text_to_video" or row.metric != MAIN_METRIC or test not in videos:
-            continue
-        pair = [deviations.get((row.condition, variant, training, test)) for variant in (row.first, row.second)]
-        seeds = [value**2 / len(pilot.seeds) for value in pair if value is not None]
-        if len(seeds) == len(pair):
-            variance = _variance(row, seeds, len(pilot.seeds))
-            from_queries.append(max(0.0, variance - sum(seeds)) * videos[test])
+    trained = [value**2 for value in deviations.values() if value is not None]
+    from_queries = list(_query_variances(pilot, deviations))
     if not trained or not from_queries:
         raise UserError(f"pilot: {pilot.name} has no comparisons of single cells over several seeds; state assumed_sd")
-    seed_sd, query_sd = (float(np.sqrt(np.mean(values))) for values in ([v**2 for v in trained], from_queries))
+    seed_sd, query_sd = (float(np.sqrt(np.mean(values))) for values in (trained, from_queries))
     return Assumed(seed_sd, query_sd, f"study {pilot.name}")
+
+
+def _query_variances(
+    pilot: StudyResults, deviations: Mapping[tuple[str, str, str, str], float | None]
+) -> Iterator[float]:
+    """Yield, for every single cell's comparison, the variance of a difference from test video to test video."""
+    videos, count = {test.name: test.videos for test in pilot.tests}, len(pilot.seeds)
+    for row in pilot.comparisons:
+        training, _, test = row.scope.partition(" -> ")
+        if test not in videos or row.direction != "text_to_video":
+            continue
+        pair = [deviations.get((row.condition, variant, training, test)) for variant in (row.first, row.second)]
+        seeds = [value**2 / count for value in pair if value is not None]
+        if len(seeds) == len(pair):
+            yield max(0.0, _variance(row, seeds, count) - sum(seeds)) * videos[test]
 
 
 def _variance(row: Comparison, seeds: Sequence[float], count: int) -> float:
@@ -96,21 +102,18 @@ def _variance(row: Comparison, seeds: Sequence[float], count: int) -> float:
 
 def plan_differences(study: StudyConfig, assumed: Assumed, videos: Mapping[str, int]) -> list[Planned]:
     """Say for every scope of a comparison what it can detect; ``videos`` are those of the test sets that are known."""
-    trainings = {name: {name} for name in study.domains}
-    if study.union and len(study.domains) > 1:
-        trainings[UNION] = set(study.domains)
-    cells = [(training, test) for training in trainings for test in videos]
-    scopes = {f"{training} -> {test}": [(training, test)] for training, test in cells}
-    level = (1 - LEVEL) / max(1, len(cells) * len(study.pairs))
-    single = [Planned(scope, _detect(study, assumed, of, videos, level)) for scope, of in scopes.items()]
-    alone = [(training, test) for training, test in cells if training != UNION]
+    trainings = [*study.domains, *([UNION] if study.union and len(study.domains) > 1 else [])]
+    cells = list(itertools.product(trainings, videos))
     means = {
-        "in-domain mean": [(training, test) for training, test in alone if test == training],
-        "cross-domain mean": [(training, test) for training, test in alone if test != training],
+        "in-domain mean": [(training, test) for training, test in cells if test == training],
+        "cross-domain mean": [(training, test) for training, test in cells if test != training and training != UNION],
     }
-    means = {scope: of for scope, of in means.items() if of}
-    level = (1 - LEVEL) / max(1, len(means) * len(study.pairs))
-    return [*(Planned(scope, _detect(study, assumed, of, videos, level)) for scope, of in means.items()), *single]
+    single = {f"{training} -> {test}": [(training, test)] for training, test in cells}
+    planned = []
+    for family in ({scope: of for scope, of in means.items() if of}, single):
+        level = (1 - LEVEL) / max(1, len(family) * len(study.pairs))
+        planned += [Planned(scope, _detect(study, assumed, of, videos, level)) for scope, of in family.items()]
+    return planned
 
 
 def _detect(

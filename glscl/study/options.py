@@ -95,7 +95,7 @@ class StudyConfig(RunsConfig):
         check_names("conditions", self.conditions)
         for kind, known, used in (
             ("comparisons", self.variants, [name for pair in self.comparisons for name in pair]),
-            ("qrels", [name for name, domain in self.domains.items() if domain.is_tested], list(self.qrels)),
+            ("qrels", self.tested, list(self.qrels)),
             ("leave_out", self.domains, [name for item in self.leave_out for name in (item.test, item.train)]),
         ):
             for name in used:
@@ -103,9 +103,14 @@ class StudyConfig(RunsConfig):
                     raise ValueError(f"{kind}: '{name}' is none of {', '.join(known)}{did_you_mean(name, known)}")
         if any(first == second for first, second in self.comparisons):
             raise ValueError("comparisons: a variant is compared with itself")
-        if not any(domain.is_tested for domain in self.domains.values()):
+        if not self.tested:
             raise ValueError("domains: none has a test set")
         return self
+
+    @property
+    def tested(self) -> list[str]:
+        """Domains that have a test set."""
+        return [name for name, domain in self.domains.items() if domain.is_tested]
 
     @property
     def first_seed(self) -> int:

@@ -77,7 +77,12 @@ def check_registration(study: StudyConfig) -> Preregistration | None:
         return None
     registered = Registered.model_validate(storage.read_json(where))
     current = _registered_values(study)
-    saved: dict[str, object] = registered.model_dump(mode="json", include=set(current))
+    saved: dict[str, object] = {
+        "plan": registered.plan,
+        "comparisons": [list(pair) for pair in registered.comparisons],
+        "endpoints": registered.endpoints,
+        "equivalence_margin": registered.equivalence_margin,
+    }
     differences = differing_keys(saved, current, ())
     differences += [
         f"{name}: the file was changed after it was written"

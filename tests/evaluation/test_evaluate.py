@@ -220,6 +220,7 @@ def test_all_relevant_videos_count_in_a_column_of_their_own(run: str, sets: list
     caches = _embed(model, card, sets[0])
     similarity = model.score(_read(caches.caches.text), _read(caches.caches.video))
     judged = match_qrels(read_qrels(str(qrels)), caches)
+    assert judged is not None
     expected = judged.measure(rank_targets(similarity[judged.pairs.texts], judged.pairs.videos))
     assert expected.captions == 2
     for actors, normalisations in ((ONE, False), (TWO, False), (ONE, True)):

@@ -141,6 +141,8 @@ def test_lists_are_matched_with_a_test_set(tmp_path: Path, name: str, text: str)
     """Four videos with two, one, one and two captions."""
     (tmp_path / name).write_text(text)
     judged = match_qrels(read_qrels(str(tmp_path / name)), embeddings())
+    assert judged is not None
+    assert match_qrels(None, embeddings()) is None
     pairs = list(zip(judged.pairs.texts.tolist(), judged.pairs.videos.tolist(), judged.grades.tolist(), strict=True))
     assert pairs == [(0, 0, 1), (1, 0, 1), (1, 3, 2), (2, 0, 1), (3, 2, 1), (4, 3, 1), (5, 3, 1)]
     assert judged.note.startswith("3 of 4 listed captions are in this set. 1 videos")
@@ -178,5 +180,9 @@ def test_lists_must_be_of_the_test_sets(tmp_path: Path) -> None:
         read_qrels_lists([str(tmp_path / "q")], ["toy"])
     with pytest.raises(UserError, match="no test set of domain 'toi'"):
         read_qrels_lists([f"toi={tmp_path / 'q'}"], ["toy"])
+    nothing = "".join(f"{name} 0 {name.split('#')[0]} 0\n" for name in ("a#0", "a#1", "b#0", "v_c#0", "d#0", "d#1"))
+    (tmp_path / "nothing").write_text(nothing)
+    with pytest.raises(UserError, match="no video is relevant to any caption"):
+        match_qrels(read_qrels(str(tmp_path / "nothing")), embeddings())
     with pytest.raises(UserError, match=r"none of its 1 queries is a caption of this test set.*like a#0"):
         match_qrels(read_qrels(str(tmp_path / "q")), embeddings())
