@@ -10,7 +10,7 @@ Margins are some four standard errors: where the 90 % interval is nearly as wide
 claim less than they may.
 
 A model finds a query if its strength there is positive. Strength is a sum of normal parts: of the query, of the model
-there, of the training's seed, and of both, as in ``tests/study/test_statistics.py``. Twelve minutes on one core.
+there, of the training's seed, and of both, as in ``tests/study/test_statistics.py``.
 """
 
 from __future__ import annotations
