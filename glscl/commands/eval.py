@@ -47,6 +47,9 @@ class Eval(Options):
     leave_out: tuple[str, ...] = ()
     """DOMAIN=FILE: a list of test videos of that domain that were trained on, or nearly. Results are then given
     with and without them."""
+    qrels: tuple[str, ...] = ()
+    """DOMAIN=FILE: a list of the videos that are relevant to each caption of that test domain, several where there are
+    (TREC qrels or JSON lines, see `glscl shards duplicates`). Text-to-video results are then given for it, too."""
     alphas: tuple[float, ...] = ()
     """WiSE-FT: test with clip towers between those that training began with (0) and the trained ones (1), once for each
     of these numbers."""
@@ -76,6 +79,7 @@ def run(words: list[str], program: str) -> str:
         normalisations=options.normalisations,
         bank_videos=options.bank_videos if options.bank else 0,
         leave_out=options.leave_out,
+        qrels=options.qrels,
     )
     listed_mixes(options.alphas, options.head_alphas)
     check_weights(options.run)

@@ -20,7 +20,7 @@ from glscl.evaluation.caches import Cache, Layout, PairCaches, Piece
 from glscl.evaluation.embed import Embeddings, RowShard, embed, own_scores_of_rows, rank_rows, similarity_of_rows
 from glscl.evaluation.options import EvaluationConfig
 from glscl.evaluation.saved import check_features, load_model, load_tokenizer
-from glscl.evaluation.scoring import RankedTexts, ScoringResult, merge
+from glscl.evaluation.scoring import NO_PAIRS, RankedTexts, RelevantPairs, ScoringResult, merge
 from glscl.evaluation.wise_ft import Interpolation, Mix
 from glscl.models.heads.base import Features
 from glscl.system.nodes import Share
@@ -146,10 +146,10 @@ class Evaluator:
         return own_scores_of_rows(self.model.score, caches, self.config, shard, self.device).cpu()
 
     @torch.no_grad()
-    def score(self, caches: PairCaches, own: Tensor, shard: RowShard) -> RankedTexts:
+    def score(self, caches: PairCaches, own: Tensor, relevant: RelevantPairs, shard: RowShard) -> RankedTexts:
         """Rank this shard's texts, and count what they are to the ranks of all videos."""
         self.done = 0
-        return rank_rows(self._score, caches, self.config, shard, self.device, own)
+        return rank_rows(self._score, caches, self.config, shard, self.device, own, relevant)
 
     @torch.no_grad()
     def similarity(self, texts: PairCaches, videos: PairCaches, shard: RowShard) -> Tensor:
@@ -190,10 +190,12 @@ class Evaluators:
         """Embed ``videos`` of a set; one result per actor, in manifest order."""
         return self._each("embed", uri, videos, thumbnails, progress=progress)
 
-    def score(self, caches: PairCaches, *, progress: Progress | None = None) -> ScoringResult:
-        """Rank all texts and videos of a set."""
+    def score(
+        self, caches: PairCaches, relevant: RelevantPairs = NO_PAIRS, *, progress: Progress | None = None
+    ) -> ScoringResult:
+        """Rank all texts and videos of a set, and ``relevant`` pairs of them."""
         own = torch.stack(self._each("own_scores", caches, progress=None)).amax(0)
-        return merge(self._each("score", caches, own, progress=progress), caches.text_to_video)
+        return merge(self._each("score", caches, own, relevant, progress=progress), caches.text_to_video)
 
     def similarity(self, texts: PairCaches, videos: PairCaches, *, progress: Progress | None = None) -> Tensor:
         """Similarities (A, N) of all texts of one set with all videos of the same or another set."""

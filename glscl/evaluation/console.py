@@ -6,7 +6,7 @@ from typing import IO
 from rich.text import Text
 
 from glscl.data.quarantine import describe_repairs
-from glscl.evaluation.metrics import DIRECTIONS, MAIN_METRIC, RECALLS, SUMMARY
+from glscl.evaluation.metrics import DIRECTIONS, MAIN_METRIC, RECALLS, RELEVANT_SUMMARY, SUMMARY
 from glscl.evaluation.results import Results
 from glscl.reporting.console import console, print_table
 from glscl.reporting.formats import number
@@ -16,6 +16,7 @@ def print_results(results: Results) -> None:
     """Print every table that there is something for."""
     if results.tests:
         results_table(results)
+        relevant_table(results)
         normalised_table(results)
         oracle_tables(results)
 
@@ -33,6 +34,18 @@ def results_table(results: Results, *, file: IO[str] | None = None) -> None:
     for test in results.tests:
         if test.repaired:
             console(file).print(Text(describe_repairs(f"test set {test.name}", test.videos, test.repaired)))
+
+
+def relevant_table(results: Results, *, file: IO[str] | None = None) -> None:
+    """Print one row per test set in which captions have several relevant videos, in per cent; nothing without one."""
+    rows = []
+    for test in results.tests:
+        if several := test.several_relevant:
+            numbers = _numbers(several.text_to_video, RELEVANT_SUMMARY)
+            rows.append([test.name, *numbers, f"{several.captions}", f"{several.relevant:.2f}"])
+    if rows:
+        header = ("all relevant videos", *RELEVANT_SUMMARY, "captions with several", "per caption")
+        print_table(header, rows, text_columns=1, file=file)
 
 
 def normalised_table(results: Results, *, file: IO[str] | None = None) -> None:

@@ -6,7 +6,16 @@ from glscl.data.shards import ShardSet
 from glscl.evaluation.embed import Embeddings, measure
 from glscl.evaluation.oracles import attribute_accuracy, measure_oracles
 from glscl.evaluation.ranks import Ranks
-from glscl.evaluation.results import Example, Match, NormalisedColumn, QueryRanks, RankBounds, Test, WithoutLeaked
+from glscl.evaluation.relevance import Judged
+from glscl.evaluation.results import (
+    Example,
+    Match,
+    NormalisedColumn,
+    QueryRanks,
+    RankBounds,
+    Test,
+    WithoutLeaked,
+)
 from glscl.evaluation.saved import ModelCard
 from glscl.evaluation.scoring import ScoringResult
 
@@ -22,6 +31,7 @@ def describe_test(
     *,
     normalised: list[NormalisedColumn],
     without_leaked: WithoutLeaked | None,
+    judged: Judged | None,
     examples: int,
     keep_ranks: bool,
 ) -> Test:
@@ -57,6 +67,7 @@ def describe_test(
         attribute_accuracy=attribute_accuracy(attributes, owners, first_matches) if synthetic else None,
         normalised=normalised,
         without_leaked=without_leaked,
+        several_relevant=judged.measure(result.relevant) if judged else None,
         examples=choose_examples(embeddings, result, examples),
         per_query=query_ranks(embeddings, result) if keep_ranks else None,
     )

@@ -15,7 +15,16 @@ from glscl.evaluation.caches import Cache, Caches, LocalPiece, PairCaches, Piece
 from glscl.evaluation.metrics import Direction, measure_ranks
 from glscl.evaluation.options import EvaluationConfig
 from glscl.evaluation.results import Metrics
-from glscl.evaluation.scoring import RankedTexts, ScoringResult, own_scores, rank_texts, split_rows, split_texts
+from glscl.evaluation.scoring import (
+    NO_PAIRS,
+    RankedTexts,
+    RelevantPairs,
+    ScoringResult,
+    own_scores,
+    rank_texts,
+    split_rows,
+    split_texts,
+)
 from glscl.evaluation.similarity import ScoreFunction, Scorer, similarity_rows
 from glscl.models.heads.base import Features
 
@@ -176,10 +185,11 @@ def rank_rows(
     shard: RowShard,
     device: torch.device,
     own: Tensor,
+    relevant: RelevantPairs = NO_PAIRS,
 ) -> RankedTexts:
     """Rank this shard's texts among all videos, and count what they are to the ranks of the videos."""
     scorer = make_scorer(score, caches.text, caches.video, config, device)
-    return rank_texts(scorer, shard.texts(caches), caches.text_to_video, own)
+    return rank_texts(scorer, shard.texts(caches), caches.text_to_video, own, relevant=relevant)
 
 
 def similarity_of_rows(

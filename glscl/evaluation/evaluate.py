@@ -18,9 +18,10 @@ from glscl.evaluation.leakage import LeakageList, leakage_lists, leave_out
 from glscl.evaluation.metrics import Direction
 from glscl.evaluation.normalise import Bank, measure_normalised
 from glscl.evaluation.options import EvaluationConfig
+from glscl.evaluation.relevance import Judged, match_qrels, read_qrels_lists
 from glscl.evaluation.results import NormalisedColumn, Test, WithoutLeaked
 from glscl.evaluation.saved import ModelCard, check_features, read_card
-from glscl.evaluation.scoring import ScoringResult, rank_matrix
+from glscl.evaluation.scoring import NO_PAIRS, ScoringResult, rank_matrix
 from glscl.evaluation.wise_ft import Mix, configured_mix
 from glscl.system.nodes import Share
 from glscl.system.progress import Progress
@@ -54,7 +55,8 @@ def evaluate_model(
     folder, card = read_card(model_uri)
     test_sets, bank_sets = ([_open(uri, card) for uri in uris] for uris in (tests, bank))
     per_set = videos_per_set(config, bank_sets)
-    leaked = leakage_lists(config.leave_out, [shard_set.manifest.domain for shard_set in test_sets])
+    domains = [shard_set.manifest.domain for shard_set in test_sets]
+    leaked, qrels = leakage_lists(config.leave_out, domains), read_qrels_lists(config.qrels, domains)
     quarantine = quarantine or Quarantine(None, 1.0, "")
     results: list[Test] = []
     problems: dict[str, None] = {}
@@ -70,7 +72,8 @@ def evaluate_model(
                     problems[embeddings] = None
                     continue
                 domain = shard_set.manifest.domain
-                result, normalised = _score(evaluators, embeddings, named, domain, config, query_bank)
+                judged = match_qrels(qrels.get(domain), embeddings)
+                result, normalised = _score(evaluators, embeddings, named, domain, config, query_bank, judged)
                 test = describe_test(
                     named,
                     shard_set,
@@ -79,6 +82,7 @@ def evaluate_model(
                     result,
                     normalised=normalised,
                     without_leaked=_score_without_leaked(evaluators, embeddings, leaked.get(domain)),
+                    judged=judged,
                     examples=config.examples,
                     keep_ranks=keep_ranks,
                 )
@@ -112,15 +116,17 @@ def _score(
     domain: str,
     config: EvaluationConfig,
     query_bank: QueryBank | None,
+    judged: Judged | None,
 ) -> tuple[ScoringResult, list[NormalisedColumn]]:
     """Rank a test set; with normalisations from its whole similarity matrix, which is then held here."""
     caches = embeddings.caches
+    relevant = judged.pairs if judged else NO_PAIRS
     pairs = len(embeddings.captions) * len(embeddings.video_ids)
     with Progress(f"scoring {name}", pairs, "pairs") as progress:
         if not config.normalisations:
-            return evaluators.score(caches, progress=progress), []
+            return evaluators.score(caches, relevant, progress=progress), []
         similarity = evaluators.similarity(caches, caches, progress=progress)
-    result = rank_matrix(similarity, caches.text_to_video)
+    result = rank_matrix(similarity, caches.text_to_video, relevant=relevant)
     banks = query_bank.similarities(evaluators, caches, domain) if query_bank else None
     return result, measure_normalised(similarity, caches.text_to_video, banks)
 
@@ -193,4 +199,6 @@ def embed_bank(evaluators: Evaluators, bank: Sequence[ShardSet], per_set: int, q
 def check_options(config: EvaluationConfig, tests: Sequence[ShardSet], bank: Sequence[ShardSet]) -> None:
     """Fail early, with a `UserError`, on options that do not fit the sets and lists that cannot be read."""
     videos_per_set(config, bank)
-    leakage_lists(config.leave_out, [shard_set.manifest.domain for shard_set in tests])
+    domains = [shard_set.manifest.domain for shard_set in tests]
+    leakage_lists(config.leave_out, domains)
+    read_qrels_lists(config.qrels, domains)

@@ -13,8 +13,9 @@ from itertools import compress
 import torch
 
 from glscl.data.records import compose_accents
-from glscl.errors import UserError, did_you_mean
+from glscl.errors import UserError
 from glscl.evaluation.embed import Embeddings
+from glscl.evaluation.lists import read_by_domain, read_text
 from glscl.system import storage
 
 _COLUMNS = ("video_id", "video", "id")
@@ -44,12 +45,7 @@ def read_leakage_list(uri: str) -> list[str]:
     if kind == "json":
         names = _names_of_json(uri, storage.read_json(uri))
     else:
-        try:
-            text = storage.read_bytes(uri).decode("utf-8-sig")
-        except FileNotFoundError:
-            raise UserError(f"{uri}: no such file") from None
-        except UnicodeDecodeError as error:
-            raise UserError(f"{uri}: not UTF-8 text ({error})") from None
+        text = read_text(uri)
         try:
             names = _names_of_table(text, kind) if kind in ("csv", "tsv") else _names_of_lines(text)
         except csv.Error as error:
@@ -65,27 +61,8 @@ def leakage_lists(entries: Sequence[str], domains: Collection[str]) -> dict[str,
 
     Raises `UserError`: not of that form, no test set of that domain, two lists of one domain, or no readable list.
     """
-    lists: dict[str, LeakageList] = {}
-    for entry in entries:
-        domain, _, file = entry.partition("=")
-        if not domain or not file:
-            raise UserError(f"leave_out '{entry}': expected DOMAIN=FILE, a test domain and the list of its videos")
-        if domain not in domains:
-            known = ", ".join(sorted(set(domains))) or "none"
-            raise UserError(
-                f"leave_out '{entry}': no test set of domain '{domain}'{did_you_mean(domain, domains)}; "
-                f"test domains: {known}"
-            )
-        if domain in lists:
-            raise UserError(f"leave_out '{entry}': '{domain}' has a list already ({lists[domain].uri}); join the two")
-        try:
-            uri = storage.resolve(file)
-            lists[domain] = LeakageList(uri, tuple(read_leakage_list(uri)))
-        except UserError as error:
-            raise UserError(f"leave_out '{domain}': {error}") from None
-        except OSError as error:
-            raise UserError(f"leave_out '{domain}': {file} cannot be read ({error})") from None
-    return lists
+    lists = read_by_domain("leave_out", entries, domains, read_leakage_list)
+    return {domain: LeakageList(uri, tuple(names)) for domain, (uri, names) in lists.items()}
 
 
 def leave_out(embeddings: Embeddings, names: Iterable[str]) -> tuple[Embeddings, str]:

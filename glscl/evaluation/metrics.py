@@ -22,6 +22,7 @@ SHORT_DIRECTIONS: dict[Direction, str] = {"text_to_video": "T→V", "video_to_te
 
 RECALL_LEVELS = (1, 5, 10)  # every k of R@k that is measured and shown everywhere
 DEEP_LEVEL = 50  # one more k, measured for every test set and shown in its report only
+NDCG_LEVEL = 10  # the k of nDCG@k
 
 
 def recall_name(k: int) -> str:
@@ -29,14 +30,22 @@ def recall_name(k: int) -> str:
     return f"R@{k}"
 
 
+def hit_name(k: int) -> str:
+    """``hit@k``: a relevant video is among the first k, where a query may have several."""
+    return f"hit@{k}"
+
+
 RECALLS = tuple(map(recall_name, RECALL_LEVELS))  # names of the recalls that are shown everywhere
 MAIN_METRIC = recall_name(1)  # checkpoints are chosen by it; sentences, maps and differences are about it
+MRR, NDCG = "MRR", f"nDCG@{NDCG_LEVEL}"
 MEDIAN_RANK, MEAN_RANK = "MdR", "MnR"
 RANK_TITLES = {MEDIAN_RANK: "median rank", MEAN_RANK: "mean rank"}
 OPTIMISTIC, PESSIMISTIC = f"{MAIN_METRIC}_optimistic", f"{MAIN_METRIC}_pessimistic"
 """R@1 with every tie broken in favour of, and against, the right answer."""
-SUMMARY = (*RECALLS, *RANK_TITLES)  # the metrics of a row in a table of results
-FULL_SUMMARY = (*RECALLS, recall_name(DEEP_LEVEL), *RANK_TITLES)  # the same with the deep level
+SUMMARY = (*RECALLS, MRR, NDCG, *RANK_TITLES)  # the metrics of a row in a table of results
+FULL_SUMMARY = (*RECALLS, recall_name(DEEP_LEVEL), MRR, NDCG, *RANK_TITLES)  # the same with the deep level
+RELEVANT_SUMMARY = (*RECALLS, *map(hit_name, RECALL_LEVELS), MRR, NDCG)
+"""The metrics of a test set in which a caption may have several relevant videos (`measure_relevant`)."""
 HELD_OUT_METRICS = tuple(f"{direction}_{name}" for direction in DIRECTIONS for name in RECALLS)
 """What held-out sets are scored by during training; a sweep may search for any of them."""
 
@@ -67,20 +76,28 @@ def _recall(k: int) -> Metric:
 
 METRICS: dict[str, Metric] = {
     **{recall_name(k): _recall(k) for k in RECALL_LEVELS},
-    "MRR": Metric("mean reciprocal rank", True, True, lambda ranks: 100.0 * ranks.reciprocal),
+    MRR: Metric("mean reciprocal rank", True, True, lambda ranks: 100.0 * ranks.reciprocal),
+    NDCG: Metric(
+        f"discounted gain among the first {NDCG_LEVEL}", True, True, lambda r: 100.0 * r.discounted(NDCG_LEVEL)
+    ),
     MEAN_RANK: Metric(RANK_TITLES[MEAN_RANK], False, False, lambda ranks: ranks.mid),
 }
 """The metrics of a study, by name. The median rank is no mean over queries and is not among them."""
 
 
 def measure_ranks(ranks: "Ranks") -> dict[str, int | float]:
-    """Recalls in per cent, median and mean rank, R@1 with ties broken either way. Raises `ValueError`: no queries."""
+    """Recalls, MRR and nDCG in per cent, median and mean rank, R@1 with ties broken either way.
+
+    Raises `ValueError`: no queries.
+    """
     queries = len(ranks)
     if queries == 0:
         raise ValueError("no queries: there is nothing to measure")
     mid = ranks.mid
     return {
         **{recall_name(k): 100.0 * float(ranks.within(k).sum()) / queries for k in (*RECALL_LEVELS, DEEP_LEVEL)},
+        MRR: 100.0 * float(ranks.reciprocal.mean()),
+        NDCG: 100.0 * float(ranks.discounted(NDCG_LEVEL).mean()),
         MEDIAN_RANK: statistics.median(mid.tolist()),  # torch.median returns the lower of the two middle values
         MEAN_RANK: float(mid.mean()),
         "queries": queries,

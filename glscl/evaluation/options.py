@@ -30,6 +30,10 @@ class EvaluationConfig(Options):
     leave_out: tuple[str, ...] = ()
     """DOMAIN=FILE: a list of test videos of that domain that were trained on, or nearly. Results are then given with
     and without them."""
+    qrels: tuple[str, ...] = ()
+    """DOMAIN=FILE: a list of the videos that are relevant to each caption of that test domain, for text-to-video
+    figures beside the ordinary ones: TREC's lines `QUERY 0 VIDEO GRADE` or JSON lines with query, doc and rel. A query
+    is VIDEO#N, the N-th caption of a video, from 0; see `glscl shards duplicates`."""
     towers_alpha: float | None = Field(default=None, ge=0, le=1)
     """WiSE-FT: test with clip towers that are this much the trained ones and for the rest those that training began
     with (Wortsman et al. 2022). none tests the trained ones. Training and held-out scores are not touched."""

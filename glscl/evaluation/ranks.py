@@ -10,7 +10,8 @@ one caption per video it is the plain rule.
 Ties: every figure but the median is the expectation over breaking them at random. A right answer that shares its
 similarity with ``tied - 1`` other candidates, ``greater`` being above, takes each of the ranks ``greater + 1`` to
 ``greater + tied`` with equal chance. So it counts for R@k with ``clamp((k - greater) / tied, 0, 1)``, its rank counts
-with the mean ``1 + greater + (tied - 1) / 2``, and the median rank is the median of these means. CLIP4Clip's
+with the mean ``1 + greater + (tied - 1) / 2``, its reciprocal rank and its discounted gain (nDCG) with their means over
+these ranks, and the median rank is the median of the mean ranks. CLIP4Clip's
 ``compute_metrics`` instead yields one extra "query" per tie, which changes every number.
 """
 
@@ -51,6 +52,12 @@ class Ranks:
     def within(self, k: int) -> Tensor:
         """(Q,) float64, the chance that each right answer is among the first ``k``: 1 or 0 without ties."""
         return ((k + 1 - self.optimistic).double() / self.tied).clamp(0, 1)
+
+    def discounted(self, k: int) -> Tensor:
+        """(Q,) float64, the expected ``1 / log2(1 + rank)``, 0 after rank ``k``: a right answer's part of DCG@k."""
+        places = torch.arange(1, k + 1, dtype=torch.float64)
+        sums = torch.cat([torch.zeros(1, dtype=torch.float64), (1 / (1 + places).log2()).cumsum(0)])
+        return (sums[self.pessimistic.clamp(max=k)] - sums[(self.optimistic - 1).clamp(max=k)]) / self.tied
 
     def __len__(self) -> int:
         return len(self.optimistic)

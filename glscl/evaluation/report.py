@@ -35,6 +35,8 @@ def render_report(results: Mapping[str, object] | Results, published: Sequence[P
         directions=[(key, name, metrics.SHORT_DIRECTIONS[key]) for key, name in metrics.DIRECTIONS.items()],
         recalls=dict(zip(metrics.RECALL_LEVELS, metrics.RECALLS, strict=True)),
         summary=metrics.FULL_SUMMARY,
+        relevant_summary=metrics.RELEVANT_SUMMARY,
+        weighed=(metrics.MRR, metrics.NDCG),
         rank_titles=metrics.RANK_TITLES,
         chance=chance,
         bounds=bounds,

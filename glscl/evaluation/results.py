@@ -93,6 +93,16 @@ class WithoutLeaked(Section):
     video_to_text: Metrics
 
 
+class SeveralRelevant(Section):
+    """Text to video with every relevant video of a caption, as a list names them."""
+
+    list: str  # address of the list
+    note: str  # what it says of this set, as a sentence
+    captions: int  # that have more than one relevant video
+    relevant: float  # mean over all captions
+    text_to_video: Metrics  # `measure_relevant`
+
+
 class RankBounds(Section):
     """Every query's rank with ties broken in its favour, and against it."""
 
@@ -154,6 +164,7 @@ class Test(Section):
     attribute_accuracy: dict[str, AttributeAccuracy] | None = None
     normalised: list[NormalisedColumn] = []
     without_leaked: WithoutLeaked | None = None
+    several_relevant: SeveralRelevant | None = None
     examples: list[Example] = []
     per_query: QueryRanks | None = None  # kept where paired statistics will be asked for
     towers_alpha: float | None = None  # of weights between the initial and the trained ones, where such were tested
@@ -169,9 +180,9 @@ class Test(Section):
         return describe_share(self.videos, self.videos + self.quarantined + self.rejected)
 
     def to_json(self) -> dict[str, object]:
-        """As ``results.json`` holds it: without the examples' pictures, ranks that were not kept, and mixes of none."""
+        """As ``results.json`` holds it: without the examples' pictures, and without what there is none of."""
         values = self.model_dump(exclude={"examples": {"__all__": {"results": {"__all__": {"thumbnail"}}}}})
-        for name in ("per_query", "towers_alpha", "head_alpha"):
+        for name in ("per_query", "several_relevant", "towers_alpha", "head_alpha"):
             if values[name] is None:
                 del values[name]
         return values

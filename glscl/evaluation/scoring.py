@@ -43,6 +43,7 @@ class RankedTexts:
         nearer: (N,) int64, how many of the videos that these texts describe have a caption that is nearer to each video
             than the best of its own.
         as_near: (N,) int64, the same with those that are as near, the video itself included.
+        relevant: one rank per pair of `RelevantPairs` whose text is among these.
     """
 
     rows: range
@@ -51,6 +52,7 @@ class RankedTexts:
     occurrences: Tensor
     nearer: Tensor
     as_near: Tensor
+    relevant: Ranks
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class ScoringResult:
         text_matches: best videos of each text.
         occurrences: (N,) float64, how often each video is expected among the k best of the texts, ties broken at
             random.
+        relevant: one rank per pair of `RelevantPairs`, if there were any.
     """
 
     text_to_video: Ranks
@@ -71,10 +74,32 @@ class ScoringResult:
     query_videos: Tensor
     text_matches: Matches
     occurrences: Tensor
+    relevant: Ranks
 
     def hubness_skewness(self) -> float:
         """Skewness of the k-occurrence of the videos among the texts' best matches."""
         return skewness(self.occurrences)
+
+
+@dataclass(frozen=True, slots=True)
+class RelevantPairs:
+    """Texts with videos that are relevant to them, beside each text's own or with it.
+
+    Attributes:
+        texts: (P,) int64, which does not decrease.
+        videos: (P,) int64.
+    """
+
+    texts: Tensor
+    videos: Tensor
+
+    def of(self, texts: range) -> RelevantPairs:
+        """Those of consecutive texts, which are counted from the first of them."""
+        first, last = (int(torch.searchsorted(self.texts, end)) for end in (texts.start, texts.stop))
+        return RelevantPairs(self.texts[first:last] - texts.start, self.videos[first:last])
+
+
+NO_PAIRS = RelevantPairs(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
 
 
 def split_rows(total: int, index: int, count: int) -> range:
@@ -121,7 +146,14 @@ def own_scores(scorer: Scorer, texts: range, text_to_video: Tensor) -> Tensor:
 
 @torch.no_grad()
 def rank_texts(
-    scorer: Scorer, texts: range, text_to_video: Tensor, own: Tensor, *, k: int = 10, visits: int = 0
+    scorer: Scorer,
+    texts: range,
+    text_to_video: Tensor,
+    own: Tensor,
+    *,
+    k: int = 10,
+    visits: int = 0,
+    relevant: RelevantPairs = NO_PAIRS,
 ) -> RankedTexts:
     """Rank some texts among all videos, and count what their captions are to the ranks of all videos.
 
@@ -132,6 +164,7 @@ def rank_texts(
         own: (N,) what `own_scores` gives for all texts.
         k: best matches kept per text (fewer if there are fewer videos); 0 leaves out matches and occurrences.
         visits: see `Scorer.similarities`.
+        relevant: pairs of all texts that are ranked one by one, too.
 
     Raises:
         UserError: a similarity is NaN.
@@ -144,12 +177,14 @@ def rank_texts(
     matches = Matches.empty(len(texts), min(k, videos), own.dtype)
     occurrences = torch.zeros(videos, dtype=torch.float64)
     counts = _VideoCounts(own.to(scorer.device))
+    of_pairs: list[Ranks] = []
     for group, similarity in scorer.similarities(texts, visits):
         for rows in cut(group, scorer.texts_at_once):
             block = similarity[rows.start - group.start : rows.stop - group.start]
             place = slice(rows.start - texts.start, rows.stop - texts.start)
             targets = owners[place].to(scorer.device)
             ranks.put(place, rank_targets(block, targets))
+            of_pairs += _rank_pairs(block, relevant.of(rows))
             if k:
                 best = best_matches(block, k)
                 matches.put(place, best)
@@ -158,7 +193,18 @@ def rank_texts(
             counts.add(block, targets, bool(len(after) and after[0] == targets[-1]))
         del similarity, block
     nearer, as_near = counts.nearer.cpu(), counts.as_near.cpu()
-    return RankedTexts(texts, ranks, matches, occurrences, nearer, as_near)
+    return RankedTexts(texts, ranks, matches, occurrences, nearer, as_near, Ranks.concatenate(of_pairs))
+
+
+def _rank_pairs(block: Tensor, pairs: RelevantPairs) -> list[Ranks]:
+    """Ranks of pairs in their rows of (a, N) similarities, of which a quarter is copied at a time."""
+    size = -(-len(block) // 4)
+    texts, videos = pairs.texts.to(block.device), pairs.videos.to(block.device)
+    return [
+        rank_targets(block[some], of_some)
+        for some, of_some in zip(texts.split(size), videos.split(size), strict=True)
+        if len(some)
+    ]
 
 
 class _VideoCounts:
@@ -209,6 +255,7 @@ def merge(results: Sequence[RankedTexts], text_to_video: Tensor) -> ScoringResul
         query_videos=captioned,
         text_matches=Matches.concatenate([result.matches for result in results]),
         occurrences=_sum([result.occurrences for result in results]),
+        relevant=Ranks.concatenate([result.relevant for result in results]),
     )
 
 
@@ -231,6 +278,7 @@ def evaluate_scores(
     video_block: int = 256,
     memory: int = MEMORY,
     k: int = 10,
+    relevant: RelevantPairs = NO_PAIRS,
 ) -> ScoringResult:
     """Rank all texts and videos whose caches are tensors of this process; see `Scorer` and `rank_texts`.
 
@@ -243,16 +291,19 @@ def evaluate_scores(
     scorer = Scorer(score, Caches.of(text), Caches.of(video), device, text_block, video_block, memory)
     texts = range(len(scorer.text))
     own = own_scores(scorer, texts, text_to_video)
-    return merge([rank_texts(scorer, texts, text_to_video, own, k=k)], text_to_video.cpu())
+    return merge([rank_texts(scorer, texts, text_to_video, own, k=k, relevant=relevant)], text_to_video.cpu())
 
 
-def rank_matrix(similarity: Tensor, text_to_video: Tensor, k: int = 10) -> ScoringResult:
+def rank_matrix(
+    similarity: Tensor, text_to_video: Tensor, k: int = 10, relevant: RelevantPairs = NO_PAIRS
+) -> ScoringResult:
     """Rank texts and videos of a similarity matrix that is held as a whole.
 
     Args:
         similarity: (A, N) of all texts and videos.
         text_to_video: (A,) the video of each text, which does not decrease.
         k: best videos kept per text.
+        relevant: see `rank_texts`.
 
     Raises:
         UserError: a similarity is NaN.
@@ -263,7 +314,7 @@ def rank_matrix(similarity: Tensor, text_to_video: Tensor, k: int = 10) -> Scori
         return similarity[rows, columns]
 
     texts, videos = ({"row": torch.arange(size)} for size in similarity.shape)
-    return evaluate_scores(score, texts, videos, text_to_video, memory=256 << 20, k=k)
+    return evaluate_scores(score, texts, videos, text_to_video, memory=256 << 20, k=k, relevant=relevant)
 
 
 def _check_owners(scorer: Scorer, texts: range, text_to_video: Tensor) -> Tensor:

@@ -6,9 +6,10 @@ Values = Mapping[str, object]  # nested plain values, as a configuration's JSON 
 
 
 def differing_keys(saved: Values, current: Values, free: Collection[str], prefix: str = "") -> list[str]:
-    """``key: saved -> current`` for every key whose value differs; null, false or "none" is as good as a missing key.
+    """``key: saved -> current`` for every key whose value differs; what is unset is as good as a missing key.
 
-    The dotted keys of ``free`` may differ. ``prefix`` is that of the section that is compared, with a dot at its end.
+    Unset is null, false, "none" or an empty list. The dotted keys of ``free`` may differ. ``prefix`` is that of the
+    section that is compared, with a dot at its end.
     """
     different = []
     for key in sorted(saved.keys() | current.keys()):
@@ -24,8 +25,8 @@ def differing_keys(saved: Values, current: Values, free: Collection[str], prefix
 
 
 def _without_unset(value: object) -> object:
-    """A value without what is null, false or "none": a file that was written before an option came lacks the key."""
+    """A value without what is unset in it: a file that was written before an option came lacks the key."""
     if not isinstance(value, dict):
-        return None if value is False or value == "none" else value
+        return None if value is False or value in ("none", [], ()) else value
     kept = {key: _without_unset(inner) for key, inner in value.items()}
     return {key: inner for key, inner in kept.items() if inner is not None} or None

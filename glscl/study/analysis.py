@@ -60,6 +60,7 @@ def analyse(study: StudyConfig, cells: Sequence[Cell], finished: Finished) -> St
         tests=[_describe_test_set(name, tested[name]) for name in study.domains if name in tested],
         results=results,
         comparisons=comparisons,
+        equivalence_margin=study.equivalence_margin,
     )
 
 

@@ -7,7 +7,18 @@ from glscl.evaluation.metrics import DIRECTIONS, MAIN_METRIC, Direction
 from glscl.study.options import StudyConfig
 from glscl.study.panels import Domains, Panel, relation_of
 from glscl.study.results import Comparison, Relation
-from glscl.study.statistics import LEVEL, Interval, System, claim, holm, mean_difference
+from glscl.study.statistics import (
+    LEVEL,
+    Equivalence,
+    Interval,
+    Precision,
+    System,
+    claim,
+    detectable,
+    equivalence_p,
+    holm,
+    mean_difference,
+)
 
 AVERAGED: tuple[Relation, ...] = ("in-domain", "cross-domain")  # relations over whose cells a difference is averaged
 
@@ -61,12 +72,15 @@ def _paired(
 def _correct(
     study: StudyConfig, condition: str, direction: Direction, family: Mapping[_Key, Interval]
 ) -> Iterator[Comparison]:
-    """Yield the comparisons of one family with Holm's correction."""
+    """Yield the comparisons of one family with Holm's correction: of its differences, and of its equivalences."""
     adjusted = holm({key: interval.p_value or 0.0 for key, interval in family.items()})
+    equal = _test_equivalence(study, family)
     for key, interval in family.items():
-        p_value = adjusted[key]
+        p_value, equivalence = adjusted[key], equal.get(key)
         in_condition = f", {condition}" if len(study.conditions) > 1 else ""
         where = f"({direction.replace('_', '-')}, {key.scope}{in_condition})"
+        varies = interval.standard_error > 0
+        least = detectable(Precision.of(interval), (1 - LEVEL) / len(family)) if varies else None
         yield Comparison(
             **key._asdict(),
             condition=condition,
@@ -78,8 +92,20 @@ def _correct(
             p_value=interval.p_value or 0.0,
             adjusted_p=p_value,
             shown=interval.excludes_null and p_value <= 1 - LEVEL,
-            sentence=claim(interval, key.first, key.second, MAIN_METRIC, where, p_value),
+            equivalence_p=equivalence.p_value if equivalence else None,
+            equivalent=equivalence is not None and equivalence.shown,
+            standard_error=interval.standard_error,
+            detectable=least,
+            sentence=claim(interval, key.first, key.second, MAIN_METRIC, where, p_value, equivalence, least),
         )
+
+
+def _test_equivalence(study: StudyConfig, family: Mapping[_Key, Interval]) -> dict[_Key, Equivalence]:
+    """Test whether the differences of a family are smaller than the study's margin; none without a margin."""
+    if (margin := study.equivalence_margin) is None:
+        return {}
+    adjusted = holm({key: equivalence_p(interval, margin) for key, interval in family.items()})
+    return {key: Equivalence(margin, p_value) for key, p_value in adjusted.items()}
 
 
 def write_claims(study: StudyConfig, comparisons: Sequence[Comparison]) -> list[str]:
@@ -112,11 +138,13 @@ def _count_consistency_against_attention(
 
 
 def tally(comparisons: Sequence[Comparison]) -> str:
-    """Count the differences that were shown, and which way."""
+    """Count the differences that were shown, and which way, and those that were shown to be none."""
     better = sum(c.shown and c.estimate > 0 for c in comparisons)
     worse = sum(c.shown and c.estimate < 0 for c in comparisons)
+    equal = sum(c.equivalent for c in comparisons)
     compared = f"{len(comparisons)} comparisons" if len(comparisons) > 1 else "1 comparison"
+    within = f"; {equal} shown equal within the margin" if equal else ""
     if not better and not worse:
-        return f"no difference shown in {'any of ' if len(comparisons) > 1 else ''}{compared}"
+        return f"no difference shown in {'any of ' if len(comparisons) > 1 else ''}{compared}{within}"
     rest = len(comparisons) - better - worse
-    return f"of {compared}, {better} shown better, {worse} shown worse, {rest} with no difference shown"
+    return f"of {compared}, {better} shown better, {worse} shown worse, {rest} with no difference shown{within}"

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from glscl.data.apart import check_held_out, check_not_trained
 from glscl.errors import UserError
 from glscl.evaluation.leakage import read_leakage_list
+from glscl.evaluation.relevance import read_qrels
 from glscl.runs.build import build_run, pretrained_towers
 from glscl.runs.cell import Cell
 from glscl.runs.options import UNION, ZERO_SHOT, Values
@@ -13,6 +14,7 @@ from glscl.study.options import StudyConfig
 from glscl.system import storage
 from glscl.training.config import RunConfig
 
+CELLS = "cells"  # folder of the cells in the directory of the study
 _UNTRAINED: Values = {"model": {"head": "mean_pool", "frame_context": "none", "position_std": None}}
 
 
@@ -55,8 +57,8 @@ def _build_config(
         "validation": [uri for domain in domains for uri in sets[domain].validation],
         "test": [domain.test for domain in sets.values() if domain.test],
     }
-    folder = storage.join(study.directory, "cells", condition)
-    layers = [study.conditions[condition], pretrained_towers(study), *changes]
+    folder = storage.join(study.directory, CELLS, condition)
+    layers = [_qrels(study), study.conditions[condition], pretrained_towers(study), *changes]
     return build_run(study, folder, name, seed, layers, data)
 
 
@@ -71,6 +73,12 @@ def _leave_out(study: StudyConfig, domains: tuple[str, ...]) -> Values:
                 f"({lists[item.test]}, {uri}); put them together in one file, or set union to false"
             )
     return {"evaluation": {"leave_out": [f"{test}={uri}" for test, uri in lists.items()]}} if lists else {}
+
+
+def _qrels(study: StudyConfig) -> Values:
+    """Return the lists of relevant videos, which all cells have."""
+    lists = [f"{domain}={study.address(file)}" for domain, file in study.qrels.items()]
+    return {"evaluation": {"qrels": lists}} if lists else {}
 
 
 def check_sets(study: StudyConfig, sets: Mapping[str, Sets]) -> list[str]:
@@ -89,4 +97,6 @@ def check_sets(study: StudyConfig, sets: Mapping[str, Sets]) -> list[str]:
     )
     for uri in study.leakage_lists:
         read_leakage_list(uri)
+    for file in study.qrels.values():
+        read_qrels(study.address(file))
     return notes

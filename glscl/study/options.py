@@ -59,8 +59,19 @@ class StudyConfig(RunsConfig):
     comparisons: tuple[tuple[str, str], ...] = ()
     """Pairs of variants whose difference is asked for; empty: every consistency variant with every attention one. The
     claims begin with the first."""
+    equivalence_margin: float | None = Field(default=None, gt=0, lt=100)
+    """Points of R@1 within which two variants count as equal: fixed before the study, so that it can show that there is
+    no difference. none asks nothing of the kind."""
+    assumed_sd: float | None = Field(default=None, ge=0)
+    """Standard deviation, in points, of a cell's R@1 from seed to seed: the plan then says what it can detect."""
+    assumed_query_sd: float = Field(default=40.0, gt=0)
+    """The same of the difference between two variants from test video to test video, means over seeds and captions."""
+    pilot: str = ""
+    """An earlier study, by its name in the same storage or its directory, from which both deviations are taken."""
     leave_out: tuple[LeaveOut, ...] = ()
     """Leaked test videos; the report gives results with and without them."""
+    qrels: dict[str, str] = Field(default_factory=dict)
+    """Tested domain: list of the videos that are relevant to each of its captions; see `glscl eval`'s --qrels."""
     resamples: int = Field(default=10_000, ge=100)
     """Of the queries, for intervals and p-values."""
     examples: int = Field(default=6, ge=0)
@@ -84,6 +95,7 @@ class StudyConfig(RunsConfig):
         check_names("conditions", self.conditions)
         for kind, known, used in (
             ("comparisons", self.variants, [name for pair in self.comparisons for name in pair]),
+            ("qrels", self.tested, list(self.qrels)),
             ("leave_out", self.domains, [name for item in self.leave_out for name in (item.test, item.train)]),
         ):
             for name in used:
@@ -91,9 +103,14 @@ class StudyConfig(RunsConfig):
                     raise ValueError(f"{kind}: '{name}' is none of {', '.join(known)}{did_you_mean(name, known)}")
         if any(first == second for first, second in self.comparisons):
             raise ValueError("comparisons: a variant is compared with itself")
-        if not any(domain.is_tested for domain in self.domains.values()):
+        if not self.tested:
             raise ValueError("domains: none has a test set")
         return self
+
+    @property
+    def tested(self) -> list[str]:
+        """Domains that have a test set."""
+        return [name for name, domain in self.domains.items() if domain.is_tested]
 
     @property
     def first_seed(self) -> int:
@@ -103,8 +120,16 @@ class StudyConfig(RunsConfig):
     @property
     def beside_directory(self) -> str:
         """Directory of the study that is shown beside this one; empty if there is none."""
-        plain = self.beside and "/" not in self.beside
-        return storage.join(storage.resolve(self.storage), self.beside) if plain else self.beside
+        return self._other_study(self.beside)
+
+    @property
+    def pilot_directory(self) -> str:
+        """Directory of the study from which deviations are taken; empty if there is none."""
+        return self._other_study(self.pilot)
+
+    def _other_study(self, name: str) -> str:
+        """Directory of a study by its name in the same storage, or its address."""
+        return storage.join(storage.resolve(self.storage), name) if name and "/" not in name else name
 
     @property
     def leakage_lists(self) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from glscl.evaluation.metrics import (
     OPTIMISTIC,
     PESSIMISTIC,
     RECALL_LEVELS,
+    RELEVANT_SUMMARY,
     Direction,
     recall_name,
 )
@@ -23,7 +24,7 @@ from glscl.evaluation.results import QueryRanks, RankBounds
 from glscl.runs.cell import Cell, CellResult, CellTest
 from glscl.runs.options import UNION, ZERO_SHOT
 from glscl.study.options import StudyConfig
-from glscl.study.results import Column, Estimate, Relation, Result, WithoutLeaked
+from glscl.study.results import Column, Estimate, Relation, Result, SeveralRelevant, WithoutLeaked
 from glscl.study.statistics import Array, Interval, QueryBootstrap, System, over_seeds, per_query
 
 Domains = Mapping[str, Sequence[str]]  # training -> the domains that it learns from
@@ -160,6 +161,7 @@ def build_result(condition: str, panel: Panel, variant: str, training: str, doma
         lift=_lift(panel, variant, training) if training != ZERO_SHOT else None,
         columns=_columns(seeds),
         without_leaked=_without_leaked(seeds),
+        several_relevant=_several_relevant(seeds),
         seconds=_mean(one.seconds for one in seeds) if training != ZERO_SHOT else None,
     )
 
@@ -238,6 +240,19 @@ def _without_leaked(seeds: Sequence[SeedResult]) -> WithoutLeaked | None:
         return None
     means = {d: _mean(getattr(one, d)[MAIN_METRIC] for one in leakless) for d in DIRECTIONS}
     return WithoutLeaked(note=leakless[0].note, videos=leakless[0].videos, **means)
+
+
+def _several_relevant(seeds: Sequence[SeedResult]) -> SeveralRelevant | None:
+    """Means over seeds of the figures that count every relevant video."""
+    found = [one.test.several_relevant for one in seeds if one.test.several_relevant]
+    if len(found) < len(seeds):
+        return None
+    figures = {
+        name: _mean(one.text_to_video[name] for one in found)
+        for name in RELEVANT_SUMMARY
+        if all(name in one.text_to_video for one in found)
+    }
+    return SeveralRelevant(note=found[0].note, relevant=found[0].relevant, text_to_video=figures)
 
 
 def _mean_metric(seeds: Sequence[SeedResult], direction: Direction, name: str) -> float:

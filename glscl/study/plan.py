@@ -11,9 +11,11 @@ from scipy import stats
 
 from glscl.data.shards import open_shard_set
 from glscl.errors import UserError
+from glscl.evaluation.metrics import MAIN_METRIC
 from glscl.runs.build import build_pretraining
 from glscl.runs.cell import RESULT, Cell
 from glscl.runs.sets import Sets, are_built, locate_sets
+from glscl.study.detectable import Planned, assume_deviations, describe_differences, plan_differences
 from glscl.study.grid import build_cells, check_sets
 from glscl.study.options import StudyConfig
 from glscl.study.statistics import LEVEL, enough_queries, enough_resamples, seed_errors
@@ -55,8 +57,27 @@ def describe(study: StudyConfig, cells: list[Cell], finished: int) -> dict[str, 
         "global batch": f"{training.global_batch} pairs",
         "comparisons": "; ".join(f"{a} with {b}" for a, b in study.pairs),
         "family": describe_family(study),
+        **describe_claims(study),
         **({"note": "; ".join(notes)} if notes else {}),
     }
+
+
+def describe_claims(study: StudyConfig) -> dict[str, str]:
+    """Describe the margin of equivalence, and what differences the study will be able to show."""
+    margin = study.equivalence_margin
+    equal = f"within ±{margin:g} points of {MAIN_METRIC}, a claim of its own" if margin else "not asked (no margin)"
+    assumed = assume_deviations(study)
+    if assumed is None:
+        found = "not known: state assumed_sd, or name an earlier study as pilot"
+    else:
+        found = describe_differences(assumed, plan_detectable(study, locate_sets(study)))
+    return {"equivalence": equal, "detectable": found}
+
+
+def plan_detectable(study: StudyConfig, sets: Mapping[str, Sets]) -> list[Planned]:
+    """Say what every comparison can detect, in points, of test sets whose size is known; empty: nothing is assumed."""
+    assumed = assume_deviations(study)
+    return plan_differences(study, assumed, _tested_videos(study, sets)) if assumed else []
 
 
 def notes_on_losses(cells: Sequence[Cell]) -> list[str]:

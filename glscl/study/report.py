@@ -7,7 +7,7 @@ whatever is not in the file.
 from collections.abc import Mapping, Sequence
 
 from glscl import __version__
-from glscl.evaluation.metrics import DIRECTIONS, MAIN_METRIC, METRICS, RECALL_LEVELS, RECALLS
+from glscl.evaluation.metrics import DIRECTIONS, MAIN_METRIC, METRICS, RECALL_LEVELS, RECALLS, RELEVANT_SUMMARY
 from glscl.reporting.page import environment
 from glscl.reporting.plots import round_numbers
 from glscl.reporting.published import PublishedRow, for_domain
@@ -33,6 +33,7 @@ def render_study(results: Mapping[str, object] | StudyResults, published: Sequen
         metrics=METRICS,
         main_metric=MAIN_METRIC,
         recalls=RECALLS,
+        relevant_summary=RELEVANT_SUMMARY,
         recall_levels=RECALL_LEVELS,
         trained=[variant for variant in study.variants if variant.name != ZERO_SHOT],
         zero_shot=ZERO_SHOT,

@@ -102,6 +102,14 @@ class WithoutLeaked(Section):
     video_to_text: float
 
 
+class SeveralRelevant(Section):
+    """Text to video where a list says that captions have several relevant videos."""
+
+    note: str
+    relevant: float  # per caption
+    text_to_video: dict[str, float]  # `RELEVANT_SUMMARY` by name, in per cent; means over seeds
+
+
 class Result(Section):
     """One variant after one training on one test set, over seeds."""
 
@@ -119,6 +127,7 @@ class Result(Section):
     lift: Estimate | None = None  # text-to-video R@1 here minus that of the zero-shot towers, in points
     columns: list[Column] = Field(default_factory=list)
     without_leaked: WithoutLeaked | None = None
+    several_relevant: SeveralRelevant | None = None
     seconds: float | None = None  # wall-clock of a training, its tests included; mean over seeds
 
 
@@ -138,6 +147,10 @@ class Comparison(Section):
     p_value: float
     adjusted_p: float  # after Holm's correction over its family of one condition and direction
     shown: bool  # the interval excludes 0 and the adjusted p-value is below 0.05
+    equivalence_p: float | None = None  # of two one-sided tests, Holm-adjusted; None: no margin was fixed
+    equivalent: bool = False  # shown to be smaller than the margin
+    standard_error: float | None = None
+    detectable: float | None = None  # with 80 % power at the family's smallest level, given what varies; in points
     sentence: str
 
 
@@ -191,6 +204,15 @@ class BesideRow(Section):
     theirs: float
 
 
+class Preregistration(Section):
+    """What was registered before the first cell was trained, compared with what is reported."""
+
+    written: str  # ISO 8601
+    sha256: str  # of the file
+    differences: list[str]  # ``key: registered -> reported``; empty: they agree
+    detectable: dict[str, float] = Field(default_factory=dict)  # points, by scope, as planned
+
+
 class Beside(Section):
     """Another study of the same variants."""
 
@@ -213,6 +235,8 @@ class StudyResults(MeasuredCosts, Summary):
     tests: list[TestSet]
     results: list[Result]
     comparisons: list[Comparison]
+    equivalence_margin: float | None = None  # points
+    preregistration: Preregistration | None = None  # None: nothing was registered before the first cell
     examples: list[Example] = Field(default_factory=list)
     beside: Beside | None = None
 

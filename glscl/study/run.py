@@ -19,11 +19,13 @@ from glscl.runs.sets import locate_sets
 from glscl.runs.summary import describe_machine
 from glscl.study.analysis import analyse
 from glscl.study.beside import read_beside
+from glscl.study.detectable import RESULTS
 from glscl.study.examples import find_examples
 from glscl.study.grid import build_cells, check_sets
 from glscl.study.options import StudyConfig
 from glscl.study.panels import share_texts
-from glscl.study.plan import CONFIG, check_families
+from glscl.study.plan import CONFIG, check_families, plan_detectable
+from glscl.study.preregistration import FILE, check_registration, register
 from glscl.study.report import render_study
 from glscl.study.results import Cost, MeasuredCosts
 from glscl.study.tables import write_study_tables
@@ -34,7 +36,6 @@ from glscl.training.driver.machines import with_machines
 from glscl.training.driver.outputs import status_on_failure, write_status
 from glscl.training.driver.preflight import preflight
 
-RESULTS = "study.json"
 REPORT = "report.html"
 TABLES = "tables"
 COSTS = "costs.json"
@@ -58,6 +59,8 @@ def prepare(study: StudyConfig, fence: Fence | None = None) -> list[Cell]:
     sets = locate_sets(study, make=True)
     if not begun:
         check_families(study, sets)
+    if (sha256 := register(study, plan_detectable(study, sets))) is not None:
+        print(f"{study.kind}: pre-registered in {storage.join(study.directory, FILE)}, sha256 {sha256}", flush=True)
     storage.write_bytes(storage.join(study.directory, CONFIG), dump_yaml(study.model_dump(mode="json")).encode())
     for note in check_sets(study, sets):
         print(f"{study.kind}: {note}", flush=True)
@@ -93,7 +96,8 @@ def report(study: StudyConfig, *, costs: bool = False) -> str:
     if costs and not storage.exists(where):
         storage.write_json(where, _measure_costs(study, cells).model_dump())
     measured = MeasuredCosts.model_validate(storage.read_json(where)) if storage.exists(where) else MeasuredCosts()
-    results = results.model_copy(update={**dict(measured), "examples": find_examples(study, finished)})
+    added = {"examples": find_examples(study, finished), "preregistration": check_registration(study)}
+    results = results.model_copy(update={**dict(measured), **added})
     if study.beside:
         beside = read_beside(storage.join(study.beside_directory, RESULTS), results)
         results = results.model_copy(update={"beside": beside})

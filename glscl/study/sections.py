@@ -81,8 +81,9 @@ class Condition:
 
     @property
     def has_further_scores(self) -> bool:
-        """Whether it has normalised scores, visible ties or figures without leaked videos."""
-        return bool(self.normalised or self.ties or any(result.without_leaked for result in self.results))
+        """Whether it has normalised scores, visible ties, or figures without leaked or with all relevant videos."""
+        others = any(result.without_leaked or result.several_relevant for result in self.results)
+        return bool(self.normalised or self.ties or others)
 
 
 def build_condition(study: StudyResults, name: str) -> Condition:

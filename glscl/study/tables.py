@@ -89,7 +89,7 @@ def _result_rows(study: StudyResults) -> Iterator[dict[str, object]]:
 
 
 def _figures(result: Result) -> Iterator[dict[str, object]]:
-    """Every figure of a result: the raw ones, those after normalisations, and those without leaked videos."""
+    """Every figure of a result: the raw ones, then those that saw more, or were counted otherwise."""
     for direction in DIRECTIONS:
         for metric, value in getattr(result, direction).items():
             yield _bounded(direction, metric, value)
@@ -102,11 +102,20 @@ def _figures(result: Result) -> Iterator[dict[str, object]]:
     for name, relative in (("retention", result.retention), ("lift", result.lift)):
         if relative:
             yield _bounded("text_to_video", name, relative)
+    yield from _other_scores(result)
+
+
+def _other_scores(result: Result) -> Iterator[dict[str, object]]:
+    """Figures after normalisations, with all relevant videos, and without leaked ones."""
     for column in result.columns:
         for k in RECALL_LEVELS:
             if (recall := column.recall(k)) is not None:
                 figure = {"direction": column.direction, "metric": recall_name(k), "estimate": recall}
                 yield {**figure, "scores": column.label, "note": column.saw}
+    if (several := result.several_relevant) is not None:
+        for metric, value in several.text_to_video.items():
+            figure = {"direction": "text_to_video", "metric": metric, "estimate": value}
+            yield {**figure, "scores": "all relevant videos", "note": several.note}
     if (without := result.without_leaked) is not None:
         for direction in DIRECTIONS:
             figure = {"direction": direction, "metric": MAIN_METRIC, "estimate": getattr(without, direction)}

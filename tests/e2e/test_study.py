@@ -37,6 +37,9 @@ def test_killed_and_continued_without_repeating_a_finished_cell(glscl: Callable[
 
     results = parse_study(json.loads((folder / "study.json").read_text()))
     assert (results.finished_cells, results.cells) == (5, 5)
+    assert results.preregistration is not None, "registered before the first cell, and kept when the study goes on"
+    assert results.preregistration.differences == []
+    assert f"sha256 {results.preregistration.sha256}" not in output
     assert {(r.variant, r.training, r.test) for r in results.results} == {
         ("zero-shot", "zero-shot", test) for test in ("toy_clips", "toy_stories")
     } | {

@@ -27,7 +27,8 @@ from glscl.evaluation.evaluate import evaluate_model
 from glscl.evaluation.metrics import DIRECTIONS, Direction, measure_ranks
 from glscl.evaluation.normalise import NORMALISATIONS, Bank, measure_normalised
 from glscl.evaluation.options import EvaluationConfig
-from glscl.evaluation.ranks import Ranks
+from glscl.evaluation.ranks import Ranks, rank_targets
+from glscl.evaluation.relevance import match_qrels, read_qrels
 from glscl.evaluation.results import Metrics, QueryRanks
 from glscl.evaluation.saved import ModelCard, load_model, save_model
 from glscl.evaluation.scoring import evaluate_scores
@@ -207,6 +208,30 @@ def test_left_out_videos_are_as_if_they_had_never_been_there(
     assert without.text_to_video["MnR"] < toy.text_to_video["MnR"]
     for name in ("videos", "texts", "text_to_video", "video_to_text"):
         _close(getattr(without, name), getattr(plain[2], name))
+
+
+def test_all_relevant_videos_count_in_a_column_of_their_own(run: str, sets: list[ShardSet], tmp_path: Path) -> None:
+    """The figures are those of the ranks in the whole matrix, whoever scores, and with normalisations."""
+    qrels = tmp_path / "toy.qrels"
+    qrels.write_text("v001#0 0 v004 1\nv001#0 0 v006 2\nv007#1 0 v000 1\nv099#0 0 v000 1\n")
+    config = CONFIG.model_copy(update={"qrels": (f"toy={qrels}",)})
+    plain, _ = evaluate_model(run, [shard_set.uri for shard_set in sets], CONFIG, ONE)
+    model, card = load_model(run)
+    caches = _embed(model, card, sets[0])
+    similarity = model.score(_read(caches.caches.text), _read(caches.caches.video))
+    judged = match_qrels(read_qrels(str(qrels)), caches)
+    assert judged is not None
+    expected = judged.measure(rank_targets(similarity[judged.pairs.texts], judged.pairs.videos))
+    assert expected.captions == 2
+    for actors, normalisations in ((ONE, False), (TWO, False), (ONE, True)):
+        changed = config.model_copy(update={"normalisations": normalisations})
+        toy, other = evaluate_model(run, [shard_set.uri for shard_set in sets], changed, actors)
+        assert toy.several_relevant is not None
+        _close(toy.several_relevant, expected)
+        assert other.several_relevant is None
+        _close(toy.model_copy(update={"several_relevant": None, "normalised": []}), plain)
+    assert toy.to_json()["several_relevant"] != plain.to_json().get("several_relevant")
+    assert "several_relevant" not in plain.to_json()
 
 
 def test_ranks_of_every_query_give_back_the_metrics(run: str, sets: list[ShardSet]) -> None:

@@ -77,6 +77,8 @@ def test_metrics_match_brute_force(rank: Rank, case: tuple[torch.Tensor, torch.T
         f"R@{k}": 100 * sum(sum(r <= k for r in span) / len(span) for span in spans) / n for k in (1, 5, 10, 50)
     }
     expected |= {"MdR": (mid[(n - 1) // 2] + mid[n // 2]) / 2, "MnR": math.fsum(mid) / n, "queries": n}
+    expected["MRR"] = 100 * sum(sum(1 / r for r in span) / len(span) for span in spans) / n
+    expected["nDCG@10"] = 100 * sum(sum(1 / math.log2(1 + r) for r in s if r <= 10) / len(s) for s in spans) / n
     expected["R@1_optimistic"] = 100 * sum(r == 1 for r in ranks.optimistic.tolist()) / n
     expected["R@1_pessimistic"] = 100 * sum(r == 1 for r in ranks.pessimistic.tolist()) / n
     metrics = measure_ranks(ranks)

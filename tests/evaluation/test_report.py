@@ -31,6 +31,8 @@ def metrics(recall: float, queries: int) -> dict[str, float]:
         "R@5": 91.3,
         "R@10": 96.4,
         "R@50": 99.9,
+        "MRR": 76.2,
+        "nDCG@10": 81.3,
         "MdR": 1.5,
         "MnR": 7.25,
         "queries": queries,
@@ -131,7 +133,11 @@ def test_page_parses_and_has_every_number(results: dict[str, Any]) -> None:
     protocol = ["a <b>run</b>", "63.7 %", "glscl-tiny", "1,234", "42", "0123456789ab", "glscl eval --run <x>"]
     protocol += ["1 June 2025, 12:30 UTC", "Post-processing none", "Captions / video 2.0", "≤ 8", "≤ 32"]
     protocol += ["Truncated texts 17", "Quarantined 4", "Split test", "Videos 250", "Texts 500"]
-    measured = ["63.7 63.2–64.2 91.3 96.4 99.9 1.5 7.2 500 0.40", "12.2 11.7–12.7 91.3 96.4", "toy_clips/test 1.23"]
+    measured = [
+        "63.7 63.2–64.2 91.3 96.4 99.9 76.2 81.3 1.5 7.2 500 0.40",
+        "12.2 11.7–12.7 91.3 96.4",
+        "toy_clips/test 1.23",
+    ]
     oracles = [
         "two attributes: colour + motion 22.9",
         "one attribute: motion 6.7",
@@ -142,6 +148,28 @@ def test_page_parses_and_has_every_number(results: dict[str, Any]) -> None:
     examples = ["miss · rank 3", "miss · rank 41.5", "The right video comes later, at rank 41.5."]
     for expected in [*protocol, *measured, *oracles, *training, *examples, "in-domain", "cross-domain"]:
         assert expected in text, expected
+
+
+def test_a_file_from_before_a_metric_was_measured_shows_that_it_is_absent(results: dict[str, Any]) -> None:
+    for direction in ("text_to_video", "video_to_text"):
+        del results["tests"][0][direction]["MRR"], results["tests"][0][direction]["nDCG@10"]
+    assert "63.7 63.2–64.2 91.3 96.4 99.9 – – 1.5 7.2 500 0.40" in Page(render_report(results)).text
+
+
+def test_all_relevant_videos_have_a_table(results: dict[str, Any]) -> None:
+    assert "All relevant videos" not in Page(render_report(results)).text
+    figures = {"R@1": 41.1, "R@5": 52.2, "R@10": 63.3, "hit@1": 71.4, "hit@5": 82.5, "hit@10": 93.6}
+    results["tests"][0]["several_relevant"] = {
+        "list": "lists/<q>.txt",
+        "note": "12 of 13 listed captions are in this set.",
+        "captions": 12,
+        "relevant": 1.25,
+        "text_to_video": figures | {"MRR": 55.5, "queries": 500},
+    }
+    text = Page(render_report(results)).text
+    assert "toy_clips/test 41.1 52.2 63.3 71.4 82.5 93.6 55.5 – 500" in text
+    assert "12 captions have several relevant videos; 1.25 per caption. 12 of 13 listed captions" in text
+    assert "List: lists/<q>.txt" in text
 
 
 def test_bounds_are_given_where_they_differ(results: dict[str, Any]) -> None:
@@ -166,9 +194,12 @@ def test_raw_and_normalised_scores_side_by_side(results: dict[str, Any]) -> None
 
 def test_with_and_without_leaked_videos(results: dict[str, Any]) -> None:
     text = Page(render_report(results)).text
-    raw, without = "63.7 63.2–64.2 91.3 96.4 99.9 1.5 7.2 500 0.40", "61.7 61.2–62.2 91.3 96.4 99.9 1.5 7.2 494 1.00"
+    raw, without = (
+        "63.7 63.2–64.2 91.3 96.4 99.9 76.2 81.3 1.5 7.2 500 0.40",
+        "61.7 61.2–62.2 91.3 96.4 99.9 76.2 81.3 1.5 7.2 494 1.00",
+    )
     assert f"Text to video T→V {raw} Text to video T→V , without leaked {without}" in text
-    assert "without leaked 62.7 91.3 96.4 99.9 1.5 7.2 100 1.00" in text
+    assert "without leaked 62.7 91.3 96.4 99.9 76.2 81.3 1.5 7.2 100 1.00" in text
     note = (
         "3 of 4 listed videos left out, and their captions (6). 1 are no videos (<u>). 100 videos and 494 texts remain."
     )

@@ -9,11 +9,20 @@ from typing import Any
 
 import pytest
 
-from glscl.evaluation.console import normalised_table, results_table
+from glscl.evaluation.console import normalised_table, relevant_table, results_table
 from glscl.evaluation.results import parse_results
 from glscl.reporting.console import start_panel, verdict
 
-METRICS = {"R@1": 63.52, "R@5": 91.0, "R@10": 96.5, "MdR": 1.0, "MnR": 2.25, "queries": 200}
+METRICS = {
+    "R@1": 63.52,
+    "R@5": 91.0,
+    "R@10": 96.5,
+    "MRR": 75.5,
+    "nDCG@10": 80.22,
+    "MdR": 1.0,
+    "MnR": 2.25,
+    "queries": 200,
+}
 TEST: dict[str, Any] = {
     "domain": "toy_clips",
     "split": "test",
@@ -72,16 +81,31 @@ def test_results_table_is_aligned_in_a_pipe() -> None:
     out = io.StringIO()
     results_table(parse_results(RESULTS), file=out)
     header, first, second = out.getvalue().splitlines()
-    names = ["test", "set", "relation", "direction", "R@1", "R@5", "R@10", "MdR", "MnR", "queries", "videos"]
-    assert header.split() == names
-    assert first == "toy_clips/test  in-domain  text to video  63.5  91.0  96.5  1.0  2.2      200     200"
-    assert second == "toy_clips/test  in-domain  video to text   9.0  91.0  96.5  1.0  2.2      200     200"
+    names = ["test", "set", "relation", "direction", "R@1", "R@5", "R@10", "MRR", "nDCG@10", "MdR", "MnR", "queries"]
+    assert header.split() == [*names, "videos"]
+    assert (
+        first == "toy_clips/test  in-domain  text to video  63.5  91.0  96.5  75.5     80.2  1.0  2.2      200     200"
+    )
+    assert (
+        second == "toy_clips/test  in-domain  video to text   9.0  91.0  96.5  75.5     80.2  1.0  2.2      200     200"
+    )
     assert len(header) == len(first)
     out = io.StringIO()
     results_table(
         parse_results(RESULTS | {"tests": [TEST | {"videos": 1_600, "quarantined": 300, "rejected": 100}]}), file=out
     )
     assert [line[-15:] for line in out.getvalue().splitlines()[1:]] == ["1,600 of 2,000"[-15:].rjust(15)] * 2
+
+
+def test_table_of_all_relevant_videos() -> None:
+    out = io.StringIO()
+    relevant_table(parse_results(RESULTS), file=out)
+    assert out.getvalue() == "", "nothing to show"
+    figures = {"R@1": 41.1, "R@5": 52.2, "R@10": 63.3, "hit@1": 71.4, "hit@5": 82.5, "MRR": 55.5, "nDCG@10": 66.6}
+    column = {"list": "q", "note": "", "captions": 12, "relevant": 1.25, "text_to_video": figures}
+    relevant_table(parse_results(RESULTS | {"tests": [TEST | {"several_relevant": column}]}), file=out)
+    row = out.getvalue().splitlines()[1]
+    assert row.split() == ["toy_clips/test", "41.1", "52.2", "63.3", "71.4", "82.5", "–", "55.5", "66.6", "12", "1.25"]
 
 
 def test_normalised_table() -> None:

@@ -289,7 +289,8 @@ def test_ties_count_by_their_expectation_in_cells_of_any_age() -> None:
         for direction in ("text_to_video", "video_to_text"):
             figures = {name: value["estimate"] for name, value in result[direction].items()}
             expected = {"R@1": 62.5, "R@5": 100.0, "R@10": 100.0, "MnR": 1.75, "MRR": 50 + 50 * (25 / 12) / 4}
-            assert figures == pytest.approx(expected)
+            places = [1, 1 / math.log2(3), 1 / math.log2(4), 1 / math.log2(5)]
+            assert figures == pytest.approx(expected | {"nDCG@10": 50 + 50 * sum(places) / 4})
 
 
 def test_a_certain_difference_is_shown_in_every_cell_and_mean() -> None:
@@ -387,3 +388,27 @@ def test_protocol_says_what_was_equal_and_what_was_not(monkeypatch: pytest.Monke
 def test_the_command_of_a_result_names_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["glscl", "study", "--storage", "https://user:hunter2secret@host/bucket"])
     assert "hunter2secret" not in summarise(study(), "", [], [], use_gpu=False).command
+
+
+def test_all_relevant_videos_are_means_over_seeds_and_absent_where_a_cell_lacks_them() -> None:
+    def change(cell: Cell, values: dict[str, Any]) -> None:
+        if cell.variant != "glscl" or (cell.training, cell.seed) == ("toy_stories", 2):
+            return
+        figures = {"R@1": 10.0 * cell.seed, "hit@1": 50.0, "MRR": 60.0, "queries": 80}
+        column = {"list": "q", "note": "all", "captions": 3, "relevant": 1.5, "text_to_video": figures}
+        values["tests"][0]["several_relevant"] = column
+
+    config = study()
+    results = analyse(config, *finished(config, _hits(), change))
+    whole = _result(results, "glscl", "toy_clips", "toy_clips")["several_relevant"]
+    assert whole == {"note": "all", "relevant": 1.5, "text_to_video": {"R@1": 20.0, "hit@1": 50.0, "MRR": 60.0}}
+    assert _result(results, "glscl", "toy_stories", "toy_clips")["several_relevant"] is None
+    assert _result(results, "glscl", "toy_clips", "toy_stories")["several_relevant"] is None
+
+
+def test_lists_of_relevant_videos_are_of_tested_domains_and_reach_every_cell() -> None:
+    config = study(qrels={"toy_clips": "lists/q"}, root="/data")
+    for cell in build_cells(config, locate_sets(config)):
+        assert cell.config.evaluation.qrels == ("toy_clips=/data/lists/q",)
+    with pytest.raises(ValueError, match="qrels: 'toy_clip' is none of toy_clips, toy_stories"):
+        study(qrels={"toy_clip": "q"})

@@ -29,6 +29,7 @@ SECTIONS = (
     "Normalised scores",
     "Examples",
     "Published figures",
+    "What was fixed before the run",
     "Protocol",
     "Full tables",
     "How to cite",
@@ -49,6 +50,34 @@ def test_every_section_is_there_in_order(study: dict[str, Any]) -> None:
     assert page.headings == list(SECTIONS)
     anchors = {a["href"] for tag, a in page.elements if tag == "a"}
     assert anchors == {f"#{a['id']}" for tag, a in page.elements if tag == "section"}
+
+
+def test_what_was_registered_is_compared_on_the_page(study: dict[str, Any]) -> None:
+    assert "Nothing was registered before the first cell was trained." in Page(render_study(study)).text
+    registered = {"written": "2025-05-01T12:30:00+00:00", "sha256": "ab" * 32, "differences": []}
+    study |= {"equivalence_margin": 2.5, "preregistration": registered | {"detectable": {"in-domain mean": 1.24}}}
+    text = Page(render_study(study)).text
+    assert "Registered 1 May 2025, 12:30 UTC, before the first cell was trained" in text
+    assert "(±2.5 points)" in text
+    assert (
+        "What is reported agrees with it. Planned as detectable with 80 % power, in points: in-domain mean 1.2." in text
+    )
+    study["preregistration"] |= {"differences": ["plan.seeds: [1] -> [1, <2>]"]}
+    text = Page(render_study(study)).text
+    assert "What is reported does not agree with it: plan.seeds: [1] -> [1, <2>]" in text
+    assert "agrees with it" not in text
+
+
+def test_what_is_equal_and_what_was_detectable_stands_beside_a_difference(study: dict[str, Any]) -> None:
+    old = Page(render_study(study)).text
+    assert "equal within the margin" not in old
+    assert "detectable: " not in old
+    hidden = next(row for row in study["comparisons"] if not row["shown"])
+    hidden |= {"detectable": 4.26, "equivalent": True, "equivalence_p": 0.01}
+    text = Page(render_study(study | {"equivalence_margin": 3.0})).text
+    assert f"{hidden['second']} equal within the margin detectable: 4.3" in text
+    assert text.count("detectable: ") == 1
+    assert "refute a difference of ±3.0 points or more" in text
 
 
 def test_another_study_beside_it(study: dict[str, Any], tmp_path: Path) -> None:
@@ -194,7 +223,14 @@ def test_parts_may_be_absent(study: dict[str, Any]) -> None:
     page = Page(render_study(study))
     absent = ("Differences", "Retention", "Accuracy against cost", "Normalised scores", "Examples", "Published figures")
     assert not any(word in page.text for word in absent)
-    assert page.headings == ["The domain matrix", "Hubness", "Protocol", "Full tables", "How to cite"]
+    assert page.headings == [
+        "The domain matrix",
+        "Hubness",
+        "What was fixed before the run",
+        "Protocol",
+        "Full tables",
+        "How to cite",
+    ]
 
 
 def test_study_with_nothing_finished_renders(study: dict[str, Any]) -> None:

@@ -437,16 +437,18 @@ def test_means_of_values_are_the_metrics() -> None:
     metrics = measure_ranks(ranks)
     values = per_query(ranks)
     assert values.keys() == METRICS.keys()
-    for name in ("R@1", "R@5", "R@10", "MnR"):
+    for name in ("R@1", "R@5", "R@10", "MRR", "nDCG@10", "MnR"):
         assert values[name].mean() == pytest.approx(metrics[name])
-    pairs = zip(ranks.optimistic.tolist(), ranks.pessimistic.tolist(), strict=True)
+    pairs = list(zip(ranks.optimistic.tolist(), ranks.pessimistic.tolist(), strict=True))
     reciprocal = [np.mean([100 / rank for rank in range(first, last + 1)]) for first, last in pairs]
     assert values["MRR"] == pytest.approx(reciprocal)
+    discounted = [np.mean([100 / np.log2(1 + r) if r <= 10 else 0 for r in range(a, b + 1)]) for a, b in pairs]
+    assert values["nDCG@10"] == pytest.approx(discounted)
     assert values["R@1"].tolist() == [100, 50, 0, 0, 0, 0, 0, 0]
     assert values["R@5"].tolist() == [100, 100, 100, 50, 0, 0, 0, 0]
     assert values["R@10"].tolist() == [100, 100, 100, 100, 100, 100, 0, 0]
     assert {name: (metric.unit, metric.higher_is_better) for name, metric in METRICS.items()} == {
-        **dict.fromkeys(("R@1", "R@5", "R@10", "MRR"), ("points", True)),
+        **dict.fromkeys(("R@1", "R@5", "R@10", "MRR", "nDCG@10"), ("points", True)),
         "MnR": ("ranks", False),
     }
 
@@ -481,7 +483,7 @@ def test_holm_rejects_as_its_definition_says(p_values: list[float]) -> None:
 
 
 def interval(estimate: float, low: float, high: float, seeds: tuple[int, ...] = (3, 3)) -> Interval:
-    return Interval(estimate, low, high, 0.01, 0.0, 1.0, 4.0, 1000, seeds)
+    return Interval(estimate, low, high, 0.01, 0.0, 1.0, 4.0, 1000, seeds, Tail(0.5, 4.0, 1000, 2, 3))
 
 
 def test_claims_say_no_more_than_the_interval() -> None:

@@ -1,6 +1,7 @@
 """What intervals allow to be said: Holm's correction, what a family of comparisons needs, and the sentence of one."""
 
 from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -43,13 +44,34 @@ def seed_errors(family: int, seeds: int) -> float:
     return float(stats.t.isf((1 - LEVEL) / 2 / family, 2 * (seeds - 1)))
 
 
+@dataclass(frozen=True, slots=True)
+class Equivalence:
+    """Whether a difference is shown to be smaller than a margin."""
+
+    margin: float  # points
+    p_value: float  # after Holm's correction for the other equivalences of its family
+
+    @property
+    def shown(self) -> bool:
+        """True if both one-sided tests refute a difference as large as the margin."""
+        return self.p_value <= 1 - LEVEL
+
+
 def claim(
-    difference: Interval, first: str, second: str, metric: str, where: str = "", adjusted_p: float | None = None
+    difference: Interval,
+    first: str,
+    second: str,
+    metric: str,
+    where: str = "",
+    adjusted_p: float | None = None,
+    equivalence: Equivalence | None = None,
+    detectable: float | None = None,
 ) -> str:
     """The sentence that a difference of the models ``first`` and ``second`` allows, and no more.
 
     ``metric`` is a key of `METRICS`, ``where`` a test set or condition, as in ``"on activitynet"``. A difference that
-    does not survive Holm's correction, by its ``adjusted_p``, is not shown either.
+    does not survive Holm's correction, by its ``adjusted_p``, is not shown either: then the sentence says what
+    difference was ``detectable``. An ``equivalence`` that is shown is a claim of its own, beside either.
     """
     kind = METRICS[metric]
     place = f" {where}" if where else ""
@@ -64,7 +86,21 @@ def claim(
         )
     else:
         better = (difference.estimate > 0) == kind.higher_is_better
-        verdict = f"{first} is {'better' if better else 'worse'} than {second} {figures}."
+        return _with_equivalence(
+            f"{first} is {'better' if better else 'worse'} than {second} {figures}.", equivalence, difference
+        )
+    if detectable is not None:
+        verdict += f" Detectable with 80 % power: {detectable:.1f} {kind.unit}."
+    return _with_equivalence(verdict, equivalence, difference)
+
+
+def _with_equivalence(verdict: str, equivalence: Equivalence | None, difference: Interval) -> str:
+    if equivalence is not None and equivalence.shown:
+        verdict += f" They are equal within ±{equivalence.margin:g} points (p = {equivalence.p_value:.2g})."
+    elif equivalence is not None:
+        verdict += (
+            f" That they are equal within ±{equivalence.margin:g} points is not shown (p = {equivalence.p_value:.2g})."
+        )
     return f"{verdict} {difference.note}"
 
 

@@ -15,7 +15,7 @@ from glscl.evaluation.ranks import Ranks
 Array = NDArray[np.floating[Any]]
 
 LEVEL = 0.95
-_EXPONENT = 5 / 4  # of V / seeds in the degrees of freedom
+EXPONENT = 5 / 4  # of V / seeds in the degrees of freedom
 _LEAST = 1e-100  # p-value; quantiles further out overflow
 
 
@@ -47,6 +47,38 @@ def over_seeds(values: Any) -> Spread:
 
 
 @dataclass(frozen=True, slots=True)
+class Tail:
+    """Tails of an interval: how it widens as its level rises, each share of the variance by its own Student's t."""
+
+    share: float  # of the variance that is the seeds'
+    seed_degrees: float
+    groups: int  # independent queries
+    trainings: int = 0  # models whose seeds have a share
+    seeds: int = 0  # fewest of any of these
+
+    def reach(self, alpha: float) -> float:
+        """Half the width of the interval of level ``1 - alpha``, in standard errors."""
+        queries = -stdtrit(self.groups - 1, alpha / 2)
+        seeds = -stdtrit(self.seed_degrees, alpha / 2) if self.share else 0.0
+        return float(self.share * seeds + (1 - self.share) * queries)
+
+    def p_value(self, distance: float, half_width: float) -> float:
+        """The alpha of the interval that ends at the null value, which is ``distance`` from the estimate.
+
+        ``half_width`` is of the 95 % interval, on the null value's side; 0 where nothing varies.
+        """
+        if distance == 0 or np.isinf(half_width):
+            return 1.0
+        if half_width <= 0:
+            return float(2.0 ** (1 - self.groups))
+        wanted = distance / half_width * self.reach(1 - LEVEL)
+        if self.reach(_LEAST) <= wanted:
+            return _LEAST
+        log_alpha = brentq(lambda log: wanted / (self.reach(np.exp(log)) + wanted) - 0.5, np.log(_LEAST), 0.0)
+        return float(np.exp(log_alpha))
+
+
+@dataclass(frozen=True, slots=True)
 class Interval:
     """An estimate, its confidence interval, and what went into it."""
 
@@ -61,6 +93,7 @@ class Interval:
     degrees: float
     queries: int
     seeds: tuple[int, ...]  # trainings of each model; 0 for one that is not trained, and has no seed
+    tail: Tail  # how it widens
 
     @property
     def excludes_null(self) -> bool:
@@ -118,37 +151,8 @@ def build_interval(
         degrees=degrees,
         queries=queries,
         seeds=seeds,
+        tail=tail,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Tail:
-    """Tails of an interval: how it widens as its level rises, each share of the variance by its own Student's t."""
-
-    share: float  # of the variance that is the seeds'
-    seed_degrees: float
-    groups: int  # independent queries
-
-    def reach(self, alpha: float) -> float:
-        """Half the width of the interval of level ``1 - alpha``, in standard errors."""
-        queries = -stdtrit(self.groups - 1, alpha / 2)
-        seeds = -stdtrit(self.seed_degrees, alpha / 2) if self.share else 0.0
-        return float(self.share * seeds + (1 - self.share) * queries)
-
-    def p_value(self, distance: float, half_width: float) -> float:
-        """The alpha of the interval that ends at the null value, which is ``distance`` from the estimate.
-
-        ``half_width`` is of the 95 % interval, on the null value's side; 0 where nothing varies.
-        """
-        if distance == 0 or np.isinf(half_width):
-            return 1.0
-        if half_width <= 0:
-            return float(2.0 ** (1 - self.groups))
-        wanted = distance / half_width * self.reach(1 - LEVEL)
-        if self.reach(_LEAST) <= wanted:
-            return _LEAST
-        log_alpha = brentq(lambda log: wanted / (self.reach(np.exp(log)) + wanted) - 0.5, np.log(_LEAST), 0.0)
-        return float(np.exp(log_alpha))
 
 
 def split_variance(linearised: Sequence[Array]) -> tuple[float, float, float, Tail]:
@@ -173,7 +177,10 @@ def split_variance(linearised: Sequence[Array]) -> tuple[float, float, float, Ta
     # Satterthwaite's rule would take `penalty` for what it is: see the module's docstring.
     doubt = sampled**2 / (groups - 1)
     if seeds > 0:
-        doubt += penalty * (variance / seeds) ** (2 - _EXPONENT)
+        doubt += penalty * (variance / seeds) ** (2 - EXPONENT)
     degrees = variance**2 / doubt if doubt > 0 else float(groups - 1)
-    tail = Tail(seeds / variance, seeds**2 / penalty, groups) if seeds > 0 else Tail(0.0, 0.0, groups)
+    if seeds == 0:
+        return variance, queries, degrees, Tail(0.0, 0.0, groups)
+    counts = [len(table) for table in linearised if len(table) > 1]
+    tail = Tail(seeds / variance, seeds**2 / penalty, groups, len(counts), min(counts))
     return variance, queries, degrees, tail
