@@ -4,6 +4,7 @@ from contextlib import nullcontext
 
 from pydantic import Field
 
+from glscl.data.frame_changes import FrameOrder
 from glscl.errors import UserError
 from glscl.evaluation.locate import find_model
 from glscl.evaluation.options import EvaluationConfig
@@ -52,6 +53,9 @@ class Eval(Options):
     of these numbers."""
     head_alphas: tuple[float, ...] = ()
     """The same for the head and the frame context, with each of `--alphas`; without, they are the trained ones."""
+    frames: tuple[FrameOrder, ...] = ()
+    """Controls: also test with the middle one of each video's frames alone (single), with its frames in an order drawn
+    from its id (shuffled), or backwards (reversed), as rows beside the ordinary one."""
     max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
     """Share of a set's videos that may be undecodable: a smaller gallery is easier to search."""
 
@@ -76,6 +80,7 @@ def run(words: list[str], program: str) -> str:
         normalisations=options.normalisations,
         bank_videos=options.bank_videos if options.bank else 0,
         leave_out=options.leave_out,
+        frames=options.frames,
     )
     listed_mixes(options.alphas, options.head_alphas)
     check_weights(options.run)
@@ -89,6 +94,8 @@ def run(words: list[str], program: str) -> str:
 def _check(options: Eval) -> None:
     if options.bank and not options.normalisations:
         raise UserError("--bank: only normalisations use a query bank; add --normalisations, or leave out --bank")
+    if len(set(options.frames)) < len(options.frames):
+        raise UserError("--frames: an order is named twice")
     for name, least in (("workers", 1), ("cpus-per-worker", 0.01), ("loader-workers", 0)):
         given = getattr(options, name.replace("-", "_"))
         if given != "auto" and given < least:

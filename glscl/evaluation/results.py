@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator, ValidationError, model_validator
 
+from glscl.data.frame_changes import FrameOrder
 from glscl.data.quarantine import Entry, Incomplete
 from glscl.data.records import describe_share
 from glscl.errors import UserError
@@ -158,6 +159,7 @@ class Test(Section):
     per_query: QueryRanks | None = None  # kept where paired statistics will be asked for
     towers_alpha: float | None = None  # of weights between the initial and the trained ones, where such were tested
     head_alpha: float | None = None
+    frames: FrameOrder | None = None  # a control; None: the frames as they are
 
     def metrics(self, direction: Direction) -> Metrics:
         """Of one direction."""
@@ -169,9 +171,9 @@ class Test(Section):
         return describe_share(self.videos, self.videos + self.quarantined + self.rejected)
 
     def to_json(self) -> dict[str, object]:
-        """As ``results.json`` holds it: without the examples' pictures, ranks that were not kept, and mixes of none."""
+        """As ``results.json`` holds it: without the examples' pictures, and without what is of other evaluations."""
         values = self.model_dump(exclude={"examples": {"__all__": {"results": {"__all__": {"thumbnail"}}}}})
-        for name in ("per_query", "towers_alpha", "head_alpha"):
+        for name in ("per_query", "towers_alpha", "head_alpha", "frames"):
             if values[name] is None:
                 del values[name]
         return values

@@ -379,6 +379,54 @@ def test_weights_between_initial_and_trained_ones(
     assert "--alphas = 2: give numbers from 0" in capsys.readouterr().out.splitlines()[-1]
 
 
+def test_other_orders_of_frames_are_rows_beside_the_ordinary_one(
+    run: str, sets: list[ShardSet], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In any number of actors, and of one in this process."""
+    monkeypatch.setattr("glscl.evaluation.alone.is_own", lambda: True)
+    _, card = load_model(run)
+    changes = {"frame_context": "transformer", "context_layers": 1, "position_std": 3.0}
+    card = card.model_copy(update={"model": ModelConfig.model_validate(card.model.model_dump() | changes)})
+    model = Retriever(card.model).eval()
+    seeing = f"{run}-seeing"
+    save_model(f"{seeing}/model", card, model.state_dict())
+    uris = [shard_set.uri for shard_set in sets]
+    config = CONFIG.model_copy(update={"frames": ("reversed", "single", "shuffled")})
+    blind = evaluate_model(run, uris, config, ONE)
+    for test in (blind[1], blind[3]):
+        _close(test.text_to_video, blind[0].text_to_video)
+    one, two = (evaluate_model(seeing, uris, config, share) for share in (ONE, Share(2, False, 0.5, 1)))
+    _close(two, one)
+    _close(one[::4], evaluate_model(seeing, uris, CONFIG, ONE))
+    labels = ("", ", reversed frames", ", single frames", ", shuffled frames")
+    assert [test.name for test in one] == [
+        f"{name}{label}" for name in ("toy/train", "other/train") for label in labels
+    ]
+    assert [test.frames for test in one[:4]] == [None, "reversed", "single", "shuffled"]
+    assert len({json.dumps([test.text_to_video, test.video_to_text]) for test in one[:4]}) == 4
+    for shard_set, tests in zip(sets, (one[:4], one[4:]), strict=True):
+        for test, places in ((tests[1], [1, 0]), (tests[2], [1])):
+
+            def reordered(kind: str, *inputs: Any, places: list[int] = places) -> Any:
+                return model(kind, *(inputs if kind == "text" else (tensor[:, places] for tensor in inputs)))
+
+            gallery = Gallery(shard_set, 0, 12, card.sampling(32), partial(tokenize, max_words=8), 50)
+            gallery.last = shard_set.manifest.videos
+            direct = _measure(model, embed(reordered, gallery, 0, CPU))
+            assert {direction: test.metrics(direction) for direction in direct} == direct
+
+    words = ["eval", "--run", seeing, "--test", uris[1], "--workers", "1", "--frames", "single", "reversed"]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    results = json.loads(Path(seeing, "eval", "results.json").read_text())
+    assert [test.get("frames", "none") for test in results["tests"]] == ["none", "single", "reversed"]
+    assert re.search(r"^other/train, single frames +cross-domain +text to video ", out, re.M)
+    assert "other/train, single frames" in Path(seeing, "eval", "report.html").read_text()
+    for wrong, says in (("backwards", "'single'"), ("reversed", "--frames: an order is named twice")):
+        assert main([*words, wrong]) == 2
+        assert says in capsys.readouterr().out.splitlines()[-1]
+
+
 def test_more_actors_than_the_cluster_has(run: str, sets: list[ShardSet], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", "--run", run, "--test", sets[1].uri, "--workers", "64"]) == 2
     assert "glscl: FAILED 64 workers need 64 CPU (there: 2): lower " in capsys.readouterr().out
