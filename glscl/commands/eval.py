@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from pydantic import Field
 
 from glscl.data.frame_changes import FrameOrder
+from glscl.data.shifts import parse_shifts
 from glscl.errors import UserError
 from glscl.evaluation.locate import find_model
 from glscl.evaluation.options import EvaluationConfig
@@ -56,6 +57,9 @@ class Eval(Options):
     frames: tuple[FrameOrder, ...] = ()
     """Controls: also test with the middle one of each video's frames alone (single), with its frames in an order drawn
     from its id (shuffled), or backwards (reversed), as rows beside the ordinary one."""
+    shifts: tuple[str, ...] = ()
+    """Names of corruptions (blur, noise, jpeg, ...), or all: score the test sets, which must hold pictures, with their
+    frames corrupted in five strengths, one pass each, and write shifts.json and shifts.html instead of the rest."""
     max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
     """Share of a set's videos that may be undecodable: a smaller gallery is easier to search."""
 
@@ -75,6 +79,12 @@ def run(words: list[str], program: str) -> str:
     from glscl.evaluation.saved import check_weights
     from glscl.evaluation.wise_ft import listed_mixes
 
+    shifts = parse_shifts(options.shifts)
+    if shifts:
+        from glscl.shifts.run import check_pixels, describe_cost
+
+        check_pixels(tests)
+        print(describe_cost(shifts, tests), flush=True)
     config = EvaluationConfig(
         memory_mb=options.memory_mb,
         normalisations=options.normalisations,
@@ -96,6 +106,13 @@ def _check(options: Eval) -> None:
         raise UserError("--bank: only normalisations use a query bank; add --normalisations, or leave out --bank")
     if len(set(options.frames)) < len(options.frames):
         raise UserError("--frames: an order is named twice")
+    if options.shifts:
+        parse_shifts(options.shifts)
+        for name in ("frames", "normalisations", "leave_out", "alphas", "head_alphas"):
+            if getattr(options, name):
+                raise UserError(
+                    f"--{name.replace('_', '-')}: not together with --shifts; ask for it in another command"
+                )
     for name, least in (("workers", 1), ("cpus-per-worker", 0.01), ("loader-workers", 0)):
         given = getattr(options, name.replace("-", "_"))
         if given != "auto" and given < least:
@@ -103,6 +120,7 @@ def _check(options: Eval) -> None:
 
 
 def _evaluate(options: Eval, config: EvaluationConfig, run_directory: str, output: str) -> str:
+    from glscl.commands._shifts import score_shifts
     from glscl.data.quarantine import Quarantine
     from glscl.evaluation.console import print_results
     from glscl.evaluation.wise_ft import listed_mixes
@@ -130,6 +148,8 @@ def _evaluate(options: Eval, config: EvaluationConfig, run_directory: str, outpu
             raise UserError(missing_resources(share.workers, share.cpus, share.use_gpu, nodes))
         alone = share.workers == 1 and on_this_machine()
         with nullcontext() if alone else ray_session():
+            if shifts := parse_shifts(options.shifts):
+                return score_shifts(run_directory, tests, shifts, config, share, quarantine, output, owner.fence)
             mixes = listed_mixes(options.alphas, options.head_alphas)
             results = evaluate(run_directory, tests, config, share, quarantine, bank=options.bank, mixes=mixes)
         owner.fence.check()

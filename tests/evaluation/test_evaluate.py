@@ -18,6 +18,7 @@ from glscl.cli import main
 from glscl.data.gallery import Gallery
 from glscl.data.quarantine import Quarantine, read_quarantine
 from glscl.data.shards import ShardSet
+from glscl.data.shifts import Shift
 from glscl.errors import UserError
 from glscl.evaluation.caches import Cache, Caches
 from glscl.evaluation.embed import Embeddings, embed, measure
@@ -34,6 +35,7 @@ from glscl.evaluation.scoring import evaluate_scores
 from glscl.evaluation.wise_ft import Mix
 from glscl.models import ModelConfig, Retriever
 from glscl.models.tokenizer import tokenize
+from glscl.shifts.run import shift_model
 from glscl.system.nodes import Share
 from tests.towers import write_towers
 
@@ -425,6 +427,18 @@ def test_other_orders_of_frames_are_rows_beside_the_ordinary_one(
     for wrong, says in (("backwards", "'single'"), ("reversed", "--frames: an order is named twice")):
         assert main([*words, wrong]) == 2
         assert says in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_shifts_are_the_same_in_any_number_of_actors(
+    run: str, sets: list[ShardSet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uris = [shard_set.uri for shard_set in sets]
+    shifts = [Shift("noise", 5), Shift("crop", 3), Shift("speed", 2)]
+    two = shift_model(run, uris, shifts, CONFIG, Share(2, False, 0.5, 1))
+    monkeypatch.setattr("glscl.evaluation.alone.is_own", lambda: True)
+    one = shift_model(run, uris, shifts, CONFIG, ONE)
+    _close(two.tests, one.tests)
+    assert len({json.dumps(own.metrics) for own in one.tests[0].passes}) > 2
 
 
 def test_more_actors_than_the_cluster_has(run: str, sets: list[ShardSet], capsys: pytest.CaptureFixture[str]) -> None:
