@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from glscl.data.shards import ShardSet
 from glscl.errors import UserError
 from glscl.evaluation.evaluate import evaluate_model
+from glscl.evaluation.options import EvaluationConfig
 from glscl.evaluation.saved import ModelCard, save_model
 from glscl.models import Retriever
 from glscl.runs.cell import CONTROLS, RESULT, Cell, CellResult, is_finished, read_controls, read_result, write_controls
@@ -220,6 +221,9 @@ def test_what_cannot_be_asked_for() -> None:
         study(controls=["single", "single"])
     with pytest.raises(ValidationError, match="'single', 'shuffled' or 'reversed'"):
         study(controls=["backwards"])
+    with pytest.raises(ValidationError, match="an order of frames is named twice"):
+        EvaluationConfig(frames=("single", "single"))
+    assert EvaluationConfig(frames=()) == EvaluationConfig(), "nothing asked for, as before there was the option"
     config = study(run={"model": {"clip": "glscl-tiny"}, "evaluation": {"frames": ["single"]}})
     with pytest.raises(
         UserError, match=r"evaluation\.frames: a study names other orders of frames under its own `controls`"
