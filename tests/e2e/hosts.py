@@ -83,7 +83,7 @@ class Hosts:
                 f"--port={self._gcs}",
                 f"--include-dashboard={self._dashboard}",
                 f"--temp-dir={self._folder}/ray",
-                "--ray-client-server-port=0",  # none: it would spin where the wall clock goes backwards
+                f"--ray-client-server-port={_free_port()}",  # it has no word for none
                 "--disable-usage-stats",
             ]
         else:

@@ -6,6 +6,7 @@ import csv
 import json
 import re
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ def test_killed_and_continued_without_repeating_an_ended_trial(glscl: Callable[.
 
     results = parse_sweep(json.loads((folder / "results.json").read_text()))
     assert len(results.trials) == 5
-    assert {name: trial.model_dump(mode="json") for name, trial in by_name(results).items() if name in left} == left
+    found = {name: trial for name, trial in by_name(results).items() if name in left}
+    assert {name: json.loads(json.dumps(asdict(trial))) for name, trial in found.items()} == left
     states = {trial.name: trial.state for trial in results.trials}
     assert set(states.values()) == {"finished", "stopped"}
     for trial in results.trials:
