@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from glscl.errors import UserError
+from glscl.evaluation.options import EvaluationConfig
 from glscl.options import Options
 from glscl.options.flags import parse_options
 from glscl.options.mistakes import keys_of
@@ -343,6 +344,8 @@ def _value(model: type[BaseModel], name: str) -> st.SearchStrategy[Any] | None:
         return st.sampled_from([None, "rand-m7-n4-mstd0.5-inc1", "rand-n2"])
     if name == "lora_targets":
         return st.sampled_from([None, "value", "query,key,value,output,mlp"])
+    if (model, name) == (EvaluationConfig, "frames"):  # each once
+        return st.sampled_from([None, [], ["single"], ["reversed", "shuffled"]])
     low = next(
         (getattr(m, "ge", getattr(m, "gt", None)) for m in field.metadata if hasattr(m, "ge") or hasattr(m, "gt")), None
     )

@@ -4,6 +4,8 @@ from contextlib import nullcontext
 
 from pydantic import Field
 
+from glscl.data.frame_changes import FrameOrder
+from glscl.data.shifts import parse_shifts
 from glscl.errors import UserError
 from glscl.evaluation.locate import find_model
 from glscl.evaluation.options import EvaluationConfig
@@ -55,6 +57,12 @@ class Eval(Options):
     of these numbers."""
     head_alphas: tuple[float, ...] = ()
     """The same for the head and the frame context, with each of `--alphas`; without, they are the trained ones."""
+    frames: tuple[FrameOrder, ...] = ()
+    """Controls: also test with the middle one of each video's frames alone (single), with its frames in an order drawn
+    from its id (shuffled), or backwards (reversed), as rows beside the ordinary one."""
+    shifts: tuple[str, ...] = ()
+    """Names of corruptions (blur, noise, jpeg, ...), or all: score the test sets, which must hold pictures, with their
+    frames corrupted in five strengths, one pass each, and write shifts.json and shifts.html instead of the rest."""
     max_bad_fraction: float = Field(default=0.01, ge=0, le=1)
     """Share of a set's videos that may be undecodable: a smaller gallery is easier to search."""
 
@@ -74,12 +82,19 @@ def run(words: list[str], program: str) -> str:
     from glscl.evaluation.saved import check_weights
     from glscl.evaluation.wise_ft import listed_mixes
 
+    shifts = parse_shifts(options.shifts)
+    if shifts:
+        from glscl.shifts.run import check_pixels, describe_cost
+
+        check_pixels(tests)
+        print(describe_cost(shifts, tests), flush=True)
     config = EvaluationConfig(
         memory_mb=options.memory_mb,
         normalisations=options.normalisations,
         bank_videos=options.bank_videos if options.bank else 0,
         leave_out=options.leave_out,
         qrels=options.qrels,
+        frames=options.frames,
     )
     listed_mixes(options.alphas, options.head_alphas)
     check_weights(options.run)
@@ -93,6 +108,15 @@ def run(words: list[str], program: str) -> str:
 def _check(options: Eval) -> None:
     if options.bank and not options.normalisations:
         raise UserError("--bank: only normalisations use a query bank; add --normalisations, or leave out --bank")
+    if len(set(options.frames)) < len(options.frames):
+        raise UserError("--frames: an order is named twice")
+    if options.shifts:
+        parse_shifts(options.shifts)
+        for name in ("frames", "normalisations", "leave_out", "alphas", "head_alphas"):
+            if getattr(options, name):
+                raise UserError(
+                    f"--{name.replace('_', '-')}: not together with --shifts; ask for it in another command"
+                )
     for name, least in (("workers", 1), ("cpus-per-worker", 0.01), ("loader-workers", 0)):
         given = getattr(options, name.replace("-", "_"))
         if given != "auto" and given < least:
@@ -100,6 +124,7 @@ def _check(options: Eval) -> None:
 
 
 def _evaluate(options: Eval, config: EvaluationConfig, run_directory: str, output: str) -> str:
+    from glscl.commands._shifts import score_shifts
     from glscl.data.quarantine import Quarantine
     from glscl.evaluation.console import print_results
     from glscl.evaluation.wise_ft import listed_mixes
@@ -127,6 +152,8 @@ def _evaluate(options: Eval, config: EvaluationConfig, run_directory: str, outpu
             raise UserError(missing_resources(share.workers, share.cpus, share.use_gpu, nodes))
         alone = share.workers == 1 and on_this_machine()
         with nullcontext() if alone else ray_session():
+            if shifts := parse_shifts(options.shifts):
+                return score_shifts(run_directory, tests, shifts, config, share, quarantine, output, owner.fence)
             mixes = listed_mixes(options.alphas, options.head_alphas)
             results = evaluate(run_directory, tests, config, share, quarantine, bank=options.bank, mixes=mixes)
         owner.fence.check()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from glscl.data.activity import ActivityTable, activity_writer
 from glscl.data.clips import Sampling, read_clip
 from glscl.data.features import FeatureSampling, read_texts
+from glscl.data.frame_changes import FrameChange
 from glscl.data.limits import VideoError
 from glscl.data.loader import errors_as_items, explain_dead_loaders, raise_items, start_loader_worker
 from glscl.data.quarantine import Entry, quarantine_entry, repair_entry
@@ -76,6 +77,8 @@ class Gallery(IterableDataset["GalleryBatch | UserError"]):
     batch_size: int
     activity: ActivityTable | None = None
     """Where the reading processes note what they do; it has a row for each loader worker."""
+    change: FrameChange | None = None
+    """Of every video's frames; ``sampling`` is as the change has it."""
 
     def __iter__(self) -> Iterator[GalleryBatch | UserError]:
         return errors_as_items(self._read_batches())
@@ -123,6 +126,8 @@ class Gallery(IterableDataset["GalleryBatch | UserError"]):
     def _read_video(self, shard: Shard, row: int, position: int, name: str) -> _Video:
         sample, sampling = shard.samples[row], self.sampling
         clip = read_clip(shard, row, sampling)
+        if self.change is not None:
+            clip = replace(clip, frames=self.change.apply(clip.frames, sample.video_id))
         if not isinstance(sampling, FeatureSampling) or not sampling.words:
             return _Video(position, name, sample, clip, None, None, 0)
         captions = range(len(sample.captions))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor
 
+from glscl.data.frame_changes import FrameChange
 from glscl.data.gallery import Gallery
 from glscl.data.shards import ShardSet, open_shard_set
 from glscl.errors import BrokenRunError, UserError
@@ -127,8 +128,10 @@ class Evaluator:
     def _keep(self, cache: Cache) -> Piece:
         return StoredPiece.put(cache)
 
-    def embed(self, uri: str, videos: range, thumbnails: bool, shard: RowShard) -> Embeddings:
-        """Embed this shard of a set's ``videos`` and their captions."""
+    def embed(
+        self, uri: str, videos: range, thumbnails: bool, change: FrameChange | None, texts: bool, shard: RowShard
+    ) -> Embeddings:
+        """Embed this shard of a set's ``videos``, their frames changed, and their captions or not."""
         rows = shard.rows(len(videos))
         first, last = videos.start + rows.start, videos.start + rows.stop
         shard_set = open_shard_set(uri)
@@ -136,9 +139,12 @@ class Evaluator:
             self._load(towers=True)
         check_features(shard_set, self.card, self._fingerprint(shard_set))
         sampling = self.card.sampling(self.model.frame_size, shard_set)
-        gallery = Gallery(shard_set, first, last, sampling, self.tokenize, self.config.batch_size)
+        if change is not None:
+            sampling = change.sampling(sampling)
+        batch_size = self.config.batch_size
+        gallery = Gallery(shard_set, first, last, sampling, self.tokenize, batch_size, change=change)
         self.done = 0
-        return embed(self.model, gallery, self.loader_workers, self.device, thumbnails, self._note, self._keep)
+        return embed(self.model, gallery, self.loader_workers, self.device, thumbnails, self._note, self._keep, texts)
 
     @torch.no_grad()
     def own_scores(self, caches: PairCaches, shard: RowShard) -> Tensor:
@@ -185,10 +191,20 @@ class Evaluators:
         self._each("mix", mix, progress=None)
 
     def embed(
-        self, uri: str, videos: range, *, thumbnails: bool = False, progress: Progress | None = None
+        self,
+        uri: str,
+        videos: range,
+        *,
+        thumbnails: bool = False,
+        change: FrameChange | None = None,
+        texts: bool = True,
+        progress: Progress | None = None,
     ) -> list[Embeddings]:
-        """Embed ``videos`` of a set; one result per actor, in manifest order."""
-        return self._each("embed", uri, videos, thumbnails, progress=progress)
+        """Embed ``videos`` of a set, with a ``change`` of their frames; one result per actor, in manifest order.
+
+        ``texts`` says whether to embed their captions, too; without, `with_texts_of` completes the whole.
+        """
+        return self._each("embed", uri, videos, thumbnails, change, texts, progress=progress)
 
     def score(
         self, caches: PairCaches, relevant: RelevantPairs = NO_PAIRS, *, progress: Progress | None = None

@@ -55,8 +55,11 @@ def embed(
     thumbnails: bool = False,
     note: Callable[[int], None] = lambda count: None,
     keep: Callable[[Cache], Piece] = LocalPiece,
+    texts_too: bool = True,
 ) -> Embeddings:
     """Embed a range of videos with their captions; without rows or caches if the range holds no usable video.
+
+    Without ``texts_too`` nothing is cached of the captions: see `with_texts_of`.
 
     The model, which is on ``device``, is called as ``model("text", *text)`` and ``model("video", frames, frame_mask)``;
     ``note`` with the number of videos that are done since the last call; ``keep`` with caches on the CPU, to say where
@@ -72,7 +75,8 @@ def embed(
         if not batch.samples:
             continue
         first = batch.positions[0]
-        texts[first] = _to_cpu(model("text", *(tensor.to(device) for tensor in batch.text)))
+        if texts_too:
+            texts[first] = _to_cpu(model("text", *(tensor.to(device) for tensor in batch.text)))
         videos[first] = _to_cpu(model("video", batch.frames.to(device), batch.frame_mask.to(device)))
         described.append(_describe(batch, thumbnails))
     if not described:
@@ -110,6 +114,19 @@ def concatenate(pieces: Sequence[Embeddings]) -> Embeddings:
         truncated=sum(piece.truncated for piece in present),
         quarantined=sorted(quarantined, key=lambda entry: (entry["shard"], entry["key"])),
     )
+
+
+def with_texts_of(videos: Embeddings, whole: Embeddings) -> Embeddings:
+    """A set's videos with changed frames, and its texts as they were embedded before.
+
+    Raises `UserError`: other videos could be decoded than before.
+    """
+    if videos.positions != whole.positions:
+        raise UserError(
+            f"{len(videos.positions)} videos of a test set could be decoded, and {len(whole.positions)} a moment ago; "
+            f"its storage is unreliable, or decoding comes near its limit of CPU seconds"
+        )
+    return replace(videos, caches=replace(videos.caches, text=whole.caches.text))
 
 
 def check_usable(videos: int, quarantined: Sequence[dict[str, str]]) -> None:

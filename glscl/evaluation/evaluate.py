@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from glscl.data.apart import distinct_names
+from glscl.data.frame_changes import FrameChange, FrameOrder, Reorder
 from glscl.data.quarantine import Quarantine
 from glscl.data.shards import ShardSet, open_shard_set
 from glscl.errors import UserError
@@ -13,7 +14,7 @@ from glscl.evaluation.actors import Evaluators
 from glscl.evaluation.alone import start_evaluators
 from glscl.evaluation.caches import PairCaches
 from glscl.evaluation.describe import describe_test
-from glscl.evaluation.embed import Embeddings, concatenate, measure
+from glscl.evaluation.embed import Embeddings, concatenate, measure, with_texts_of
 from glscl.evaluation.leakage import LeakageList, leakage_lists, leave_out
 from glscl.evaluation.metrics import Direction
 from glscl.evaluation.normalise import Bank, measure_normalised
@@ -45,7 +46,8 @@ def evaluate_model(
     sets of ``bank``. ``keep_ranks`` adds every query's ranks, for paired statistics. ``here`` says that this process
     may do the work of one evaluator, whatever else runs. The ``quarantine`` lists the videos that cannot be used and
     bounds them set by set; without, any number is left out. Every set is scored with each of the ``mixes`` of initial
-    and trained weights; without, with the one of the configuration, if there is one.
+    and trained weights; without, with the one of the configuration, if there is one. With each, the orders of
+    ``config.frames`` follow the frames as they are.
 
     Raises `UserError`: model, test set or list of videos missing, nothing decodable, or too many videos of a set that
     cannot be used; those of all sets are listed by then.
@@ -53,7 +55,7 @@ def evaluate_model(
     if not tests:
         return []
     folder, card = read_card(model_uri)
-    test_sets, bank_sets = ([_open(uri, card) for uri in uris] for uris in (tests, bank))
+    test_sets, bank_sets = open_sets(tests, card), open_sets(bank, card)
     per_set = videos_per_set(config, bank_sets)
     domains = [shard_set.manifest.domain for shard_set in test_sets]
     leaked, qrels = leakage_lists(config.leave_out, domains), read_qrels_lists(config.qrels, domains)
@@ -66,47 +68,88 @@ def evaluate_model(
                 evaluators.mix(mix)
             query_bank = embed_bank(evaluators, bank_sets, per_set, quarantine) if per_set else None
             for shard_set, name in zip(test_sets, distinct_names(test_sets), strict=True):
-                named = name + mix.label
-                embeddings = _embed(evaluators, shard_set, named, config, quarantine)
-                if isinstance(embeddings, str):
-                    problems[embeddings] = None
-                    continue
                 domain = shard_set.manifest.domain
-                judged = match_qrels(qrels.get(domain), embeddings)
-                result, normalised = _score(evaluators, embeddings, named, domain, config, query_bank, judged)
-                test = describe_test(
-                    named,
-                    shard_set,
-                    card,
-                    embeddings,
-                    result,
-                    normalised=normalised,
-                    without_leaked=_score_without_leaked(evaluators, embeddings, leaked.get(domain)),
-                    judged=judged,
-                    examples=config.examples,
-                    keep_ranks=keep_ranks,
-                )
-                results.append(test.model_copy(update=mix.alphas))
+                for order, named, embeddings in _embed_orders(
+                    evaluators, shard_set, name + mix.label, config, quarantine
+                ):
+                    if isinstance(embeddings, str):
+                        problems[embeddings] = None
+                        continue
+                    judged = match_qrels(qrels.get(domain), embeddings)
+                    result, normalised = _score(evaluators, embeddings, named, domain, config, query_bank, judged)
+                    test = describe_test(
+                        named,
+                        shard_set,
+                        card,
+                        embeddings,
+                        result,
+                        normalised=normalised,
+                        without_leaked=_score_without_leaked(evaluators, embeddings, leaked.get(domain)),
+                        judged=judged,
+                        examples=config.examples,
+                        keep_ranks=keep_ranks,
+                    )
+                    results.append(test.model_copy(update={**mix.alphas, "frames": order}))
     if problems:
         raise UserError("; ".join(problems))
     return results
 
 
-def _open(uri: str, card: ModelCard) -> ShardSet:
-    shard_set = open_shard_set(uri)
-    check_features(shard_set, card, card.towers)
-    return shard_set
+def open_sets(uris: Sequence[str], card: ModelCard) -> list[ShardSet]:
+    """Open shard sets for a model. Raises `UserError`: one holds features that are not of its towers."""
+    shard_sets = [open_shard_set(uri) for uri in uris]
+    for shard_set in shard_sets:
+        check_features(shard_set, card, card.towers)
+    return shard_sets
 
 
-def _embed(
+def _embed_orders(
     evaluators: Evaluators, shard_set: ShardSet, name: str, config: EvaluationConfig, quarantine: Quarantine
+) -> Iterator[tuple[FrameOrder | None, str, Embeddings | str]]:
+    """Embed a test set as it is, and with its frames in the other orders of the configuration.
+
+    Yields the order, the name of the row, and what `embed_set` returns; nothing more once that is no embeddings.
+    """
+    shown = config.examples > 0
+    ordinary = embed_set(evaluators, shard_set, name, quarantine, thumbnails=shown)
+    yield None, name, ordinary
+    if isinstance(ordinary, str):
+        return
+    for order in config.frames or ():
+        named = f"{name}, {order} frames"
+        change = Reorder(order)
+        yield order, named, embed_set(evaluators, shard_set, named, quarantine, change, ordinary, thumbnails=shown)
+
+
+def embed_set(
+    evaluators: Evaluators,
+    shard_set: ShardSet,
+    name: str,
+    quarantine: Quarantine,
+    change: FrameChange | None = None,
+    unchanged: Embeddings | None = None,
+    *,
+    thumbnails: bool = False,
 ) -> Embeddings | str:
-    """The embeddings of a test set, or what is wrong with too many of its videos; those are listed by then."""
+    """Embed a test set, or say what is wrong with too many of its videos; those are listed by then.
+
+    With a ``change`` of the frames, ``unchanged`` has the texts, which are not embedded again.
+    """
     videos = range(shard_set.manifest.videos)
     with Progress(f"embedding {name}", len(videos), "videos") as progress:
-        pieces = evaluators.embed(shard_set.uri, videos, thumbnails=config.examples > 0, progress=progress)
+        pieces = evaluators.embed(
+            shard_set.uri,
+            videos,
+            thumbnails=thumbnails,
+            change=change,
+            texts=unchanged is None,
+            progress=progress,
+        )
     quarantine.take("test", [shard_set], [entry for piece in pieces for entry in piece.quarantined])
-    return quarantine.problem("test", [shard_set]) or concatenate(pieces)
+    if problem := quarantine.problem("test", [shard_set]):
+        return problem
+    whole = concatenate(pieces)
+    return whole if unchanged is None else with_texts_of(whole, unchanged)
 
 
 def _score(

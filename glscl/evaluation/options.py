@@ -1,7 +1,8 @@
 """Configuration of evaluation."""
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from glscl.data.frame_changes import FrameOrder
 from glscl.options import Options
 
 
@@ -39,3 +40,13 @@ class EvaluationConfig(Options):
     with (Wortsman et al. 2022). none tests the trained ones. Training and held-out scores are not touched."""
     head_alpha: float | None = Field(default=None, ge=0, le=1)
     """The same for the head and the frame context."""
+    frames: tuple[FrameOrder, ...] | None = None
+    """Controls: also test with the middle one of each video's frames alone (single), with its frames in an order drawn
+    from its id (shuffled), or backwards (reversed), as rows beside the ordinary one; held-out scores stay."""
+
+    @field_validator("frames")
+    @classmethod
+    def _each_once(cls, frames: tuple[FrameOrder, ...] | None) -> tuple[FrameOrder, ...] | None:
+        if frames and len(set(frames)) < len(frames):
+            raise ValueError("an order of frames is named twice")
+        return frames or None

@@ -43,7 +43,11 @@ def render_report(results: Mapping[str, object] | Results, published: Sequence[P
         oracle_bars=oracle_bars,
         attribute_rows=attribute_rows,
         charts=training_charts(parsed.history),
-        published=[(test, rows) for test in parsed.tests if (rows := for_domain(published, test.domain))],
+        published=[
+            (test, rows)
+            for test in parsed.tests
+            if test.frames is None and (rows := for_domain(published, test.domain))
+        ],
     )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator, ValidationError, model_validator
 
+from glscl.data.frame_changes import FrameOrder
 from glscl.data.quarantine import Entry, Incomplete
 from glscl.data.records import describe_share
 from glscl.errors import UserError
@@ -169,6 +170,7 @@ class Test(Section):
     per_query: QueryRanks | None = None  # kept where paired statistics will be asked for
     towers_alpha: float | None = None  # of weights between the initial and the trained ones, where such were tested
     head_alpha: float | None = None
+    frames: FrameOrder | None = None  # a control; None: the frames as they are
 
     def metrics(self, direction: Direction) -> Metrics:
         """Of one direction."""
@@ -182,7 +184,7 @@ class Test(Section):
     def to_json(self) -> dict[str, object]:
         """As ``results.json`` holds it: without the examples' pictures, and without what there is none of."""
         values = self.model_dump(exclude={"examples": {"__all__": {"results": {"__all__": {"thumbnail"}}}}})
-        for name in ("per_query", "several_relevant", "towers_alpha", "head_alpha"):
+        for name in ("per_query", "several_relevant", "towers_alpha", "head_alpha", "frames"):
             if values[name] is None:
                 del values[name]
         return values

@@ -27,6 +27,8 @@ def build_run(
             f"{where}: training.num_workers is a range, but runs share the nodes among them: give one number; nodes "
             f"that come or go change how many run at once"
         )
+    if run.evaluation.frames:
+        raise UserError(f"{where}: evaluation.frames: a study names other orders of frames under its own `controls`")
     return run
 
 

@@ -6,10 +6,11 @@ from typing import Any
 
 from pydantic import Field
 
+from glscl.data.frame_changes import FrameOrder
 from glscl.data.quarantine import Incomplete
 from glscl.data.shards import open_shard_set
 from glscl.errors import UserError
-from glscl.evaluation.results import Metrics, QueryRanks, Section, Test
+from glscl.evaluation.results import Metrics, QueryRanks, RankBounds, Section, Test
 from glscl.options.differences import differing_keys
 from glscl.runs.options import ZERO_SHOT
 from glscl.system import storage
@@ -17,6 +18,7 @@ from glscl.training.checkpoint.format import run_differences
 from glscl.training.config import RunConfig
 
 RESULT = "cell.json"
+CONTROLS = "controls.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,7 @@ class Cell:
     domains: tuple[str, ...]  # domains trained on
     seed: int  # of the training; of the towers where they are random
     config: RunConfig  # the whole run. Its run directory is the cell's.
+    controls: tuple[FrameOrder, ...] = ()  # other orders of frames that it is tested with, too
 
     @property
     def directory(self) -> str:
@@ -58,6 +61,45 @@ class CellResult(Section):
     validation: Metrics  # held-out scores of that checkpoint
     incomplete: list[Incomplete] = Field(default_factory=list)  # of its sets; earlier versions did not write them down
     seconds: float  # wall-clock of the last attempt
+
+
+class ControlTest(Section):
+    """One test set of a finished cell with its frames in another order."""
+
+    domain: str
+    fingerprint: str  # of the set's manifest
+    frames: FrameOrder
+    hubness_skewness: float
+    text_to_video: RankBounds  # of the queries of `CellTest`, in their order
+    video_to_text: RankBounds
+
+
+class Controls(Section):
+    """What ``controls.json`` holds, beside a result that knows nothing of it."""
+
+    tests: list[ControlTest] = Field(default_factory=list)
+
+
+def read_controls(directory: str) -> list[ControlTest]:
+    """Read the controls in a cell's directory; none where there is no file."""
+    where = storage.join(directory, CONTROLS)
+    return Controls.model_validate(storage.read_json(where)).tests if storage.exists(where) else []
+
+
+def write_controls(directory: str, tests: list[ControlTest]) -> None:
+    """Write the controls into a cell's directory."""
+    storage.write_json(storage.join(directory, CONTROLS), Controls(tests=tests).model_dump())
+
+
+def missing_controls(cell: Cell) -> tuple[FrameOrder, ...]:
+    """The orders of frames that a finished cell has not been tested with yet."""
+    done = {test.frames for test in read_controls(cell.directory)} if cell.controls else set()
+    return tuple(order for order in cell.controls if order not in done)
+
+
+def is_finished(cell: Cell) -> bool:
+    """Whether nothing is left to do of a cell. Raises `UserError`: as `read_result`."""
+    return read_result(cell) is not None and not missing_controls(cell)
 
 
 def read_cell_file(directory: str) -> CellResult | None:

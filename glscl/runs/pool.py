@@ -8,7 +8,7 @@ from typing import Any
 from glscl.data.quarantine import describe_incomplete
 from glscl.errors import UserError, one_line
 from glscl.evaluation.metrics import MAIN_METRIC
-from glscl.runs.cell import Cell, read_result
+from glscl.runs.cell import Cell, is_finished
 from glscl.runs.execution import fits_one_process, run_cell
 from glscl.system.nodes import Share, alive_nodes, capacity_of_nodes, check_resources
 from glscl.system.ownership import Owner
@@ -43,7 +43,7 @@ def run_cells(
         RuntimeError: cells failed of something else.
         TakenOverError: another command owns the directory now.
     """
-    pending = deque(cell for cell in cells if read_result(cell) is None)
+    pending = deque(cell for cell in cells if not is_finished(cell))
     finished = len(cells) - len(pending)
     print(f"{kind}: {finished} of {len(cells)} cells are finished, {len(pending)} to do", flush=True)
     if not pending:

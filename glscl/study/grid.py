@@ -27,7 +27,7 @@ def build_cells(study: StudyConfig, sets: Mapping[str, Sets]) -> list[Cell]:
     if study.zero_shot:
         for condition in study.conditions:
             config = _build_config(study, sets, condition, ZERO_SHOT, study.seeds[0], [_UNTRAINED], ())
-            cells.append(Cell(condition, ZERO_SHOT, ZERO_SHOT, (), study.seeds[0], config))
+            cells.append(Cell(condition, ZERO_SHOT, ZERO_SHOT, (), study.seeds[0], config, study.controls))
     trainings: dict[str, tuple[tuple[str, ...], Values]] = {n: ((n,), d.run) for n, d in study.domains.items()}
     if study.union and len(sets) > 1:
         trainings[UNION] = (tuple(sets), study.union_run)
@@ -38,7 +38,7 @@ def build_cells(study: StudyConfig, sets: Mapping[str, Sets]) -> list[Cell]:
                     name = f"{variant}.{training}.s{seed}"
                     changes = [of_training, options.run, _leave_out(study, domains)]
                     config = _build_config(study, sets, condition, name, seed, changes, domains)
-                    cells.append(Cell(condition, variant, training, domains, seed, config))
+                    cells.append(Cell(condition, variant, training, domains, seed, config, study.controls))
     return cells
 
 

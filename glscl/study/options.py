@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from glscl.data.frame_changes import FrameOrder
 from glscl.errors import did_you_mean
 from glscl.options import Options
 from glscl.runs.options import RunsConfig, Values, check_names
@@ -68,6 +69,9 @@ class StudyConfig(RunsConfig):
     """The same of the difference between two variants from test video to test video, means over seeds and captions."""
     pilot: str = ""
     """An earlier study, by its name in the same storage or its directory, from which both deviations are taken."""
+    controls: tuple[FrameOrder, ...] = ()
+    """Test every cell also with the middle frame of each video alone (single), with the frames in an order drawn from
+    its id (shuffled), or backwards (reversed). Finished cells stay; their models, if kept, are tested."""
     leave_out: tuple[LeaveOut, ...] = ()
     """Leaked test videos; the report gives results with and without them."""
     qrels: dict[str, str] = Field(default_factory=dict)
@@ -88,6 +92,13 @@ class StudyConfig(RunsConfig):
         if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
             raise ValueError("give at least one seed, each once, none negative")
         return seeds
+
+    @field_validator("controls")
+    @classmethod
+    def _distinct_controls(cls, controls: tuple[FrameOrder, ...]) -> tuple[FrameOrder, ...]:
+        if len(set(controls)) < len(controls):
+            raise ValueError("an order of frames is named twice")
+        return controls
 
     @model_validator(mode="after")
     def _consistent(self) -> "StudyConfig":

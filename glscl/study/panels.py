@@ -20,7 +20,7 @@ from glscl.evaluation.metrics import (
     recall_name,
 )
 from glscl.evaluation.ranks import Ranks
-from glscl.evaluation.results import QueryRanks, RankBounds
+from glscl.evaluation.results import RankBounds
 from glscl.runs.cell import Cell, CellResult, CellTest
 from glscl.runs.options import UNION, ZERO_SHOT
 from glscl.study.options import StudyConfig
@@ -121,15 +121,15 @@ def _resample(panel: Panel, direction: Direction, resamples: int, seed: int) -> 
     bootstrap = QueryBootstrap(groups, resamples, seed)
     tables = {}
     for (variant, training), seeds in panel.seeds.items():
-        values = [per_query(_ranks(one.test.per_query, direction)) for one in seeds]
+        values = [per_query(as_ranks(getattr(one.test.per_query, direction))) for one in seeds]
         for metric in METRICS:
             tables[variant, training, metric] = (np.stack([one[metric] for one in values]), training != ZERO_SHOT)
     panel.bootstraps[direction] = bootstrap
     panel.systems[direction] = bootstrap.systems(tables)
 
 
-def _ranks(queries: QueryRanks, direction: Direction) -> Ranks:
-    bounds: RankBounds = getattr(queries, direction)
+def as_ranks(bounds: RankBounds) -> Ranks:
+    """The ranks of queries as a cell's file holds them."""
     return Ranks(torch.from_numpy(bounds.optimistic).long(), torch.from_numpy(bounds.pessimistic).long())
 
 
@@ -172,7 +172,7 @@ def _figures(panel: Panel, direction: Direction, variant: str, training: str) ->
     for name, metric in METRICS.items():
         system = panel.systems[direction][variant, training, name]
         interval = panel.bootstraps[direction].mean(system, metric.bounds)
-        figures[name] = _estimate(interval, system.units.mean(1))
+        figures[name] = as_estimate(interval, system.units.mean(1))
     return figures
 
 
@@ -183,7 +183,7 @@ def _retention(panel: Panel, variant: str, training: str) -> Estimate | None:
     if at_home is None:
         return None
     interval = panel.bootstraps["text_to_video"].retention(systems[variant, training, MAIN_METRIC], at_home)
-    return _estimate(interval) if interval is not None else None
+    return as_estimate(interval) if interval is not None else None
 
 
 def _lift(panel: Panel, variant: str, training: str) -> Estimate | None:
@@ -192,10 +192,10 @@ def _lift(panel: Panel, variant: str, training: str) -> Estimate | None:
     zero_shot = systems.get((ZERO_SHOT, ZERO_SHOT, MAIN_METRIC))
     if zero_shot is None:
         return None
-    return _estimate(panel.bootstraps["text_to_video"].difference(systems[variant, training, MAIN_METRIC], zero_shot))
+    return as_estimate(panel.bootstraps["text_to_video"].difference(systems[variant, training, MAIN_METRIC], zero_shot))
 
 
-def _estimate(interval: Interval, of_seeds: Array | None = None) -> Estimate:
+def as_estimate(interval: Interval, of_seeds: Array | None = None) -> Estimate:
     """Convert an interval; ``of_seeds`` (S,) are the seeds' figures."""
     low, high = (float(end) if np.isfinite(end) else None for end in (interval.low, interval.high))
     return Estimate(

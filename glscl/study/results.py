@@ -11,6 +11,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
+from glscl.data.frame_changes import FrameOrder
 from glscl.data.records import describe_share
 from glscl.evaluation.cost import HeadCost, PaperCount
 from glscl.evaluation.metrics import Direction
@@ -131,6 +132,20 @@ class Result(Section):
     seconds: float | None = None  # wall-clock of a training, its tests included; mean over seeds
 
 
+class Control(Section):
+    """One variant after one training on one test set whose frames come in another order, over seeds."""
+
+    condition: str
+    variant: str
+    training: str
+    test: str
+    relation: Relation
+    frames: FrameOrder
+    recall: dict[Direction, Estimate]  # R@1
+    change: dict[Direction, Estimate]  # of R@1 from the ordinary frames, in points, paired over queries and seeds
+    hubness: float  # skewness of the 10-occurrence, mean over seeds
+
+
 class Comparison(Section):
     """``first - second`` on the same queries."""
 
@@ -237,6 +252,7 @@ class StudyResults(MeasuredCosts, Summary):
     comparisons: list[Comparison]
     equivalence_margin: float | None = None  # points
     preregistration: Preregistration | None = None  # None: nothing was registered before the first cell
+    controls: list[Control] = Field(default_factory=list)
     examples: list[Example] = Field(default_factory=list)
     beside: Beside | None = None
 

@@ -19,6 +19,7 @@ from glscl.runs.sets import locate_sets
 from glscl.runs.summary import describe_machine
 from glscl.study.analysis import analyse
 from glscl.study.beside import read_beside
+from glscl.study.controls import describe_controls, find_controls
 from glscl.study.detectable import RESULTS
 from glscl.study.examples import find_examples
 from glscl.study.grid import build_cells, check_sets
@@ -96,17 +97,23 @@ def report(study: StudyConfig, *, costs: bool = False) -> str:
     if costs and not storage.exists(where):
         storage.write_json(where, _measure_costs(study, cells).model_dump())
     measured = MeasuredCosts.model_validate(storage.read_json(where)) if storage.exists(where) else MeasuredCosts()
-    added = {"examples": find_examples(study, finished), "preregistration": check_registration(study)}
-    results = results.model_copy(update={**dict(measured), **added})
+    found = {
+        "examples": find_examples(study, finished),
+        "controls": find_controls(study, cells, finished),
+        "preregistration": check_registration(study),
+    }
+    results = results.model_copy(update=dict(measured) | found)
     if study.beside:
         beside = read_beside(storage.join(study.beside_directory, RESULTS), results)
         results = results.model_copy(update={"beside": beside})
     unmeasured = set() if measured.costs else set(MeasuredCosts.model_fields)
+    if not study.controls:
+        unmeasured.add("controls")
     storage.write_json(storage.join(study.directory, RESULTS), results.model_dump(exclude=unmeasured))
     page = storage.join(study.directory, REPORT)
     storage.write_bytes(page, render_study(results, read_published(PACKAGED)).encode())
     write_study_tables(results, storage.join(study.directory, TABLES))
-    for sentence in results.claims:
+    for sentence in [*results.claims, *(one for name in study.conditions for one in describe_controls(results, name))]:
         print(sentence)
     return f"{results.verdict} report={page}"
 

@@ -23,6 +23,10 @@ RESULT_COLUMNS = (
     "study", "label", "condition", "variant", "head", "group", "training", "test", "split", "relation", "direction",
     "metric", "estimate", "low", "high", "sd", "seeds", "scores", "note", "videos", "videos_of",
 )  # fmt: skip
+CONTROL_COLUMNS = (
+    "condition", "variant", "training", "test", "relation", "frames", "direction", "estimate", "low", "high", "change",
+    "change_low", "change_high", "sd", "seeds", "hubness",
+)  # fmt: skip
 COST_COLUMNS = ("condition", "variant", *(field.name for field in fields(HeadCost)), "machine")
 
 LATEX = str.maketrans({character: rf"\{character}" for character in "{}_&%$#"} | {
@@ -33,7 +37,7 @@ LATEX = str.maketrans({character: rf"\{character}" for character in "{}_&%$#"} |
 
 
 def write_study_tables(results: Mapping[str, object] | StudyResults, folder_uri: str) -> None:
-    """Write the three CSV and three LaTeX tables into a folder. Raises `UserError`: ``results`` lack something."""
+    """Write the CSV and three LaTeX tables into a folder. Raises `UserError`: ``results`` lack something."""
     study = parse_study(results)
     costs = (
         asdict(cost) | {"length_tied": "; ".join(cost.length_tied), "machine": study.cost_machine}
@@ -43,6 +47,7 @@ def write_study_tables(results: Mapping[str, object] | StudyResults, folder_uri:
         "results.csv": _csv(RESULT_COLUMNS, _result_rows(study)),
         "comparisons.csv": _csv(tuple(Comparison.model_fields), (row.model_dump() for row in study.comparisons)),
         "costs.csv": _csv(COST_COLUMNS, costs),
+        **({"controls.csv": _csv(CONTROL_COLUMNS, _control_rows(study))} if study.controls else {}),
         **_latex_tables(study),
     }
     for name, text in files.items():
@@ -86,6 +91,22 @@ def _result_rows(study: StudyResults) -> Iterator[dict[str, object]]:
         seeds = result.text_to_video[MAIN_METRIC].seeds
         for figure in _figures(result):
             yield {**shared, "scores": "raw", "seeds": seeds, **figure}
+
+
+def _control_rows(study: StudyResults) -> Iterator[dict[str, object]]:
+    """One row per control and direction: R@1, and its change from the ordinary frames."""
+    for control in study.controls:
+        for direction in DIRECTIONS:
+            recall, change = control.recall[direction], control.change[direction]
+            yield {
+                **control.model_dump(exclude={"recall", "change"}),
+                **recall.model_dump(include={"estimate", "low", "high", "seeds"}),
+                "direction": direction,
+                "change": change.estimate,
+                "change_low": change.low,
+                "change_high": change.high,
+                "sd": recall.deviation,
+            }
 
 
 def _figures(result: Result) -> Iterator[dict[str, object]]:

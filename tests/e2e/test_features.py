@@ -16,10 +16,13 @@ from safetensors.torch import save_file
 
 from glscl.models.towers import Towers
 from glscl.study.options import StudyConfig
+from glscl.study.results import parse_study
 from glscl.training.checkpoint.retention import Retention
 from tests.e2e.conftest import wait_for_checkpoint
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+
+TOY = ("toy_clips", "toy_stories")
 
 
 def weights(run: Path) -> str:
@@ -62,7 +65,11 @@ def test_encoded_trained_on_killed_and_scored(
 
 
 def test_a_study_on_features_and_its_cells_under_ray_train(glscl: Callable[..., Any], tmp_path: Path) -> None:
-    values = yaml.safe_load(StudyConfig.text("toy_small")) | {"name": "frozen", "features": True}
+    values = yaml.safe_load(StudyConfig.text("toy_small")) | {
+        "name": "frozen",
+        "features": True,
+        "controls": ["shuffled"],
+    }
     values["run"]["model"]["freeze"] = "towers"
     config = tmp_path / "frozen.yaml"
     config.write_text(yaml.safe_dump(values))
@@ -76,6 +83,18 @@ def test_a_study_on_features_and_its_cells_under_ray_train(glscl: Callable[..., 
     assert "cells=5/5" in output.splitlines()[-1]
     assert "encoding" not in output
     assert {path: path.stat().st_mtime_ns for path in left} == left
+
+    controls = parse_study(json.loads((folder / "study.json").read_text())).controls
+    assert {(c.variant, c.training, c.test, c.frames) for c in controls} == {
+        (variant, training, test, "shuffled")
+        for variant, trainings in (("xpool", TOY), ("glscl", TOY), ("zero-shot", ("zero-shot",)))
+        for training in trainings
+        for test in TOY
+    }
+    blind = [control.change["text_to_video"].estimate for control in controls if control.variant == "zero-shot"]
+    assert blind == [0.0, 0.0], "the mean of frames has no order"
+    assert "Shuffled frames on toy_clips (in-domain): text-to-video R@1 is shown lower for" in output
+    assert 'id="controls"' in (folder / "report.html").read_text()
 
     cell = folder / "cells" / "16_words_2_frames" / "xpool.toy_stories.s1"
     saved = json.loads((cell / "config.json").read_text())

@@ -63,6 +63,8 @@ def test_killed_and_continued_without_repeating_a_finished_cell(glscl: Callable[
     for claim in results.claims:
         assert "no difference shown" in claim.lower(), "eight steps show nothing, and the report must say so"
     assert all(shot.thumbnails for e in results.examples for shot in e.finder_top)
+    assert "controls" not in json.loads((folder / "study.json").read_text())
+    assert not list(folder.glob("**/controls.*"))
     page = (folder / "report.html").read_text()
     assert "A few steps on toy domains" in page
     rows = list(csv.DictReader((folder / "tables" / "results.csv").open()))

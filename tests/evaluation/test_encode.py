@@ -211,6 +211,17 @@ def test_the_ranks_of_the_videos(videos: ShardSet, encoding: Encoding, tmp_path:
             pictures = [match.thumbnail for example in test.examples for match in example.results]
             assert any(pictures) == (test.shards == videos.uri)
             assert render_report(build_results(load_model(run)[1], [test], []))
+    config = EvaluationConfig(batch_size=3, frames=("shuffled", "single", "reversed"))
+    pixels, stored = (
+        [
+            test.per_query.model_dump()
+            for test in evaluate_model(run, tests, config, HERE, keep_ranks=True)
+            if test.per_query
+        ]
+        for run, tests in ((whole, [videos.uri]), (head, [features]))
+    )
+    assert pixels == stored, "in any order of their frames"
+    assert len({str(ranks) for ranks in stored}) > 2
 
 
 def test_a_head_of_features_is_mixed_and_exported_as_any_other(

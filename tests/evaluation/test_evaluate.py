@@ -18,6 +18,7 @@ from glscl.cli import main
 from glscl.data.gallery import Gallery
 from glscl.data.quarantine import Quarantine, read_quarantine
 from glscl.data.shards import ShardSet
+from glscl.data.shifts import Shift
 from glscl.errors import UserError
 from glscl.evaluation.caches import Cache, Caches
 from glscl.evaluation.embed import Embeddings, embed, measure
@@ -35,6 +36,7 @@ from glscl.evaluation.scoring import evaluate_scores
 from glscl.evaluation.wise_ft import Mix
 from glscl.models import ModelConfig, Retriever
 from glscl.models.tokenizer import tokenize
+from glscl.shifts.run import shift_model
 from glscl.system.nodes import Share
 from tests.towers import write_towers
 
@@ -402,6 +404,66 @@ def test_weights_between_initial_and_trained_ones(
     _close(tests[4]["text_to_video"], ends[3]["text_to_video"])
     assert main([*words[:6], "2"]) == 2
     assert "--alphas = 2: give numbers from 0" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_other_orders_of_frames_are_rows_beside_the_ordinary_one(
+    run: str, sets: list[ShardSet], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In any number of actors, and of one in this process."""
+    monkeypatch.setattr("glscl.evaluation.alone.is_own", lambda: True)
+    _, card = load_model(run)
+    changes = {"frame_context": "transformer", "context_layers": 1, "position_std": 3.0}
+    card = card.model_copy(update={"model": ModelConfig.model_validate(card.model.model_dump() | changes)})
+    model = Retriever(card.model).eval()
+    seeing = f"{run}-seeing"
+    save_model(f"{seeing}/model", card, model.state_dict())
+    uris = [shard_set.uri for shard_set in sets]
+    config = CONFIG.model_copy(update={"frames": ("reversed", "single", "shuffled")})
+    blind = evaluate_model(run, uris, config, ONE)
+    for test in (blind[1], blind[3]):
+        _close(test.text_to_video, blind[0].text_to_video)
+    one, two = (evaluate_model(seeing, uris, config, share) for share in (ONE, Share(2, False, 0.5, 1)))
+    _close(two, one)
+    _close(one[::4], evaluate_model(seeing, uris, CONFIG, ONE))
+    labels = ("", ", reversed frames", ", single frames", ", shuffled frames")
+    assert [test.name for test in one] == [
+        f"{name}{label}" for name in ("toy/train", "other/train") for label in labels
+    ]
+    assert [test.frames for test in one[:4]] == [None, "reversed", "single", "shuffled"]
+    assert len({json.dumps([test.text_to_video, test.video_to_text]) for test in one[:4]}) == 4
+    for shard_set, tests in zip(sets, (one[:4], one[4:]), strict=True):
+        for test, places in ((tests[1], [1, 0]), (tests[2], [1])):
+
+            def reordered(kind: str, *inputs: Any, places: list[int] = places) -> Any:
+                return model(kind, *(inputs if kind == "text" else (tensor[:, places] for tensor in inputs)))
+
+            gallery = Gallery(shard_set, 0, 12, card.sampling(32), partial(tokenize, max_words=8), 50)
+            gallery.last = shard_set.manifest.videos
+            direct = _measure(model, embed(reordered, gallery, 0, CPU))
+            assert {direction: test.metrics(direction) for direction in direct} == direct
+
+    words = ["eval", "--run", seeing, "--test", uris[1], "--workers", "1", "--frames", "single", "reversed"]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    results = json.loads(Path(seeing, "eval", "results.json").read_text())
+    assert [test.get("frames", "none") for test in results["tests"]] == ["none", "single", "reversed"]
+    assert re.search(r"^other/train, single frames +cross-domain +text to video ", out, re.M)
+    assert "other/train, single frames" in Path(seeing, "eval", "report.html").read_text()
+    for wrong, says in (("backwards", "'single'"), ("reversed", "--frames: an order is named twice")):
+        assert main([*words, wrong]) == 2
+        assert says in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_shifts_are_the_same_in_any_number_of_actors(
+    run: str, sets: list[ShardSet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uris = [shard_set.uri for shard_set in sets]
+    shifts = [Shift("noise", 5), Shift("crop", 3), Shift("speed", 2)]
+    two = shift_model(run, uris, shifts, CONFIG, Share(2, False, 0.5, 1))
+    monkeypatch.setattr("glscl.evaluation.alone.is_own", lambda: True)
+    one = shift_model(run, uris, shifts, CONFIG, ONE)
+    _close(two.tests, one.tests)
+    assert len({json.dumps(own.metrics) for own in one.tests[0].passes}) > 2
 
 
 def test_more_actors_than_the_cluster_has(run: str, sets: list[ShardSet], capsys: pytest.CaptureFixture[str]) -> None:

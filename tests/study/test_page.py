@@ -22,8 +22,10 @@ import pytest
 
 from glscl.evaluation.report import write_report
 from glscl.reporting.published import PACKAGED, read_published
+from glscl.shifts.report import render_shifts
 from glscl.study.report import render_study
 from tests.evaluation.test_report import make_results
+from tests.shifts.fake import made_up
 from tests.study.study_fixture import make_study
 from tests.tune.fake import make_sweep
 from tune.report import render_sweep
@@ -139,7 +141,14 @@ def sweep_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("which", ["page", "run_page", "sweep_page"])
+@pytest.fixture(scope="module")
+def shifts_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("shifts_page") / "shifts.html"
+    path.write_text(render_shifts(made_up()), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("which", ["page", "run_page", "sweep_page", "shifts_page"])
 @pytest.mark.parametrize("width", [390, 1440])
 @pytest.mark.parametrize("dark", [False, True])
 def test_page_fits_the_screen(

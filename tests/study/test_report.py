@@ -23,6 +23,7 @@ from tests.study.study_fixture import TESTS, VARIANTS, make_study
 SECTIONS = (
     "The domain matrix",
     "Differences",
+    "Controls: the order of frames",
     "Retention and lift over zero-shot",
     "Accuracy against cost",
     "Hubness",
@@ -212,7 +213,7 @@ def test_no_nan_or_none_is_printed(study: dict[str, Any]) -> None:
 
 
 def test_parts_may_be_absent(study: dict[str, Any]) -> None:
-    for key in ("costs", "examples", "paper_counts"):
+    for key in ("costs", "controls", "examples", "paper_counts"):
         del study[key]
     study["comparisons"] = []
     study["claims"] = []

@@ -15,7 +15,8 @@ from glscl.study.tables import latex, write_study_tables
 from glscl.system.storage import filesystem
 from tests.study.study_fixture import TESTS, VARIANTS, make_study
 
-FILES = ("results.csv", "comparisons.csv", "costs.csv", "matrix.tex", "differences.tex", "costs.tex")
+LATEX = ("matrix.tex", "differences.tex", "costs.tex")
+FILES = ("results.csv", "comparisons.csv", "costs.csv", "controls.csv", *LATEX)
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -93,7 +94,7 @@ def test_latex_is_balanced_and_escaped(study: dict[str, Any], tmp_path: Path) ->
     study["label"] = "Toy_domains #1"
     study["name"] = "two\nlines"
     write_study_tables(study, str(tmp_path))
-    for name in FILES[3:]:
+    for name in LATEX:
         text = (tmp_path / name).read_text(encoding="utf-8")
         body = re.sub(r"\\[{}]", "", text)
         assert body.count("{") == body.count("}")
@@ -133,7 +134,7 @@ def test_unfinished_study_says_so(study: dict[str, Any], tmp_path: Path) -> None
     study["finished_cells"] = 40
     study["costs"] = study["comparisons"] = []
     write_study_tables(study, str(tmp_path))
-    for name in FILES[3:]:
+    for name in LATEX:
         assert "Unfinished: 40 of 54 cells." in (tmp_path / name).read_text(encoding="utf-8")
     assert "xclip & -- & --" in (tmp_path / "matrix.tex").read_text(encoding="utf-8")
 

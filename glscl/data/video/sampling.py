@@ -26,6 +26,8 @@ class FrameSampling:
     max_seconds: float = limits.MAX_DECODE_S  # CPU seconds that one video may take
     augment: Callable[[Tensor], Tensor] | None = None
     """Applied to every upright picture, uint8 (3, H, W), before it is resized; training only."""
+    window: float = 1.0
+    """Share of the time, in its middle, that frames are taken from: as many as from the whole, as in slow motion."""
 
     dtype: ClassVar[torch.dtype] = torch.uint8
     padding: ClassVar[int] = 0
@@ -40,4 +42,6 @@ class FrameSampling:
         """Centres of equal segments from one second to another: one to ``max_frames`` of them."""
         duration = last - first
         count = max(1, min(self.max_frames, math.ceil(duration * self.rate - 1e-6)))
+        if self.window < 1:
+            first, duration = first + (1 - self.window) / 2 * duration, self.window * duration
         return [first + (index + 0.5) * duration / count for index in range(count)]

@@ -76,18 +76,24 @@ def score_run(
     What an earlier test has listed as unusable is forgotten. ``bank``, ``keep_ranks`` and ``here`` are for
     `evaluate_model`.
     """
-    training, data, run = config.training, config.data, config.run_directory
+    data, run = config.data, config.run_directory
     known = [entry for entry in read_quarantine(run) if entry.get("part") in ("train", "validation")]
     quarantine = Quarantine(run, data.max_bad_fraction, KNOB, known)
     quarantine.write()
-    capacity = capacity_of_nodes(alive_nodes(), training.cpus, training.on_gpu)
-    workers = min(training.most_workers, max(training.fewest_workers, capacity))
-    share = Share(workers, training.on_gpu, training.cpus, data.loaders)
+    share = share_of_actors(config)
     tests = evaluate_model(
         run, data.test, config.evaluation, share, quarantine, bank=bank, keep_ranks=keep_ranks, here=here
     )
     sets = _incomplete({"train": data.train, "validation": data.validation, "test": data.test}, quarantine)
     return build_results(card, tests, read_metrics(run), sets, quarantine.entries)
+
+
+def share_of_actors(config: RunConfig) -> Share:
+    """What tests a run: as many actors as training has workers, if they fit by now."""
+    training = config.training
+    capacity = capacity_of_nodes(alive_nodes(), training.cpus, training.on_gpu)
+    workers = min(training.most_workers, max(training.fewest_workers, capacity))
+    return Share(workers, training.on_gpu, training.cpus, config.data.loaders)
 
 
 def _incomplete(parts: Mapping[Part, Sequence[str]], quarantine: Quarantine) -> list[Incomplete]:
