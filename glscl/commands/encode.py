@@ -10,7 +10,7 @@ from glscl.options import MAX_SIZE, Options
 from glscl.options.flags import parse_options
 from glscl.reporting.console import start_panel
 from glscl.system.environment import check_environment
-from glscl.system.nodes import Auto, choose
+from glscl.system.nodes import Auto, choose_fitting
 
 HELP = "frozen towers over a shard set, once -> shards of their features, which heads train on"
 ORDER = 65
@@ -86,7 +86,6 @@ def run(words: list[str], program: str) -> str:
 
     from glscl.evaluation.encode import encode_shards
     from glscl.evaluation.encoder import Encoding
-    from glscl.system.nodes import capacity_of_nodes, missing_resources
     from glscl.system.ownership import owned
     from glscl.system.session import cluster_nodes, on_this_machine, ray_session
 
@@ -104,18 +103,10 @@ def run(words: list[str], program: str) -> str:
         max_decode_s=options.max_decode_s,
         max_bad_fraction=options.max_bad_fraction,
     )
-    nodes = cluster_nodes()
-    share = choose(
-        nodes,
-        workers=options.workers,
-        use_gpu=options.use_gpu,
-        cpus=options.cpus_per_worker,
-        loaders=options.loader_workers,
-        cpus_each=4,
+    share = choose_fitting(
+        cluster_nodes(), options.workers, options.use_gpu, options.cpus_per_worker, options.loader_workers
     )
     print(f"encoders: {share}", flush=True)
-    if capacity_of_nodes(nodes, share.cpus, share.use_gpu) < share.workers:
-        raise UserError(missing_resources(share.workers, share.cpus, share.use_gpu, nodes))
     alone = share.workers == 1 and on_this_machine()
     with owned(options.output, "choose another --output") as owner, nullcontext() if alone else ray_session():
         manifest, notes = encode_shards(

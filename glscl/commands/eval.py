@@ -13,7 +13,7 @@ from glscl.options import Options
 from glscl.options.flags import parse_options
 from glscl.system import storage
 from glscl.system.environment import check_environment
-from glscl.system.nodes import Auto, choose
+from glscl.system.nodes import Auto, choose_fitting
 
 HELP = "score a finished run on any shard sets, in and across domains"
 ORDER = 30
@@ -128,7 +128,6 @@ def _evaluate(options: Eval, config: EvaluationConfig, run_directory: str, outpu
     from glscl.data.quarantine import Quarantine
     from glscl.evaluation.console import print_results
     from glscl.evaluation.wise_ft import listed_mixes
-    from glscl.system.nodes import capacity_of_nodes, missing_resources
     from glscl.system.ownership import owned
     from glscl.system.session import cluster_nodes, on_this_machine, ray_session
     from glscl.training.driver.launch import evaluate
@@ -138,18 +137,10 @@ def _evaluate(options: Eval, config: EvaluationConfig, run_directory: str, outpu
     with owned(output, "choose another --output") as owner:
         quarantine = Quarantine(output, options.max_bad_fraction, "--max-bad-fraction", fence=owner.fence)
         quarantine.write()  # nothing yet: what an earlier evaluation found there is forgotten
-        nodes = cluster_nodes()
-        share = choose(
-            nodes,
-            workers=options.workers,
-            use_gpu=options.use_gpu,
-            cpus=options.cpus_per_worker,
-            loaders=options.loader_workers,
-            cpus_each=4,
+        share = choose_fitting(
+            cluster_nodes(), options.workers, options.use_gpu, options.cpus_per_worker, options.loader_workers
         )
         print(f"actors: {share}", flush=True)
-        if capacity_of_nodes(nodes, share.cpus, share.use_gpu) < share.workers:
-            raise UserError(missing_resources(share.workers, share.cpus, share.use_gpu, nodes))
         alone = share.workers == 1 and on_this_machine()
         with nullcontext() if alone else ray_session():
             if shifts := parse_shifts(options.shifts):

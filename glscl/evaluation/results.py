@@ -197,8 +197,8 @@ class Test(Section):
         return values
 
 
-class Results(Section):
-    """One run's evaluation in all its test domains."""
+class ScoredRun(Section):
+    """Which model was scored, when, and by which command."""
 
     run: str
     verdict: str
@@ -210,6 +210,11 @@ class Results(Section):
     git_commit: str | None
     command: str
     train_domains: list[str]
+
+
+class Results(ScoredRun):
+    """One run's evaluation in all its test domains."""
+
     validation: dict[str, float] = {}  # held-out metrics of the checkpoint
     tests: list[Test]
     incomplete: list[Incomplete] = []

@@ -12,7 +12,7 @@ from pydantic import Field
 from glscl.data.quarantine import Entry, Incomplete
 from glscl.data.records import describe_share
 from glscl.evaluation.metrics import Direction
-from glscl.evaluation.results import Metrics, Section
+from glscl.evaluation.results import Metrics, ScoredRun, Section
 from glscl.study.results import Estimate
 
 
@@ -59,19 +59,9 @@ class ShiftedTest(Section):
         return [self.plain, *(one for one in self.shifted if one.shift == kind)]
 
 
-class ShiftResults(Section):
+class ShiftResults(ScoredRun):
     """One model under shifts on all its test sets."""
 
-    run: str
-    verdict: str
-    created: str  # ISO 8601
-    head: str
-    clip: str
-    checkpoint_step: int
-    seed: int
-    git_commit: str | None
-    command: str
-    train_domains: list[str]
     resamples: int
     kinds: dict[str, str]  # name -> what it is, with the unit of its values
     tests: list[ShiftedTest]

@@ -58,6 +58,16 @@ def choose(
     return Share(count, gpu, each, _decoding_processes(each, gpu) if loaders == "auto" else loaders)
 
 
+def choose_fitting(
+    nodes: Collection[Node], workers: int | Auto, use_gpu: bool | Auto, cpus: float | Auto, loaders: int | Auto
+) -> Share:
+    """`choose` for processes that only encode and score, of 4 CPUs each. Raises `UserError`: the nodes hold fewer."""
+    share = choose(nodes, workers=workers, use_gpu=use_gpu, cpus=cpus, loaders=loaders, cpus_each=4)
+    if capacity_of_nodes(nodes, share.cpus, share.use_gpu) < share.workers:
+        raise UserError(missing_resources(share.workers, share.cpus, share.use_gpu, nodes))
+    return share
+
+
 def _decoding_processes(cpus: float, gpu: bool) -> int:
     return min(MOST_LOADERS, max(1, int(cpus) - 1 if gpu else int(cpus) // 4))
 
