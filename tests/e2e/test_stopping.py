@@ -65,7 +65,7 @@ def test_a_frozen_worker_is_named_and_sigterm_saves(
     run = f"{secret}/runs/stopped"
     newest = max(name for name in storage.list_names(run) if name.startswith("step_"))
     step = int(newest.split("-")[0].removeprefix("step_"))
-    assert step > resumed
+    assert step > resumed, last
     assert last == f"glscl: FAILED stopped by SIGTERM at step {step}, checkpoint {newest}; the same command continues"
     status = json.loads(storage.read_bytes(f"{run}/status.json"))
     assert (status["state"], f"glscl: FAILED {status['verdict']}") == ("stopped", last)

@@ -88,12 +88,12 @@ def test_orders_travel_from_the_driver_to_the_ranks_of_that_attempt_alone() -> N
         sender.beat()
     assert watchdog.poll() is None
     assert not watchdog.stop(), "no rank has begun its first step"
+    assert first.step_request() == StepRequest.NONE, "it learns of it at its next beat"
     first.at(Phase.STEPPING, 4)
-    first.beat()
-    assert first.step_request() == StepRequest.STOP
-    assert second.step_request() == StepRequest.NONE, "it learns of it at its next beat"
+    assert first.step_request() == StepRequest.STOP, "the first step begins with a beat of its own"
+    assert second.step_request() == StepRequest.NONE
+    assert watchdog.stop(), "whatever it has read before"
     assert watchdog.poll() is None
-    assert watchdog.stop()
 
     now[0] = 61.0  # the second has not been heard of since
     first.beat()
@@ -127,7 +127,9 @@ def test_a_rank_that_cannot_speak_ends_with_the_reason(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(sender, "beat", fail)
     sender._loop()
-    assert said == ["rank 3 cannot say how it is (ValueError: no such key)"]
+    failures.append(ValueError("no such key"))
+    sender.at(Phase.LOADING, 1)
+    assert said == ["rank 3 cannot say how it is (ValueError: no such key)"] * 2
 
 
 def test_a_rank_that_waits_for_a_batch_says_whose() -> None:

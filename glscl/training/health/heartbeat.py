@@ -134,6 +134,7 @@ class HeartbeatSender:
         self._check_at = time.monotonic() + CHECK_PREEMPTION_EVERY_S if checks_preemption else float("inf")
         self._sent = self._reports = 0
         self._closed = threading.Event()
+        self._beating = threading.Lock()
         self._thread = threading.Thread(target=self._loop, name="glscl-heartbeat", daemon=True)
 
     def __enter__(self) -> Self:
@@ -145,8 +146,11 @@ class HeartbeatSender:
         self._thread.join(self._limits.period_s)
 
     def at(self, phase: Phase, step: int) -> None:
-        """Say where the loop is."""
+        """Say where the loop is; that the first step begins, the driver hears before it does."""
+        begins = self._at[0] == Phase.STARTING and phase != Phase.STARTING
         self._at = (phase, step, time.monotonic())
+        if begins:
+            self._beat_or_end()
 
     def step_request(self) -> StepRequest:
         """What this rank asks for after the step that begins."""
@@ -187,16 +191,22 @@ class HeartbeatSender:
             self._end(orders["failure"])
 
     def _loop(self) -> None:
+        while not self._closed.wait(self._limits.period_s):
+            if not self._beat_or_end():
+                return
+
+    def _beat_or_end(self) -> bool:
         import ray
 
-        while not self._closed.wait(self._limits.period_s):
-            try:
+        try:
+            with self._beating:
                 self.beat()
-            except (ray.exceptions.RayError, OSError):
-                continue  # the store is away for a moment, or for good: then Ray ends this process
-            except Exception as error:  # else the driver would hear nothing any more, and call it a hang
-                self._end(f"rank {self._rank} cannot say how it is ({type(error).__name__}: {error})")
-                return
+        except (ray.exceptions.RayError, OSError):
+            pass  # the store is away for a moment, or for good: then Ray ends this process
+        except Exception as error:  # else the driver would hear nothing any more, and call it a hang
+            self._end(f"rank {self._rank} cannot say how it is ({type(error).__name__}: {error})")
+            return False
+        return True
 
 
 def end_process(message: str) -> None:

@@ -31,11 +31,7 @@ class Watchdog:
     def poll(self) -> str | None:
         """Read the heartbeats and diagnose; returns why the worker group is given up, when that is decided."""
         now = self._clock()
-        for key in self._store.keys(HEARTBEAT_PREFIX):
-            heartbeat = Heartbeat.from_json(self._store.get(key) or b"{}")
-            before = self._last.get(heartbeat.rank)
-            if before is None or (before[0].attempt, before[0].number) != (heartbeat.attempt, heartbeat.number):
-                self._last[heartbeat.rank] = (heartbeat, now)
+        self._read(now)
         if not self._last:
             return None
         attempt = max(self._last.values(), key=lambda last: last[1])[0].attempt
@@ -48,8 +44,12 @@ class Watchdog:
         return failure
 
     def stop(self) -> bool:
-        """Let all ranks save and end at the next boundary between steps; false if none has begun its first step."""
+        """Let all ranks save and end at the next boundary between steps; false if none has begun its first step.
+
+        A rank that begins it after this has read the heartbeats also reads the order.
+        """
         self._order(stop=True)
+        self._read(self._clock())
         return any(heartbeat.phase != Phase.STARTING for heartbeat, _ in self._last.values())
 
     def failure(self) -> str | None:
@@ -65,6 +65,13 @@ class Watchdog:
     def last_heartbeat(self, rank: int) -> Heartbeat | None:
         """The last heartbeat of a rank of the latest worker group."""
         return self._last[rank][0] if rank in self._last else None
+
+    def _read(self, now: float) -> None:
+        for key in self._store.keys(HEARTBEAT_PREFIX):
+            heartbeat = Heartbeat.from_json(self._store.get(key) or b"{}")
+            before = self._last.get(heartbeat.rank)
+            if before is None or (before[0].attempt, before[0].number) != (heartbeat.attempt, heartbeat.number):
+                self._last[heartbeat.rank] = (heartbeat, now)
 
     def _order(self, **values: str | bool) -> None:
         self._orders |= values
