@@ -1,7 +1,7 @@
 """Options of a study: one YAML file, or a packaged one by name."""
 
 from importlib import resources
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -76,6 +76,9 @@ class StudyConfig(RunsConfig):
     """Leaked test videos; the report gives results with and without them."""
     qrels: dict[str, str] = Field(default_factory=dict)
     """Tested domain: list of the videos that are relevant to each of its captions; see `glscl eval`'s --qrels."""
+    gallery: Literal["smallest"] | Annotated[int, Field(ge=2)] | None = None
+    """Videos in a gallery of equal size for every test set, in which recall is reported as well, as the expectation
+    over all such galleries; `smallest`: as many as the smallest test set has. No test set may have fewer."""
     resamples: int = Field(default=10_000, ge=100)
     """Of the queries, for intervals and p-values."""
     examples: int = Field(default=6, ge=0)

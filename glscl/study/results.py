@@ -146,6 +146,27 @@ class Control(Section):
     hubness: float  # skewness of the 10-occurrence, mean over seeds
 
 
+class GalleryFigures(Section):
+    """Recall in galleries of equal size: of one variant after one training on one test set, or of a mean over these."""
+
+    condition: str
+    variant: str
+    relation: Relation
+    training: str = ""  # empty, with the test set: the mean over the cells of the relation
+    test: str = ""
+    text_to_video: dict[str, Estimate]  # recalls by name
+    video_to_text: dict[str, Estimate]
+    retention: Estimate | None = None  # of text-to-video R@1, in per cent, as in `Result`
+
+
+class EqualGalleries(Section):
+    """Recall where every test set has galleries of the same size: its expectation over all of them."""
+
+    videos: int  # of a gallery: the query's own and others, drawn without replacement
+    cells: list[GalleryFigures]
+    means: list[GalleryFigures]
+
+
 class Comparison(Section):
     """``first - second`` on the same queries."""
 
@@ -253,6 +274,7 @@ class StudyResults(MeasuredCosts, Summary):
     equivalence_margin: float | None = None  # points
     preregistration: Preregistration | None = None  # None: nothing was registered before the first cell
     controls: list[Control] = Field(default_factory=list)
+    galleries: EqualGalleries | None = None  # None: not asked for
     examples: list[Example] = Field(default_factory=list)
     beside: Beside | None = None
 

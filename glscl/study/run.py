@@ -25,7 +25,7 @@ from glscl.study.examples import find_examples
 from glscl.study.grid import build_cells, check_sets
 from glscl.study.options import StudyConfig
 from glscl.study.panels import share_texts
-from glscl.study.plan import CONFIG, check_families, plan_detectable
+from glscl.study.plan import CONFIG, check_families, check_gallery, plan_detectable
 from glscl.study.preregistration import FILE, check_registration, register
 from glscl.study.report import render_study
 from glscl.study.results import Cost, MeasuredCosts
@@ -60,6 +60,7 @@ def prepare(study: StudyConfig, fence: Fence | None = None) -> list[Cell]:
     sets = locate_sets(study, make=True)
     if not begun:
         check_families(study, sets)
+    check_gallery(study, sets)
     if (sha256 := register(study, plan_detectable(study, sets))) is not None:
         print(f"{study.kind}: pre-registered in {storage.join(study.directory, FILE)}, sha256 {sha256}", flush=True)
     storage.write_bytes(storage.join(study.directory, CONFIG), dump_yaml(study.model_dump(mode="json")).encode())
@@ -107,8 +108,7 @@ def report(study: StudyConfig, *, costs: bool = False) -> str:
         beside = read_beside(storage.join(study.beside_directory, RESULTS), results)
         results = results.model_copy(update={"beside": beside})
     unmeasured = set() if measured.costs else set(MeasuredCosts.model_fields)
-    if not study.controls:
-        unmeasured.add("controls")
+    unmeasured |= {name for name, asked in (("controls", study.controls), ("galleries", study.gallery)) if not asked}
     storage.write_json(storage.join(study.directory, RESULTS), results.model_dump(exclude=unmeasured))
     page = storage.join(study.directory, REPORT)
     storage.write_bytes(page, render_study(results, read_published(PACKAGED)).encode())
