@@ -31,7 +31,7 @@ def analyse(study: StudyConfig, cells: Sequence[Cell], finished: Finished) -> St
     comparisons: list[Comparison] = []
     tested: dict[str, dict[str, Test]] = {}
     size = gallery_size(study, comparable)
-    galleries: list[EqualGalleries] = []
+    galleries: list[EqualGalleries | None] = []
     for condition in study.conditions:  # one after the other: the resamples of a large study fill memory
         panels = build_panels(study, [(cell, result) for cell, result in comparable if cell.condition == condition])
         results += [
@@ -40,8 +40,7 @@ def analyse(study: StudyConfig, cells: Sequence[Cell], finished: Finished) -> St
             for variant, training in panel.seeds
         ]
         comparisons += compare_variants(study, condition, panels, domains)
-        if size is not None:
-            galleries.append(measure_galleries(condition, panels, domains, size))
+        galleries.append(measure_galleries(condition, panels, domains, size))
         for name, panel in panels.items():
             tested.setdefault(name, {})[condition] = panel.first
     summary = summarise(

@@ -47,8 +47,12 @@ def _videos(test: CellTest) -> int:
     return len(test.per_query.query_videos)
 
 
-def measure_galleries(condition: str, panels: Mapping[str, Panel], domains: Domains, size: int) -> EqualGalleries:
-    """Measure one condition's cells in galleries of ``size`` videos, on the resamples of its panels."""
+def measure_galleries(
+    condition: str, panels: Mapping[str, Panel], domains: Domains, size: int | None
+) -> EqualGalleries | None:
+    """Measure one condition's cells in galleries of ``size`` videos, on its panels' resamples; None without a size."""
+    if size is None:
+        return None
     systems = {
         name: {direction: _resample(panel, direction, size) for direction in DIRECTIONS}
         for name, panel in panels.items()
@@ -120,14 +124,15 @@ def _means(
     return means
 
 
-def join_galleries(conditions: Sequence[EqualGalleries]) -> EqualGalleries | None:
+def join_galleries(conditions: Sequence[EqualGalleries | None]) -> EqualGalleries | None:
     """Join the figures of all conditions; None where there are none."""
-    if not conditions:
+    measured = [one for one in conditions if one is not None]
+    if not measured:
         return None
     return EqualGalleries(
-        videos=conditions[0].videos,
-        cells=[row for one in conditions for row in one.cells],
-        means=[row for one in conditions for row in one.means],
+        videos=measured[0].videos,
+        cells=[row for one in measured for row in one.cells],
+        means=[row for one in measured for row in one.means],
     )
 
 
