@@ -38,8 +38,23 @@ def build_cells(study: StudyConfig, sets: Mapping[str, Sets]) -> list[Cell]:
                     name = f"{variant}.{training}.s{seed}"
                     changes = [of_training, options.run, _leave_out(study, domains)]
                     config = _build_config(study, sets, condition, name, seed, changes, domains)
-                    cells.append(Cell(condition, variant, training, domains, seed, config, study.controls))
+                    shares = study.wise_ft if config.model.trained_key else ()
+                    cells.append(Cell(condition, variant, training, domains, seed, config, study.controls, shares))
+    if study.wise_ft:
+        _check_wise_ft(cells)
     return cells
+
+
+def _check_wise_ft(cells: Sequence[Cell]) -> None:
+    """Refuse, with a `UserError`, towers between where no towers are trained, or results that have such themselves."""
+    if not any(cell.wise_ft for cell in cells):
+        raise UserError("wise_ft: no variant's towers are trained (model.freeze): there is nothing between")
+    for cell in cells:
+        if (cell.config.evaluation.towers_alpha, cell.config.evaluation.head_alpha) != (None, None):
+            raise UserError(
+                f"{cell.label}: evaluation.towers_alpha and head_alpha: a study compares results of the trained "
+                f"weights with those of others under its own `wise_ft`; leave them out"
+            )
 
 
 def _build_config(

@@ -72,6 +72,9 @@ class StudyConfig(RunsConfig):
     controls: tuple[FrameOrder, ...] = ()
     """Test every cell also with the middle frame of each video alone (single), with the frames in an order drawn from
     its id (shuffled), or backwards (reversed). Finished cells stay; their models, if kept, are tested."""
+    wise_ft: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = ()
+    """Test every cell also with towers between those before (0) and after (1) its training, at these shares of the
+    trained ones. As with controls, finished cells stay; cells whose towers are not trained have no such rows."""
     leave_out: tuple[LeaveOut, ...] = ()
     """Leaked test videos; the report gives results with and without them."""
     qrels: dict[str, str] = Field(default_factory=dict)
@@ -102,6 +105,13 @@ class StudyConfig(RunsConfig):
         if len(set(controls)) < len(controls):
             raise ValueError("an order of frames is named twice")
         return controls
+
+    @field_validator("wise_ft")
+    @classmethod
+    def _distinct_shares(cls, shares: tuple[float, ...]) -> tuple[float, ...]:
+        if len(set(shares)) < len(shares):
+            raise ValueError("a number is given twice")
+        return shares
 
     @model_validator(mode="after")
     def _consistent(self) -> "StudyConfig":

@@ -146,6 +146,19 @@ class Control(Section):
     hubness: float  # skewness of the 10-occurrence, mean over seeds
 
 
+class WiseFt(Section):
+    """One variant by towers between those before and after training: in one cell over seeds, or in a mean of cells."""
+
+    condition: str
+    variant: str
+    relation: Relation
+    training: str = ""  # empty, with the test set: the mean over the cells of the relation
+    test: str = ""
+    towers_alpha: float  # share of the trained towers
+    recall: dict[Direction, Estimate]  # R@1
+    change: dict[Direction, Estimate]  # of R@1 from the trained towers, in points, paired over queries and seeds
+
+
 class GalleryFigures(Section):
     """Recall in galleries of equal size: of one variant after one training on one test set, or of a mean over these."""
 
@@ -274,6 +287,7 @@ class StudyResults(MeasuredCosts, Summary):
     equivalence_margin: float | None = None  # points
     preregistration: Preregistration | None = None  # None: nothing was registered before the first cell
     controls: list[Control] = Field(default_factory=list)
+    wise_ft: list[WiseFt] = Field(default_factory=list)
     galleries: EqualGalleries | None = None  # None: not asked for
     examples: list[Example] = Field(default_factory=list)
     beside: Beside | None = None

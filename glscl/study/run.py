@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import chain
 
 import torch
 
@@ -15,6 +16,7 @@ from glscl.runs.cell import Cell, read_result
 from glscl.runs.execution import pretrain
 from glscl.runs.features import encode_sets
 from glscl.runs.pool import run_cells
+from glscl.runs.retests import without_untestable
 from glscl.runs.sets import locate_sets
 from glscl.runs.summary import describe_machine
 from glscl.study.analysis import analyse
@@ -30,6 +32,7 @@ from glscl.study.preregistration import FILE, check_registration, register
 from glscl.study.report import render_study
 from glscl.study.results import Cost, MeasuredCosts
 from glscl.study.tables import write_study_tables
+from glscl.study.wise_ft import describe_wise_ft, find_wise_ft
 from glscl.system import storage
 from glscl.system.nodes import alive_nodes
 from glscl.system.ownership import Fence, Owner
@@ -46,7 +49,7 @@ def run_study(study: StudyConfig, owner: Owner) -> str:
     """Do what is not finished, and report; Ray is running. Returns the verdict. Raises `UserError`: bad input."""
     write_status(study.directory, state="running", verdict="")
     with status_on_failure(owner.fence):
-        cells = prepare(study, owner.fence)
+        cells = without_untestable(prepare(study, owner.fence), study.kind)
         run_cells(cells, owner, kind=study.kind, concurrent=study.concurrent, keep_models=study.keep_models)
         owner.fence.check()
         verdict = report(study, costs=True)
@@ -101,6 +104,7 @@ def report(study: StudyConfig, *, costs: bool = False) -> str:
     found = {
         "examples": find_examples(study, finished),
         "controls": find_controls(study, cells, finished),
+        "wise_ft": find_wise_ft(study, cells, finished),
         "preregistration": check_registration(study),
     }
     results = results.model_copy(update=dict(measured) | found)
@@ -108,12 +112,14 @@ def report(study: StudyConfig, *, costs: bool = False) -> str:
         beside = read_beside(storage.join(study.beside_directory, RESULTS), results)
         results = results.model_copy(update={"beside": beside})
     unmeasured = set() if measured.costs else set(MeasuredCosts.model_fields)
-    unmeasured |= {name for name, asked in (("controls", study.controls), ("galleries", study.gallery)) if not asked}
+    asked = {"controls": study.controls, "wise_ft": study.wise_ft, "galleries": study.gallery}
+    unmeasured |= {name for name, value in asked.items() if not value}
     storage.write_json(storage.join(study.directory, RESULTS), results.model_dump(exclude=unmeasured))
     page = storage.join(study.directory, REPORT)
     storage.write_bytes(page, render_study(results, read_published(PACKAGED)).encode())
     write_study_tables(results, storage.join(study.directory, TABLES))
-    for sentence in [*results.claims, *(one for name in study.conditions for one in describe_controls(results, name))]:
+    retested = (one(results, name) for name in study.conditions for one in (describe_controls, describe_wise_ft))
+    for sentence in chain(results.claims, *retested):
         print(sentence)
     return f"{results.verdict} report={page}"
 

@@ -18,6 +18,7 @@ from glscl.reporting.formats import interval, p_value, si, signed
 from glscl.runs.options import ZERO_SHOT
 from glscl.study.galleries import GALLERY_COLUMNS, gallery_rows
 from glscl.study.results import Comparison, Estimate, Result, StudyResults, parse_study
+from glscl.study.wise_ft import WISE_FT_COLUMNS, wise_ft_rows
 from glscl.system.storage import join, write_bytes
 
 RESULT_COLUMNS = (
@@ -49,6 +50,7 @@ def write_study_tables(results: Mapping[str, object] | StudyResults, folder_uri:
         "comparisons.csv": _csv(tuple(Comparison.model_fields), (row.model_dump() for row in study.comparisons)),
         "costs.csv": _csv(COST_COLUMNS, costs),
         **({"controls.csv": _csv(CONTROL_COLUMNS, _control_rows(study))} if study.controls else {}),
+        **({"wise_ft.csv": _csv(WISE_FT_COLUMNS, wise_ft_rows(study))} if study.wise_ft else {}),
         **({"galleries.csv": _csv(GALLERY_COLUMNS, gallery_rows(study.galleries))} if study.galleries else {}),
         **_latex_tables(study),
     }
