@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from glscl.data.frame_changes import FrameOrder
 from glscl.errors import did_you_mean
 from glscl.options import Options
+from glscl.options.differences import differing_keys
 from glscl.runs.options import RunsConfig, Values, check_names
 from glscl.system import storage
 
@@ -35,6 +36,28 @@ class LeaveOut(Options):
     """Domain whose training part holds them or near-duplicates of them."""
     list: str
     """File that names them; see `glscl eval`'s --leave-out."""
+
+
+AMOUNTS = ("data.max_videos", "data.max_pairs", "training.max_steps", "training.epochs")
+"""Keys of a run that say how much is learnt from."""
+
+
+def check_matched(name: str, values: Values, of: str, others: Values) -> None:
+    """Refuse, with a `ValueError`, two conditions that differ in other keys than `AMOUNTS`, or in none of these."""
+    different = {text.partition(":")[0] for text in differing_keys(_spread(values), _spread(others), ())}
+    if not different or not different <= set(AMOUNTS):
+        found = ", ".join(sorted(different.difference(AMOUNTS))) or "nothing"
+        raise ValueError(
+            f"matched: conditions '{name}' and '{of}' may differ in {', '.join(AMOUNTS)} alone, and differ in {found}"
+        )
+
+
+def _spread(values: Values, prefix: str = "") -> Values:
+    """Nested values by dotted key."""
+    spread: Values = {}
+    for key, value in values.items():
+        spread |= _spread(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return spread
 
 
 class StudyConfig(RunsConfig):
@@ -75,6 +98,9 @@ class StudyConfig(RunsConfig):
     wise_ft: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = ()
     """Test every cell also with towers between those before (0) and after (1) its training, at these shares of the
     trained ones. As with controls, finished cells stay; cells whose towers are not trained have no such rows."""
+    matched: dict[str, str] = Field(default_factory=dict)
+    """Condition: another one, of which it differs in the amount of training data alone (data.max_videos, max_pairs,
+    training.max_steps, epochs); the report shows the differences between the two."""
     leave_out: tuple[LeaveOut, ...] = ()
     """Leaked test videos; the report gives results with and without them."""
     qrels: dict[str, str] = Field(default_factory=dict)
@@ -120,6 +146,7 @@ class StudyConfig(RunsConfig):
         for kind, known, used in (
             ("comparisons", self.variants, [name for pair in self.comparisons for name in pair]),
             ("qrels", self.tested, list(self.qrels)),
+            ("matched", self.conditions, [name for pair in self.matched.items() for name in pair]),
             ("leave_out", self.domains, [name for item in self.leave_out for name in (item.test, item.train)]),
         ):
             for name in used:
@@ -129,6 +156,12 @@ class StudyConfig(RunsConfig):
             raise ValueError("comparisons: a variant is compared with itself")
         if not self.tested:
             raise ValueError("domains: none has a test set")
+        return self
+
+    @model_validator(mode="after")
+    def _matched_conditions(self) -> "StudyConfig":
+        for name, of in self.matched.items():
+            check_matched(name, self.conditions[name], of, self.conditions[of])
         return self
 
     @property

@@ -12,7 +12,7 @@ from glscl.reporting.page import environment
 from glscl.reporting.plots import round_numbers
 from glscl.reporting.published import PublishedRow, for_domain
 from glscl.runs.options import ZERO_SHOT
-from glscl.study import charts, controls, galleries, sections, wise_ft
+from glscl.study import charts, controls, galleries, matched, sections, wise_ft
 from glscl.study.results import StudyResults, TestSet, parse_study
 
 
@@ -30,6 +30,7 @@ def render_study(results: Mapping[str, object] | StudyResults, published: Sequen
         charts=charts,
         controls=controls,
         control_rows={name: controls.control_rows(study, name) for name in study.conditions},
+        matched=matched,
         wise_ft=wise_ft,
         wise_ft_tables=wise_ft.wise_ft_tables(study),
         gallery_tables=galleries.gallery_tables(study),

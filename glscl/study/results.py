@@ -159,6 +159,20 @@ class WiseFt(Section):
     change: dict[Direction, Estimate]  # of R@1 from the trained towers, in points, paired over queries and seeds
 
 
+class Matched(Section):
+    """One variant of two conditions that differ in the amount of training data: in one cell, or in a mean of cells."""
+
+    condition: str
+    of: str  # the condition that it differs from
+    variant: str
+    relation: Relation
+    training: str = ""  # empty, with the test set: the mean over the cells of the relation
+    test: str = ""
+    recall: dict[Direction, float]  # R@1 in per cent, mean over seeds
+    recall_of: dict[Direction, float]
+    change: dict[Direction, Estimate]  # the first minus the second, in points, on the same queries
+
+
 class GalleryFigures(Section):
     """Recall in galleries of equal size: of one variant after one training on one test set, or of a mean over these."""
 
@@ -288,6 +302,7 @@ class StudyResults(MeasuredCosts, Summary):
     preregistration: Preregistration | None = None  # None: nothing was registered before the first cell
     controls: list[Control] = Field(default_factory=list)
     wise_ft: list[WiseFt] = Field(default_factory=list)
+    matched: list[Matched] = Field(default_factory=list)
     galleries: EqualGalleries | None = None  # None: not asked for
     examples: list[Example] = Field(default_factory=list)
     beside: Beside | None = None

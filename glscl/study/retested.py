@@ -81,27 +81,23 @@ def resample_changes(
 ) -> Iterator[tuple[Retested[AnyTest, Kind], Kind, QueryBootstrap, Changed]]:
     """Yield every kind of test that all seeds have, resampled test set by test set in each condition.
 
-    The resamples of a test set are those of its other figures, and independent of another's, so that means over test
-    sets may be taken.
+    Means over test sets may be taken: see `bootstrap_queries`.
     """
     places: dict[tuple[str, str], list[Retested[AnyTest, Kind]]] = {}
     for entry in retested:
         places.setdefault((entry.condition, entry.test), []).append(entry)
-    for (_, test), entries in places.items():
-        queries = entries[0].plain[0].per_query
-        groups = queries.owners if direction == "text_to_video" else len(queries.query_videos)
-        number = len(DIRECTIONS) * study.tested.index(test) + list(DIRECTIONS).index(direction)
+    for entries in places.values():
         tables = {}
         for index, entry in enumerate(entries):
-            before = _recall([plain.per_query for plain in entry.plain], direction)
+            before = stack_recall([plain.per_query for plain in entry.plain], direction)
             for kind in kinds:
                 if tests := entry.of(kind):
-                    after, trained = _recall(tests, direction), entry.training != ZERO_SHOT
+                    after, trained = stack_recall(tests, direction), entry.training != ZERO_SHOT
                     tables[index, kind, "recall"] = (after, trained)
                     tables[index, kind, "change"] = (after - before, trained)
         if not tables:
             continue
-        bootstrap = QueryBootstrap(groups, study.resamples, number)
+        bootstrap = bootstrap_queries(study, entries[0].plain[0], direction)
         systems = bootstrap.systems(tables)
         for index, kind, what in tables:
             if what == "recall":
@@ -116,7 +112,15 @@ def estimate_change(bootstrap: QueryBootstrap, changed: Changed) -> tuple[Estima
     return as_estimate(recall, changed.recall.units.mean(1)), as_estimate(change, changed.change.units.mean(1))
 
 
-def _recall(tests: Iterable[object], direction: Direction) -> Array:
+def bootstrap_queries(study: StudyConfig, test: CellTest, direction: Direction) -> QueryBootstrap:
+    """The resamples that all figures of a test set have, which are independent of another set's."""
+    queries = test.per_query
+    groups = queries.owners if direction == "text_to_video" else len(queries.query_videos)
+    number = len(DIRECTIONS) * study.tested.index(test.domain) + list(DIRECTIONS).index(direction)
+    return QueryBootstrap(groups, study.resamples, number)
+
+
+def stack_recall(tests: Iterable[object], direction: Direction) -> Array:
     """(S, Q) the main metric of every seed and query."""
     return np.stack([per_query(as_ranks(getattr(one, direction)))[MAIN_METRIC] for one in tests])
 

@@ -25,6 +25,7 @@ from glscl.study.controls import describe_controls, find_controls
 from glscl.study.detectable import RESULTS
 from glscl.study.examples import find_examples
 from glscl.study.grid import build_cells, check_sets
+from glscl.study.matched import describe_matched, find_matched
 from glscl.study.options import StudyConfig
 from glscl.study.panels import share_texts
 from glscl.study.plan import CONFIG, check_families, check_gallery, plan_detectable
@@ -105,6 +106,7 @@ def report(study: StudyConfig, *, costs: bool = False) -> str:
         "examples": find_examples(study, finished),
         "controls": find_controls(study, cells, finished),
         "wise_ft": find_wise_ft(study, cells, finished),
+        "matched": find_matched(study, cells, finished),
         "preregistration": check_registration(study),
     }
     results = results.model_copy(update=dict(measured) | found)
@@ -112,14 +114,14 @@ def report(study: StudyConfig, *, costs: bool = False) -> str:
         beside = read_beside(storage.join(study.beside_directory, RESULTS), results)
         results = results.model_copy(update={"beside": beside})
     unmeasured = set() if measured.costs else set(MeasuredCosts.model_fields)
-    asked = {"controls": study.controls, "wise_ft": study.wise_ft, "galleries": study.gallery}
+    asked = {"controls": study.controls, "wise_ft": study.wise_ft, "matched": study.matched, "galleries": study.gallery}
     unmeasured |= {name for name, value in asked.items() if not value}
     storage.write_json(storage.join(study.directory, RESULTS), results.model_dump(exclude=unmeasured))
     page = storage.join(study.directory, REPORT)
     storage.write_bytes(page, render_study(results, read_published(PACKAGED)).encode())
     write_study_tables(results, storage.join(study.directory, TABLES))
     retested = (one(results, name) for name in study.conditions for one in (describe_controls, describe_wise_ft))
-    for sentence in chain(results.claims, *retested):
+    for sentence in chain(results.claims, *retested, describe_matched(results)):
         print(sentence)
     return f"{results.verdict} report={page}"
 

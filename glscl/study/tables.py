@@ -17,6 +17,7 @@ from glscl.evaluation.metrics import DIRECTIONS, MAIN_METRIC, MEDIAN_RANK, RECAL
 from glscl.reporting.formats import interval, p_value, si, signed
 from glscl.runs.options import ZERO_SHOT
 from glscl.study.galleries import GALLERY_COLUMNS, gallery_rows
+from glscl.study.matched import MATCHED_COLUMNS, matched_rows
 from glscl.study.results import Comparison, Estimate, Result, StudyResults, parse_study
 from glscl.study.wise_ft import WISE_FT_COLUMNS, wise_ft_rows
 from glscl.system.storage import join, write_bytes
@@ -51,6 +52,7 @@ def write_study_tables(results: Mapping[str, object] | StudyResults, folder_uri:
         "costs.csv": _csv(COST_COLUMNS, costs),
         **({"controls.csv": _csv(CONTROL_COLUMNS, _control_rows(study))} if study.controls else {}),
         **({"wise_ft.csv": _csv(WISE_FT_COLUMNS, wise_ft_rows(study))} if study.wise_ft else {}),
+        **({"matched.csv": _csv(MATCHED_COLUMNS, matched_rows(study))} if study.matched else {}),
         **({"galleries.csv": _csv(GALLERY_COLUMNS, gallery_rows(study.galleries))} if study.galleries else {}),
         **_latex_tables(study),
     }
