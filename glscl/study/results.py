@@ -265,6 +265,7 @@ class BesideRow(Section):
     scope: Relation
     ours: float
     theirs: float
+    over_pooling: tuple[float, float] | None = None  # the same minus those of mean pooling, in points; None: of itself
 
 
 class Preregistration(Section):
