@@ -125,17 +125,21 @@ def write_claims(study: StudyConfig, comparisons: Sequence[Comparison]) -> list[
 def _count_consistency_against_attention(
     study: StudyConfig, condition: str, relation: Relation, means: Sequence[Comparison]
 ) -> list[str]:
-    """Count, in one sentence, what is shown between the two groups of heads; none without such a comparison."""
+    """Count what is shown between the two groups of heads, tuned ones apart; nothing without such a comparison."""
     groups = {name: variant.group for name, variant in study.variants.items()}
     asked = [c for c in means if (groups[c.first], groups[c.second]) == ("consistency", "attention")]
-    if not asked:
-        return []
     where = "Across domains" if relation == "cross-domain" else "In the domain trained on"
     in_condition = f" ({condition})" if len(study.conditions) > 1 else ""
-    return [
-        f"{where}{in_condition}, global-local consistency against attention: {tally(asked)} "
-        f"(mean text-to-video {MAIN_METRIC}, Holm's correction)."
-    ]
+    sentences = []
+    for tuned in (False, True):
+        counted = [c for c in asked if bool(study.variants[c.first].tuned) is tuned]
+        heads = ", every head tuned with the same budget" if tuned else ""
+        if counted:
+            sentences.append(
+                f"{where}{in_condition}{heads}, global-local consistency against attention: {tally(counted)} "
+                f"(mean text-to-video {MAIN_METRIC}, Holm's correction)."
+            )
+    return sentences
 
 
 def _count_losses(study: StudyConfig, condition: str, means: Sequence[Comparison]) -> list[str]:
