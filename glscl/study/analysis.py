@@ -104,7 +104,9 @@ def _count_training_videos(study: StudyConfig, cells: Sequence[Cell]) -> str:
 
 def _list_variants(study: StudyConfig) -> list[Variant]:
     variants = [
-        Variant(name=name, head=v.run.get("model", {}).get("head", "glscl"), group=v.group, what=v.what)
+        Variant(
+            name=name, head=v.run.get("model", {}).get("head", "glscl"), group=v.group, what=v.what, tuned=bool(v.tuned)
+        )
         for name, v in study.variants.items()
     ]
     if study.zero_shot:
