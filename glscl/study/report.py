@@ -32,6 +32,7 @@ def render_study(results: Mapping[str, object] | StudyResults, published: Sequen
         controls=controls,
         control_rows={name: controls.control_rows(study, name) for name in study.conditions},
         matched=matched,
+        matched_pairs=matched.matched_pairs(study),
         wise_ft=wise_ft,
         wise_ft_tables=wise_ft.wise_ft_tables(study),
         gallery_tables=galleries.gallery_tables(study),
