@@ -124,7 +124,7 @@ def _describe_set(
         records = sum(len(job.items) for job in jobs)
         raise UserError(f"{origin.domain}: none of {records} videos could be read: {count_reasons(rejected)}")
     repaired = {video: pictures for shard in written for video, pictures in shard.repaired.items()}
-    ids = [record.video_id for job, shard in zip(jobs, written, strict=True) for record in shard.kept(job)]
+    records_kept = [record for job, shard in zip(jobs, written, strict=True) for record in shard.kept(job)]
     return Manifest(
         **asdict(origin),
         encoding=str(encoding),
@@ -133,7 +133,8 @@ def _describe_set(
         shards=shards,
         rejected=dict(sorted(rejected.items())),
         repaired=dict(sorted(repaired.items())),
-        video_ids=tuple(name.encode("utf-8", "replace").decode() for name in ids),  # as in the tars
+        video_ids=tuple(one.video_id.encode("utf-8", "replace").decode() for one in records_kept),  # as in the tars
+        captions=tuple(len(one.captions) for one in records_kept),
     )
 
 

@@ -29,6 +29,7 @@ class _IndexedTar(NamedTuple):
     entry: ShardEntry
     rejected: dict[str, str]  # keys of samples that lack something, with the reason
     video_ids: list[str]
+    captions: list[int]  # of every video, how many
 
 
 def index_shards(
@@ -80,6 +81,7 @@ def _describe_set(tars: Sequence[_IndexedTar], domain: str, split: str) -> Manif
             shards=tuple(tar.entry for tar in tars),
             rejected=rejected,
             video_ids=tuple(video_id for tar in tars for video_id in tar.video_ids),
+            captions=tuple(count for tar in tars for count in tar.captions),
         )
     except ValidationError as error:
         first = first_mistake(error)
@@ -96,12 +98,13 @@ def _index(uri: str, name: str) -> _IndexedTar:
             index = index_foreign(file)
         except (tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError) as error:
             raise UserError(f"{uri}: unusable ({error}); mend it, or move it out of the folder") from None
-    pairs = sum(len(sample.captions) for sample in index.samples)
+    counts = [len(sample.captions) for sample in index.samples]
+    videos, pairs = len(counts), sum(counts)
     try:
-        entry = ShardEntry(name=name, samples=len(index.samples), pairs=pairs, bytes=size, sha256=digest.hexdigest())
+        entry = ShardEntry(name=name, samples=videos, pairs=pairs, bytes=size, sha256=digest.hexdigest())
     except ValidationError as error:
         raise UserError(f"{uri}: {first_mistake(error).message}; rename it (letters, digits, '_', '.', '-')") from None
-    return _IndexedTar(entry, index.rejected, [sample.video_id for sample in index.samples])
+    return _IndexedTar(entry, index.rejected, [sample.video_id for sample in index.samples], counts)
 
 
 def _check_rejected(uri: str, manifest: Manifest, limit: float) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from glscl.data.augment import check_augmentation
 from glscl.options import Options
@@ -24,6 +24,10 @@ class DataConfig(Options):
     """Shard sets to score after training; those of other domains than the training ones are the cross-domain tests."""
     captions: Literal["all", "one"] = "all"
     """`all`: every caption is a pair of the epoch (the papers' way); `one`: one caption drawn per video and epoch."""
+    max_videos: int | None = Field(default=None, ge=1)
+    """Videos taken of each training set, by their ids alone, so that fewer are a part of more; none takes all."""
+    max_pairs: int | None = Field(default=None, ge=1)
+    """The same in pairs of a video and a caption; one of the two."""
     virtual_streams: int = Field(default=32, ge=1)
     """Streams that together fill a global batch: a multiple of workers x loader workers, a divisor of the batch."""
     loader_workers: Annotated[int, Field(ge=0)] | Auto = "auto"
@@ -54,6 +58,12 @@ class DataConfig(Options):
     @classmethod
     def _known_augmentation(cls, text: str | None) -> str | None:
         return text if text is None else check_augmentation(text)
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> Self:
+        if self.max_videos is not None and self.max_pairs is not None:
+            raise ValueError("max_videos and max_pairs: give one of them")
+        return self
 
     @property
     def loaders(self) -> int:

@@ -13,16 +13,14 @@ shard that a cut goes through is read by two streams.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from glscl.data.shards import Manifest
+from glscl.data.subset import Captions, Integers, Limit, choose
 from glscl.errors import UserError
-
-Captions = Literal["all", "one"]
-Integers = npt.NDArray[np.int64]
 
 _EPOCHS_KNOWN = 3
 """Of a domain: loader workers, and those who look ahead, are never further apart."""
@@ -43,8 +41,9 @@ class StreamPlan:
 
     ``weights`` are the shares of every global batch per domain, empty in proportion to the domains' pairs;
     ``global_batch`` is pairs per step over all ranks (B), a multiple of ``virtual_streams`` (V). With ``captions``
-    ``all`` every caption is a pair of the epoch; ``one`` draws one per video and epoch. Raises `UserError`: B is no
-    multiple of V, a domain is too small for one step, or its weight is below 1/V.
+    ``all`` every caption is a pair of the epoch; ``one`` draws one per video and epoch. ``limit`` takes a part of every
+    domain. Raises `UserError`: B is no multiple of V, a domain is too small for one step, or its weight is below 1/V;
+    and as `choose`.
     """
 
     def __init__(
@@ -55,6 +54,7 @@ class StreamPlan:
         virtual_streams: int,
         captions: Captions,
         seed: int,
+        limit: Limit = Limit(),  # noqa: B008 (frozen)
     ) -> None:
         if not manifests:
             raise UserError("data.train is empty: name at least one shard set")
@@ -68,10 +68,9 @@ class StreamPlan:
         self.pairs_per_stream_step = global_batch // virtual_streams
         self.captions = captions
         self.seed = seed
-        self._sizes = [
-            np.array([entry.pairs if captions == "all" else entry.samples for entry in manifest.shards])
-            for manifest in manifests
-        ]
+        self.limit = limit
+        self._chosen = [choose(manifest, limit, captions) for manifest in manifests]
+        self._sizes = [_sizes(*pair, captions) for pair in zip(manifests, self._chosen, strict=True)]
         self._lines: list[dict[int, tuple[Integers, Integers]]] = [{} for _ in manifests]
         totals = [int(sizes.sum()) for sizes in self._sizes]
         self.streams_of_domain = _apportion(weights or totals, virtual_streams, [m.domain for m in manifests])
@@ -105,7 +104,9 @@ class StreamPlan:
     def pair_in_shard(self, slot: Slot) -> int:
         """Index, in file order, of the pair (``all``) or sample (``one``) that stands at the slot."""
         size = self.shard_size(slot.domain, slot.shard)
-        return int(_permutation(size, self.seed, 2, slot.domain, slot.epoch, slot.shard)[slot.rank_in_shard])
+        index = int(_permutation(size, self.seed, 2, slot.domain, slot.epoch, slot.shard)[slot.rank_in_shard])
+        chosen = self._chosen[slot.domain]
+        return index if chosen is None else int(chosen[slot.shard][index])
 
     def shard_size(self, domain: int, shard: int) -> int:
         """Places that a shard fills in one epoch."""
@@ -143,7 +144,7 @@ class StreamPlan:
                 f"({world_size} x {max(1, workers)}): change training.num_workers, data.loader_workers or "
                 f"data.virtual_streams"
             )
-        shards = sum(len(manifest.shards) for manifest in self.manifests)
+        shards = sum(int(np.count_nonzero(sizes)) for sizes in self._sizes)
         if shards < readers:
             raise UserError(
                 f"too few shards: {shards} for {world_size} workers x {max(1, workers)} loader workers; lower "
@@ -159,6 +160,13 @@ class StreamPlan:
             order = _permutation(len(self._sizes[domain]), self.seed, 1, domain, epoch)
             known[epoch] = order, np.cumsum(self._sizes[domain][order])
         return known[epoch]
+
+
+def _sizes(manifest: Manifest, chosen: list[Integers] | None, captions: Captions) -> Integers:
+    """Places that each shard fills in one epoch."""
+    if chosen is not None:
+        return np.array([len(part) for part in chosen])
+    return np.array([entry.pairs if captions == "all" else entry.samples for entry in manifest.shards])
 
 
 Words = TypeVar("Words", np.uint64, npt.NDArray[np.uint64])

@@ -76,6 +76,8 @@ class Manifest(Options):
     """Videos re-encoded although not every picture decoded, with ``3 of 250 pictures``: the nearest stand for those."""
     video_ids: tuple[str, ...] = ()
     """Of every video, in the order of the shards: tells sets apart without a tar. Sets of older versions have none."""
+    captions: tuple[_Count, ...] = ()
+    """Of every video, how many, in the same order. Sets of older versions do not say."""
     features: FeatureFacts | None = None
     """Of a set whose samples hold features of frozen towers in place of videos."""
 

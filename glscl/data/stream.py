@@ -22,10 +22,11 @@ from glscl.data.clips import ClipCache, Place, Sampling, read_clip
 from glscl.data.features import FeatureSampling, read_texts
 from glscl.data.limits import VideoError
 from glscl.data.loader import errors_as_items, explain_dead_loaders, raise_items, start_loader_worker
-from glscl.data.plan import Integers, Slot, StreamPlan
+from glscl.data.plan import Slot, StreamPlan
 from glscl.data.quarantine import Entry, UnusableSetError, quarantine_entry, repair_entry
 from glscl.data.shards import Shard, ShardSet
 from glscl.data.shared_memory import handover_error
+from glscl.data.subset import Integers
 from glscl.errors import UserError
 
 Tokenize = Callable[[Sequence[str]], tuple[Tensor, Tensor]]

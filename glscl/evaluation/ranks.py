@@ -18,8 +18,10 @@ these ranks, and the median rank is the median of the mean ranks. CLIP4Clip's
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from scipy.special import digamma
+from scipy.stats import hypergeom
 from torch import Tensor
 
 from glscl.errors import UserError
@@ -52,6 +54,23 @@ class Ranks:
     def within(self, k: int) -> Tensor:
         """(Q,) float64, the chance that each right answer is among the first ``k``: 1 or 0 without ties."""
         return ((k + 1 - self.optimistic).double() / self.tied).clamp(0, 1)
+
+    def within_gallery(self, k: int, candidates: int, size: int) -> Tensor:
+        """(Q,) float64, the chance of being among the first ``k`` of a gallery of ``size`` candidates.
+
+        The gallery is the right answer and ``size - 1`` others, drawn without replacement from the other
+        ``candidates - 1`` of the whole set, whose ranks these are. Of the ``b`` others placed before it, the gallery
+        holds a hypergeometric number; with ties, ``b`` is any of ``optimistic - 1`` to ``pessimistic - 1``, each with
+        equal chance, so the mean over them counts. Raises `ValueError`: a gallery larger than the set.
+        """
+        if not 1 <= size <= candidates:
+            raise ValueError(f"a gallery of {size} cannot be drawn from {candidates} candidates")
+        if size <= k:
+            return torch.ones(len(self), dtype=torch.float64)
+        chance = hypergeom.cdf(k - 1, candidates - 1, np.arange(candidates), size - 1)  # by b
+        sums = torch.from_numpy(np.concatenate([[0.0], np.cumsum(chance)]))
+        mean = (sums[self.pessimistic] - sums[self.optimistic - 1]) / self.tied
+        return torch.where(self.tied == 1, torch.from_numpy(chance)[self.optimistic - 1], mean).clamp(0, 1)
 
     def discounted(self, k: int) -> Tensor:
         """(Q,) float64, the expected ``1 / log2(1 + rank)``, 0 after rank ``k``: a right answer's part of DCG@k."""

@@ -19,6 +19,7 @@ from glscl.training.config import RunConfig
 
 RESULT = "cell.json"
 CONTROLS = "controls.json"
+WISE_FT = "wise_ft.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,7 @@ class Cell:
     seed: int  # of the training; of the towers where they are random
     config: RunConfig  # the whole run. Its run directory is the cell's.
     controls: tuple[FrameOrder, ...] = ()  # other orders of frames that it is tested with, too
+    wise_ft: tuple[float, ...] = ()  # the same, shares of the trained towers (`Mix.towers`)
 
     @property
     def directory(self) -> str:
@@ -63,21 +65,38 @@ class CellResult(Section):
     seconds: float  # wall-clock of the last attempt
 
 
-class ControlTest(Section):
-    """One test set of a finished cell with its frames in another order."""
+class Retest(Section):
+    """One test set of a finished cell, whose model was tested again, otherwise."""
 
     domain: str
     fingerprint: str  # of the set's manifest
-    frames: FrameOrder
     hubness_skewness: float
     text_to_video: RankBounds  # of the queries of `CellTest`, in their order
     video_to_text: RankBounds
+
+
+class ControlTest(Retest):
+    """With its frames in another order."""
+
+    frames: FrameOrder
+
+
+class WiseFtTest(Retest):
+    """By towers between those that training began with and the trained ones."""
+
+    towers_alpha: float
 
 
 class Controls(Section):
     """What ``controls.json`` holds, beside a result that knows nothing of it."""
 
     tests: list[ControlTest] = Field(default_factory=list)
+
+
+class WiseFtTests(Section):
+    """What ``wise_ft.json`` holds, beside a result that knows nothing of it."""
+
+    tests: list[WiseFtTest] = Field(default_factory=list)
 
 
 def read_controls(directory: str) -> list[ControlTest]:
@@ -97,9 +116,26 @@ def missing_controls(cell: Cell) -> tuple[FrameOrder, ...]:
     return tuple(order for order in cell.controls if order not in done)
 
 
+def read_wise_ft(directory: str) -> list[WiseFtTest]:
+    """Read the tests with other towers in a cell's directory; none where there is no file."""
+    where = storage.join(directory, WISE_FT)
+    return WiseFtTests.model_validate(storage.read_json(where)).tests if storage.exists(where) else []
+
+
+def write_wise_ft(directory: str, tests: list[WiseFtTest]) -> None:
+    """Write the tests with other towers into a cell's directory."""
+    storage.write_json(storage.join(directory, WISE_FT), WiseFtTests(tests=tests).model_dump())
+
+
+def missing_wise_ft(cell: Cell) -> tuple[float, ...]:
+    """The shares of the trained towers that a finished cell has not been tested with yet."""
+    done = {test.towers_alpha for test in read_wise_ft(cell.directory)} if cell.wise_ft else set()
+    return tuple(alpha for alpha in cell.wise_ft if alpha not in done)
+
+
 def is_finished(cell: Cell) -> bool:
     """Whether nothing is left to do of a cell. Raises `UserError`: as `read_result`."""
-    return read_result(cell) is not None and not missing_controls(cell)
+    return read_result(cell) is not None and not missing_controls(cell) and not missing_wise_ft(cell)
 
 
 def read_cell_file(directory: str) -> CellResult | None:

@@ -7,36 +7,23 @@ import time
 import torch
 from safetensors.torch import save_file
 
-from glscl.data.frame_changes import FrameOrder
 from glscl.data.shards import open_shard_set
 from glscl.errors import UserError
-from glscl.evaluation.evaluate import evaluate_model
-from glscl.evaluation.metrics import DIRECTIONS
 from glscl.evaluation.results import Results
 from glscl.evaluation.saved import CARD, FOLDER, ModelCard, load_model, save_model
 from glscl.models.adapters import merge_lora
 from glscl.models.fingerprint import tower_fingerprint
 from glscl.models.retriever import Retriever
 from glscl.runs.build import TOWERS, build_pretraining
-from glscl.runs.cell import (
-    CONTROLS,
-    Cell,
-    CellResult,
-    CellTest,
-    ControlTest,
-    missing_controls,
-    read_controls,
-    read_result,
-    write_cell_file,
-    write_controls,
-)
+from glscl.runs.cell import CONTROLS, WISE_FT, Cell, CellResult, CellTest, is_finished, read_result, write_cell_file
 from glscl.runs.options import ZERO_SHOT, RunsConfig
+from glscl.runs.retests import retest
 from glscl.system import storage
 from glscl.system.nodes import alive_nodes, check_resources
 from glscl.system.ownership import ANOTHER_NAME, Owner, owned
 from glscl.training.checkpoint.retention import INDEX, PREFIX, RAY_REGISTER
 from glscl.training.config import RunConfig
-from glscl.training.driver.launch import score_run, share_of_actors, train
+from glscl.training.driver.launch import score_run, train
 from glscl.training.driver.machines import with_machines
 from glscl.training.driver.outputs import status_on_failure, write_results, write_status
 from glscl.training.driver.preflight import CONFIG, preflight
@@ -56,16 +43,13 @@ def run_cell(cell: Cell, keep_model: bool, *, here: bool = False) -> CellResult:
 
     Raises `UserError`: bad input, or another command does this cell.
     """
-    if (finished := read_result(cell)) and not missing_controls(cell):
+    if is_finished(cell) and (finished := read_result(cell)):
         return finished
     with owned(cell.directory, ANOTHER_NAME, patience_s=PATIENCE_S) as owner:
         here = here and fits_one_process(cell.config)
         # The owner that was waited for may have done it.
         result = read_result(cell) or _do(cell, owner, here)
-        if orders := missing_controls(cell):
-            tests = read_controls(cell.directory) + _test_orders(cell, orders, result, here)
-            owner.fence.check()
-            write_controls(cell.directory, tests)
+        retest(cell, result, owner.fence, here)
         # After the results: what is deleted now could only have served to do the cell again.
         remove_checkpoints(cell.directory)
         if not keep_model:
@@ -76,7 +60,8 @@ def run_cell(cell: Cell, keep_model: bool, *, here: bool = False) -> CellResult:
 def _do(cell: Cell, owner: Owner, here: bool) -> CellResult:
     """Train and test, and leave the result."""
     began = time.monotonic()
-    storage.remove(storage.join(cell.directory, CONTROLS))  # of a model that somebody has deleted
+    for name in (CONTROLS, WISE_FT):
+        storage.remove(storage.join(cell.directory, name))  # of a model that somebody has deleted
     zero_shot = cell.training == ZERO_SHOT
     results = _score_towers(cell.config, here) if zero_shot else _train(cell.config, owner, here)
     result = CellResult(
@@ -90,33 +75,6 @@ def _do(cell: Cell, owner: Owner, here: bool) -> CellResult:
     owner.fence.check()
     write_cell_file(cell.directory, result)
     return result
-
-
-def _test_orders(cell: Cell, orders: tuple[FrameOrder, ...], result: CellResult, here: bool) -> list[ControlTest]:
-    """Test a finished cell's model with the frames in other orders. Raises `UserError`: its model was not kept."""
-    if not storage.exists(storage.join(cell.directory, FOLDER, CARD)):
-        raise UserError(
-            f"controls: {', '.join(orders)} cannot be tested, because the model of {cell.directory} was not kept "
-            f"(keep_models); leave them out, or delete the cell's folder to have it done again"
-        )
-    config = with_machines(cell.config, alive_nodes, alone=False)
-    plain = {"frames": orders, "normalisations": False, "leave_out": (), "examples": 0}
-    evaluation = config.evaluation.model_copy(update=plain)
-    share = share_of_actors(config)
-    tests = evaluate_model(config.run_directory, config.data.test, evaluation, share, keep_ranks=True, here=here)
-    owners = {test.fingerprint: test.per_query.owners for test in result.tests}
-    found = []
-    for test in tests:
-        assert test.per_query is not None
-        if test.per_query.owners != owners[test.fingerprint]:
-            raise UserError(
-                f"controls: other videos of {test.shards} can be decoded than when {cell.directory} was tested; delete "
-                f"the cell's folder to have it done again"
-            )
-        if test.frames is not None:
-            ranks = {direction: getattr(test.per_query, direction) for direction in DIRECTIONS}
-            found.append(ControlTest.model_validate(dict(test) | ranks))
-    return found
 
 
 def remove_checkpoints(run_directory: str) -> None:

@@ -11,9 +11,10 @@ from glscl.runs.cell import Cell
 from glscl.runs.options import UNION, ZERO_SHOT
 from glscl.runs.summary import summarise
 from glscl.study.comparisons import compare_variants, write_claims
+from glscl.study.galleries import gallery_size, join_galleries, measure_galleries
 from glscl.study.options import StudyConfig
 from glscl.study.panels import Finished, build_panels, build_result, select_comparable
-from glscl.study.results import Comparison, Result, StudyResults, TestSet, Training, Variant
+from glscl.study.results import Comparison, EqualGalleries, Result, StudyResults, TestSet, Training, Variant
 from glscl.study.tuning import describe_tunings, read_tunings
 
 
@@ -30,6 +31,8 @@ def analyse(study: StudyConfig, cells: Sequence[Cell], finished: Finished) -> St
     results: list[Result] = []
     comparisons: list[Comparison] = []
     tested: dict[str, dict[str, Test]] = {}
+    size = gallery_size(study, comparable)
+    galleries: list[EqualGalleries | None] = []
     for condition in study.conditions:  # one after the other: the resamples of a large study fill memory
         panels = build_panels(study, [(cell, result) for cell, result in comparable if cell.condition == condition])
         results += [
@@ -38,6 +41,7 @@ def analyse(study: StudyConfig, cells: Sequence[Cell], finished: Finished) -> St
             for variant, training in panel.seeds
         ]
         comparisons += compare_variants(study, condition, panels, domains)
+        galleries.append(measure_galleries(condition, panels, domains, size))
         for name, panel in panels.items():
             tested.setdefault(name, {})[condition] = panel.first
     summary = summarise(
@@ -61,6 +65,7 @@ def analyse(study: StudyConfig, cells: Sequence[Cell], finished: Finished) -> St
         tests=[_describe_test_set(name, tested[name]) for name in study.domains if name in tested],
         results=results,
         comparisons=comparisons,
+        galleries=join_galleries(galleries),
         equivalence_margin=study.equivalence_margin,
     )
 

@@ -1,26 +1,26 @@
-"""The controls of a study: what is left of every cell's recall when its frames come in another order, or one alone.
-
-The same trained model is tested twice on the same queries, so the change is taken query by query and seed by seed: the
-interval is that of a mean, with seeds as a random effect (`glscl.study.statistics`).
-"""
+"""The controls of a study: what is left of every cell's recall when its frames come in another order, or one alone."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-
-import numpy as np
+from dataclasses import dataclass
 
 from glscl.data.frame_changes import FrameOrder
-from glscl.errors import UserError
-from glscl.evaluation.metrics import DIRECTIONS, MAIN_METRIC, METRICS, Direction
+from glscl.evaluation.metrics import DIRECTIONS, MAIN_METRIC, Direction
 from glscl.reporting.formats import signed
-from glscl.runs.cell import Cell, CellTest, ControlTest, read_controls
-from glscl.runs.options import ZERO_SHOT
+from glscl.runs.cell import Cell, ControlTest, read_controls
 from glscl.study.options import StudyConfig
-from glscl.study.panels import Finished, as_estimate, as_ranks, relation_of, select_comparable
+from glscl.study.panels import Finished
 from glscl.study.results import Control, Estimate, StudyResults
-from glscl.study.statistics import QueryBootstrap, over_seeds, per_query
+from glscl.study.retested import (
+    Retested,
+    collect_retested,
+    estimate_change,
+    resample_changes,
+    shown_higher,
+    shown_lower,
+)
+from glscl.study.statistics import over_seeds
 
 WORDS: Mapping[str, str] = {
     "single": "The middle frame alone",
@@ -28,83 +28,34 @@ WORDS: Mapping[str, str] = {
     "reversed": "Reversed frames",
 }
 """What each order is called in a sentence and on the page."""
-Key = tuple[str, str, str, str]  # condition, variant, training, test
-
-
-@dataclass(slots=True)
-class _Pair:
-    """One variant after one training on one test set: its seeds' results, and the controls of each."""
-
-    domains: tuple[str, ...]
-    plain: list[CellTest] = field(default_factory=list)
-    controls: list[dict[FrameOrder, ControlTest]] = field(default_factory=list)
 
 
 def find_controls(study: StudyConfig, cells: Sequence[Cell], finished: Finished) -> list[Control]:
     """Every control of the cells that are reported, where all their seeds have it."""
     if not study.controls:
         return []
-    pairs: dict[Key, _Pair] = {}
-    for cell, result in sorted(select_comparable(cells, finished), key=lambda item: item[0].seed):
-        controls = read_controls(cell.directory)
-        for test in result.tests:
-            pair = pairs.setdefault((cell.condition, cell.variant, cell.training, test.domain), _Pair(cell.domains))
-            own = {one.frames: one for one in controls if one.domain == test.domain}
-            if any(one.fingerprint != test.fingerprint for one in own.values()):
-                raise UserError(
-                    f"{cell.directory}: its controls are of another {test.domain} than its result; delete the cell's "
-                    f"folder to have it done again"
-                )
-            pair.plain.append(test)
-            pair.controls.append(own)
-    bootstraps: dict[tuple[str, str, Direction], QueryBootstrap] = {}
-    return [
-        _compare(study, key, pair, order, bootstraps)
-        for key, pair in pairs.items()
-        for order in study.controls
-        if all(order in own for own in pair.controls)
-    ]
-
-
-def _compare(
-    study: StudyConfig,
-    key: Key,
-    pair: _Pair,
-    order: FrameOrder,
-    bootstraps: dict[tuple[str, str, Direction], QueryBootstrap],
-) -> Control:
-    """Resample one control; ``bootstraps`` are those made before, by condition, test set and direction."""
-    condition, variant, training, test = key
-    seeds = [own[order] for own in pair.controls]
-    recall: dict[Direction, Estimate] = {}
-    change: dict[Direction, Estimate] = {}
-    for number, direction in enumerate(DIRECTIONS):
-        values, before = (
-            np.stack([per_query(as_ranks(getattr(one, direction)))[MAIN_METRIC] for one in tests])
-            for tests in (seeds, [plain.per_query for plain in pair.plain])
-        )
-        place = (condition, test, direction)
-        if place not in bootstraps:
-            queries = pair.plain[0].per_query
-            groups = queries.owners if direction == "text_to_video" else len(queries.query_videos)
-            bootstraps[place] = QueryBootstrap(groups, study.resamples, number)
-        bootstrap = bootstraps[place]
-        trained = training != ZERO_SHOT
-        systems = bootstrap.systems({"recall": (values, trained), "change": (values - before, trained)})
-        bounds = METRICS[MAIN_METRIC].bounds
-        recall[direction] = as_estimate(bootstrap.mean(systems["recall"], bounds), values.mean(1))
-        change[direction] = as_estimate(bootstrap.mean(systems["change"]), (values - before).mean(1))
-    return Control(
-        condition=condition,
-        variant=variant,
-        training=training,
-        test=test,
-        relation=relation_of(training, {training: pair.domains}, test),
-        frames=order,
-        recall=recall,
-        change=change,
-        hubness=over_seeds([one.hubness_skewness for one in seeds]).mean,
+    retested: list[Retested[ControlTest, FrameOrder]] = collect_retested(
+        cells, finished, read_controls, lambda test: test.frames, "controls"
     )
+    figures: dict[tuple[Retested[ControlTest, FrameOrder], FrameOrder], dict[Direction, tuple[Estimate, Estimate]]] = {}
+    for direction in DIRECTIONS:
+        for entry, order, bootstrap, changed in resample_changes(study, retested, study.controls, direction):
+            own = figures.setdefault((entry, order), {})
+            own[direction] = estimate_change(bootstrap, changed)
+    return [
+        Control(
+            condition=entry.condition,
+            variant=entry.variant,
+            training=entry.training,
+            test=entry.test,
+            relation=entry.relation,
+            frames=order,
+            recall={direction: recall for direction, (recall, _) in own.items()},
+            change={direction: change for direction, (_, change) in own.items()},
+            hubness=over_seeds([one.hubness_skewness for one in entry.of(order)]).mean,
+        )
+        for (entry, order), own in figures.items()
+    ]
 
 
 def describe_controls(study: StudyResults, condition: str) -> Iterator[str]:
@@ -116,8 +67,7 @@ def describe_controls(study: StudyResults, condition: str) -> Iterator[str]:
             key = (control.frames, control.test, control.relation)
             groups.setdefault(key, []).append(control.change[direction])
     for (frames, test, relation), changes in groups.items():
-        lower = sum(one.high is not None and one.high < 0 for one in changes)
-        higher = sum(one.low is not None and one.low > 0 for one in changes)
+        lower, higher = sum(map(shown_lower, changes)), sum(map(shown_higher, changes))
         found = [one.estimate for one in changes]
         span = f"from {signed(min(found))} to {signed(max(found))} points"
         yield (

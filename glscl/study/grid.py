@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from glscl.data.apart import check_held_out, check_not_trained
+from glscl.data.apart import NamedSet, check_held_out, check_not_trained
 from glscl.errors import UserError
 from glscl.evaluation.leakage import read_leakage_list
 from glscl.evaluation.relevance import read_qrels
@@ -38,8 +38,25 @@ def build_cells(study: StudyConfig, sets: Mapping[str, Sets]) -> list[Cell]:
                     name = f"{variant}.{training}.s{seed}"
                     changes = [of_training, options.run, _leave_out(study, domains)]
                     config = _build_config(study, sets, condition, name, seed, changes, domains)
-                    cells.append(Cell(condition, variant, training, domains, seed, config, study.controls))
+                    shares = study.wise_ft if _has_towers_between(config) else ()
+                    cells.append(Cell(condition, variant, training, domains, seed, config, study.controls, shares))
+    _check_wise_ft(study, cells)
     return cells
+
+
+def _check_wise_ft(study: StudyConfig, cells: Sequence[Cell]) -> None:
+    """Refuse, with a `UserError`, towers between where no cell has such."""
+    if study.wise_ft and not any(cell.wise_ft for cell in cells):
+        raise UserError(
+            "wise_ft: there is nothing between: no variant's towers are trained (model.freeze) and tested as they are "
+            "(evaluation.towers_alpha, head_alpha)"
+        )
+
+
+def _has_towers_between(config: RunConfig) -> bool:
+    """Whether a run's towers are trained, and its result is of the trained weights."""
+    evaluation = config.evaluation
+    return bool(config.model.trained_key) and evaluation.towers_alpha is None and evaluation.head_alpha is None
 
 
 def _build_config(
@@ -95,8 +112,23 @@ def check_sets(study: StudyConfig, sets: Mapping[str, Sets]) -> list[str]:
         opened.trained,
         "test on other videos, or list these under leave_out",
     )
+    _check_amounts(study, opened.trained)
     for uri in study.leakage_lists:
         read_leakage_list(uri)
     for file in study.qrels.values():
         read_qrels(study.address(file))
     return notes
+
+
+def _check_amounts(study: StudyConfig, trained: Sequence[NamedSet]) -> None:
+    """Refuse, with a `UserError`, to match training sets to more than one of them has."""
+    for name in study.matched:
+        data = study.conditions[name].get("data", {})
+        for named in trained:
+            manifest = named.manifest
+            for key, count in (("max_videos", manifest.videos), ("max_pairs", manifest.pairs)):
+                if (limit := data.get(key)) and limit > count:
+                    raise UserError(
+                        f"conditions.{name}.data.{key}: {limit}, but {named} has {count}: training sets "
+                        f"are matched to no more than the smallest has"
+                    )

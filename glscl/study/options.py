@@ -1,13 +1,14 @@
 """Options of a study: one YAML file, or a packaged one by name."""
 
 from importlib import resources
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from glscl.data.frame_changes import FrameOrder
 from glscl.errors import did_you_mean
 from glscl.options import Options
+from glscl.options.differences import differing_keys
 from glscl.runs.options import RunsConfig, Values, check_names
 from glscl.system import storage
 
@@ -38,6 +39,28 @@ class LeaveOut(Options):
     """Domain whose training part holds them or near-duplicates of them."""
     list: str
     """File that names them; see `glscl eval`'s --leave-out."""
+
+
+AMOUNTS = ("data.max_videos", "data.max_pairs", "training.max_steps", "training.epochs")
+"""Keys of a run that say how much is learnt from."""
+
+
+def check_matched(name: str, values: Values, of: str, others: Values) -> None:
+    """Refuse, with a `ValueError`, two conditions that differ in other keys than `AMOUNTS`, or in none of these."""
+    different = {text.partition(":")[0] for text in differing_keys(_spread(values), _spread(others), ())}
+    if not different or not different <= set(AMOUNTS):
+        found = ", ".join(sorted(different.difference(AMOUNTS))) or "nothing"
+        raise ValueError(
+            f"matched: conditions '{name}' and '{of}' may differ in {', '.join(AMOUNTS)} alone, and differ in {found}"
+        )
+
+
+def _spread(values: Values, prefix: str = "") -> Values:
+    """Nested values by dotted key."""
+    spread: Values = {}
+    for key, value in values.items():
+        spread |= _spread(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return spread
 
 
 class StudyConfig(RunsConfig):
@@ -75,10 +98,19 @@ class StudyConfig(RunsConfig):
     controls: tuple[FrameOrder, ...] = ()
     """Test every cell also with the middle frame of each video alone (single), with the frames in an order drawn from
     its id (shuffled), or backwards (reversed). Finished cells stay; their models, if kept, are tested."""
+    wise_ft: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = ()
+    """Test every cell also with towers between those before (0) and after (1) its training, at these shares of the
+    trained ones. As with controls, finished cells stay; cells whose towers are not trained have no such rows."""
+    matched: dict[str, str] = Field(default_factory=dict)
+    """Condition: another one, of which it differs in the amount of training data alone (data.max_videos, max_pairs,
+    training.max_steps, epochs); the report shows the differences between the two."""
     leave_out: tuple[LeaveOut, ...] = ()
     """Leaked test videos; the report gives results with and without them."""
     qrels: dict[str, str] = Field(default_factory=dict)
     """Tested domain: list of the videos that are relevant to each of its captions; see `glscl eval`'s --qrels."""
+    gallery: Literal["smallest"] | Annotated[int, Field(ge=2)] | None = None
+    """Videos in a gallery of equal size for every test set, in which recall is reported as well, as the expectation
+    over all such galleries; `smallest`: as many as the smallest test set has. No test set may have fewer."""
     resamples: int = Field(default=10_000, ge=100)
     """Of the queries, for intervals and p-values."""
     examples: int = Field(default=6, ge=0)
@@ -103,6 +135,13 @@ class StudyConfig(RunsConfig):
             raise ValueError("an order of frames is named twice")
         return controls
 
+    @field_validator("wise_ft")
+    @classmethod
+    def _distinct_shares(cls, shares: tuple[float, ...]) -> tuple[float, ...]:
+        if len(set(shares)) < len(shares):
+            raise ValueError("a number is given twice")
+        return shares
+
     @model_validator(mode="after")
     def _consistent(self) -> "StudyConfig":
         check_names("variants", self.variants)
@@ -110,6 +149,7 @@ class StudyConfig(RunsConfig):
         for kind, known, used in (
             ("comparisons", self.variants, [name for pair in self.comparisons for name in pair]),
             ("qrels", self.tested, list(self.qrels)),
+            ("matched", self.conditions, [name for pair in self.matched.items() for name in pair]),
             ("leave_out", self.domains, [name for item in self.leave_out for name in (item.test, item.train)]),
         ):
             for name in used:
@@ -121,6 +161,12 @@ class StudyConfig(RunsConfig):
             self._check_tuning(first, second)
         if not self.tested:
             raise ValueError("domains: none has a test set")
+        return self
+
+    @model_validator(mode="after")
+    def _matched_conditions(self) -> "StudyConfig":
+        for name, of in self.matched.items():
+            check_matched(name, self.conditions[name], of, self.conditions[of])
         return self
 
     def _check_tuning(self, *names: str) -> None:

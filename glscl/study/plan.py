@@ -36,6 +36,7 @@ def plan_study(study: StudyConfig) -> tuple[list[Cell], int]:
     cells = build_cells(study, sets)
     if not storage.exists(storage.join(study.directory, CONFIG)):  # studies begun before this was refused go on
         check_families(study, sets)
+    check_gallery(study, sets)
     if are_built([uri for domain in sets.values() for uri in domain.uris]):
         check_sets(study, sets)
     return cells, sum(storage.exists(storage.join(cell.directory, RESULT)) for cell in cells)
@@ -136,6 +137,17 @@ def check_families(study: StudyConfig, sets: Mapping[str, Sets]) -> None:
                 f"domains.{name}: {family}, and a test set of {videos} videos can show nothing among so many: it needs "
                 f"{least} or more, or {fewer}"
             )
+
+
+def check_gallery(study: StudyConfig, sets: Mapping[str, Sets]) -> None:
+    """Refuse a gallery larger than a test set, with a `UserError`; sets not yet made are left out."""
+    if isinstance(study.gallery, int):
+        for name, videos in _tested_videos(study, sets).items():
+            if videos < study.gallery:
+                raise UserError(
+                    f"gallery: {study.gallery} videos, but the test set of {name} has {videos}; give no more than the "
+                    f"smallest test set has, or `smallest`"
+                )
 
 
 def _tested_videos(study: StudyConfig, sets: Mapping[str, Sets]) -> dict[str, int]:

@@ -147,6 +147,54 @@ class Control(Section):
     hubness: float  # skewness of the 10-occurrence, mean over seeds
 
 
+class WiseFt(Section):
+    """One variant by towers between those before and after training: in one cell over seeds, or in a mean of cells."""
+
+    condition: str
+    variant: str
+    relation: Relation
+    training: str = ""  # empty, with the test set: the mean over the cells of the relation
+    test: str = ""
+    towers_alpha: float  # share of the trained towers
+    recall: dict[Direction, Estimate]  # R@1
+    change: dict[Direction, Estimate]  # of R@1 from the trained towers, in points, paired over queries and seeds
+
+
+class Matched(Section):
+    """One variant of two conditions that differ in the amount of training data: in one cell, or in a mean of cells."""
+
+    condition: str
+    of: str  # the condition that it differs from
+    variant: str
+    relation: Relation
+    training: str = ""  # empty, with the test set: the mean over the cells of the relation
+    test: str = ""
+    recall: dict[Direction, float]  # R@1 in per cent, mean over seeds
+    recall_of: dict[Direction, float]
+    change: dict[Direction, Estimate]  # the first minus the second, in points, on the same queries
+
+
+class GalleryFigures(Section):
+    """Recall in galleries of equal size: of one variant after one training on one test set, or of a mean over these."""
+
+    condition: str
+    variant: str
+    relation: Relation
+    training: str = ""  # empty, with the test set: the mean over the cells of the relation
+    test: str = ""
+    text_to_video: dict[str, Estimate]  # recalls by name
+    video_to_text: dict[str, Estimate]
+    retention: Estimate | None = None  # of text-to-video R@1, in per cent, as in `Result`
+
+
+class EqualGalleries(Section):
+    """Recall where every test set has galleries of the same size: its expectation over all of them."""
+
+    videos: int  # of a gallery: the query's own and others, drawn without replacement
+    cells: list[GalleryFigures]
+    means: list[GalleryFigures]
+
+
 class Comparison(Section):
     """``first - second`` on the same queries."""
 
@@ -218,6 +266,7 @@ class BesideRow(Section):
     scope: Relation
     ours: float
     theirs: float
+    over_pooling: tuple[float, float] | None = None  # the same minus those of mean pooling, in points; None: of itself
 
 
 class Preregistration(Section):
@@ -254,6 +303,9 @@ class StudyResults(MeasuredCosts, Summary):
     equivalence_margin: float | None = None  # points
     preregistration: Preregistration | None = None  # None: nothing was registered before the first cell
     controls: list[Control] = Field(default_factory=list)
+    wise_ft: list[WiseFt] = Field(default_factory=list)
+    matched: list[Matched] = Field(default_factory=list)
+    galleries: EqualGalleries | None = None  # None: not asked for
     examples: list[Example] = Field(default_factory=list)
     beside: Beside | None = None
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import chain
 
 import torch
 
@@ -15,6 +16,7 @@ from glscl.runs.cell import Cell, read_result
 from glscl.runs.execution import pretrain
 from glscl.runs.features import encode_sets
 from glscl.runs.pool import run_cells
+from glscl.runs.retests import without_untestable
 from glscl.runs.sets import locate_sets
 from glscl.runs.summary import describe_machine
 from glscl.study.analysis import analyse
@@ -23,13 +25,15 @@ from glscl.study.controls import describe_controls, find_controls
 from glscl.study.detectable import RESULTS
 from glscl.study.examples import find_examples
 from glscl.study.grid import build_cells, check_sets
+from glscl.study.matched import describe_matched, find_matched
 from glscl.study.options import StudyConfig
 from glscl.study.panels import share_texts
-from glscl.study.plan import CONFIG, check_families, plan_detectable
+from glscl.study.plan import CONFIG, check_families, check_gallery, plan_detectable
 from glscl.study.preregistration import FILE, check_registration, register
 from glscl.study.report import render_study
 from glscl.study.results import Cost, MeasuredCosts
 from glscl.study.tables import write_study_tables
+from glscl.study.wise_ft import describe_wise_ft, find_wise_ft
 from glscl.system import storage
 from glscl.system.nodes import alive_nodes
 from glscl.system.ownership import Fence, Owner
@@ -46,7 +50,7 @@ def run_study(study: StudyConfig, owner: Owner) -> str:
     """Do what is not finished, and report; Ray is running. Returns the verdict. Raises `UserError`: bad input."""
     write_status(study.directory, state="running", verdict="")
     with status_on_failure(owner.fence):
-        cells = prepare(study, owner.fence)
+        cells = without_untestable(prepare(study, owner.fence), study.kind)
         run_cells(cells, owner, kind=study.kind, concurrent=study.concurrent, keep_models=study.keep_models)
         owner.fence.check()
         verdict = report(study, costs=True)
@@ -60,6 +64,7 @@ def prepare(study: StudyConfig, fence: Fence | None = None) -> list[Cell]:
     sets = locate_sets(study, make=True)
     if not begun:
         check_families(study, sets)
+    check_gallery(study, sets)
     if (sha256 := register(study, plan_detectable(study, sets))) is not None:
         print(f"{study.kind}: pre-registered in {storage.join(study.directory, FILE)}, sha256 {sha256}", flush=True)
     storage.write_bytes(storage.join(study.directory, CONFIG), dump_yaml(study.model_dump(mode="json")).encode())
@@ -100,6 +105,8 @@ def report(study: StudyConfig, *, costs: bool = False) -> str:
     found = {
         "examples": find_examples(study, finished),
         "controls": find_controls(study, cells, finished),
+        "wise_ft": find_wise_ft(study, cells, finished),
+        "matched": find_matched(study, cells, finished),
         "preregistration": check_registration(study),
     }
     results = results.model_copy(update=dict(measured) | found)
@@ -107,13 +114,14 @@ def report(study: StudyConfig, *, costs: bool = False) -> str:
         beside = read_beside(storage.join(study.beside_directory, RESULTS), results)
         results = results.model_copy(update={"beside": beside})
     unmeasured = set() if measured.costs else set(MeasuredCosts.model_fields)
-    if not study.controls:
-        unmeasured.add("controls")
+    asked = {"controls": study.controls, "wise_ft": study.wise_ft, "matched": study.matched, "galleries": study.gallery}
+    unmeasured |= {name for name, value in asked.items() if not value}
     storage.write_json(storage.join(study.directory, RESULTS), results.model_dump(exclude=unmeasured))
     page = storage.join(study.directory, REPORT)
     storage.write_bytes(page, render_study(results, read_published(PACKAGED)).encode())
     write_study_tables(results, storage.join(study.directory, TABLES))
-    for sentence in [*results.claims, *(one for name in study.conditions for one in describe_controls(results, name))]:
+    retested = (one(results, name) for name in study.conditions for one in (describe_controls, describe_wise_ft))
+    for sentence in chain(results.claims, *retested, describe_matched(results)):
         print(sentence)
     return f"{results.verdict} report={page}"
 

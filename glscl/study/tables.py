@@ -16,7 +16,10 @@ from glscl.evaluation.cost import HeadCost
 from glscl.evaluation.metrics import DIRECTIONS, MAIN_METRIC, MEDIAN_RANK, RECALL_LEVELS, Direction, recall_name
 from glscl.reporting.formats import interval, p_value, si, signed
 from glscl.runs.options import ZERO_SHOT
+from glscl.study.galleries import GALLERY_COLUMNS, gallery_rows
+from glscl.study.matched import MATCHED_COLUMNS, matched_rows
 from glscl.study.results import Comparison, Estimate, Result, StudyResults, parse_study
+from glscl.study.wise_ft import WISE_FT_COLUMNS, wise_ft_rows
 from glscl.system.storage import join, write_bytes
 
 RESULT_COLUMNS = (
@@ -48,6 +51,9 @@ def write_study_tables(results: Mapping[str, object] | StudyResults, folder_uri:
         "comparisons.csv": _csv(tuple(Comparison.model_fields), (row.model_dump() for row in study.comparisons)),
         "costs.csv": _csv(COST_COLUMNS, costs),
         **({"controls.csv": _csv(CONTROL_COLUMNS, _control_rows(study))} if study.controls else {}),
+        **({"wise_ft.csv": _csv(WISE_FT_COLUMNS, wise_ft_rows(study))} if study.wise_ft else {}),
+        **({"matched.csv": _csv(MATCHED_COLUMNS, matched_rows(study))} if study.matched else {}),
+        **({"galleries.csv": _csv(GALLERY_COLUMNS, gallery_rows(study.galleries))} if study.galleries else {}),
         **_latex_tables(study),
     }
     for name, text in files.items():

@@ -10,6 +10,7 @@ from glscl.data.features import FeatureSampling
 from glscl.data.plan import StreamPlan
 from glscl.data.shards import ShardSet
 from glscl.data.shared_memory import check_room, gallery_bytes, stream_bytes
+from glscl.data.subset import Limit
 from glscl.data.video import FrameSampling
 from glscl.errors import UserError
 from glscl.training.config import RunConfig
@@ -42,7 +43,8 @@ def make_plan(config: RunConfig, shard_sets: list[ShardSet]) -> StreamPlan:
     data = config.data
     manifests = [shard_set.manifest for shard_set in shard_sets]
     batch = config.training.global_batch
-    return StreamPlan(manifests, data.weights, batch, data.virtual_streams, data.captions, config.seed)
+    limit = Limit(data.max_videos, data.max_pairs)
+    return StreamPlan(manifests, data.weights, batch, data.virtual_streams, data.captions, config.seed, limit)
 
 
 def make_sampling(config: RunConfig, frame_size: int, shard_sets: Sequence[ShardSet]) -> Sampling:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,10 +19,22 @@ from glscl.errors import UserError
 from glscl.evaluation.evaluate import evaluate_model
 from glscl.evaluation.options import EvaluationConfig
 from glscl.evaluation.saved import ModelCard, save_model
+from glscl.evaluation.wise_ft import listed_mixes
 from glscl.models import Retriever
-from glscl.runs.cell import CONTROLS, RESULT, Cell, CellResult, is_finished, read_controls, read_result, write_controls
+from glscl.runs.cell import (
+    CONTROLS,
+    RESULT,
+    Cell,
+    CellResult,
+    is_finished,
+    read_controls,
+    read_result,
+    read_wise_ft,
+    write_controls,
+)
 from glscl.runs.cell import ControlTest as Controlled
 from glscl.runs.execution import run_cell
+from glscl.runs.retests import without_untestable
 from glscl.runs.sets import Sets
 from glscl.study.controls import control_rows, describe_controls, find_controls
 from glscl.study.grid import build_cells
@@ -157,8 +171,9 @@ def cell(make_shards: Callable[..., ShardSet], tmp_path: Path, monkeypatch: pyte
     }
     storage.write_json(storage.join(plain.directory, RESULT), result)
     monkeypatch.setattr("glscl.runs.execution.train", lambda *_, **__: pytest.fail("trained again"))
-    monkeypatch.setattr("glscl.runs.execution.with_machines", lambda config, *_, **__: config)
-    monkeypatch.setattr("glscl.runs.execution.share_of_actors", lambda _: ONE)
+    for module in ("execution", "retests"):
+        monkeypatch.setattr(f"glscl.runs.{module}.with_machines", lambda config, *_, **__: config)
+    monkeypatch.setattr("glscl.runs.retests.share_of_actors", lambda _: ONE)
     assert is_finished(plain)
     assert not is_finished(asked)
     return asked
@@ -182,7 +197,7 @@ def test_a_finished_cell_is_only_tested(cell: Cell, monkeypatch: pytest.MonkeyPa
         assert test.fingerprint == expected.fingerprint
     written = Path(cell.directory, CONTROLS).read_bytes()
     assert "captions" not in json.dumps(json.loads(written)), "they are in the result"
-    monkeypatch.setattr("glscl.runs.execution.evaluate_model", lambda *_, **__: pytest.fail("tested again"))
+    monkeypatch.setattr("glscl.runs.retests.evaluate_model", lambda *_, **__: pytest.fail("tested again"))
     run_cell(cell, keep_model=True)
     assert Path(cell.directory, CONTROLS).read_bytes() == written
 
@@ -195,6 +210,65 @@ def test_only_a_missing_order_is_tested_and_the_model_goes_where_it_should(cell:
     assert is_finished(cell)
     with pytest.raises(UserError, match=r"controls: shuffled cannot be tested, because the model of .* was not kept"):
         run_cell(Cell(*_fields(cell), controls=("shuffled",)), keep_model=True)
+
+
+def test_a_cell_is_tested_while_its_model_is_there(
+    cell: Cell, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its model goes afterwards, and nobody asks for more of it."""
+    result = read_result(cell)
+    assert result is not None
+    storage.remove(storage.join(cell.directory, RESULT))
+    trained = SimpleNamespace(tests=result.tests, checkpoint_step=4, validation={}, incomplete=[])
+    monkeypatch.setattr("glscl.runs.execution._train", lambda *_: trained)
+    run_cell(cell, keep_model=False)
+    assert is_finished(cell)
+    assert not Path(cell.directory, "model").exists()
+    assert [test.frames for test in read_controls(cell.directory)] == [*ORDERS, *ORDERS]
+    more = replace(cell, controls=("single", "shuffled"), wise_ft=(0.5,))
+    unfinished = replace(more, config=cell.config.model_copy(update={"name": "another"}))
+    capsys.readouterr()
+    left = without_untestable([cell, more, unfinished], "study")
+    assert left == [cell, replace(cell, controls=("single",)), unfinished]
+    assert all(is_finished(one) for one in left[:2])
+    output = capsys.readouterr().out
+    assert output.startswith(
+        "study: 1 finished cells cannot be tested with shuffled, wise_ft 0.5, because their models"
+    )
+
+
+def test_towers_between_are_tested_beside_the_result(cell: Cell) -> None:
+    cell = replace(cell, controls=(), wise_ft=(0.0, 0.5))
+    before = Path(cell.directory, RESULT).read_bytes()
+    assert not is_finished(cell)
+    run_cell(replace(cell, wise_ft=(0.5,)), keep_model=True)
+    run_cell(cell, keep_model=False)
+    assert is_finished(cell)
+    assert Path(cell.directory, RESULT).read_bytes() == before
+    assert not Path(cell.directory, CONTROLS).exists()
+    tests = {(test.domain, test.towers_alpha): test for test in read_wise_ft(cell.directory)}
+    assert list(tests) == [(domain, alpha) for alpha in (0.5, 0.0) for domain in ("one", "two")]
+    with pytest.raises(UserError, match=r"wise_ft: 0\.25 cannot be tested, because the model of .* was not kept"):
+        run_cell(replace(cell, wise_ft=(0.25,)), keep_model=True)
+
+
+def test_towers_between_give_the_ranks_of_the_evaluation(cell: Cell) -> None:
+    cell = replace(cell, controls=(), wise_ft=(0.0, 0.5))
+    run_cell(cell, keep_model=True)
+    result = read_result(cell)
+    assert result is not None
+    direct = evaluate_model(
+        cell.directory, cell.config.data.test, cell.config.evaluation, ONE, keep_ranks=True,
+        mixes=listed_mixes((0.0, 0.5), ()),
+    )  # fmt: skip
+    for test, expected in zip(read_wise_ft(cell.directory), direct, strict=True):
+        assert expected.per_query is not None
+        assert (test.domain, test.towers_alpha) == (expected.domain, expected.towers_alpha)
+        for direction in ("text_to_video", "video_to_text"):
+            found = getattr(test, direction)
+            assert found.optimistic.tolist() == getattr(expected.per_query, direction).optimistic.tolist()
+    ranks = [one.text_to_video.optimistic.tolist() for one in read_wise_ft(cell.directory)[:2]]
+    assert ranks != [test.per_query.text_to_video.optimistic.tolist() for test in result.tests], "by other towers"
 
 
 def _fields(cell: Cell) -> tuple[Any, ...]:

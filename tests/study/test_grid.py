@@ -56,6 +56,25 @@ def test_variants_choose_what_is_trained_of_the_towers() -> None:
     assert found[0].config.model.freeze == "none", "zero-shot"
 
 
+def test_frozen_rows_stand_beside_trained_ones() -> None:
+    """Only what is trained of the towers tells them apart, and only trained ones have towers between."""
+    variants = {
+        f"{head}{suffix}": {"group": "pooling", "what": head, "run": {"model": {"head": head, **freeze}}}
+        for head in ("mean_pool", "xpool")
+        for suffix, freeze in (("", {}), ("_frozen", {"freeze": "towers"}))
+    }
+    pairs = [["xpool", "mean_pool"], ["xpool_frozen", "mean_pool_frozen"]]
+    config = study(variants=variants, comparisons=pairs, wise_ft=[0.5])
+    found = build_cells(config, locate_sets(config))
+    for head in ("mean_pool", "xpool"):
+        trained, frozen = (_find(found, name, "toy_clips") for name in (head, f"{head}_frozen"))
+        assert (trained.wise_ft, frozen.wise_ft) == ((0.5,), ())
+        changed = frozen.config.model_copy(
+            update={"name": trained.config.name, "model": frozen.config.model.model_copy(update={"freeze": "none"})}
+        )
+        assert changed == trained.config
+
+
 def test_on_features_every_condition_has_sets_of_its_own() -> None:
     """Lengths are part of features; what is compared, counted and checked are the videos."""
     conditions = {"short": {"model": {"max_frames": 2}}, "long": {"model": {"max_frames": 6}}}

@@ -88,7 +88,7 @@ def test_another_study_beside_it(study: dict[str, Any], tmp_path: Path) -> None:
     other = copy.deepcopy(study) | {"name": "trained", "label": HOSTILE, "claims": ["Trained towers say this."]}
     other["results"] = [result for result in other["results"] if result["variant"] != "xpool"]
     for result in other["results"]:
-        result["text_to_video"]["R@1"]["estimate"] += 7.0
+        result["text_to_video"]["R@1"]["estimate"] += 9.0 if result["variant"] == "glscl" else 7.0
     (tmp_path / "study.json").write_text(json.dumps(other))
     beside = read_beside(str(tmp_path / "study.json"), parse_study(study))
     assert beside is not None
@@ -100,12 +100,20 @@ def test_another_study_beside_it(study: dict[str, Any], tmp_path: Path) -> None:
             if (result["variant"], result["relation"]) == (row.variant, row.scope)
         ]
         assert row.ours == pytest.approx(sum(cells) / len(cells))
-        assert row.theirs == pytest.approx(row.ours + 7.0)
+        assert row.theirs == pytest.approx(row.ours + (9.0 if row.variant == "glscl" else 7.0))
+        if row.scope == "zero-shot" or row.variant == "mean_pool":
+            assert row.over_pooling is None
+        else:
+            base = next(r for r in beside.rows if (r.variant, r.scope) == ("mean_pool", row.scope))
+            assert row.over_pooling == pytest.approx((row.ours - base.ours, row.theirs - base.theirs))
     page = Page(render_study(study | {"beside": beside.model_dump()}))
     assert page.headings[2] == "Beside trained"
     assert HOSTILE in page.text
     assert "Trained towers say this." in page.text
-    assert page.text.count("−7.0") >= len(beside.rows)
+    assert page.text.count("−7.0") >= len(beside.rows) - 2
+    gained = next(row.over_pooling for row in beside.rows if (row.variant, row.scope) == ("glscl", "cross-domain"))
+    assert gained is not None
+    assert f"−9.0 +{gained[0]:.1f} +{gained[1]:.1f}" in page.text
 
 
 def test_missing_videos_are_shown(study: dict[str, Any]) -> None:

@@ -25,6 +25,7 @@ from glscl.study.statistics import (
     claim,
     holm,
     mean_difference,
+    mean_of_cells,
     over_seeds,
     per_query,
 )
@@ -179,6 +180,19 @@ def test_the_mean_over_one_cell_is_its_difference() -> None:
     for name in ("estimate", "low", "high", "standard_error", "null", "p_value"):
         assert getattr(one, name) == pytest.approx(getattr(difference, name))
     assert (one.queries, one.seeds) == (difference.queries, difference.seeds)
+
+
+def test_the_mean_of_one_cell_is_its_mean() -> None:
+    world, bootstrap = World(200, 3, 0.04, hits), QueryBootstrap(200, resamples=500)
+    (values,) = world.draw((-0.2,))
+    system = _system(bootstrap, values)
+    one, mean = mean_of_cells([("a", system)], (0.0, 100.0)), bootstrap.mean(system, (0.0, 100.0))
+    for name in ("estimate", "low", "high", "standard_error", "queries", "seeds"):
+        assert getattr(one, name) == pytest.approx(getattr(mean, name))
+    other = QueryBootstrap(200, resamples=500, seed=1)
+    two = mean_of_cells([("a", system), ("b", _system(other, world.draw((0.4,))[0]))])
+    assert two.standard_error < one.standard_error
+    assert two.seeds == (3,)
 
 
 def test_a_mean_needs_independent_test_sets_and_pairs() -> None:

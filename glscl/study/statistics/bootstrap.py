@@ -1,7 +1,7 @@
 """The paired bootstrap over queries: one model's figure, a difference, retention, and means of differences."""
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -167,6 +167,19 @@ def mean_difference(cells: Cells) -> Interval:
     queries = sum(owner.queries for owner in owners)
     linearised = _linearise(cells, owners)
     return build_interval(linearised, estimate, deviations, 0.0, lambda x: x, owners[0].seed, queries, seeds)
+
+
+def mean_of_cells(
+    cells: Sequence[tuple[Hashable, System]], bounds: tuple[float, float] = (-np.inf, np.inf)
+) -> Interval:
+    """Mean over several cells of one model's values, resampled and raising as `mean_difference`; cut at ``bounds``."""
+    nothing = {}
+    for _, system in cells:
+        owner = system.owner
+        nothing[owner] = System(owner, np.zeros((1, owner.groups)), np.zeros(owner.resamples), False)
+    interval = mean_difference([(training, system, nothing[system.owner]) for training, system in cells])
+    low, high = (float(np.clip(end, *bounds)) for end in (interval.low, interval.high))
+    return replace(interval, low=low, high=high, seeds=interval.seeds[:1])
 
 
 def _check_cells(cells: Cells) -> list[QueryBootstrap]:

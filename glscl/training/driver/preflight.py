@@ -181,10 +181,13 @@ def _set_names(shard_sets: Sequence[ShardSet]) -> str:
 
 
 def _domains(shard_sets: list[ShardSet], plan: StreamPlan) -> str:
+    taken = [f"{text}, " if (text := plan.limit.describe(shard_set.manifest)) else "" for shard_set in shard_sets]
     return ", ".join(
-        f"{name} ({s.manifest.share()} videos, {s.manifest.pairs:,} pairs, "
+        f"{name} ({s.manifest.share()} videos, {s.manifest.pairs:,} pairs, {part}"
         f"{streams / plan.virtual_streams:.0%} of each batch)"
-        for s, name, streams in zip(shard_sets, distinct_names(shard_sets), plan.streams_of_domain, strict=True)
+        for s, name, streams, part in zip(
+            shard_sets, distinct_names(shard_sets), plan.streams_of_domain, taken, strict=True
+        )
     )
 
 
