@@ -12,7 +12,7 @@ from glscl.reporting.page import environment
 from glscl.reporting.plots import round_numbers
 from glscl.reporting.published import PublishedRow, for_domain
 from glscl.runs.options import ZERO_SHOT
-from glscl.study import charts, controls, sections
+from glscl.study import charts, controls, decomposition, orders, sections
 from glscl.study.results import StudyResults, TestSet, parse_study
 
 
@@ -30,6 +30,8 @@ def render_study(results: Mapping[str, object] | StudyResults, published: Sequen
         charts=charts,
         controls=controls,
         control_rows={name: controls.control_rows(study, name) for name in study.conditions},
+        decomposition=decomposition,
+        orders=orders,
         conditions=conditions,
         directions=tuple(DIRECTIONS.items()),
         metrics=METRICS,

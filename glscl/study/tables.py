@@ -16,6 +16,7 @@ from glscl.evaluation.cost import HeadCost
 from glscl.evaluation.metrics import DIRECTIONS, MAIN_METRIC, MEDIAN_RANK, RECALL_LEVELS, Direction, recall_name
 from glscl.reporting.formats import interval, p_value, si, signed
 from glscl.runs.options import ZERO_SHOT
+from glscl.study import decomposition
 from glscl.study.results import Comparison, Estimate, Result, StudyResults, parse_study
 from glscl.system.storage import join, write_bytes
 
@@ -48,6 +49,7 @@ def write_study_tables(results: Mapping[str, object] | StudyResults, folder_uri:
         "comparisons.csv": _csv(tuple(Comparison.model_fields), (row.model_dump() for row in study.comparisons)),
         "costs.csv": _csv(COST_COLUMNS, costs),
         **({"controls.csv": _csv(CONTROL_COLUMNS, _control_rows(study))} if study.controls else {}),
+        **({"decomposition.csv": _csv(*decomposition.csv_table(study))} if study.decompositions else {}),
         **_latex_tables(study),
     }
     for name, text in files.items():

@@ -137,3 +137,11 @@ FACTORIAL_NAMES = (
     f"EVENTS {' or '.join(STRUCTURES)})"
 )
 """How these domains are called, in words."""
+
+
+def read_levels(domain: str) -> tuple[str, str, str] | None:
+    """Caption style, visual style and temporal structure of a factorial toy domain; None for any other domain."""
+    if domain not in FACTORIAL:
+        return None
+    _, captions, pictures, structure = domain.split("_")
+    return captions, pictures, structure
