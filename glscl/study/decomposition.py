@@ -74,8 +74,9 @@ def by_scene(values: Array, owners: NDArray[np.int_], ids: Sequence[str]) -> Sce
     mean = values.mean()
     # Captions per video may differ: the mean over queries is a ratio of sums, here linearised.
     units = mean + (sums - mean * sizes) * (len(places) / values.shape[1])
-    order = sorted(range(len(places)), key=lambda place: ids[places[place]])
-    return Scenes(tuple(ids[places[place]] for place in order), units[:, order])
+    names = [ids[int(place)] for place in places]
+    order = sorted(range(len(names)), key=names.__getitem__)
+    return Scenes(tuple(names[place] for place in order), units[:, order])
 
 
 def resample(tables: Mapping[Key, Scenes], resamples: int) -> dict[Key, System]:
@@ -199,14 +200,15 @@ def describe_decompositions(study: StudyResults, condition: str) -> Iterator[str
     by_source: dict[str, list[Decomposition]] = {}
     for one in decompositions_of(study, condition, of_pairs=False):
         by_source.setdefault(one.source, []).append(one)
+    in_condition = f" ({condition})" if len(study.conditions) > 1 else ""
     for source, of_source in by_source.items():
         for factor in PARTS:
-            yield _describe_shift(source, factor, of_source)
+            yield _describe_shift(f"{source}{in_condition}", factor, of_source)
     for one in decompositions_of(study, condition, of_pairs=True):
-        yield _describe_difference(one)
+        yield _describe_difference(one, f"{one.source}{in_condition}")
 
 
-def _describe_shift(source: str, factor: Factor, of_source: Sequence[Decomposition]) -> str:
+def _describe_shift(training: str, factor: Factor, of_source: Sequence[Decomposition]) -> str:
     """What one part of the change is, over the variants that were trained on a domain."""
     effects = [one.effects[factor] for one in of_source]
     lower = sum(one.shown and one.estimate < 0 for one in effects)
@@ -214,12 +216,12 @@ def _describe_shift(source: str, factor: Factor, of_source: Sequence[Decompositi
     found = [one.estimate for one in effects]
     what = "The interaction of both shifts" if factor == "interaction" else f"{WORDS[factor].capitalize()} alone"
     return (
-        f"{what}, trained on {source}: text-to-video {MAIN_METRIC} is shown lower by it for {lower} of {len(effects)} "
-        f"variants, higher for {higher}; from {signed(min(found))} to {signed(max(found))} points."
+        f"{what}, trained on {training}: text-to-video {MAIN_METRIC} is shown lower by it for {lower} of "
+        f"{len(effects)} variants, higher for {higher}; from {signed(min(found))} to {signed(max(found))} points."
     )
 
 
-def _describe_difference(one: Decomposition) -> str:
+def _describe_difference(one: Decomposition, training: str) -> str:
     """Which of two variants the shifts take less from."""
     parts: list[str] = []
     for factor in PARTS:
@@ -230,7 +232,7 @@ def _describe_difference(one: Decomposition) -> str:
         else:
             better = one.variant if effect.estimate > 0 else one.minus
             parts.append(f"{WORDS[factor]}: better for {better}, {figures}")
-    return f"{one.variant} minus {one.minus}, trained on {one.source}: {'; '.join(parts)}."
+    return f"{one.variant} minus {one.minus}, trained on {training}: {'; '.join(parts)}."
 
 
 def csv_table(study: StudyResults) -> tuple[tuple[str, ...], list[dict[str, object]]]:

@@ -128,10 +128,11 @@ def describe_order_changes(study: StudyResults) -> Iterator[str]:
         same = sum(pair.one.shown and pair.other.shown and _sign(pair) > 0 for pair in found.pairs)
         opposite = sum(pair.one.shown and pair.other.shown and _sign(pair) < 0 for pair in found.pairs)
         changed = sum(pair.change.shown for pair in found.pairs)
+        pairs = f"{len(found.pairs)} pairs" if len(found.pairs) > 1 else "1 pair"
         tau = "" if found.tau is None else f"; Kendall's tau of the mean {MAIN_METRIC} is {found.tau:.2f}"
         what = f" ({'; '.join(f'{key} {value}' for key, value in found.what.items())})" if found.what else ""
         yield (
-            f"{found.one} and {found.other}{what}, {found.relation} mean: of {len(found.pairs)} pairs of variants, "
+            f"{found.one} and {found.other}{what}, {found.relation} mean: of {pairs} of variants, "
             f"{same} are shown in the same order in both, {opposite} in opposite orders, and for "
             f"{len(found.pairs) - same - opposite} no order is shown in one of the two; the difference is shown to "
             f"change for {changed}{tau}."

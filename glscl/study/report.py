@@ -13,6 +13,7 @@ from glscl.reporting.plots import round_numbers
 from glscl.reporting.published import PublishedRow, for_domain
 from glscl.runs.options import ZERO_SHOT
 from glscl.study import charts, controls, decomposition, orders, sections
+from glscl.study.answer import build_answer
 from glscl.study.results import StudyResults, TestSet, parse_study
 
 
@@ -33,6 +34,7 @@ def render_study(results: Mapping[str, object] | StudyResults, published: Sequen
         decomposition=decomposition,
         orders=orders,
         conditions=conditions,
+        answer=build_answer(study),
         directions=tuple(DIRECTIONS.items()),
         metrics=METRICS,
         main_metric=MAIN_METRIC,

@@ -120,7 +120,8 @@ def _draw(domain: str, record: Record, draw: random.Random) -> npt.NDArray[np.ui
         inks += change[:, None] * (np.array(_NEW_INK[attributes["change"]], dtype=np.float32) - ink)
 
     cover = _cover(attributes["shape"], path, radius)[..., None]
-    frames = _background(attributes, style, draw)[None] * (1 - cover) + inks[:, None, None, :] * cover
+    back = _background(attributes, style, draw)[None]
+    frames: Floats = (back * (1 - cover) + inks[:, None, None, :] * cover).astype(np.float32)
     if "dot" in attributes:
         frames = _with_dot(frames, _CORNERS[attributes["corner"]], np.array(palette[attributes["dot"]], np.float32))
     return np.clip(np.rint(_with_grain(frames, style, draw)), 0, 255).astype(np.uint8)
