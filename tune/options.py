@@ -89,6 +89,8 @@ class SweepConfig(RunsConfig):
 
     def _check_domains(self) -> None:
         for name, domain in self.domains.items():
+            if not domain.is_trained:
+                raise ValueError(f"domains.{name}: nothing to train on; give train, or toy.train")
             if domain.run:
                 raise ValueError(f"domains.{name}.run: a sweep trains on domains together; put it in run")
             if len(domain.validation) > 1:

@@ -17,7 +17,8 @@ class Toy(Options):
     """Write a toy domain: h264 videos and annotations.jsonl, ready for `glscl shards build --benchmark jsonl`."""
 
     domain: str
-    """toy_clips or toy_stories."""
+    """toy_clips, toy_stories, toy_stills, or toy_CAPTIONS_PICTURES_EVENTS, such as toy_short_plain_one: captions short
+    or long; pictures plain, textured or night; events one or several."""
     split: str
     """train, dev or test."""
     count: int = Field(ge=1)

@@ -111,7 +111,9 @@ class Retriever(nn.Module):
     @torch.no_grad()
     def _spread_positions(self, std: float) -> None:
         if self.config.weights is None:
-            table = getattr(self.towers.visual, "positional_embedding", None)
+            visual = self.towers.visual
+            of_timm = getattr(getattr(visual, "trunk", None), "pos_embed", None)
+            table = getattr(visual, "positional_embedding", of_timm)
             if table is None:
                 raise UserError(f"model.position_std: the image tower of {self.config.clip} has no position table")
             table.normal_(std=std)

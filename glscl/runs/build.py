@@ -1,5 +1,6 @@
 """Building the whole configuration of one run of a study or sweep, and of its pretraining."""
 
+import re
 from collections.abc import Mapping, Sequence
 
 from glscl.data.toy.sets import toy_set, toy_set_address
@@ -32,10 +33,17 @@ def build_run(
     return run
 
 
-def build_pretraining(config: RunsConfig, *, make: bool) -> RunConfig | None:
+def other_clip(config: RunsConfig, changes: Values) -> str:
+    """Architecture of towers that ``changes`` name, where it is not the one that runs share; else empty."""
+    clip = (changes.get("model") or {}).get("clip", "")
+    return "" if clip == (config.run.get("model") or {}).get("clip") else str(clip)
+
+
+def build_pretraining(config: RunsConfig, *, make: bool, clip: str = "") -> RunConfig | None:
     """Build the run that makes the towers; None if there is none. Raises `UserError`: it is wrong.
 
-    ``make`` writes its toy set if that is missing (Ray must be running).
+    ``make`` writes its toy set if that is missing (Ray must be running). ``clip`` names another architecture than the
+    shared one: its towers have a pretraining of their own.
     """
     options = config.pretraining
     if options is None:
@@ -45,9 +53,23 @@ def build_pretraining(config: RunsConfig, *, make: bool) -> RunConfig | None:
         address = toy_set if make else toy_set_address
         train = (address(config.storage, options.domain, "train", options.toy.train),)
     changes: list[Values] = [{"model": {"freeze": "none"}}, options.run]  # whatever the runs do with these towers
-    return build_run(config, config.directory, PRETRAINING, config.first_seed, changes, {"train": train})
+    if clip:
+        changes.append({"model": {"clip": clip}})
+    name = f"{PRETRAINING}{_suffix(clip)}"
+    return build_run(config, config.directory, name, config.first_seed, changes, {"train": train})
 
 
-def pretrained_towers(config: RunsConfig) -> Values:
+def towers_address(config: RunsConfig, clip: str = "") -> str:
+    """Where the towers of the pretraining are kept."""
+    stem, _, ending = TOWERS.rpartition(".")
+    return storage.join(config.directory, f"{stem}{_suffix(clip)}.{ending}")
+
+
+def pretrained_towers(config: RunsConfig, clip: str = "") -> Values:
     """Return the change that starts a run from the towers of the pretraining; empty if there is none."""
-    return {"model": {"pretrained": storage.join(config.directory, TOWERS)}} if config.pretraining else {}
+    return {"model": {"pretrained": towers_address(config, clip)}} if config.pretraining else {}
+
+
+def _suffix(clip: str) -> str:
+    """An architecture as part of a file's name; empty for the shared one."""
+    return "." + re.sub(r"[^A-Za-z0-9_-]+", "-", clip).strip("-") if clip else ""

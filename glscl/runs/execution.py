@@ -14,7 +14,7 @@ from glscl.evaluation.saved import CARD, FOLDER, ModelCard, load_model, save_mod
 from glscl.models.adapters import merge_lora
 from glscl.models.fingerprint import tower_fingerprint
 from glscl.models.retriever import Retriever
-from glscl.runs.build import TOWERS, build_pretraining
+from glscl.runs.build import build_pretraining, towers_address
 from glscl.runs.cell import CONTROLS, WISE_FT, Cell, CellResult, CellTest, is_finished, read_result, write_cell_file
 from glscl.runs.options import ZERO_SHOT, RunsConfig
 from glscl.runs.retests import retest
@@ -128,14 +128,17 @@ def _score_towers(config: RunConfig, here: bool) -> Results:
     return score_run(config, card, keep_ranks=True, here=here)
 
 
-def pretrain(config: RunsConfig) -> None:
-    """Train the towers of all runs, unless done; Ray is running. Raises `UserError`: bad input, or another was done."""
-    run = build_pretraining(config, make=True)
+def pretrain(config: RunsConfig, clip: str = "") -> None:
+    """Train the towers of all runs, or those of another architecture ``clip``, unless done; Ray is running.
+
+    Raises `UserError`: bad input, or another pretraining was done.
+    """
+    run = build_pretraining(config, make=True, clip=clip)
     if run is None:
         return
     run = with_machines(run, alive_nodes)
     ready = preflight(run)  # also refuses another pretraining than the one that was done
-    towers = storage.join(config.directory, TOWERS)
+    towers = towers_address(config, clip)
     if storage.exists(towers):
         return
     if not storage.exists(storage.join(run.run_directory, FOLDER, CARD)):

@@ -25,7 +25,8 @@ Values = dict[str, Any]  # a piece of a run's configuration, nested as in its YA
 class ToySets(Options):
     """How many videos of a toy domain to make."""
 
-    train: int = Field(ge=1)
+    train: int = Field(default=0, ge=0)
+    """0: the domain is only tested on."""
     dev: int = Field(default=0, ge=0)
     test: int = Field(default=0, ge=0)
 
@@ -36,15 +37,26 @@ class _Source(Options):
     toy: ToySets | None = None
     """Instead of shard sets: make the toy domain of this name."""
 
+    @property
+    def is_trained(self) -> bool:
+        """Whether it has something to train on."""
+        return bool(self.train or (self.toy and self.toy.train))
+
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if bool(self.train) == (self.toy is not None):
+        if bool(self.train) == (self.toy is not None) and not self._only_tested:
             raise ValueError("give either train (shard sets) or toy (numbers of videos)")
+        if not self.is_trained and not self._only_tested:
+            raise ValueError("toy.train: how many videos to train on is missing")
         return self
+
+    @property
+    def _only_tested(self) -> bool:
+        return False
 
 
 class Domain(_Source):
-    """A domain to train and to test on."""
+    """A domain to train and to test on; without a part to train on, only to test on."""
 
     validation: tuple[str, ...] = ()
     """Held-out part of this domain, on which its models' best checkpoint is chosen; none keeps the last step."""
@@ -58,10 +70,16 @@ class Domain(_Source):
         """Whether it has a test set."""
         return bool(self.test or (self.toy and self.toy.test))
 
+    @property
+    def _only_tested(self) -> bool:
+        return self.is_tested and not self.is_trained
+
     @model_validator(mode="after")
     def _toy_has_all(self) -> Self:
         if self.toy is not None and (self.validation or self.test):
             raise ValueError("toy makes validation and test too; leave them out")
+        if self._only_tested and (self.run or self.validation or (self.toy and self.toy.dev)):
+            raise ValueError("without a part to train on it is only tested on; leave run and the held-out part out")
         return self
 
 

@@ -17,7 +17,7 @@ FEATURES = "features"
 
 @dataclass(frozen=True, slots=True)
 class Sets:
-    """Addresses of a domain's shard sets; ``test`` is empty where it is only trained on."""
+    """Addresses of a domain's shard sets; ``test`` is empty where it is only trained on, ``train`` where it is not."""
 
     train: tuple[str, ...]
     validation: tuple[str, ...]
@@ -39,7 +39,7 @@ def _locate(config: RunsConfig, name: str, domain: Domain, make: bool) -> Sets:
     if toy is None:
         train, validation = (tuple(map(config.address, uris)) for uris in (domain.train, domain.validation))
         return Sets(train, validation, config.address(domain.test) if domain.test else "")
-    train = (address(config.storage, name, "train", toy.train),)
+    train = (address(config.storage, name, "train", toy.train),) if toy.train else ()
     validation = (address(config.storage, name, "dev", toy.dev),) if toy.dev else ()
     return Sets(train, validation, address(config.storage, name, "test", toy.test) if toy.test else "")
 

@@ -75,7 +75,6 @@ def describe_protocol(study: StudyConfig, cells: Sequence[Cell]) -> dict[str, st
     config = cells[-1].config
     training = config.training
     trained = [cell.config for cell in cells if cell.domains]
-    towers = f"pretrained here on {study.pretraining.domain}" if study.pretraining else str(config.model.weights)
     rule = f"best held-out {MAIN_METRIC} of the training domain" if trained[0].data.validation else "last step"
     by_condition = {cell.condition: cell.config.model for cell in cells}
     context = f"{config.model.frame_context}, the same for all heads"
@@ -86,7 +85,7 @@ def describe_protocol(study: StudyConfig, cells: Sequence[Cell]) -> dict[str, st
         run_length = "steps as each domain's settings say"
     lengths = {name: f"{model.max_words} words, {model.max_frames} frames" for name, model in by_condition.items()}
     return {
-        "Towers": f"{config.model.clip}, {towers}; the same for all",
+        "Towers": _describe_towers(study, cells),
         "Frame context": context,
         "Lengths": "; ".join(f"{name}: {text}, in training and in testing" for name, text in lengths.items()),
         "Training": f"{run_length}, global batch {training.global_batch}, "
@@ -99,6 +98,17 @@ def describe_protocol(study: StudyConfig, cells: Sequence[Cell]) -> dict[str, st
         "Retention": "R@1 on a domain after training on another, over R@1 there after training there",
         "Lift": "R@1 minus that of the towers before any training",
     }
+
+
+def _describe_towers(study: StudyConfig, cells: Sequence[Cell]) -> str:
+    by_condition = {cell.condition: cell.config.model for cell in cells}
+    clips = {name: model.clip for name, model in by_condition.items()}
+    clip = cells[-1].config.model.clip
+    if len(set(clips.values())) > 1:
+        clip = ", ".join(f"{name}: {of_condition}" for name, of_condition in clips.items())
+    weights = dict.fromkeys(str(model.weights) for model in by_condition.values())
+    towers = f"pretrained here on {study.pretraining.domain}" if study.pretraining else ", ".join(weights)
+    return f"{clip}, {towers}; the same for all variants"
 
 
 def _count_training_videos(study: StudyConfig, cells: Sequence[Cell]) -> str:

@@ -17,6 +17,7 @@ from scipy.special import stdtrit
 from glscl.errors import UserError
 from glscl.evaluation.metrics import MAIN_METRIC
 from glscl.runs.options import UNION
+from glscl.study.factors import cells_of
 from glscl.study.options import StudyConfig
 from glscl.study.results import Comparison, StudyResults, parse_study
 from glscl.study.statistics import LEVEL, Precision, detectable
@@ -102,8 +103,7 @@ def _variance(row: Comparison, seeds: Sequence[float], count: int) -> float:
 
 def plan_differences(study: StudyConfig, assumed: Assumed, videos: Mapping[str, int]) -> list[Planned]:
     """Say for every scope of a comparison what it can detect; ``videos`` are those of the test sets that are known."""
-    trainings = [*study.domains, *([UNION] if study.union and len(study.domains) > 1 else [])]
-    cells = list(itertools.product(trainings, videos))
+    cells = list(itertools.product(study.trainings, videos))
     means = {
         "in-domain mean": [(training, test) for training, test in cells if test == training],
         "cross-domain mean": [(training, test) for training, test in cells if test != training and training != UNION],
@@ -123,7 +123,9 @@ def _detect(
     videos: Mapping[str, int],
     level: float,
 ) -> float:
-    of_training, of_test = _shares(training for training, _ in cells), _shares(test for _, test in cells)
+    scenes = _name_scenes(study)
+    of_training = _shares(training for training, _ in cells)
+    of_test = _shares(scenes.get(test, test) for _, test in cells)
     several = len(study.seeds) > 1
     seeds = sum(2 * (share * assumed.seed_sd) ** 2 / len(study.seeds) for share in of_training.values())
     queries = sum((share * assumed.query_sd) ** 2 / videos[test] for test, share in of_test.items())
@@ -135,6 +137,16 @@ def _detect(
         groups=sum(videos[test] for test in of_test),
     )
     return detectable(precision, level)
+
+
+def _name_scenes(study: StudyConfig) -> dict[str, str]:
+    """Test set that has the same videos, of each that is a cell of a 2 × 2: more of them are not more videos."""
+    first: dict[str, str] = {}
+    for source, others in study.factors.items():
+        cells = cells_of(source, others).values()
+        known = next((first[domain] for domain in cells if domain in first), source)
+        first |= dict.fromkeys(cells, known)
+    return first
 
 
 def _shares(names: Iterable[str]) -> dict[str, float]:

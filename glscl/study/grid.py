@@ -6,7 +6,7 @@ from glscl.data.apart import NamedSet, check_held_out, check_not_trained
 from glscl.errors import UserError
 from glscl.evaluation.leakage import read_leakage_list
 from glscl.evaluation.relevance import read_qrels
-from glscl.runs.build import build_run, pretrained_towers
+from glscl.runs.build import build_run, other_clip, pretrained_towers
 from glscl.runs.cell import Cell
 from glscl.runs.options import UNION, ZERO_SHOT, Values
 from glscl.runs.sets import Sets, check_domain_names, open_sets, sets_of_runs
@@ -28,9 +28,9 @@ def build_cells(study: StudyConfig, sets: Mapping[str, Sets]) -> list[Cell]:
         for condition in study.conditions:
             config = _build_config(study, sets, condition, ZERO_SHOT, study.seeds[0], [_UNTRAINED], ())
             cells.append(Cell(condition, ZERO_SHOT, ZERO_SHOT, (), study.seeds[0], config, study.controls))
-    trainings: dict[str, tuple[tuple[str, ...], Values]] = {n: ((n,), d.run) for n, d in study.domains.items()}
-    if study.union and len(sets) > 1:
-        trainings[UNION] = (tuple(sets), study.union_run)
+    trainings: dict[str, tuple[tuple[str, ...], Values]] = {n: ((n,), study.domains[n].run) for n in study.trained}
+    if UNION in study.trainings:
+        trainings[UNION] = (tuple(study.trained), study.union_run)
     for seed in study.seeds:
         for condition in study.conditions:
             for training, (domains, of_training) in trainings.items():
@@ -75,7 +75,8 @@ def _build_config(
         "test": [domain.test for domain in sets.values() if domain.test],
     }
     folder = storage.join(study.directory, CELLS, condition)
-    layers = [_qrels(study), study.conditions[condition], pretrained_towers(study), *changes]
+    of_condition = study.conditions[condition]
+    layers = [_qrels(study), of_condition, pretrained_towers(study, other_clip(study, of_condition)), *changes]
     return build_run(study, folder, name, seed, layers, data)
 
 

@@ -9,7 +9,8 @@ from glscl.data.frame_changes import FrameOrder
 from glscl.errors import did_you_mean
 from glscl.options import Options
 from glscl.options.differences import differing_keys
-from glscl.runs.options import RunsConfig, Values, check_names
+from glscl.runs.options import UNION, RunsConfig, Values, check_names
+from glscl.study.factors import OtherCells, check_factors
 from glscl.system import storage
 
 Group = Literal["consistency", "attention", "pooling", "ablation"]
@@ -64,7 +65,8 @@ def _spread(values: Values, prefix: str = "") -> Values:
 
 
 class StudyConfig(RunsConfig):
-    """Heads × training domains × test domains × seeds. Each domain is trained on alone, and tested on by all."""
+    """Heads × training domains × test domains × seeds. Each domain is trained on alone, and tested on by all; one
+    without a part to train on is only tested on."""
 
     kind = "study"
     packaged = resources.files("glscl") / "presets" / "studies"
@@ -104,6 +106,9 @@ class StudyConfig(RunsConfig):
     matched: dict[str, str] = Field(default_factory=dict)
     """Condition: another one, of which it differs in the amount of training data alone (data.max_videos, max_pairs,
     training.max_steps, epochs); the report shows the differences between the two."""
+    factors: dict[str, OtherCells] = Field(default_factory=dict)
+    """By domain that is trained on: which tested domains differ from it in caption style, in visual style, and in both.
+    The report then splits the change of R@1 from the one to the last into these two shifts and their interaction."""
     leave_out: tuple[LeaveOut, ...] = ()
     """Leaked test videos; the report gives results with and without them."""
     qrels: dict[str, str] = Field(default_factory=dict)
@@ -161,6 +166,9 @@ class StudyConfig(RunsConfig):
             self._check_tuning(first, second)
         if not self.tested:
             raise ValueError("domains: none has a test set")
+        if not self.trained:
+            raise ValueError("domains: none is trained on")
+        check_factors(self.factors, self.trained, self.tested)
         return self
 
     @model_validator(mode="after")
@@ -184,6 +192,16 @@ class StudyConfig(RunsConfig):
     def tested(self) -> list[str]:
         """Domains that have a test set."""
         return [name for name, domain in self.domains.items() if domain.is_tested]
+
+    @property
+    def trained(self) -> list[str]:
+        """Domains that are trained on."""
+        return [name for name, domain in self.domains.items() if domain.is_trained]
+
+    @property
+    def trainings(self) -> list[str]:
+        """Names of what is trained on: each domain, and their union where it is asked for."""
+        return [*self.trained, *([UNION] if self.union and len(self.trained) > 1 else [])]
 
     @property
     def first_seed(self) -> int:

@@ -93,10 +93,16 @@ def build_panels(study: StudyConfig, finished: Finished) -> dict[str, Panel]:
     """Build the panels of one condition, by test set. Raises `UserError`: cells were tested on different videos."""
     panels = _collect(finished)
     order = [ZERO_SHOT, *study.variants]
+    known: dict[tuple[Direction, tuple[int, ...], tuple[str, ...]], QueryBootstrap] = {}
     for number, panel in enumerate(panels.values()):
         panel.seeds = dict(sorted(panel.seeds.items(), key=lambda item: order.index(item[0][0])))
+        queries = panel.first.per_query
         for offset, direction in enumerate(DIRECTIONS):
-            _resample(panel, direction, study.resamples, len(DIRECTIONS) * number + offset)
+            # Test sets of the same videos, with other captions or pictures, are not independent.
+            scenes = direction, tuple(queries.owners), tuple(queries.video_ids)
+            if scenes not in known:
+                known[scenes] = _build_bootstrap(panel, direction, study.resamples, len(DIRECTIONS) * number + offset)
+            _resample(panel, direction, known[scenes])
     return panels
 
 
@@ -114,11 +120,14 @@ def _collect(finished: Finished) -> dict[str, Panel]:
     return panels
 
 
-def _resample(panel: Panel, direction: Direction, resamples: int, seed: int) -> None:
+def _build_bootstrap(panel: Panel, direction: Direction, resamples: int, seed: int) -> QueryBootstrap:
     queries = panel.first.per_query
     # Captions of one video are not independent: they are resampled together.
     groups = np.asarray(queries.owners) if direction == "text_to_video" else len(queries.query_videos)
-    bootstrap = QueryBootstrap(groups, resamples, seed)
+    return QueryBootstrap(groups, resamples, seed)
+
+
+def _resample(panel: Panel, direction: Direction, bootstrap: QueryBootstrap) -> None:
     tables = {}
     for (variant, training), seeds in panel.seeds.items():
         values = [per_query(as_ranks(getattr(one.test.per_query, direction))) for one in seeds]

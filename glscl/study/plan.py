@@ -12,10 +12,11 @@ from scipy import stats
 from glscl.data.shards import open_shard_set
 from glscl.errors import UserError
 from glscl.evaluation.metrics import MAIN_METRIC
-from glscl.runs.build import build_pretraining
+from glscl.runs.build import build_pretraining, other_clip
 from glscl.runs.cell import RESULT, Cell
 from glscl.runs.sets import Sets, are_built, locate_sets
 from glscl.study.detectable import Planned, assume_deviations, describe_differences, plan_differences
+from glscl.study.factors import describe_factors
 from glscl.study.grid import build_cells, check_sets
 from glscl.study.options import StudyConfig
 from glscl.study.statistics import LEVEL, enough_queries, enough_resamples, seed_errors
@@ -31,7 +32,8 @@ def plan_study(study: StudyConfig) -> tuple[list[Cell], int]:
 
     Raises `UserError`: the configuration is wrong, its comparisons can show nothing, or a set is tested and chosen on.
     """
-    build_pretraining(study, make=False)
+    for clip in tower_names(study):
+        build_pretraining(study, make=False, clip=clip)
     sets = locate_sets(study)
     cells = build_cells(study, sets)
     if not storage.exists(storage.join(study.directory, CONFIG)):  # studies begun before this was refused go on
@@ -40,6 +42,11 @@ def plan_study(study: StudyConfig) -> tuple[list[Cell], int]:
     if are_built([uri for domain in sets.values() for uri in domain.uris]):
         check_sets(study, sets)
     return cells, sum(storage.exists(storage.join(cell.directory, RESULT)) for cell in cells)
+
+
+def tower_names(study: StudyConfig) -> list[str]:
+    """Architectures of towers that the conditions need, each once; the shared one is an empty name."""
+    return list(dict.fromkeys(other_clip(study, changes) for changes in study.conditions.values()))
 
 
 def describe(study: StudyConfig, cells: list[Cell], finished: int) -> dict[str, str]:
@@ -59,6 +66,7 @@ def describe(study: StudyConfig, cells: list[Cell], finished: int) -> dict[str, 
         "comparisons": "; ".join(f"{a} with {b}" for a, b in study.pairs),
         "family": describe_family(study),
         **describe_claims(study),
+        **describe_factors(study.factors),
         **({"note": "; ".join(notes)} if notes else {}),
     }
 
@@ -93,8 +101,7 @@ def notes_on_losses(cells: Sequence[Cell]) -> list[str]:
 def family_size(study: StudyConfig) -> int:
     """Comparisons of single cells in one condition and direction."""
     tests = sum(domain.is_tested for domain in study.domains.values())
-    trainings = len(study.domains) + (study.union and len(study.domains) > 1)
-    return len(study.pairs) * trainings * tests
+    return len(study.pairs) * len(study.trainings) * tests
 
 
 def describe_family(study: StudyConfig) -> str:

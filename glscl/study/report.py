@@ -12,7 +12,7 @@ from glscl.reporting.page import environment
 from glscl.reporting.plots import round_numbers
 from glscl.reporting.published import PublishedRow, for_domain
 from glscl.runs.options import ZERO_SHOT
-from glscl.study import charts, controls, galleries, matched, sections, wise_ft
+from glscl.study import charts, controls, decomposition, galleries, matched, orders, sections, wise_ft
 from glscl.study.answer import build_answer
 from glscl.study.results import StudyResults, TestSet, parse_study
 
@@ -36,6 +36,8 @@ def render_study(results: Mapping[str, object] | StudyResults, published: Sequen
         wise_ft=wise_ft,
         wise_ft_tables=wise_ft.wise_ft_tables(study),
         gallery_tables=galleries.gallery_tables(study),
+        decomposition=decomposition,
+        orders=orders,
         conditions=conditions,
         answer=build_answer(study),
         directions=tuple(DIRECTIONS.items()),

@@ -17,6 +17,7 @@ from glscl.evaluation.cost import HeadCost, PaperCount
 from glscl.evaluation.metrics import Direction
 from glscl.evaluation.results import Section, parse
 from glscl.runs.summary import Summary
+from glscl.study.effects import Decomposition, OrderChange
 from glscl.study.options import Group
 
 Relation = Literal["in-domain", "cross-domain", "union", "zero-shot"]
@@ -308,6 +309,8 @@ class StudyResults(MeasuredCosts, Summary):
     galleries: EqualGalleries | None = None  # None: not asked for
     examples: list[Example] = Field(default_factory=list)
     beside: Beside | None = None
+    decompositions: list[Decomposition] = Field(default_factory=list)
+    order_changes: list[OrderChange] = Field(default_factory=list)
 
 
 def parse_study(results: Mapping[str, object] | StudyResults) -> StudyResults:

@@ -1,8 +1,7 @@
 """The driver of a study: data, towers, every cell as a Ray task, costs, report."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from itertools import chain
 
 import torch
 
@@ -22,16 +21,18 @@ from glscl.runs.summary import describe_machine
 from glscl.study.analysis import analyse
 from glscl.study.beside import read_beside
 from glscl.study.controls import describe_controls, find_controls
+from glscl.study.decomposition import describe_decompositions, find_decompositions
 from glscl.study.detectable import RESULTS
 from glscl.study.examples import find_examples
 from glscl.study.grid import build_cells, check_sets
 from glscl.study.matched import describe_matched, find_matched
 from glscl.study.options import StudyConfig
+from glscl.study.orders import describe_order_changes, find_order_changes
 from glscl.study.panels import share_texts
-from glscl.study.plan import CONFIG, check_families, check_gallery, plan_detectable
+from glscl.study.plan import CONFIG, check_families, check_gallery, plan_detectable, tower_names
 from glscl.study.preregistration import FILE, check_registration, register
 from glscl.study.report import render_study
-from glscl.study.results import Cost, MeasuredCosts
+from glscl.study.results import Cost, MeasuredCosts, StudyResults
 from glscl.study.tables import write_study_tables
 from glscl.study.wise_ft import describe_wise_ft, find_wise_ft
 from glscl.system import storage
@@ -70,7 +71,8 @@ def prepare(study: StudyConfig, fence: Fence | None = None) -> list[Cell]:
     storage.write_bytes(storage.join(study.directory, CONFIG), dump_yaml(study.model_dump(mode="json")).encode())
     for note in check_sets(study, sets):
         print(f"{study.kind}: {note}", flush=True)
-    pretrain(study)
+    for clip in tower_names(study):
+        pretrain(study, clip)
     cells = build_cells(study, sets)
     for condition in study.conditions:
         run = next(cell.config for cell in cells if cell.condition == condition)
@@ -107,6 +109,8 @@ def report(study: StudyConfig, *, costs: bool = False) -> str:
         "controls": find_controls(study, cells, finished),
         "wise_ft": find_wise_ft(study, cells, finished),
         "matched": find_matched(study, cells, finished),
+        "decompositions": find_decompositions(study, cells, finished),
+        "order_changes": find_order_changes(study, cells, finished),
         "preregistration": check_registration(study),
     }
     results = results.model_copy(update=dict(measured) | found)
@@ -114,16 +118,33 @@ def report(study: StudyConfig, *, costs: bool = False) -> str:
         beside = read_beside(storage.join(study.beside_directory, RESULTS), results)
         results = results.model_copy(update={"beside": beside})
     unmeasured = set() if measured.costs else set(MeasuredCosts.model_fields)
-    asked = {"controls": study.controls, "wise_ft": study.wise_ft, "matched": study.matched, "galleries": study.gallery}
-    unmeasured |= {name for name, value in asked.items() if not value}
+    asked: dict[str, object] = {
+        "controls": study.controls,
+        "wise_ft": study.wise_ft,
+        "matched": study.matched,
+        "galleries": study.gallery,
+        "decompositions": study.factors,
+        "order_changes": len(study.conditions) > 1,
+    }
+    unmeasured |= {name for name, is_asked in asked.items() if not is_asked}
     storage.write_json(storage.join(study.directory, RESULTS), results.model_dump(exclude=unmeasured))
     page = storage.join(study.directory, REPORT)
     storage.write_bytes(page, render_study(results, read_published(PACKAGED)).encode())
     write_study_tables(results, storage.join(study.directory, TABLES))
-    retested = (one(results, name) for name in study.conditions for one in (describe_controls, describe_wise_ft))
-    for sentence in chain(results.claims, *retested, describe_matched(results)):
-        print(sentence)
+    print("\n".join(_list_sentences(results)))
     return f"{results.verdict} report={page}"
+
+
+def _list_sentences(results: StudyResults) -> Iterator[str]:
+    """Everything that the study says, in the order of the page."""
+    yield from results.claims
+    for name in results.conditions:
+        yield from describe_decompositions(results, name)
+    yield from describe_order_changes(results)
+    for name in results.conditions:
+        yield from describe_controls(results, name)
+        yield from describe_wise_ft(results, name)
+    yield from describe_matched(results)
 
 
 def _measure_costs(study: StudyConfig, cells: Sequence[Cell]) -> MeasuredCosts:

@@ -16,6 +16,7 @@ from glscl.evaluation.cost import HeadCost
 from glscl.evaluation.metrics import DIRECTIONS, MAIN_METRIC, MEDIAN_RANK, RECALL_LEVELS, Direction, recall_name
 from glscl.reporting.formats import interval, p_value, si, signed
 from glscl.runs.options import ZERO_SHOT
+from glscl.study import decomposition
 from glscl.study.galleries import GALLERY_COLUMNS, gallery_rows
 from glscl.study.matched import MATCHED_COLUMNS, matched_rows
 from glscl.study.results import Comparison, Estimate, Result, StudyResults, parse_study
@@ -54,6 +55,7 @@ def write_study_tables(results: Mapping[str, object] | StudyResults, folder_uri:
         **({"wise_ft.csv": _csv(WISE_FT_COLUMNS, wise_ft_rows(study))} if study.wise_ft else {}),
         **({"matched.csv": _csv(MATCHED_COLUMNS, matched_rows(study))} if study.matched else {}),
         **({"galleries.csv": _csv(GALLERY_COLUMNS, gallery_rows(study.galleries))} if study.galleries else {}),
+        **({"decomposition.csv": _csv(*decomposition.csv_table(study))} if study.decompositions else {}),
         **_latex_tables(study),
     }
     for name, text in files.items():

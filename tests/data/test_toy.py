@@ -128,7 +128,7 @@ def test_videos_are_h264_of_the_duration_announced(domain: str, seconds: tuple[f
 
 
 def test_stills_show_the_things_of_both_domains_at_rest() -> None:
-    assert toy_names() == (*DOMAINS, "toy_stills")
+    assert toy_names()[:3] == (*DOMAINS, "toy_stills")
     records = toy_records("toy_stills", "train", 40, 6)
     grounds = {
         record.attributes.get("background") or record.attributes["ground"]

@@ -153,6 +153,13 @@ def test_position_std_spreads_the_tables_that_nothing_was_learned_of(tmp_path: P
         Retriever(ModelConfig(clip="ViT-B-32", pretrained="openai", position_std=0.4), load_weights=False)
 
 
+@pytest.mark.parametrize("clip", ["glscl-tiny-siglip", "glscl-tiny-pe"])
+def test_position_std_spreads_the_tables_of_timms_towers(clip: str) -> None:
+    torch.manual_seed(0)
+    model = Retriever(ModelConfig(clip=clip, max_words=24, position_std=0.4))
+    assert model.towers.visual.trunk.pos_embed.std().item() == pytest.approx(0.4, rel=0.1)
+
+
 def test_the_sigmoid_loss_needs_a_bias(clip: str) -> None:
     """SigLIP's towers bring one, which counts to the towers; with others it is an option, and counts to the head."""
     with pytest.raises(UserError, match=r"loss\.sigmoid: it needs a logit bias, and .* set model\.logit_bias"):

@@ -18,14 +18,17 @@ from glscl.runs.options import ZERO_SHOT, merge
 from glscl.runs.sets import locate_sets
 from glscl.study.grid import build_cells
 from glscl.study.options import StudyConfig
+from glscl.study.plan import tower_names
+
+PACKAGED = ["benchmarks", "benchmarks_frozen", "toy", "toy_factors", "toy_frozen", "toy_small"]
 
 
-@pytest.mark.parametrize("name", ["benchmarks", "benchmarks_frozen", "toy", "toy_frozen", "toy_small"])
+@pytest.mark.parametrize("name", PACKAGED)
 def test_packaged_studies_give_sound_runs(name: str) -> None:
     study = StudyConfig.load(name)
-    assert StudyConfig.names() == ["benchmarks", "benchmarks_frozen", "toy", "toy_frozen", "toy_small"]
+    assert StudyConfig.names() == PACKAGED
     found = build_cells(study, locate_sets(study))
-    trainings = len(study.domains) + study.union
+    trainings = sum(domain.is_trained for domain in study.domains.values()) + study.union
     expected = len(study.conditions) * (1 + len(study.variants) * trainings * len(study.seeds))
     assert len({cell.directory for cell in found}) == len(found) == expected
     for cell in found:
@@ -33,7 +36,26 @@ def test_packaged_studies_give_sound_runs(name: str) -> None:
         assert training.global_batch % (cell.config.data.virtual_streams) == 0
         per_worker = training.num_workers * max(1, cell.config.data.loader_workers)
         assert cell.config.data.virtual_streams % per_worker == 0
-    build_pretraining(study, make=False)
+    for clip in tower_names(study):
+        build_pretraining(study, make=False, clip=clip)
+
+
+def test_each_architecture_is_pretrained_by_itself() -> None:
+    study = StudyConfig.load("toy_factors")
+    assert tower_names(study) == ["", "glscl-tiny-siglip"]
+    names = {}
+    for clip in tower_names(study):
+        run = build_pretraining(study, make=False, clip=clip)
+        assert run is not None
+        names[run.model.clip] = run.name
+    assert names == {"glscl-tiny": "pretraining", "glscl-tiny-siglip": "pretraining.glscl-tiny-siglip"}
+    cells = build_cells(study, locate_sets(study))
+    towers = {(cell.condition, cell.config.model.clip, Path(cell.config.model.pretrained or "").name) for cell in cells}
+    assert towers == {
+        ("clip", "glscl-tiny", "towers.safetensors"),
+        ("siglip", "glscl-tiny-siglip", "towers.glscl-tiny-siglip.safetensors"),
+    }
+    assert [tower_names(StudyConfig.load(name)) for name in PACKAGED if name != "toy_factors"] == [[""]] * 5
 
 
 @pytest.mark.parametrize("name", ["toy", "benchmarks"])

@@ -83,6 +83,7 @@ ONE = {"toy_clips": {"toy": {"train": 8, "dev": 4}}}
         ({"objective": "leave_one_domain_out", "domains": ONE}, "two domains or more"),
         ({"domains": {}}, "domains: none given"),
         ({"domains": {"toy_clips": {"toy": {"train": 8}}}}, "no held-out part"),
+        ({"domains": {"toy_clips": {"toy": {"test": 8}}}}, "nothing to train on"),
         ({"domains": {"a": {"train": ["x"], "validation": ["y", "z"]}}}, "one held-out part"),
         ({"domains": {"a": {"train": ["x"], "validation": ["y"], "run": {"seed": 1}}}}, "a sweep trains on domains"),
         ({"cost": "multiply_adds"}, "set scheduler to none"),

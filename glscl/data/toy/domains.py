@@ -9,32 +9,23 @@ number of videos asked for: a test combination is never in another split, whatev
 import itertools
 import random
 from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass
 
 from glscl.data.records import Record
+from glscl.data.toy.factorial import FACTORIAL, FACTORIAL_NAMES
+from glscl.data.toy.spec import CHANGES, COLOURS, ORDERS_OF_THREE, SHAPES, DomainSpec
+from glscl.data.toy.words import (
+    CLIP_ADJECTIVES,
+    CLIP_BACKGROUNDS,
+    CLIP_EVENTS,
+    CLIP_NOUNS,
+    STORY_ADJECTIVES,
+    STORY_EVENTS,
+    STORY_GROUNDS,
+    STORY_NOUNS,
+    Words,
+)
 from glscl.errors import UserError, did_you_mean
 
-Forms = tuple[str, str]  # third person, gerund
-Words = dict[str, tuple[str, ...]]
-
-_CLIP_NOUNS: Words = {"disc": ("disc", "ball", "circle"), "plank": ("plank", "board"), "pillar": ("pillar", "pole")}
-_CLIP_ADJECTIVES: Words = {colour: (colour,) for colour in ("red", "green", "blue", "yellow")}
-_CLIP_BACKGROUNDS: Words = {"grey": ("grey", "gray"), "pink": ("pink",)}
-_CLIP_EVENTS: dict[str, tuple[Forms, ...]] = {
-    "left": (("moves left", "moving left"), ("slides to the left", "sliding to the left"), ("goes left", "going left")),
-    "right": (
-        ("moves right", "moving right"),
-        ("slides to the right", "sliding to the right"),
-        ("goes right", "going right"),
-    ),
-    "up": (("moves up", "moving up"), ("slides upwards", "sliding upwards"), ("rises", "rising")),
-    "down": (("moves down", "moving down"), ("slides downwards", "sliding downwards"), ("falls", "falling")),
-    "grows": (("grows", "growing"), ("gets bigger", "getting bigger"), ("becomes larger", "becoming larger")),
-    "shrinks": (("shrinks", "shrinking"), ("gets smaller", "getting smaller")),
-    "whitens": (("turns white", "turning white"), ("becomes white", "becoming white")),
-    "blackens": (("turns black", "turning black"), ("becomes black", "becoming black")),
-}
 _CLIP_TEMPLATES = (
     "a {colour} {shape} {first} and then {second} on a {background} background",
     "on a {background} background a {colour} {shape} first {first} , then {second}",
@@ -45,33 +36,6 @@ _CLIP_TEMPLATES = (
 )
 CAPTIONS_PER_CLIP = 4
 
-_STORY_NOUNS: Words = {
-    "disc": ("disc", "circle", "sphere"),
-    "plank": ("plank", "board", "beam"),
-    "pillar": ("pillar", "pole", "column"),
-}
-_STORY_ADJECTIVES: Words = {
-    "red": ("red", "red", "crimson"),
-    "green": ("green", "green", "jade"),
-    "blue": ("blue", "blue", "cobalt"),
-    "yellow": ("yellow", "yellow", "golden"),
-}
-_STORY_GROUNDS: Words = {
-    "stripes": ("a striped curtain", "striped cloth"),
-    "checks": ("a chessboard", "a checked floor"),
-    "bricks": ("a brick wall", "stacked bricks"),
-    "sand": ("a beach", "yellowish sand"),
-}
-_STORY_EVENTS: Words = {
-    "left": ("moves left", "goes left", "drifts to the left"),
-    "right": ("moves right", "goes right", "drifts to the right"),
-    "up": ("moves up", "rises", "climbs"),
-    "down": ("moves down", "falls", "sinks"),
-    "grows": ("grows", "gets bigger", "swells"),
-    "shrinks": ("shrinks", "gets smaller", "dwindles"),
-    "whitens": ("turns white", "becomes white", "bleaches"),
-    "blackens": ("turns black", "becomes black", "darkens"),
-}
 _STORY_TEMPLATES = (
     "a {colour} {shape} in front of {ground} . first it {one} . then it {two} . last it {three} .",
     "{ground} with a {colour} {shape} . it {one} . after that it {two} . in the end it {three} .",
@@ -83,12 +47,12 @@ def write_clip_captions(attributes: dict[str, str], draw: random.Random) -> tupl
     """Write the captions of one clip: four different sentences, the events in order (or the order in words)."""
     captions = []
     for template in draw.sample(_CLIP_TEMPLATES, CAPTIONS_PER_CLIP):
-        events = [draw.choice(_CLIP_EVENTS[attributes[key]]) for key in attributes["order"].split("-")]
+        events = [draw.choice(CLIP_EVENTS[attributes[key]]) for key in attributes["order"].split("-")]
         captions.append(
             template.format(
-                colour=draw.choice(_CLIP_ADJECTIVES[attributes["colour"]]),
-                shape=draw.choice(_CLIP_NOUNS[attributes["shape"]]),
-                background=draw.choice(_CLIP_BACKGROUNDS[attributes["background"]]),
+                colour=draw.choice(CLIP_ADJECTIVES[attributes["colour"]]),
+                shape=draw.choice(CLIP_NOUNS[attributes["shape"]]),
+                background=draw.choice(CLIP_BACKGROUNDS[attributes["background"]]),
                 first=events[0][0],
                 first_ing=events[0][1],
                 second=events[1][0],
@@ -100,12 +64,12 @@ def write_clip_captions(attributes: dict[str, str], draw: random.Random) -> tupl
 
 def write_story_captions(attributes: dict[str, str], draw: random.Random) -> tuple[str, ...]:
     """Write the one paragraph of a story: a sentence for each event, in order."""
-    one, two, three = (draw.choice(_STORY_EVENTS[attributes[key]]) for key in attributes["order"].split("-"))
+    one, two, three = (draw.choice(STORY_EVENTS[attributes[key]]) for key in attributes["order"].split("-"))
     return (
         draw.choice(_STORY_TEMPLATES).format(
-            colour=draw.choice(_STORY_ADJECTIVES[attributes["colour"]]),
-            shape=draw.choice(_STORY_NOUNS[attributes["shape"]]),
-            ground=draw.choice(_STORY_GROUNDS[attributes["ground"]]),
+            colour=draw.choice(STORY_ADJECTIVES[attributes["colour"]]),
+            shape=draw.choice(STORY_NOUNS[attributes["shape"]]),
+            ground=draw.choice(STORY_GROUNDS[attributes["ground"]]),
             one=one,
             two=two,
             three=three,
@@ -140,9 +104,9 @@ def write_still_captions(attributes: dict[str, str], draw: random.Random) -> tup
     colour, shape, ground = attributes["colour"], attributes["shape"], attributes["ground"]
     return tuple(
         template.format(
-            colour=draw.choice(_STORY_ADJECTIVES.get(colour) or _STILL_ADJECTIVES[colour]),
-            shape=draw.choice(_CLIP_NOUNS[shape] + _STORY_NOUNS[shape]),
-            ground=draw.choice(_STORY_GROUNDS.get(ground) or _STILL_GROUNDS[ground]),
+            colour=draw.choice(STORY_ADJECTIVES.get(colour) or _STILL_ADJECTIVES[colour]),
+            shape=draw.choice(CLIP_NOUNS[shape] + STORY_NOUNS[shape]),
+            ground=draw.choice(STORY_GROUNDS.get(ground) or _STILL_GROUNDS[ground]),
             place=draw.choice(_STILL_PLACES[attributes["place"]]),
             size=draw.choice(_STILL_SIZES[attributes["size"]]),
         )
@@ -154,29 +118,14 @@ TOY_SPLITS = ("train", "dev", "test")
 _SHARES = {"test": 0.28, "dev": 0.13}  # of the combinations; training has the rest
 
 
-@dataclass(frozen=True, slots=True)
-class DomainSpec:
-    """What may vary in a domain."""
-
-    values: dict[str, tuple[str, ...]]  # attribute name to its values; the combinations are their product
-    dynamic: tuple[str, ...]  # the attributes that only the order of frames tells
-    seconds: tuple[float, float]  # shortest and longest duration
-    captions: Callable[[dict[str, str], random.Random], tuple[str, ...]]
-
-
-_COLOURS = ("red", "green", "blue", "yellow")
-_SHAPES = ("disc", "plank", "pillar")
-_CHANGES = ("grows", "shrinks", "whitens", "blackens")
-_STORY_ORDERS = tuple("-".join(order) for order in itertools.permutations(("across", "upright", "change")))
-
 DOMAINS: dict[str, DomainSpec] = {
     "toy_clips": DomainSpec(
         values={
-            "colour": _COLOURS,
-            "shape": _SHAPES,
+            "colour": COLOURS,
+            "shape": SHAPES,
             "background": ("grey", "pink"),
             "movement": ("left", "right", "up", "down"),
-            "change": _CHANGES,
+            "change": CHANGES,
             "order": ("movement-change", "change-movement"),
         },
         dynamic=("movement", "order"),
@@ -185,13 +134,13 @@ DOMAINS: dict[str, DomainSpec] = {
     ),
     "toy_stories": DomainSpec(
         values={
-            "colour": _COLOURS,
-            "shape": _SHAPES,
+            "colour": COLOURS,
+            "shape": SHAPES,
             "ground": ("stripes", "checks", "bricks", "sand"),
             "across": ("left", "right"),
             "upright": ("up", "down"),
-            "change": _CHANGES,
-            "order": _STORY_ORDERS,
+            "change": CHANGES,
+            "order": ORDERS_OF_THREE,
         },
         dynamic=("across", "upright", "order"),
         seconds=(6.0, 8.0),
@@ -199,8 +148,8 @@ DOMAINS: dict[str, DomainSpec] = {
     ),
     "toy_stills": DomainSpec(
         values={
-            "colour": (*_COLOURS, "white", "black"),
-            "shape": _SHAPES,
+            "colour": (*COLOURS, "white", "black"),
+            "shape": SHAPES,
             "ground": ("grey", "pink", "stripes", "checks", "bricks", "sand"),
             "place": ("left", "right", "top", "bottom", "middle"),
             "size": ("small", "large"),
@@ -209,6 +158,7 @@ DOMAINS: dict[str, DomainSpec] = {
         seconds=(0.5, 0.5),
         captions=write_still_captions,
     ),
+    **FACTORIAL,
 }
 FPS = 8
 
@@ -218,11 +168,16 @@ def toy_names() -> tuple[str, ...]:
     return tuple(DOMAINS)
 
 
+def describe_names() -> str:
+    """The names of the toy domains in words, the factorial ones by their rule."""
+    return f"{', '.join(name for name in DOMAINS if name not in FACTORIAL)} and {FACTORIAL_NAMES}"
+
+
 def domain_spec(domain: str) -> DomainSpec:
     """What may vary in a domain; a `UserError` says that there is no such toy domain."""
     if domain not in DOMAINS:
         raise UserError(
-            f"there is no toy domain '{domain}'{did_you_mean(domain, DOMAINS)}; there are {', '.join(DOMAINS)}"
+            f"there is no toy domain '{domain}'{did_you_mean(domain, DOMAINS)}; there are {describe_names()}"
         )
     return DOMAINS[domain]
 
@@ -234,6 +189,7 @@ def toy_records(domain: str, split: str, count: int, seed: int) -> list[Record]:
     and words. Raises `UserError`: unknown names, or more development or test videos than combinations.
     """
     spec = domain_spec(domain)
+    scenes = spec.scenes or domain
     combinations = _combinations(domain, split, seed)
     if count < 1:
         raise UserError(f"{domain} {split}: {count} videos asked for; ask for at least 1")
@@ -246,9 +202,9 @@ def toy_records(domain: str, split: str, count: int, seed: int) -> list[Record]:
         combinations = _train_rounds(combinations, count, spec.dynamic)
     records = []
     for index, attributes in enumerate(combinations[:count]):
-        draw = random.Random(f"{domain}/{split}/{seed}/{index}/record")
+        draw = random.Random(f"{scenes}/{split}/{seed}/{index}/record")
         frames = draw.randint(round(spec.seconds[0] * FPS), round(spec.seconds[1] * FPS))
-        name = f"{domain}-{split}-{index:05d}"
+        name = f"{scenes}-{split}-{index:05d}"
         texts = spec.captions(attributes, draw)
         records.append(Record(name, texts, duration=frames / FPS, attributes=dict(attributes)))
     return records
@@ -268,7 +224,7 @@ def _combinations(domain: str, split: str, seed: int) -> list[dict[str, str]]:
     spec = domain_spec(domain)
     product = [dict(zip(spec.values, chosen, strict=True)) for chosen in itertools.product(*spec.values.values())]
     units = [unit for unit in product if "order" not in unit or unit["order"] < _reverse(unit["order"])]
-    random.Random(f"{domain}/{seed}/splits").shuffle(units)
+    random.Random(f"{spec.scenes or domain}/{seed}/splits").shuffle(units)
     test = round(len(units) * _SHARES["test"])
     dev = test + round(len(units) * _SHARES["dev"])
     chosen_units = {"test": units[:test], "dev": units[test:dev], "train": units[dev:]}[split]

@@ -23,6 +23,7 @@ from av.video.reformatter import VideoReformatter
 
 from glscl.data.records import Record
 from glscl.data.toy.domains import FPS, domain_spec, toy_records
+from glscl.data.toy.spec import CHANGES
 from glscl.system.progress import Progress
 
 SIDE = 64  # pixels
@@ -41,11 +42,19 @@ _INK = {
         "white": (245, 245, 245),
         "black": (18, 18, 18),
     },
+    "plain": {"red": (215, 35, 35), "green": (30, 170, 50), "blue": (40, 70, 225), "yellow": (230, 205, 30)},
+    "textured": {"red": (190, 30, 55), "green": (25, 150, 80), "blue": (45, 100, 225), "yellow": (225, 190, 40)},
+    "night": {"red": (150, 30, 30), "green": (35, 125, 50), "blue": (45, 60, 165), "yellow": (150, 135, 35)},
 }
-_PLAIN = {"grey": (118, 118, 118), "pink": (240, 165, 190)}
+"""Colours by domain, or by visual style where that is a factor."""
+_GROUNDS = {"plain": ("grey", "pink"), "textured": ("stripes", "checks", "bricks", "sand"), "night": ("dark",)}
+_GRAIN = {"night": 34.0}  # range of a camera's noise, another in every frame
+_DOT = 4.5  # radius in pixels
+_PLAIN = {"grey": (118, 118, 118), "pink": (240, 165, 190), "dark": (38, 38, 52)}
 _NEW_INK = {"whitens": (250, 250, 250), "blackens": (12, 12, 12)}
 _STEP = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}
 _SMALL, _MIDDLE, _LARGE = 6.5, 9.0, 11.5  # radius in pixels
+_CORNERS = {"top": (9.0, 9.0), "bottom": (9.0, SIDE - 9.0)}
 _SIZES = {"grows": (_SMALL, _LARGE), "shrinks": (_LARGE, _SMALL), "small": (7.0, 7.0), "large": (10.5, 10.5)}
 _PLACE = {"left": (-16, 0), "right": (16, 0), "top": (0, -16), "bottom": (0, 16), "middle": (0, 0)}  # as paths end
 
@@ -84,8 +93,10 @@ def _write_video(domain: str, record: Record, seed: int, folder: str) -> None:
 
 def _draw(domain: str, record: Record, draw: random.Random) -> npt.NDArray[np.uint8]:
     """Frames (T, 64, 64, 3)."""
-    attributes = {name: str(value) for name, value in record.attributes.items()}
+    attributes = _read_attributes(record)
     events = attributes["order"].split("-") if "order" in attributes else []
+    style = domain_spec(domain).pictures
+    palette = _INK[style or domain]
     count = round((record.duration or 0.0) * FPS)
     time = np.linspace(0.0, 1.0, count, dtype=np.float32)
     progress = dict(zip(events, _progress(time, len(events), draw), strict=True))
@@ -99,20 +110,55 @@ def _draw(domain: str, record: Record, draw: random.Random) -> npt.NDArray[np.ui
     path += SIDE / 2 + np.array([draw.uniform(-3.0, 3.0), draw.uniform(-3.0, 3.0)], dtype=np.float32)
 
     change = progress.get("change", np.zeros(count, dtype=np.float32))
-    before, after = _SIZES.get(attributes.get("size") or attributes["change"], (_MIDDLE, _MIDDLE))
+    before, after = _SIZES.get(attributes.get("size") or attributes.get("change", ""), (_MIDDLE, _MIDDLE))
     spread = 0.2 if "size" in attributes else 0.07  # stills show every size that the others go through
     radius = (before + (after - before) * change) * draw.uniform(1 - spread, 1 + spread)
     shade = np.array([draw.uniform(-14, 14) for _ in range(3)], dtype=np.float32)
-    ink = np.array(_INK[domain][attributes["colour"]], dtype=np.float32) + shade
+    ink = np.array(palette[attributes["colour"]], dtype=np.float32) + shade
     inks = np.repeat(ink[None], count, axis=0)
     if attributes.get("change") in _NEW_INK:
         inks += change[:, None] * (np.array(_NEW_INK[attributes["change"]], dtype=np.float32) - ink)
 
     cover = _cover(attributes["shape"], path, radius)[..., None]
-    name = attributes.get("background") or attributes["ground"]
-    back = _plain(name, draw) if name in _PLAIN else _ground(name, draw)
-    frames = back[None] * (1 - cover) + inks[:, None, None, :] * cover
-    return np.clip(np.rint(frames), 0, 255).astype(np.uint8)
+    back = _background(attributes, style, draw)[None]
+    frames: Floats = (back * (1 - cover) + inks[:, None, None, :] * cover).astype(np.float32)
+    if "dot" in attributes:
+        frames = _with_dot(frames, _CORNERS[attributes["corner"]], np.array(palette[attributes["dot"]], np.float32))
+    return np.clip(np.rint(_with_grain(frames, style, draw)), 0, 255).astype(np.uint8)
+
+
+def _read_attributes(record: Record) -> dict[str, str]:
+    """Attributes of a record; a single event is an order of one."""
+    attributes = {name: str(value) for name, value in record.attributes.items()}
+    if event := attributes.get("event"):
+        order = "change" if event in CHANGES else "movement"
+        attributes |= {order: event, "order": order}
+    return attributes
+
+
+def _background(attributes: dict[str, str], style: str, draw: random.Random) -> Floats:
+    """What is behind everything, (64, 64, 3): an attribute, or one of those of a visual style.
+
+    From here on, only what belongs to the visual style is drawn: what came before is the same in all of them.
+    """
+    name = attributes.get("background") or attributes.get("ground") or draw.choice(_GROUNDS[style])
+    return _plain(name, draw) if name in _PLAIN else _ground(name, draw)
+
+
+def _with_dot(frames: Floats, centre: tuple[float, float], ink: Floats) -> Floats:
+    """Frames with a small disc that stays where it is."""
+    cover = _cover("disc", np.array([centre], dtype=np.float32), np.array([_DOT], dtype=np.float32))[..., None]
+    covered: Floats = frames * (1 - cover) + ink * cover
+    return covered
+
+
+def _with_grain(frames: Floats, style: str, draw: random.Random) -> Floats:
+    """Frames with the noise of a camera, where the visual style has any."""
+    if style not in _GRAIN:
+        return frames
+    noise = np.random.default_rng(draw.getrandbits(64)).random((*frames.shape[:3], 1)).astype(np.float32)
+    grained: Floats = frames + _GRAIN[style] * (noise - 0.5)
+    return grained
 
 
 def _progress(time: Floats, events: int, draw: random.Random) -> list[Floats]:

@@ -45,7 +45,7 @@ trainings: the interval then speaks of that one training, and says so. ``tests/s
 the coverage.
 """
 
-from glscl.study.statistics.bootstrap import QueryBootstrap, System, mean_difference, mean_of_cells
+from glscl.study.statistics.bootstrap import QueryBootstrap, System, contrast, mean_difference, mean_of_cells
 from glscl.study.statistics.claims import Equivalence, claim, enough_queries, enough_resamples, holm, seed_errors
 from glscl.study.statistics.equivalence import equivalence_p
 from glscl.study.statistics.interval import LEVEL, Array, Interval, Spread, over_seeds, per_query
@@ -53,6 +53,7 @@ from glscl.study.statistics.power import Precision, detectable, power
 
 __all__ = [
     "LEVEL", "Array", "Equivalence", "Interval", "Precision", "QueryBootstrap", "Spread", "System", "claim",
-    "detectable", "enough_queries", "enough_resamples", "equivalence_p", "holm", "mean_difference", "mean_of_cells",
+    "contrast", "detectable", "enough_queries", "enough_resamples", "equivalence_p", "holm", "mean_difference",
+    "mean_of_cells",
     "over_seeds", "per_query", "power", "seed_errors",
 ]  # fmt: skip

@@ -1,6 +1,6 @@
-"""The paired bootstrap over queries: one model's figure, a difference, retention, and means of differences."""
+"""The paired bootstrap over queries: one model's figure, a difference, retention, means of differences, contrasts."""
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -144,6 +144,7 @@ class QueryBootstrap:
 
 
 Cells = Sequence[tuple[Hashable, System, System]]  # name of a training, and two models' values on a test set after it
+Terms = Sequence[tuple[Hashable, float, System]]  # name of a trained model, its weight, its values on a test set
 
 
 def mean_difference(cells: Cells) -> Interval:
@@ -156,16 +157,39 @@ def mean_difference(cells: Cells) -> Interval:
     Raises `ValueError`: no cells, a pair of different bootstraps, or bootstraps that are not independent: different
     ones must have different seeds and equally many resamples.
     """
-    owners = _check_cells(cells)
-    weight = 1 / len(cells)
+    if any(first.owner is not second.owner for _, first, second in cells):
+        raise ValueError("a pair belongs to two bootstraps, so it is not paired over queries")
+    weight = 1 / max(1, len(cells))
+    terms = [
+        ((training, sign), sign * weight, system)
+        for training, first, second in cells
+        for sign, system in ((1.0, first), (-1.0, second))
+    ]
+    owners = _check_terms(terms)
     estimate = weight * float(sum(first.mean - second.mean for _, first, second in cells))
     deviations = weight * np.sum([first.draws - second.draws for _, first, second in cells], axis=0) - estimate
-    seeds = (
-        _fewest_seeds((training, first) for training, first, _ in cells),
-        _fewest_seeds((training, second) for training, _, second in cells),
-    )
+    fewest = _fewest_seeds(terms)
+    seeds = tuple(min(count for (_, side), count in fewest.items() if side == sign) for sign in (1.0, -1.0))
+    return _build(terms, owners, estimate, deviations, seeds)
+
+
+def contrast(terms: Terms) -> Interval:
+    """Weighted sum of several models' values on several test sets, such as a difference of differences.
+
+    Terms of one trained model share its seeds; systems of one bootstrap share their queries, so test sets whose videos
+    are the same can be paired by one bootstrap. Errors are those of `mean_difference`.
+    """
+    owners = _check_terms(terms)
+    estimate = float(sum(weight * system.mean for _, weight, system in terms))
+    deviations = np.sum([weight * system.draws for _, weight, system in terms], axis=0) - estimate
+    return _build(terms, owners, estimate, deviations, tuple(_fewest_seeds(terms).values()))
+
+
+def _build(
+    terms: Terms, owners: Sequence[QueryBootstrap], estimate: float, deviations: Array, seeds: tuple[int, ...]
+) -> Interval:
     queries = sum(owner.queries for owner in owners)
-    linearised = _linearise(cells, owners)
+    linearised = _linearise(terms, owners)
     return build_interval(linearised, estimate, deviations, 0.0, lambda x: x, owners[0].seed, queries, seeds)
 
 
@@ -173,48 +197,40 @@ def mean_of_cells(
     cells: Sequence[tuple[Hashable, System]], bounds: tuple[float, float] = (-np.inf, np.inf)
 ) -> Interval:
     """Mean over several cells of one model's values, resampled and raising as `mean_difference`; cut at ``bounds``."""
-    nothing = {}
-    for _, system in cells:
-        owner = system.owner
-        nothing[owner] = System(owner, np.zeros((1, owner.groups)), np.zeros(owner.resamples), False)
-    interval = mean_difference([(training, system, nothing[system.owner]) for training, system in cells])
+    weight = 1 / max(1, len(cells))
+    interval = contrast([(training, weight, system) for training, system in cells])
     low, high = (float(np.clip(end, *bounds)) for end in (interval.low, interval.high))
-    return replace(interval, low=low, high=high, seeds=interval.seeds[:1])
+    return replace(interval, low=low, high=high, seeds=(min(interval.seeds),))
 
 
-def _check_cells(cells: Cells) -> list[QueryBootstrap]:
-    """Check that cells can be averaged; return their bootstraps, each once."""
-    if not cells:
+def _check_terms(terms: Terms) -> list[QueryBootstrap]:
+    """Check that terms can be added up; return their bootstraps, each once."""
+    if not terms:
         raise ValueError("no cells to average")
-    owners = list(dict.fromkeys(first.owner for _, first, _ in cells))
-    if any(first.owner is not second.owner for _, first, second in cells):
-        raise ValueError("a pair belongs to two bootstraps, so it is not paired over queries")
+    owners = list(dict.fromkeys(system.owner for _, _, system in terms))
     if len({owner.seed for owner in owners}) < len(owners) or len({owner.resamples for owner in owners}) > 1:
         raise ValueError("the bootstraps of different test sets need different seeds and equally many resamples")
     return owners
 
 
-def _fewest_seeds(systems: Iterable[tuple[Hashable, System]]) -> int:
-    """Return the fewest seeds of any training; 0 where a model is not trained."""
-    return min({training: len(one.units) if one.trained else 0 for training, one in systems}.values())
+def _fewest_seeds(terms: Sequence[tuple[Key, float, System]]) -> dict[Key, int]:
+    """Return the seeds of every trained model; 0 of one that is not trained."""
+    return {model: len(system.units) if system.trained else 0 for model, _, system in terms}
 
 
-def _linearise(cells: Cells, owners: Sequence[QueryBootstrap]) -> list[Array]:
-    """Compute the shares of the average, seed by seed: (S, G) per training and side, G the groups of all strata."""
-    weight, groups = 1 / len(cells), sum(owner.groups for owner in owners)
+def _linearise(terms: Terms, owners: Sequence[QueryBootstrap]) -> list[Array]:
+    """Compute the shares of the sum, seed by seed: (S, G) per trained model, G the groups of all strata."""
+    groups = sum(owner.groups for owner in owners)
     offsets = dict(zip(owners, np.cumsum([0, *(owner.groups for owner in owners)]), strict=False))
-    shares: dict[tuple[Hashable, float], Array] = {}
-    for training, first, second in cells:
-        for sign, system in ((1.0, first), (-1.0, second)):
-            # Units of a stratum deviate from its own mean; stretched so that their mean over all strata is the share
-            # of the cell in the average, seed by seed.
-            owner = system.owner
-            stretch = sign * weight * groups / owner.groups
-            share = shares.setdefault((training, sign), np.zeros((len(system.units), groups)))
-            if len(share) != len(system.units):
-                raise ValueError(
-                    f"training {training}: {len(share)} seeds on one test set, {len(system.units)} on another"
-                )
-            share[:, offsets[owner] : offsets[owner] + owner.groups] += stretch * (system.units - system.mean)
-            share += sign * weight * system.mean
+    shares: dict[Hashable, Array] = {}
+    for model, weight, system in terms:
+        # Units of a stratum deviate from its own mean; stretched so that their mean over all strata is the share of
+        # the term in the sum, seed by seed.
+        owner = system.owner
+        share = shares.setdefault(model, np.zeros((len(system.units), groups)))
+        if len(share) != len(system.units):
+            raise ValueError(f"{model}: {len(share)} seeds on one test set, {len(system.units)} on another")
+        stretch = weight * groups / owner.groups
+        share[:, offsets[owner] : offsets[owner] + owner.groups] += stretch * (system.units - system.mean)
+        share += weight * system.mean
     return list(shares.values())
