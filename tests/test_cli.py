@@ -150,6 +150,17 @@ def test_usage(capsys: Capture, words: list[str]) -> None:
     assert out.startswith("usage: glscl COMMAND")
 
 
+@pytest.mark.parametrize("columns", [60, 80, 200])
+def test_usage_fits_the_terminal_and_says_what_to_begin_with(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    _, out = run(capsys)
+    assert all(len(line) <= max(columns, 80) for line in out.splitlines())
+    assert max(len(line) for line in out[: out.index("New here?")].splitlines()) <= columns
+    assert re.search(r"^New here\? +glscl quickstart ", out, re.MULTILINE)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_every_command_has_help(capsys: Capture, command: str, flag: str) -> None:

@@ -14,6 +14,8 @@ misspelt option is refused before that.
 
 import importlib
 import re
+import shutil
+import textwrap
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -21,6 +23,11 @@ from typing import NamedTuple
 
 from glscl.errors import UserError, did_you_mean
 
+_FIRST_STEPS = """\
+New here?         glscl quickstart    train and test on made videos on a CPU
+Your own videos:  glscl shards build --help, then glscl train --config tiny
+A benchmark:      glscl presets       list what is ready-made
+`glscl COMMAND --help` explains a command. Paths may be local or s3://."""
 _CONSTANT = re.compile(r'^(HELP|ORDER) = ("[^"\n]*"|[0-9]+)$', re.MULTILINE)
 
 
@@ -49,10 +56,21 @@ def list_commands() -> dict[str, Command]:
 
 
 def format_usage() -> str:
-    """What `glscl --help` prints."""
-    lines = [f"  {command.name:<15} {command.help}" for command in list_commands().values()]
-    more = "`glscl COMMAND --help` explains a command's options. Paths may be local or s3://."
-    return "\n".join(["usage: glscl COMMAND [options]", "", *lines, "", more])
+    """What `glscl` alone and `glscl --help` print: the commands, wrapped to the terminal, and what to begin with."""
+    width = max(60, shutil.get_terminal_size().columns)
+    known = list_commands().values()
+    indent = 4 + max(len(command.name) for command in known)
+    lines = [
+        textwrap.fill(
+            command.help,
+            width,
+            initial_indent=f"  {command.name}".ljust(indent),
+            subsequent_indent=" " * indent,
+            break_on_hyphens=False,
+        )
+        for command in known
+    ]
+    return "\n".join(["usage: glscl COMMAND [options]", "", *lines, "", _FIRST_STEPS])
 
 
 def find_command(words: Sequence[str]) -> tuple[Command, Sequence[str]]:

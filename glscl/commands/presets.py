@@ -26,5 +26,5 @@ def run(words: list[str], program: str) -> str:
     else:
         for kind, (names, text) in kinds.items():
             for name in names:
-                print(f"glscl {kind} --config {name:<12} {text(name).splitlines()[0].lstrip('# ')}")
+                print(f"glscl {kind} --config {name:<17} {text(name).splitlines()[0].lstrip('# ')}")
     return ""

@@ -35,6 +35,9 @@ def run(words: list[str], program: str) -> str:
 
     from glscl.study.plan import describe, plan_study
     from glscl.study.run import report, run_study
+    from glscl.study.tuning import with_tuned_settings
+
+    study = with_tuned_settings(study)
 
     cells, finished = plan_study(study)
     start_panel(program, describe(study, cells, finished))

@@ -56,8 +56,9 @@ class ModelConfig(Options):
     max_frames: int = Field(12, ge=1, le=MAX_FRAMES)
     """Frames of a video."""
     position_std: float | None = Field(None, gt=0)
-    """Standard deviation of the position tables that training starts from: the frames' and, without pretrained weights,
-    the picture's; none leaves open_clip's small one. Small towers see motion much sooner with a large one (0.4)."""
+    """Standard deviation of the position tables that training starts from: the frames' (also those of a head that has
+    some of its own) and, without pretrained weights, the picture's; none leaves open_clip's small one. Small towers see
+    motion much sooner with a large one (0.4)."""
     logit_scale: float | None = Field(None, gt=0, le=MAX_SCALE)
     """Factor of the similarities in the losses that training starts from, and learns; none is that of the towers."""
     logit_bias: float | None = Field(None, ge=-MAX_BIAS, le=MAX_BIAS)

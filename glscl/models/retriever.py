@@ -78,6 +78,8 @@ class Retriever(nn.Module):
         self.head: Head = build_head(config.head, self.towers.width, options, lengths)
         if text:
             self.head.initialise_from(text)
+        if config.position_std is not None:
+            self._spread_positions_of_head(config.position_std)
         self.head_only = False
         if not towers:
             self.towers.drop()
@@ -113,13 +115,19 @@ class Retriever(nn.Module):
             if table is None:
                 raise UserError(f"model.position_std: the image tower of {self.config.clip} has no position table")
             table.normal_(std=std)
-        elif self.frame_context is None:
-            raise UserError(
-                "model.position_std has no table to act on: the picture's comes with model.pretrained, and "
-                "model.frame_context is none; leave it out"
-            )
         if self.frame_context is not None:
             self.frame_context.position_embeddings.weight.normal_(std=std)
+
+    @torch.no_grad()
+    def _spread_positions_of_head(self, std: float) -> None:
+        own = [module for module in self.head.modules() if isinstance(module, FrameContext)]
+        if self.config.weights is not None and self.frame_context is None and not own:
+            raise UserError(
+                "model.position_std has no table to act on: the picture's comes with model.pretrained, "
+                f"model.frame_context is none, and the head {self.config.head} has none of its own; leave it out"
+            )
+        for context in own:
+            context.position_embeddings.weight.normal_(std=std)
 
     @property
     def frame_size(self) -> int:

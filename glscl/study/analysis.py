@@ -14,6 +14,7 @@ from glscl.study.comparisons import compare_variants, write_claims
 from glscl.study.options import StudyConfig
 from glscl.study.panels import Finished, build_panels, build_result, select_comparable
 from glscl.study.results import Comparison, Result, StudyResults, TestSet, Training, Variant
+from glscl.study.tuning import describe_tunings, read_tunings
 
 
 def analyse(study: StudyConfig, cells: Sequence[Cell], finished: Finished) -> StudyResults:
@@ -54,7 +55,7 @@ def analyse(study: StudyConfig, cells: Sequence[Cell], finished: Finished) -> St
         cells=len(cells),
         seeds=list(study.seeds),
         conditions=list(study.conditions),
-        protocol=describe_protocol(study, cells),
+        protocol=describe_protocol(study, cells) | describe_tunings(read_tunings(study)),
         variants=_list_variants(study),
         trainings=[Training(name=name, domains=of_training) for name, of_training in trainings],
         tests=[_describe_test_set(name, tested[name]) for name in study.domains if name in tested],
@@ -103,7 +104,9 @@ def _count_training_videos(study: StudyConfig, cells: Sequence[Cell]) -> str:
 
 def _list_variants(study: StudyConfig) -> list[Variant]:
     variants = [
-        Variant(name=name, head=v.run.get("model", {}).get("head", "glscl"), group=v.group, what=v.what)
+        Variant(
+            name=name, head=v.run.get("model", {}).get("head", "glscl"), group=v.group, what=v.what, tuned=bool(v.tuned)
+        )
         for name, v in study.variants.items()
     ]
     if study.zero_shot:

@@ -109,7 +109,7 @@ def _test_equivalence(study: StudyConfig, family: Mapping[_Key, Interval]) -> di
 
 
 def write_claims(study: StudyConfig, comparisons: Sequence[Comparison]) -> list[str]:
-    """Write the claims of a study: per condition a count of the means, then the sentence of every mean."""
+    """Write the claims of a study: per condition counts of the means, then the sentence of every mean."""
     counts: list[str] = []
     sentences: list[str] = []
     for condition in study.conditions:
@@ -118,22 +118,48 @@ def write_claims(study: StudyConfig, comparisons: Sequence[Comparison]) -> list[
             means = [c for c in main if c.scope == f"{relation} mean"]
             sentences += [c.sentence for c in means]
             counts += _count_consistency_against_attention(study, condition, relation, means)
+        counts += _count_losses(study, condition, [c for c in main if c.scope.endswith(" mean")])
     return [*counts, *sentences]
 
 
 def _count_consistency_against_attention(
     study: StudyConfig, condition: str, relation: Relation, means: Sequence[Comparison]
 ) -> list[str]:
-    """Count, in one sentence, what is shown between the two groups of heads; none without such a comparison."""
+    """Count what is shown between the two groups of heads, tuned ones apart; nothing without such a comparison."""
     groups = {name: variant.group for name, variant in study.variants.items()}
     asked = [c for c in means if (groups[c.first], groups[c.second]) == ("consistency", "attention")]
-    if not asked:
-        return []
     where = "Across domains" if relation == "cross-domain" else "In the domain trained on"
     in_condition = f" ({condition})" if len(study.conditions) > 1 else ""
+    sentences = []
+    for tuned in (False, True):
+        counted = [c for c in asked if bool(study.variants[c.first].tuned) is tuned]
+        heads = ", every head tuned with the same budget" if tuned else ""
+        if counted:
+            sentences.append(
+                f"{where}{in_condition}{heads}, global-local consistency against attention: {tally(counted)} "
+                f"(mean text-to-video {MAIN_METRIC}, Holm's correction)."
+            )
+    return sentences
+
+
+def _count_losses(study: StudyConfig, condition: str, means: Sequence[Comparison]) -> list[str]:
+    """Count, in one sentence, what the consistency losses do to their own heads; none without such a comparison."""
+
+    def head(name: str) -> object:
+        return study.variants[name].run.get("model", {}).get("head")
+
+    groups = {name: variant.group for name, variant in study.variants.items()}
+    asked = [
+        c
+        for c in means
+        if (groups[c.first], groups[c.second]) == ("consistency", "ablation") and head(c.first) == head(c.second)
+    ]
+    if not asked:
+        return []
+    in_condition = f" ({condition})" if len(study.conditions) > 1 else ""
     return [
-        f"{where}{in_condition}, global-local consistency against attention: {tally(asked)} "
-        f"(mean text-to-video {MAIN_METRIC}, Holm's correction)."
+        f"With and without its consistency losses, the same head{in_condition}: {tally(asked)} "
+        f"(means in and across domains, text-to-video {MAIN_METRIC})."
     ]
 
 

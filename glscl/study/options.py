@@ -24,6 +24,9 @@ class VariantOptions(Options):
     """In a few words, for the report."""
     run: Values
     """What makes it: model.head, its options, its losses."""
+    tuned: str | None = None
+    """A finished sweep of this head, by its name in the same storage or its directory: the winner's settings replace
+    those of `run`. All tuned variants need sweeps of equal budgets."""
 
 
 class LeaveOut(Options):
@@ -112,11 +115,24 @@ class StudyConfig(RunsConfig):
             for name in used:
                 if name not in known:
                     raise ValueError(f"{kind}: '{name}' is none of {', '.join(known)}{did_you_mean(name, known)}")
-        if any(first == second for first, second in self.comparisons):
-            raise ValueError("comparisons: a variant is compared with itself")
+        for first, second in self.comparisons:
+            if first == second:
+                raise ValueError("comparisons: a variant is compared with itself")
+            self._check_tuning(first, second)
         if not self.tested:
             raise ValueError("domains: none has a test set")
         return self
+
+    def _check_tuning(self, *names: str) -> None:
+        """A tuned head beats an untuned one for the tuning alone: only with itself is such a comparison a fair one."""
+        one, two = (self.variants[name] for name in names)
+        heads = [variant.run.get("model", {}).get("head") for variant in (one, two)]
+        if bool(one.tuned) != bool(two.tuned) and heads[0] != heads[1]:
+            tuned, other = names if one.tuned else reversed(names)
+            raise ValueError(
+                f"comparisons: {tuned} is tuned and {other} is not: compare tuned heads with tuned ones, or a head "
+                f"with itself"
+            )
 
     @property
     def tested(self) -> list[str]:
@@ -131,15 +147,15 @@ class StudyConfig(RunsConfig):
     @property
     def beside_directory(self) -> str:
         """Directory of the study that is shown beside this one; empty if there is none."""
-        return self._other_study(self.beside)
+        return self.other_directory(self.beside)
 
     @property
     def pilot_directory(self) -> str:
         """Directory of the study from which deviations are taken; empty if there is none."""
-        return self._other_study(self.pilot)
+        return self.other_directory(self.pilot)
 
-    def _other_study(self, name: str) -> str:
-        """Directory of a study by its name in the same storage, or its address."""
+    def other_directory(self, name: str) -> str:
+        """Directory of a study or sweep by its name in the same storage, or its address."""
         return storage.join(storage.resolve(self.storage), name) if name and "/" not in name else name
 
     @property
@@ -151,4 +167,7 @@ class StudyConfig(RunsConfig):
     def pairs(self) -> tuple[tuple[str, str], ...]:
         """The comparisons, the default ones where none are named."""
         ours, others = ([n for n, v in self.variants.items() if v.group == g] for g in ("consistency", "attention"))
-        return self.comparisons or tuple((first, second) for first in ours for second in others)
+        tuned = {name for name, variant in self.variants.items() if variant.tuned}
+        return self.comparisons or tuple(
+            (first, second) for first in ours for second in others if (first in tuned) == (second in tuned)
+        )

@@ -12,6 +12,7 @@ from glscl.reporting.plots import round_numbers
 from glscl.reporting.published import PublishedRow, for_domain
 from glscl.runs.options import ZERO_SHOT
 from glscl.study import charts, controls, sections
+from glscl.study.answer import build_answer
 from glscl.study.results import StudyResults, TestSet, parse_study
 from glscl.version import __version__
 
@@ -31,6 +32,7 @@ def render_study(results: Mapping[str, object] | StudyResults, published: Sequen
         controls=controls,
         control_rows={name: controls.control_rows(study, name) for name in study.conditions},
         conditions=conditions,
+        answer=build_answer(study),
         directions=tuple(DIRECTIONS.items()),
         metrics=METRICS,
         main_metric=MAIN_METRIC,

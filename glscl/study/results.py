@@ -40,6 +40,7 @@ class Variant(Section):
     head: str
     group: Group
     what: str
+    tuned: bool = False  # its settings are a sweep's winner
 
 
 class Training(Section):

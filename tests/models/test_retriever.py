@@ -147,6 +147,8 @@ def test_position_std_spreads_the_tables_that_nothing_was_learned_of(tmp_path: P
     assert torch.equal(again.towers.visual.positional_embedding, model.towers.visual.positional_embedding)
     assert again.frame_context is not None
     assert again.frame_context.position_embeddings.weight.std().item() == pytest.approx(0.2, rel=0.1)
+    own = Retriever(ModelConfig(clip="glscl-tiny", pretrained=path, head="video_colbert", position_std=0.4))
+    assert float(own.head.context.position_embeddings.weight.std()) == pytest.approx(0.4, rel=0.1)
     with pytest.raises(UserError, match=r"model\.position_std has no table to act on"):
         Retriever(ModelConfig(clip="ViT-B-32", pretrained="openai", position_std=0.4), load_weights=False)
 

@@ -127,6 +127,19 @@ def test_equal_heads_show_no_difference() -> None:
     assert all("No difference shown" in c["sentence"] for c in results["comparisons"])
 
 
+def test_what_the_losses_do_to_their_own_head_is_counted() -> None:
+    """A head against itself without its losses; the ablation of another head is no such comparison."""
+    names = {"glscl": ("consistency", "glscl"), "plain": ("ablation", "glscl"), "other": ("ablation", "glccl")}
+    variants = {
+        name: {"group": group, "what": name, "run": {"model": {"head": head}}} for name, (group, head) in names.items()
+    }
+    results = _analyse(better=0.25, variants=variants, comparisons=[["glscl", "plain"], ["glscl", "other"]])
+    assert results["claims"][0] == (
+        "With and without its consistency losses, the same head: of 2 comparisons, 1 shown better, 0 shown worse, "
+        "1 with no difference shown (means in and across domains, text-to-video R@1)."
+    )
+
+
 def test_a_difference_that_is_there_is_shown_where_it_is() -> None:
     results = _analyse(better=0.25)
     shown = {c["scope"] for c in results["comparisons"] if c["shown"] and c["direction"] == "text_to_video"}
