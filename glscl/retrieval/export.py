@@ -132,8 +132,8 @@ def write_export(whole: Exportable, folder: str, *, hub: bool) -> None:
     write_page(whole, folder, hub=hub)
     if hub:
         for name, text in _GIT.items():
-            with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
-                file.write(text)
+            with open(os.path.join(folder, name), "w", encoding="utf-8") as target:
+                target.write(text)
 
 
 def write_page(whole: Exportable, folder: str, *, hub: bool, usage: str = "") -> None:
@@ -142,8 +142,8 @@ def write_page(whole: Exportable, folder: str, *, hub: bool, usage: str = "") ->
     tests = {"tests": [test.to_json() for test in whole.record.tests]}
     _write_json(os.path.join(folder, RECORD), whole.record.model_dump(mode="json", exclude={"tests"}) | tests)
     page = write_model_card(whole.card, whole.record, whole.preprocessing.frame.size, hub=hub, usage=usage)
-    with open(os.path.join(folder, README), "w", encoding="utf-8") as file:
-        file.write(page)
+    with open(os.path.join(folder, README), "w", encoding="utf-8") as target:
+        target.write(page)
 
 
 def upload_folder(folder: str, output: str) -> None:
