@@ -201,10 +201,13 @@ class _Export:
                 program.save(path)
                 session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         except Exception as error:  # of torch's exporter, of onnxscript, of onnxruntime
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(path)
             reason = " ".join(str(error.__cause__ or error).split())[:200]
             raise UserError(f"{self.file}: cannot be exported ({type(error).__name__}: {reason})") from None
         difference = max(self._compare(session, rows) for rows in self._rows())
         if not difference <= TOLERANCE:
+            os.remove(path)
             raise UserError(f"{self.file}: onnxruntime and torch differ by {difference:.1e}, more than {TOLERANCE:g}")
         sizes = [{put.name: list(put.shape) for put in puts} for puts in (session.get_inputs(), session.get_outputs())]
         return Graph(file=self.file, inputs=sizes[0], outputs=sizes[1], largest_difference=difference)
