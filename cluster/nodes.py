@@ -14,9 +14,9 @@ from datetime import timedelta
 from importlib import metadata
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-import glscl
 from cluster.storage_probe import StorageProblem, storage_problem
 from glscl.system.nodes import Node
+from glscl.version import __version__
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -56,7 +56,7 @@ class ClusterNode(NamedTuple):
 
 def read_versions() -> dict[str, str]:
     """Versions of everything that must be the same on every node."""
-    versions = {"glscl": glscl.__version__, "python": platform.python_version()}
+    versions = {"glscl": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
             versions[package] = metadata.version(package)

@@ -164,7 +164,8 @@ def _model_targets(folder: Path) -> dict[str, Target]:
     import torch
     from safetensors.torch import save
 
-    from glscl.evaluation.saved import ModelCard, _shapes, read_card
+    from glscl.evaluation.saved import ModelCard, read_card
+    from glscl.evaluation.weight_files import header_shapes
     from glscl.models.retriever import ModelConfig
 
     card = ModelCard(
@@ -183,7 +184,9 @@ def _model_targets(folder: Path) -> dict[str, Target]:
             [card.model_dump_json().encode()],
             lambda data: read_card(str(_write(folder / "run/model.json", data).parent)),
         ),
-        "model weights": Target([weights], lambda data: _shapes(str(_write(folder / "weights.safetensors", data)))),
+        "model weights": Target(
+            [weights], lambda data: header_shapes(str(_write(folder / "weights.safetensors", data)))
+        ),
     }
 
 

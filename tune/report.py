@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from glscl import __version__
 from glscl.reporting.page import environment
+from glscl.version import __version__
 from tune import charts
 from tune.results import SweepResults, parse_sweep
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from glscl.data.features import FeatureSampling, describe_arrays, read_frames
@@ -41,6 +43,18 @@ def read_clip(shard: Shard, position: int, sampling: Sampling, into: Tensor | No
             f"lower it, or build the shards again with --frames {sampling.rate:g}"
         )
     return load_pictures(partial(shard.read, position), media.frames, sampling, into)
+
+
+def stack_clips(clips: Sequence[Clip], sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """Put B clips into one batch: frames (B, F, 3, S, S) or features (B, F, D), padded, and their mask (B, F) bool."""
+    shape = len(clips), sampling.max_frames
+    frames = torch.empty(*shape, *sampling.frame_shape, dtype=sampling.dtype)
+    mask = torch.zeros(*shape, dtype=torch.bool)
+    frames[:] = sampling.padding
+    for row, clip in enumerate(clips):
+        frames[row, : len(clip.frames)] = clip.frames
+        mask[row, : len(clip.frames)] = True
+    return frames, mask
 
 
 class ClipCache:

@@ -155,7 +155,11 @@ def _read_array(shard: Shard, position: int, sampling: FeatureSampling) -> Tenso
     size = shard.media[position].parts[0][1]
     if size > MOST_ARRAY:
         raise VideoError(f"an array of {size:,} bytes")
-    frames = load_array(shard.read(position))
+    return take_rows(load_array(shard.read(position)), sampling)
+
+
+def take_rows(frames: npt.NDArray[np.float32], sampling: FeatureSampling) -> Tensor:
+    """At most ``max_frames`` of frame features (N, D), those in the middle of equal parts; a `VideoError` if unfit."""
     if frames.shape[1] != sampling.width:
         raise VideoError(f"features of width {frames.shape[1]} where the towers' is {sampling.width}")
     count = min(len(frames), sampling.max_frames)

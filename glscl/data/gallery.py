@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from glscl.data.activity import ActivityTable, activity_writer
-from glscl.data.clips import Sampling, read_clip
+from glscl.data.clips import Sampling, read_clip, stack_clips
 from glscl.data.features import FeatureSampling, read_texts
 from glscl.data.frame_changes import FrameChange
 from glscl.data.limits import VideoError
@@ -136,13 +136,7 @@ class Gallery(IterableDataset["GalleryBatch | UserError"]):
         return _Video(position, name, sample, clip, texts, token_mask, truncated)
 
     def _collate(self, videos: list[_Video], bad: list[_BadVideo]) -> GalleryBatch:
-        shape = len(videos), self.sampling.max_frames
-        frames = torch.empty(*shape, *self.sampling.frame_shape, dtype=self.sampling.dtype)
-        mask = torch.zeros(*shape, dtype=torch.bool)
-        frames[:] = self.sampling.padding
-        for row, video in enumerate(videos):
-            frames[row, : len(video.clip.frames)] = video.clip.frames
-            mask[row, : len(video.clip.frames)] = True
+        frames, mask = stack_clips([video.clip for video in videos], self.sampling)
         text, truncated = self._collate_texts(videos)
         domain = self.shard_set.manifest.domain
         return GalleryBatch(

@@ -76,8 +76,8 @@ def embed(
             continue
         first = batch.positions[0]
         if texts_too:
-            texts[first] = _to_cpu(model("text", *(tensor.to(device) for tensor in batch.text)))
-        videos[first] = _to_cpu(model("video", batch.frames.to(device), batch.frame_mask.to(device)))
+            texts[first] = to_cpu(model("text", *(tensor.to(device) for tensor in batch.text)))
+        videos[first] = to_cpu(model("video", batch.frames.to(device), batch.frame_mask.to(device)))
         described.append(_describe(batch, thumbnails))
     if not described:
         return Embeddings(PairCaches(), [], [], [], [], 0, quarantined)
@@ -155,7 +155,8 @@ def strip(frames: Tensor, mask: Tensor) -> list[bytes]:
     return pictures
 
 
-def _to_cpu(features: Features) -> Features:
+def to_cpu(features: Features) -> Features:
+    """Caches in memory of this process, on the CPU."""
     return {key: _released(value.cpu()) for key, value in features.items()}
 
 

@@ -94,12 +94,9 @@ class Encoder:
             )
         self.tokenize = build_tokenizer(encoding.model)
 
-    @torch.no_grad()
     def padding(self) -> tuple[float, ...]:
         """The feature of a frame that is padding."""
-        size = self.towers.frame_size
-        frames = torch.zeros(1, 1, 3, size, size, dtype=torch.uint8, device=self.device)
-        return tuple(self.towers.encode_frames(frames, frames.new_zeros(1, 1, dtype=torch.bool))[0, 0].tolist())
+        return tuple(self.towers.encode_padding().tolist())
 
     @torch.no_grad()
     def encode(self, job: Job, tars: range) -> list[EncodedTar]:

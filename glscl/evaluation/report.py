@@ -6,7 +6,6 @@ and the page's content security policy forbids everything else.
 
 from collections.abc import Mapping, Sequence
 
-from glscl import __version__
 from glscl.evaluation import metrics
 from glscl.evaluation.charts import training_charts
 from glscl.evaluation.results import Results, Test, WithoutLeaked, parse_results
@@ -14,6 +13,7 @@ from glscl.reporting.formats import number
 from glscl.reporting.page import environment
 from glscl.reporting.published import PublishedRow, for_domain, read_published
 from glscl.system.storage import write_bytes
+from glscl.version import __version__
 
 
 def write_report(results: Mapping[str, object] | Results, output_uri: str, *, published: str | None = None) -> None:

@@ -18,6 +18,8 @@ from glscl.errors import UserError
 from glscl.evaluation.metrics import Direction
 from glscl.options.mistakes import first_mistake
 
+RESULTS = "results.json"
+"""The file that `Results` are written to."""
 Model = TypeVar("Model", bound=BaseModel)
 Metrics = dict[str, int | float]  # `measure_ranks`: by customary name, the number of queries included
 IntArray = Annotated[

@@ -1,6 +1,5 @@
 """Trained models on disk: weights as safetensors, and a card with the configuration they need; no pickles."""
 
-import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from pydantic import Field, ValidationError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from glscl.data.clips import Sampling
@@ -21,7 +20,7 @@ from glscl.errors import UserError
 from glscl.evaluation.locate import CARD as CARD
 from glscl.evaluation.locate import FOLDER as FOLDER
 from glscl.evaluation.locate import find_model
-from glscl.models.adapters import merge_lora
+from glscl.evaluation.weight_files import WEIGHTS, main_file, read_shapes, read_weights
 from glscl.models.caption_tokenizer import Tokenize, build_tokenizer
 from glscl.models.freezing import frozen_fingerprint, trained_state
 from glscl.models.hub import DESCRIPTION, SMALL_FILES
@@ -33,10 +32,8 @@ from glscl.system import storage
 if TYPE_CHECKING:
     from glscl.models.retriever import Retriever
 
-WEIGHTS = "weights.safetensors"
 TOWERS = "towers"
 """Folder of what towers need beside weights (`glscl.models.portable`), if their architecture's name does not say it."""
-MAX_HEADER_BYTES = 4 << 20  # longest header of a weights file that is read: 20 times that of CLIP's largest towers
 
 
 class ModelCard(Options):
@@ -79,18 +76,15 @@ def check_features(shard_set: ShardSet, card: ModelCard, fingerprint: str | None
             facts.check_towers(shard_set.uri, fingerprint, f"{model.clip}, {model.weights}")
 
 
-def save_model(uri: str, card: ModelCard, weights: dict[str, Tensor], towers: ModelConfig | None = None) -> None:
-    """Write weights, what towers need beside them, and the card into a folder or prefix; the card comes last.
-
-    ``towers`` names what they need where the card's model does not.
-    """
+def save_model(uri: str, card: ModelCard, weights: dict[str, Tensor]) -> None:
+    """Write weights, what towers need beside them, and the card into a folder or prefix; the card comes last."""
     from glscl.models.portable import write_folder  # with open_clip, seconds to import
 
     with tempfile.TemporaryDirectory(prefix="glscl-model-") as folder:
         path = os.path.join(folder, WEIGHTS)
         save_file({name: tensor.detach().cpu().float().contiguous().clone() for name, tensor in weights.items()}, path)
         storage.upload(path, storage.join(uri, WEIGHTS))
-        for name in write_folder(towers or card.model, os.path.join(folder, TOWERS)):
+        for name in write_folder(card.model, os.path.join(folder, TOWERS)):
             storage.upload(os.path.join(folder, TOWERS, name), storage.join(uri, TOWERS, name))
     storage.write_json(storage.join(uri, CARD), card.model_dump(mode="json"))
 
@@ -114,8 +108,8 @@ def check_weights(uri: str) -> tuple[str, ModelCard]:
     Raises `UserError`: no model, a torn file, or weights of another architecture.
     """
     folder, card = read_card(uri)
-    where = storage.join(folder, WEIGHTS)
-    shapes = _shapes(where)
+    where = storage.join(folder, main_file(folder))
+    shapes = read_shapes(folder)
     with torch.device("meta"):
         empty = _build(folder, card, load_weights=False, towers=card.towers is None)
     described = empty.state_dict() if card.frozen is None else trained_state(empty)
@@ -136,15 +130,9 @@ def load_model(uri: str, *, towers: bool = True) -> "tuple[Retriever, ModelCard]
     `check_weights`, or as `initial_model` where the file lacks frozen weights or towers.
     """
     folder, card = check_weights(uri)
-    where = storage.join(folder, WEIGHTS)
     lacks = card.frozen is not None or (towers and card.towers is not None)
     model = initial_model(uri) if lacks else _build(folder, card, load_weights=False, towers=card.towers is None)
-    with tempfile.TemporaryDirectory(prefix="glscl-model-") as scratch:
-        path = where
-        if storage.is_remote(where):
-            path = os.path.join(scratch, WEIGHTS)
-            storage.download(where, path)
-        model.load_state_dict(load_file(path), strict=not lacks)  # `check_weights` has compared the names
+    model.load_state_dict(read_weights(folder), strict=not lacks)  # `check_weights` has compared the names
     return model.eval(), card
 
 
@@ -179,26 +167,10 @@ def _check_frozen(model: "Retriever", card: ModelCard, where: str) -> None:
         )
 
 
-def export_model(uri: str, output: str) -> ModelCard:
-    """Write a model as one that needs nothing else: frozen weights included, LoRA's changes added to them.
-
-    Raises `UserError`: as `load_model`.
-    """
-    folder, _ = read_card(uri)
-    model, card = load_model(uri)
-    merge_lora(model)
-    adapters = card.model.adapters.model_copy(update={"lora_rank": None, "lora_alpha": None, "lora_targets": None})
-    config = card.model.model_copy(update={"adapters": adapters})
-    whole = card.model_copy(update={"model": config, "frozen": None, "towers": None})
-    with _towers_found(folder, card) as found:
-        save_model(output, whole, model.state_dict(), found)
-    return whole
-
-
 def load_tokenizer(uri: str) -> Tokenize:
     """The tokenizer of a trained model. Raises `UserError`: no model, or its tokenizer is not on this machine."""
     folder, card = read_card(uri)
-    with _towers_found(folder, card) as config:
+    with towers_found(folder, card) as config:
         return build_tokenizer(config, fetch=False)
 
 
@@ -206,14 +178,14 @@ def _build(folder: str, card: ModelCard, *, load_weights: bool, towers: bool = T
     from glscl.models.retriever import Retriever  # with open_clip, seconds to import
 
     # The random numbers of the run stay as they are.
-    with torch.random.fork_rng(), _towers_found(folder, card, load_weights=load_weights) as config:
+    with torch.random.fork_rng(), towers_found(folder, card, load_weights=load_weights) as config:
         model = Retriever(config, load_weights=load_weights, towers=towers, fetch=False)
     model.config = card.model
     return model
 
 
 @contextmanager
-def _towers_found(folder: str, card: ModelCard, *, load_weights: bool = False) -> Iterator[ModelConfig]:
+def towers_found(folder: str, card: ModelCard, *, load_weights: bool = False) -> Iterator[ModelConfig]:
     """The configuration of a model whose towers are described beside it, where they are. Of errors, the card is named.
 
     With ``load_weights``, the weights are where the card says. A card may be a stranger's: what else it names on a
@@ -221,9 +193,10 @@ def _towers_found(folder: str, card: ModelCard, *, load_weights: bool = False) -
     """
     from glscl.models.portable import read_from  # with open_clip, seconds to import
 
-    where = storage.join(folder, TOWERS)
+    places = (storage.join(folder, TOWERS), folder)  # of a run's model, of an export
     try:
-        if not storage.exists(storage.join(where, DESCRIPTION)):
+        where = next((place for place in places if storage.exists(storage.join(place, DESCRIPTION))), None)
+        if where is None:
             yield card.model
         elif not storage.is_remote(where):
             yield read_from(card.model, where, load_weights=load_weights)
@@ -234,23 +207,3 @@ def _towers_found(folder: str, card: ModelCard, *, load_weights: bool = False) -
                 yield read_from(card.model, scratch, load_weights=load_weights)
     except UserError as error:
         raise UserError(f"{storage.join(folder, CARD)}: {error}") from None
-
-
-def _shapes(where: str) -> dict[str, list[int]]:
-    """Shapes by name, from the header of a safetensors file."""
-    try:
-        with storage.open_read(where) as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > MAX_HEADER_BYTES:
-                raise ValueError(f"a header of {length} bytes")
-            header = json.loads(file.read(length))
-            header.pop("__metadata__", None)
-            end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-            size = file.seek(0, os.SEEK_END)
-            if size != end:
-                raise ValueError(f"{size} bytes where its header says {end}")
-            return {name: entry["shape"] for name, entry in header.items()}
-    except FileNotFoundError:
-        raise UserError(f"{where}: no such file, although {CARD} is there") from None
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{where}: not a readable safetensors file ({error})") from None

@@ -112,6 +112,6 @@ class FrameContext(nn.Module):
 
 def _append(x: Tensor, mask: Tensor, extra: Tensor) -> tuple[Tensor, Tensor]:
     """Sequences (N, L + E, D) and their mask, of sequences (N, L, D), their mask, and tokens (E, D), which are real."""
-    tokens = extra.to(x.dtype).expand(len(x), -1, -1)
-    seen = torch.cat([mask.bool(), mask.new_ones(len(x), len(extra), dtype=torch.bool)], 1)
+    tokens = extra.to(x.dtype).expand(x.shape[0], -1, -1)
+    seen = torch.cat([mask.bool(), mask.new_ones(x.shape[0], len(extra), dtype=torch.bool)], 1)
     return torch.cat([x, tokens], 1), seen

@@ -17,21 +17,22 @@ from glscl.models.text_files import find_text_config, find_tokenizer
 from glscl.models.towers import Towers
 
 
-def write_folder(config: ModelConfig, folder: str) -> list[str]:
+def write_folder(config: ModelConfig, folder: str, *, whole: bool = False) -> list[str]:
     """Write the folder of a model's towers, which is made; returns the names of its files.
 
-    Towers that their name describes wholly need none: nothing is written. Raises `UserError`: files that are needed are
-    no longer found.
+    Towers that their name describes wholly need none: nothing is written, unless the folder is to be ``whole``. Raises
+    `UserError`: files that are needed are no longer found.
     """
     architecture = find_architecture(config.clip)
     text, named = architecture.text, (config.pretrained, config.tokenizer)
-    if not (architecture.folder or text.hf_tokenizer_name or text.hf_model_name):
+    if not whole and not (architecture.folder or text.hf_tokenizer_name or text.hf_model_name):
         return []
     with torch.device("meta"):  # what a tag of weights sets is known of the built towers
         towers = Towers(config.clip, config.pretrained, load_weights=False, tokenizer=config.tokenizer)
-    os.makedirs(folder)
+    os.makedirs(folder, exist_ok=whole)
+    custom = {"custom_text": True} if whole else {}  # names of tensors are those of its text tower apart
     described = {
-        "model_cfg": architecture.config | {"quick_gelu": towers.quick_gelu},
+        "model_cfg": architecture.config | {"quick_gelu": towers.quick_gelu} | custom,
         "preprocess_cfg": towers.colours,
     }
     with open(os.path.join(folder, DESCRIPTION), "w", encoding="utf-8") as file:

@@ -39,7 +39,7 @@ class TokenTextTransformer(TextTransformer):
         if self.cls_emb is None and self.pool_type in ("argmax", "eos"):
             tokens = self._project(self._encode(ids)[:, :words])
             is_end = token_ids == self.eos_id if self.pool_type == "eos" else token_ids
-            sentence = tokens[torch.arange(len(tokens), device=ids.device), is_end.int().argmax(-1)]
+            sentence = tokens[torch.arange(tokens.shape[0], device=ids.device), is_end.int().argmax(-1)]
         else:
             sentence, hidden = super().forward(ids)
             hidden = hidden[:, :words]  # with a class token, which is the last, before the norm

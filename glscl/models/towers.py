@@ -115,6 +115,13 @@ class Towers(nn.Module):
         features = features[0] if isinstance(features, tuple) else features
         return cast(Tensor, features.unflatten(0, (videos, length)))
 
+    @torch.no_grad()
+    def encode_padding(self) -> Tensor:
+        """The feature (D,) of a frame that is padding."""
+        device = next(self.visual.parameters()).device
+        frames = torch.zeros(1, 1, 3, self.frame_size, self.frame_size, dtype=torch.uint8, device=device)
+        return self.encode_frames(frames, frames.new_zeros(1, 1, dtype=torch.bool))[0, 0]
+
     def _normalise(self, pictures: Tensor) -> Tensor:
         """Normalise uint8 (N, 3, S, S) in the tower's type, of which alone there is a copy of all pictures."""
         mean, std = (torch.tensor(v, device=pictures.device).view(3, 1, 1) for v in (self._mean, self._std))

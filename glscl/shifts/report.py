@@ -6,11 +6,11 @@ whatever is not in the file.
 
 from __future__ import annotations
 
-from glscl import __version__
 from glscl.evaluation.metrics import DIRECTIONS, MAIN_METRIC, MEAN_RANK
 from glscl.reporting.page import environment
 from glscl.shifts.charts import hubness_chart, recall_chart
 from glscl.shifts.results import ShiftResults
+from glscl.version import __version__
 
 
 def render_shifts(results: ShiftResults) -> str:

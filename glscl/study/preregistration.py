@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from glscl import __version__
 from glscl.evaluation.metrics import DIRECTIONS, MAIN_METRIC
 from glscl.evaluation.results import Section
 from glscl.options.differences import differing_keys
@@ -24,6 +23,7 @@ from glscl.study.statistics import LEVEL
 from glscl.system import storage
 from glscl.training.checkpoint.format import FREE_KEYS
 from glscl.training.driver.outputs import git_commit
+from glscl.version import __version__
 
 FILE = "preregistration.json"
 _UNREGISTERED = {

@@ -6,7 +6,6 @@ whatever is not in the file.
 
 from collections.abc import Mapping, Sequence
 
-from glscl import __version__
 from glscl.evaluation.metrics import DIRECTIONS, MAIN_METRIC, METRICS, RECALL_LEVELS, RECALLS, RELEVANT_SUMMARY
 from glscl.reporting.page import environment
 from glscl.reporting.plots import round_numbers
@@ -15,6 +14,7 @@ from glscl.runs.options import ZERO_SHOT
 from glscl.study import charts, controls, decomposition, galleries, matched, orders, sections, wise_ft
 from glscl.study.answer import build_answer
 from glscl.study.results import StudyResults, TestSet, parse_study
+from glscl.version import __version__
 
 
 def render_study(results: Mapping[str, object] | StudyResults, published: Sequence[PublishedRow] = ()) -> str:

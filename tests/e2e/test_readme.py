@@ -20,7 +20,8 @@ from glscl.data.gallery import Gallery
 from glscl.data.shards import open_shard_set
 from glscl.data.toy import write_toy
 from glscl.evaluation.embed import embed
-from glscl.models.heads import Features
+from glscl.evaluation.saved import load_model, load_tokenizer
+from glscl.retrieval.model import Videos
 
 pytestmark = pytest.mark.e2e
 
@@ -110,28 +111,27 @@ def test_the_commands_and_the_python(
     monkeypatch.chdir(videos)
     names: dict[str, Any] = {}
     exec(compile(code, "README.md", "exec"), names)
-    printed = capsys.readouterr().out
-    text = names["model"].encode_text(names["words"])
-    video = names["model"].encode_video(names["frames"][None], names["real"][None])
-    scores = names["model"].score(text, video)
-    assert printed.strip() == str(scores), printed
-    assert scores.shape == (2, 1)
-    assert not names["real"].all(), "a video shorter than the model's frames"
-    _check_against_evaluation(names, video)
+    scores = names["scores"]
+    assert scores.shape == (2, 2)
+    order = scores[0].argsort(descending=True, stable=True).tolist()
+    printed = [f"{scores[0, number]:.3f} videos/{number + 1:04d}.mp4" for number in order]
+    assert capsys.readouterr().out.splitlines() == printed
+    _check_against_evaluation(names["videos"])
 
 
-def _check_against_evaluation(names: dict[str, Any], video: Features) -> None:
-    """The README's code encodes its video as an evaluation does of a shard set that holds the files themselves."""
-    model, card = names["model"], names["card"]
+def _check_against_evaluation(videos: Videos) -> None:
+    """The README's code encodes a video as an evaluation does of a shard set that holds the files themselves."""
+    model, card = load_model("runs/first")
     shard_set = open_shard_set("shards/whole")
-    words = names["load_tokenizer"]("runs/first")
+    words = load_tokenizer("runs/first")
     gallery = Gallery(shard_set, 0, shard_set.manifest.videos, card.sampling(model.frame_size), words, batch_size=8)
     embeddings = embed(model, gallery, 0, torch.device("cpu"))
-    row = embeddings.video_ids.index("0001")
-    evaluated = embeddings.caches.video.read(range(row, row + 1), torch.device("cpu"))
-    assert video.keys() == evaluated.keys()
+    row, cpu = embeddings.video_ids.index("0001"), torch.device("cpu")
+    evaluated = embeddings.caches.video.read(range(row, row + 1), cpu)
+    found = videos.caches.read(range(1), cpu)
+    assert found.keys() == evaluated.keys()
     for name, expected in evaluated.items():
-        torch.testing.assert_close(video[name], expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found[name], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_what_else_the_readme_says_of_this_tree() -> None:

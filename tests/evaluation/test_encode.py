@@ -26,13 +26,14 @@ from glscl.evaluation.encoder import Encoding
 from glscl.evaluation.evaluate import evaluate_model
 from glscl.evaluation.options import EvaluationConfig
 from glscl.evaluation.report import render_report
-from glscl.evaluation.saved import ModelCard, export_model, load_model, save_model
+from glscl.evaluation.saved import ModelCard, load_model, save_model
 from glscl.evaluation.wise_ft import Mix
 from glscl.models import ModelConfig, Retriever
 from glscl.models.caption_tokenizer import build_tokenizer
 from glscl.models.fingerprint import tower_fingerprint
 from glscl.models.tokenizer import tokenize
 from glscl.models.towers import Towers
+from glscl.retrieval.export import export_model
 from glscl.system import storage
 from glscl.system.nodes import Share
 from glscl.training.driver.outputs import build_results

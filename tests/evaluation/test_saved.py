@@ -21,7 +21,8 @@ from safetensors.torch import save, save_file
 from glscl.cli import main
 from glscl.data.video import FrameSampling
 from glscl.errors import UserError
-from glscl.evaluation.saved import ModelCard, _shapes, check_weights, load_model, read_card, save_model
+from glscl.evaluation.saved import ModelCard, check_weights, load_model, read_card, save_model
+from glscl.evaluation.weight_files import header_shapes
 from glscl.models import ModelConfig, Retriever, head_names
 from glscl.models.freezing import frozen_fingerprint, trained_state
 from glscl.models.tokenizer import tokenize
@@ -354,4 +355,4 @@ def test_mutants_of_card_and_weights_are_read_or_refused(
     path = folder / ("weights.safetensors" if weights else "model.json")
     path.write_bytes(mutate(sound, sound, random.Random(seed)))
     with contextlib.suppress(UserError):
-        _shapes(str(path)) if weights else read_card(str(folder))
+        header_shapes(str(path)) if weights else read_card(str(folder))

@@ -14,18 +14,12 @@ from open_clip.factory import get_model_config
 from safetensors.torch import save_file
 
 from glscl.errors import UserError
-from glscl.evaluation.saved import (
-    ModelCard,
-    check_weights,
-    export_model,
-    load_model,
-    load_tokenizer,
-    save_model,
-)
+from glscl.evaluation.saved import ModelCard, check_weights, load_model, load_tokenizer, save_model
 from glscl.models import ModelConfig, Retriever
 from glscl.models.caption_tokenizer import build_tokenizer
 from glscl.models.freezing import frozen_fingerprint, trained_state
 from glscl.models.towers import Towers
+from glscl.retrieval.export import export_model
 from glscl.runs.execution import export_towers
 from tests.models.small_tokenizers import write_tokenizer
 from tests.models.small_towers import small_timm, write_small, write_text_model

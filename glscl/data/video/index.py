@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import av
 
@@ -66,8 +66,7 @@ class Index:
 
     def select(self, times: Iterable[float]) -> list[int]:
         """Return the slots that are shown at these seconds."""
-        slots = range(len(self.times))
-        return [max(0, bisect.bisect_right(slots, time + 1e-9, key=self.seconds) - 1) for time in times]
+        return shown_at(range(len(self.times)), times, self.seconds)
 
     def is_nearer(self, slot: int, one: int, other: int) -> bool:
         """Whether one slot is nearer in time than another; of two alike, neither."""
@@ -77,6 +76,14 @@ class Index:
         """Return the first slot between two with a picture that is nearer to the later one."""
         middle = self.times[before] + self.times[after]
         return bisect.bisect_right(self.times, middle, before + 1, after, key=lambda time: 2 * time)
+
+
+T = TypeVar("T")
+
+
+def shown_at(slots: Sequence[T], times: Iterable[float], seconds: Callable[[T], float]) -> list[int]:
+    """Positions of the slots that are shown at these seconds: the last of those that have begun, or the first."""
+    return [max(0, bisect.bisect_right(slots, time + 1e-9, key=seconds) - 1) for time in times]
 
 
 @dataclass(slots=True)

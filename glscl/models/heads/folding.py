@@ -46,7 +46,7 @@ class Tail:
         scaled = centred * wide(self.first.weight)
         mapped = scaled + scaled @ wide(self.linear.weight).T
         mapped = mapped - mapped.mean(-1, keepdim=True)
-        with_shift = torch.cat([mapped, self._shift().expand(len(vectors), 1, -1)], 1)
+        with_shift = torch.cat([mapped, self._shift().expand(vectors.shape[0], 1, -1)], 1)
         return {
             "mapped": mapped * wide(self.second.weight),
             "gram": centred @ centred.transpose(1, 2),

@@ -100,7 +100,7 @@ class GARE(Head):
                 return features | {"attended": value}
             folded = self._tail.fold(value)
             increments = folded.pop("mapped") @ wide(self.mean_proj.weight).T
-            increments = torch.cat([increments, self._constants().expand(len(frames), -1, -1)], 1)
+            increments = torch.cat([increments, self._constants().expand(frames.shape[0], -1, -1)], 1)
             return (
                 features
                 | folded

@@ -135,6 +135,6 @@ class GLSCL(Head):
             mask = mask.bool()
             # Attention over no key at all is NaN: an item without a real entry attends to its padding instead.
             padding = ~(mask | ~mask.any(-1, keepdim=True))
-        queries = self.queries.to(features.dtype).expand(len(features), -1, -1)
+        queries = self.queries.to(features.dtype).expand(features.shape[0], -1, -1)
         decoded = self.decoder(queries, features, memory_key_padding_mask=padding)
         return F.normalize(decoded.float(), dim=-1)

@@ -113,7 +113,7 @@ class TCMGC(LengthTiedHead):
             apart = torch.eye(heads, dtype=key.dtype, device=key.device)  # each head's values in their own place
             values = torch.einsum("bhfd,hg->bhfgd", key, apart).flatten(3).flatten(1, 2)
             folded = self._tail.fold(values)
-            vectors = torch.cat([folded["mapped"], self._tail.constants().expand(len(frames), -1, -1)], 1)
+            vectors = torch.cat([folded["mapped"], self._tail.constants().expand(frames.shape[0], -1, -1)], 1)
             return features | folded | {"gram_bias": vectors @ vectors.transpose(1, 2)}
 
     def forward(self, text: Features, video: Features, detail: bool = False, scale: Tensor | float = _SCALE) -> Tensor:
@@ -209,7 +209,7 @@ class TCMGC(LengthTiedHead):
             torch.cat(
                 [
                     (values @ text[name].flatten(0, 1).T).view(*weights.shape[:2], texts, queries),
-                    constants[2 * place : 2 * place + 2].expand(len(weights), -1, -1, -1),
+                    constants[2 * place : 2 * place + 2].expand(weights.shape[0], -1, -1, -1),
                 ],
                 1,
             )

@@ -100,7 +100,7 @@ class TMASS(LengthTiedHead):
         unit = F.normalize(wide(frames), dim=-1) * features["frame_mask"].unsqueeze(-1)
         features["unit_frames"] = unit
         if "mapped" in features:
-            constants = self.pool.tail.constants().expand(len(frames), -1, -1)
+            constants = self.pool.tail.constants().expand(frames.shape[0], -1, -1)
             features["vectors"] = torch.cat([features.pop("mapped"), constants], 1)
         return features
 

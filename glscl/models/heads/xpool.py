@@ -79,7 +79,7 @@ class XPool(Head):
             if not self.folds(frames.shape[1]):
                 return features | {"attended": attended}
             folded = self.tail.fold(attended)
-            vectors = torch.cat([folded["mapped"], self.tail.constants().expand(len(frames), -1, -1)], 1)
+            vectors = torch.cat([folded["mapped"], self.tail.constants().expand(frames.shape[0], -1, -1)], 1)
             return features | folded | {"gram_bias": vectors @ vectors.transpose(1, 2)}
 
     def forward(self, text: Features, video: Features) -> Tensor:

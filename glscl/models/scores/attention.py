@@ -7,6 +7,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from glscl.models.scores.tiles import may_look
+
 TEMPERATURE = 0.01  # X-CLIP's, of the softmax over scores
 
 
@@ -28,7 +30,7 @@ def attend_over_scores(scores: Tensor, dim: int, mask: Tensor, matrix: Tensor) -
     length = scores.shape[dim]
     shape = scores.shape[:dim].numel(), length, scores.shape[dim + 1 :].numel()
     hidden: Tensor | None = None
-    if mask.device.type != "cpu" or not mask.all():  # elsewhere, to look would be to wait
+    if not may_look(mask) or not mask.all():
         hidden = ~mask.expand(scores.shape).reshape(shape)
     attended = cast(Tensor, _Attention.apply(scores.reshape(shape), hidden, matrix.to(scores.dtype)))
     return attended.view(scores.shape[:dim] + scores.shape[dim + 1 :])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from glscl.models.scores.kernels import kernels_for
-from glscl.models.scores.tiles import Scratch, tile_numbers, tiles
+from glscl.models.scores.tiles import Scratch, may_look, tile_numbers, tiles
 
 _LEAST_TEXTS = 64  # of a tile, if they fit
 
@@ -111,9 +111,9 @@ class _Padding:
     """Writes a number wherever a word or a frame of a tile (b, F, W, a) is hidden."""
 
     def __init__(self, word_mask: Tensor, frame_mask: Tensor) -> None:
-        on_cpu = word_mask.device.type == "cpu"  # elsewhere, to look would be to wait
-        self.words = None if on_cpu and bool(word_mask.all()) else ~word_mask.T
-        self.frames = None if on_cpu and bool(frame_mask.all()) else ~frame_mask
+        look = may_look(word_mask)
+        self.words = None if look and bool(word_mask.all()) else ~word_mask.T
+        self.frames = None if look and bool(frame_mask.all()) else ~frame_mask
 
     def fill(self, numbers: Tensor, row: slice, column: slice, value: float) -> None:
         """Write ``value`` into the padding of the tile of these texts and videos."""

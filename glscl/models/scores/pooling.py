@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from glscl.models.scores.kernels import kernels_for
-from glscl.models.scores.tiles import Scratch, tile_numbers, tiles
+from glscl.models.scores.tiles import Scratch, may_look, tile_numbers, tiles
 
 LEAST_SQUARED_NORM = 1e-12
 
@@ -58,8 +58,8 @@ class _Tile:
         self.products, self.weights = scratch.take("products", *shape), scratch.take("weights", *shape)
         flat = self.products.view(videos * length, -1)
         torch.mm(self.frames, queries, out=flat)
-        hidden = None
-        if mask.device.type != "cpu":
+        hidden, look = None, may_look(mask)
+        if not look:
             self.products.masked_fill_(~mask.unsqueeze(-1), torch.finfo(queries.dtype).min)
         elif not mask.all():
             hidden = (~mask).flatten().nonzero().squeeze(-1)
@@ -69,7 +69,7 @@ class _Tile:
         if hidden is not None:
             flat.index_fill_(0, hidden, 0.0)
             self.weights.view(videos * length, -1).index_fill_(0, hidden, 0.0)
-        elif mask.device.type != "cpu":
+        elif not look:
             self.products.mul_(mask.unsqueeze(-1))
             self.weights.mul_(mask.unsqueeze(-1))
         self.mixed = torch.bmm(gram, self.weights, out=scratch.take("mixed", *shape))

@@ -15,6 +15,11 @@ may have as many on a CPU, too."""
 MOST_TEXTS = 1024
 
 
+def may_look(mask: Tensor) -> bool:
+    """Whether code may ask what is in a mask: on a GPU it would have to wait, in an exported graph are none."""
+    return mask.device.type == "cpu" and not torch.compiler.is_exporting()
+
+
 def tile_numbers(device: torch.device) -> int:
     """Numbers in the largest tensor of a tile on this device."""
     return CPU_TILE if device.type == "cpu" else DEVICE_TILE

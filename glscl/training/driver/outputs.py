@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 from glscl.data.quarantine import Entry, Incomplete, describe_incomplete
 from glscl.evaluation.metrics import MAIN_METRIC
+from glscl.evaluation.results import RESULTS as RESULTS
 from glscl.evaluation.results import BadVideo, HistoryRow, Logged, Results, Test
 from glscl.evaluation.saved import ModelCard
 from glscl.system import storage
@@ -16,7 +17,6 @@ from glscl.system.ownership import Fence, TakenOverError
 from glscl.system.redaction import redact
 
 STATUS = "status.json"
-RESULTS = "results.json"
 REPORT = "report.html"
 
 

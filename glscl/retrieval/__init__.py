@@ -1,0 +1,1 @@
+"""Trained models in use: loading one, encoding texts and videos, scores, searches, exports for other programs."""
