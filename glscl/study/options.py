@@ -160,10 +160,6 @@ class StudyConfig(RunsConfig):
             for name in used:
                 if name not in known:
                     raise ValueError(f"{kind}: '{name}' is none of {', '.join(known)}{did_you_mean(name, known)}")
-        for first, second in self.comparisons:
-            if first == second:
-                raise ValueError("comparisons: a variant is compared with itself")
-            self._check_tuning(first, second)
         if not self.tested:
             raise ValueError("domains: none has a test set")
         if not self.trained:
@@ -172,7 +168,11 @@ class StudyConfig(RunsConfig):
         return self
 
     @model_validator(mode="after")
-    def _matched_conditions(self) -> "StudyConfig":
+    def _fair_comparisons(self) -> "StudyConfig":
+        for first, second in self.comparisons:
+            if first == second:
+                raise ValueError("comparisons: a variant is compared with itself")
+            self._check_tuning(first, second)
         for name, of in self.matched.items():
             check_matched(name, self.conditions[name], of, self.conditions[of])
         return self
