@@ -206,4 +206,7 @@ def towers_found(folder: str, card: ModelCard, *, load_weights: bool = False) ->
                     storage.download(storage.join(where, name), os.path.join(scratch, name))
                 yield read_from(card.model, scratch, load_weights=load_weights)
     except UserError as error:
-        raise UserError(f"{storage.join(folder, CARD)}: {error}") from None
+        remedy = ""
+        if load_weights and storage.exists(storage.join(folder, DESCRIPTION)):
+            remedy = "; an export does not say where on a disk its training began: mix the run itself"
+        raise UserError(f"{storage.join(folder, CARD)}: {error}{remedy}") from None
