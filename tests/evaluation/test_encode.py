@@ -248,7 +248,9 @@ def test_a_head_of_features_is_mixed_and_exported_as_any_other(
     assert found == [one for one in expected for _ in range(3)]
     assert expected[0] == trained
     assert expected[1] not in (trained, expected[2])
-    with pytest.raises(UserError, match=r"model\.clip: .*; an export does not say where on a disk its training began: mix"):
+    with pytest.raises(
+        UserError, match=r"model\.clip: .*; an export does not say where on a disk its training began: mix"
+    ):
         ranks(str(tmp_path / "whole"), [videos.uri], *mixes)
 
 
