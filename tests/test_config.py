@@ -342,6 +342,8 @@ def _value(model: type[BaseModel], name: str) -> st.SearchStrategy[Any] | None:
         return st.from_regex(r"[A-Za-z0-9._-]{0,12}", fullmatch=True) if name == "name" else st.just("mean_pool")
     if name == "augment":
         return st.sampled_from([None, "rand-m7-n4-mstd0.5-inc1", "rand-n2"])
+    if name == "max_pairs":  # or max_videos, not both
+        return st.none()
     if name == "lora_targets":
         return st.sampled_from([None, "value", "query,key,value,output,mlp"])
     if (model, name) == (EvaluationConfig, "frames"):  # each once

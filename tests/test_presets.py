@@ -132,6 +132,8 @@ OURS = {
         "data.decoder",
         "data.max_decode_s",
         "data.max_bad_fraction",
+        "data.max_videos",
+        "data.max_pairs",
     ),
     *("data.stall_timeout_s", "data.cache_dir", "model.trust_pickle", "model.position_std", "model.logit_scale"),
     *("model.tokenizer", "model.logit_bias", "loss.sigmoid.weight", "loss.sigmoid.tiled_above"),
