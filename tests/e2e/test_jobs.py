@@ -164,6 +164,7 @@ def sent(make_shards: Callable[..., ShardSet], tmp_path: Path) -> Path:
     return tmp_path / "sent"
 
 
+@pytest.mark.slow
 def test_a_training_by_rays_own_command(head: Head, sent: Path, tmp_path: Path) -> None:
     """Its first status is 0, with the verdict as the last line of the command's own; that of a failure is not 0."""
     run = RUN | {
@@ -182,6 +183,7 @@ def test_a_training_by_rays_own_command(head: Head, sent: Path, tmp_path: Path) 
     assert any("test/three/manifest.json: no such file" in line for line in lines if line.startswith("glscl: FAILED"))
 
 
+@pytest.mark.slow
 def test_a_study_as_a_job(head: Head, sent: Path, tmp_path: Path) -> None:
     domains = {"one": {"train": ["train/one"], "test": "test/one"}}
     mean = {"group": "pooling", "what": "a mean", "run": {"model": {"head": "mean_pool"}}}
