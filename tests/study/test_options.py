@@ -184,8 +184,9 @@ def test_no_such_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 def test_a_dry_run_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["study", "--config", "toy", "--storage", str(tmp_path), "--dry-run"]) == 0
     out = capsys.readouterr().out
-    assert "cells: 82, 0 finished" in out
-    assert out.splitlines()[-1] == "glscl: OK dry run: 82 cells, 0 of them finished; nothing was started"
+    assert "cells: 109, 0 finished" in out
+    assert "note:" not in out  # no head but GLSCL has concepts, though others have `queries`
+    assert out.splitlines()[-1] == "glscl: OK dry run: 109 cells, 0 of them finished; nothing was started"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -10,7 +10,9 @@ from glscl.data.plan import StreamPlan
 from glscl.data.shards import ShardSet, open_shard_set
 from glscl.errors import UserError
 from glscl.losses import applicable_terms, needs_logit_bias
+from glscl.losses.base import registry as loss_terms
 from glscl.losses.inter_consistency import InterConsistencyOptions, note_on_batch
+from glscl.models.heads.base import head_class
 from glscl.models.options import HUB
 from glscl.options import Options
 from glscl.system import storage
@@ -158,9 +160,12 @@ def _describe_steps(config: RunConfig, plan: StreamPlan, world_sizes: tuple[int,
 
 def note_on_loss(config: RunConfig, domains: Sequence[str]) -> str | None:
     """A warning about the loss of a run, in one line with the option to change; None where there is nothing to say."""
-    options = getattr(config.model.heads, config.model.head)
-    queries = getattr(options, "queries", None)
-    if not isinstance(queries, int) or not getattr(options, "use_local", True):
+    head = config.model.head
+    options = getattr(config.model.heads, head)
+    queries = getattr(options, "queries", None)  # GLSCL's; other heads call other things so
+    if not isinstance(queries, int) or not loss_terms.get("inter_consistency").applies(head_class(head).provides):
+        return None
+    if not getattr(options, "use_local", True):
         return None
     term: InterConsistencyOptions = config.loss.inter_consistency  # type: ignore[attr-defined]
     return note_on_batch(term, queries, config.training.global_batch, domains)
