@@ -13,8 +13,8 @@ def run(words: list[str], program: str) -> str:
     options = parse_options(Serve, words, program)
     try:
         import fastapi  # noqa: F401
-        import python_multipart  # noqa: F401
         import prometheus_client  # noqa: F401
+        import python_multipart  # noqa: F401
         import uvicorn  # noqa: F401
     except ModuleNotFoundError as error:
         raise UserError(f"`glscl serve` needs {error.name}: pip install 'glscl[serve]'") from None

@@ -23,7 +23,6 @@ from glscl.service.schemas import Health
 from glscl.version import __version__
 
 
-
 @dataclass(slots=True)
 class State:
     """Whether the libraries are open, and the server has not begun to end."""
@@ -111,6 +110,8 @@ async def _answer_mistake(_: Request, error: Exception) -> Response:
 def _describe_mistakes(errors: Iterable[object]) -> str:
     for first in errors:
         assert isinstance(first, dict)
+        if first["type"] == "json_invalid":
+            return f"the body is no JSON: {first['ctx']['error']} at character {first['loc'][1]}"
         place = [str(step) for step in first["loc"][1:]]
         return f"{'.'.join(place)[:200] or first['loc'][0]}: {first['msg']}"
     return "not as the API describes it"

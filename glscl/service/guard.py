@@ -1,4 +1,4 @@
-"""What stands in front of every request: whose it is, how large it may be, how long it may take, and one line in the log.
+"""What stands in front of every request: whose it may be, how large, how long it may take; and its line in the log.
 
 It is plain ASGI, outside the routes, so that nothing of a refused body is read into memory.
 """

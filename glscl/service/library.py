@@ -1,4 +1,4 @@
-"""A library as the service answers for it: a bounded queue of texts in front of its partitions, whose answers it merges."""
+"""A library as the service answers for it: a bounded queue of texts, and partitions whose answers are merged."""
 
 from __future__ import annotations
 

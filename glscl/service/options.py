@@ -45,8 +45,8 @@ class Serve(Options):
     """
 
     indexes: Positional[tuple[str, ...]]
-    """Folders of `glscl index build`. NAME=FOLDER names one; NAME=FOLDER,FOLDER is one library in several partitions. Two
-    can be compared on the page."""
+    """Folders of `glscl index build`. NAME=FOLDER names one; NAME=FOLDER,FOLDER is one library in several partitions.
+    Two can be compared on the page."""
     host: str = "127.0.0.1"
     """Address to listen at. 127.0.0.1 is reached from this machine alone; 0.0.0.0 from everywhere, and there is no
     password: put a proxy in front."""

@@ -51,6 +51,4 @@ Responses = dict[int | str, dict[str, object]]
 
 def describe_problems(*statuses: int) -> Responses:
     """What a route's description says of these statuses, and of those with which any request may be refused."""
-    return {
-        status: {"model": Problem, "description": _MEANINGS[status]} for status in sorted({*statuses, *EVERYWHERE})
-    }
+    return {status: {"model": Problem, "description": _MEANINGS[status]} for status in sorted({*statuses, *EVERYWHERE})}

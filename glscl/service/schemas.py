@@ -7,7 +7,6 @@ from typing import TypeAlias
 from pydantic import BaseModel, ConfigDict, Field
 
 Value: TypeAlias = str | bool | int | float
-Where: TypeAlias = list[str]
 
 
 class TextSearch(BaseModel):
@@ -18,7 +17,7 @@ class TextSearch(BaseModel):
     query: str = Field(min_length=1, description="What happens in the video.", examples=["a dog catches a frisbee"])
     index: str | None = Field(None, description="Name of the index; the first one if it is left out.")
     k: int = Field(10, ge=1, description="Number of results.")
-    where: Where = Field([], description="Conditions on the videos' metadata, all of which hold: `lang=en`, `year>2020`.")
+    where: list[str] = Field([], description="Conditions on metadata, all of which hold: `lang=en`, `year>2020`.")
 
 
 class Video(BaseModel):

@@ -85,7 +85,9 @@ class FakeIndex:
         left = [entry for entry in self.entries if all(test(entry.metadata.get(key)) for key, test in tests.items())]
         scored = sorted(((score(entry), entry) for entry in left), key=lambda pair: -pair[0])[:k]
         return [
-            Found(entry.id, value, 0.5, 1.0, (0.0, 2.0), (0.25, 0.75, 1.25, 1.75), (0.1, 0.6, 0.2, 0.1), (0.3, 0.1), entry)
+            Found(
+                entry.id, value, 0.5, 1.0, (0.0, 2.0), (0.25, 0.75, 1.25, 1.75), (0.1, 0.6, 0.2, 0.1), (0.3, 0.1), entry
+            )
             for value, entry in scored
         ]
 

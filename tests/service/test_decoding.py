@@ -56,7 +56,7 @@ def test_a_decoder_that_dies_is_the_clip_s_fault(clip: bytes) -> None:
 
 
 def test_a_decoder_that_hangs_is_ended(clip: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    with ClipDecoder(clip, 32, ClipLimits(1e-6, 60)) as opened:
+    with ClipDecoder(clip, 32, LIMITS) as opened:
         monkeypatch.setattr(opened._connection, "poll", lambda timeout: False)
         with pytest.raises(VideoError, match="too long"):
             opened.get_frames_played_at([0.0])
