@@ -73,7 +73,8 @@ def serve(options: Serve) -> str:
         if not asked():
             raise BrokenRunError("the server has ended by itself; its messages above say why")
         ended_by = signal.Signals(asked()).name
-    return f"{server.requests} requests answered; ended by {ended_by}"
+    count = server.requests
+    return f"{count} request{'' if count == 1 else 's'} answered; ended by {ended_by}"
 
 
 class Server:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +27,7 @@ from glscl.service.library import Library, LocalPartition
 from glscl.service.metrics import Meters
 from glscl.service.options import Limits
 from glscl.service.partition import Partition
+from tests.service.library import build_indexes
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'</script><script>alert(2)</script>"
 
@@ -161,3 +166,56 @@ def start(fake: FakeIndex) -> Iterator[Callable[..., Service]]:
 def client(start: Callable[..., Service]) -> TestClient:
     """A client of a service with default limits."""
     return start().client
+
+
+@dataclass
+class Served:
+    """A `glscl serve` that runs: its address, its process, and the lines that it has printed."""
+
+    url: str
+    process: subprocess.Popen[str]
+    lines: list[str]
+    reader: threading.Thread
+
+    def end(self, signum: int = signal.SIGTERM) -> int:
+        """Send a signal, and wait for the end; returns the exit status."""
+        self.process.send_signal(signum)
+        status = self.process.wait()
+        self.reader.join()
+        return status
+
+
+def serve(*words: str) -> Served:
+    """Start `glscl serve` on a free port, and wait until it answers."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "glscl", "serve", *words, "--port", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert process.stdout is not None
+    lines: list[str] = []
+    for line in process.stdout:
+        lines.append(line)
+        if " at http://" in line:
+            break
+    else:
+        raise AssertionError("".join(lines))
+    reader = threading.Thread(target=lambda: lines.extend(process.stdout or ()), daemon=True)
+    reader.start()
+    return Served(lines[-1].split(" at ")[1].split()[0], process, lines, reader)
+
+
+@pytest.fixture(scope="session")
+def indexes(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Two real indexes of one library of toy clips."""
+    return build_indexes(tmp_path_factory.mktemp("served"), indexes=2)
+
+
+@pytest.fixture(scope="session")
+def served(indexes: list[str]) -> Iterator[Served]:
+    """A server of both."""
+    running = serve(f"in-domain={indexes[0]}", f"cross-domain={indexes[1]}")
+    yield running
+    running.end()

@@ -131,7 +131,9 @@ function describeAnswer(answers, milliseconds) {
   const counts = answers.map((answer) => answer.results.length);
   const videos = counts.length > 1 ? counts.join(" and ") : counts[0];
   const what = asked.clip ? "like your clip" : asked.like ? "like that one" : "for your words";
-  return `${videos} video${counts.length === 1 && counts[0] === 1 ? "" : "s"} ${what}, best first, in ${milliseconds.toFixed(0)} ms`;
+  const [index] = answers.length > 1 ? [] : server.indexes.filter((one) => one.name === answers[0].index);
+  const model = index ? ` · ${describeModel(index)}` : "";
+  return `${videos} video${counts.length === 1 && counts[0] === 1 ? "" : "s"} ${what}, best first, in ${milliseconds.toFixed(0)} ms${model}`;
 }
 
 // ---- What is shown

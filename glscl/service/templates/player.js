@@ -3,11 +3,15 @@
 const still = matchMedia("(prefers-reduced-motion: reduce)");
 let playing = null; // the player that plays; only one does
 
+const SHORTEST = 1; // second that is played; a shorter moment has some of what is before and behind it
+
 /** The moment of one video. `show(second)` is called while it plays, `show(null)` when it stops. */
 export class Player {
-  constructor(video, moment, show) {
+  constructor(video, { start, end, duration }, show) {
     this.video = video;
-    [this.start, this.end] = moment;
+    const more = Math.max(0, SHORTEST - (end - start)) / 2;
+    this.end = Math.min(Math.max(end + more, SHORTEST), Math.max(duration, end));
+    this.start = Math.max(0, Math.min(start - more, this.end - SHORTEST, start));
     this.show = show;
     this.chosen = false; // by a click or a key, so it goes on when the pointer leaves
     this.tick = this.tick.bind(this);

@@ -31,7 +31,7 @@ export function clock(seconds, digits = 1) {
 function makeStrip(result, seek) {
   const [from, to] = result.segment;
   const x = (second) => ((second - from) / Math.max(to - from, 1e-3)) * WIDTH;
-  const figure = make("figure", "strip");
+  const figure = make("figure", result.weights.length ? "strip" : "strip bare");
   const svg = draw("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img" });
   svg.setAttribute("aria-label", describeStrip(result));
   svg.append(draw("rect", { class: "ground", x: 0, y: 0, width: WIDTH, height: HEIGHT - 8 }));
@@ -75,17 +75,17 @@ function describeStrip(result) {
   return `Attention of ${count} frame${count > 1 ? "s" : ""}, most at ${clock(result.times[best])} (${share} %). ${moment}`;
 }
 
-/** Concepts as bars from the smallest to the largest similarity of this result. */
+/** Concepts as bars, between the smallest and the largest similarity of this result. */
 function makeConcepts(values) {
   const names = values.map((value, number) => [value, number + 1]).sort((one, other) => other[0] - one[0]);
   const said = names.slice(0, 3).map(([value, number]) => `${number} (${value.toFixed(2)})`).join(", ");
   const row = make("div", "concepts", null, { title: `Concepts that matched best: ${said}` });
-  const [least, most] = [Math.min(0, ...values), Math.max(...values, 1e-9)];
+  const [least, most] = [Math.min(...values), Math.max(...values)];
   const step = WIDTH / values.length;
   const svg = draw("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img" });
   svg.setAttribute("aria-label", `Concepts that matched best: ${said}`);
   values.forEach((value, number) => {
-    const height = Math.max(2, ((value - least) / (most - least)) * HEIGHT);
+    const height = HEIGHT * (0.2 + (0.8 * (value - least)) / Math.max(most - least, 1e-9));
     const best = number + 1 === names[0][1];
     svg.append(draw("rect", {
       class: best ? "bar inside" : "bar",
@@ -116,7 +116,7 @@ function makeCard(result, rank, elsewhere, actions) {
   const screen = make("div", "screen");
   const video = make("video", "", null, { playsinline: "", preload: "metadata", tabindex: -1, "aria-hidden": "true" });
   video.muted = true;
-  const player = new Player(video, [result.start, result.end], (second) => strip.show(second));
+  const player = new Player(video, result, (second) => strip.show(second));
   const strip = makeStrip(result, (second) => player.seek(second));
   video.addEventListener("error", () => {
     if (video.getAttribute("src")) screen.append(make("p", "unplayable", "This browser cannot play this file."));
@@ -160,7 +160,7 @@ export function makeColumn(index, answer, other, actions, titled) {
     let elsewhere = "";
     if (other) {
       const there = ranks.get(result.id);
-      elsewhere = there ? `${there}. in ${other.index.name}` : `not in ${other.index.name}'s first ${other.answer.results.length}`;
+      elsewhere = there ? `${there}. in ${other.index.name}` : `not among ${other.index.name}'s ${other.answer.results.length}`;
     }
     const item = make("li");
     item.append(makeCard(result, number + 1, elsewhere, actions));
