@@ -141,6 +141,14 @@ class VideoIndex:
         scores = [block for _, block in blocks]
         return torch.cat(scores, 1)[0].numpy() if scores else np.zeros(0, np.float32)
 
+    def best_of_all(self, texts: Cache, k: int) -> list[list[str]]:
+        """Ids of the ``k`` best videos by the head's scores of every segment, for what the head keeps of A texts."""
+        every = np.arange(len(self))
+        blocks = score_blocks(self.model.retriever.score, texts, self._segments, self.model.device)
+        scores = torch.cat([block for _, block in blocks], 1).numpy()
+        best = [self._segments.best_videos(every, row, k) for row in scores]
+        return [[self._segments.entry(video).id for video in videos] for videos in best]
+
     def _describe(self, video: int, text: Cache) -> Found:
         """What is said of a video that was found."""
         rows = self._segments.rows_of(video)
@@ -166,6 +174,25 @@ class VideoIndex:
             concepts=() if concepts is None else tuple(concepts[0].cpu().tolist()),
             entry=entry,
         )
+
+    def every_segment(self, size: int) -> Iterator[tuple[list[dict[str, object]], Cache]]:
+        """What is known of all segments, ``size`` at a time, and what the head keeps of them, on the CPU."""
+        for start in range(0, len(self), size):
+            rows = np.arange(start, min(start + size, len(self)))
+            known: list[dict[str, object]] = []
+            for row in rows.tolist():
+                entry, (first, last) = self._segments.entry(int(self._segments.video[row])), self._segments.edges(row)
+                known.append(
+                    {
+                        "id": entry.id,
+                        "source": entry.source,
+                        "start": first,
+                        "end": last,
+                        "captions": list(entry.captions),
+                        "metadata": entry.metadata,
+                    }
+                )
+            yield known, self._segments.gather(rows, torch.device("cpu"))
 
     def search_video(self, source: VideoSource, k: int = 10, where: Where | None = None) -> list[Found]:
         """The ``k`` videos most similar to a video; the moment is the most similar segment.
