@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import socket
@@ -13,6 +12,7 @@ import urllib.request
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
+import psutil
 import pytest
 
 import glscl
@@ -151,14 +151,10 @@ def test_an_address_that_is_taken_is_said() -> None:
 
 def test_no_decoder_outlives_the_server(indexes: list[str]) -> None:
     running = serve(indexes[0])
-    group = os.getpgid(running.process.pid)
-    entry = quote(next(glscl.open_index(indexes[0], device="cpu").videos()).id)
-    get(running, f"api/similar?id={entry}")
-    children = subprocess.run(["pgrep", "-P", str(running.process.pid)], capture_output=True, text=True, check=False)
-    assert children.stdout.split(), "its decoders come from a process of its own"
+    entry = next(glscl.open_index(indexes[0], device="cpu").videos())
+    get(running, f"api/similar?id={quote(entry.id)}")
+    children = psutil.Process(running.process.pid).children(recursive=True)
+    assert children, "decoders come from a process of its own"
     running.end()
-    alive = subprocess.run(
-        ["ps", "-o", "pid=", "-p", ",".join(children.stdout.split())], capture_output=True, text=True
-    )
-    assert not alive.stdout.split()
-    assert group
+    _, alive = psutil.wait_procs(children, timeout=60)
+    assert not alive
