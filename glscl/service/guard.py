@@ -79,7 +79,8 @@ class _Exchange:
     @property
     def route(self) -> str:
         """The route's path, as the code has it; the path itself is the client's word."""
-        return getattr(self.scope.get("route"), "path", "other")
+        path: str = getattr(self.scope.get("route"), "path", "other")
+        return path
 
 
 class Guard:
@@ -128,6 +129,9 @@ class Guard:
     async def _answer(self, exchange: _Exchange, receive: Receive, send: Send) -> None:
         scope, headers = exchange.scope, Headers(scope=exchange.scope)
 
+        sends_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+        body = _Body(receive, self._most_bytes(scope["path"]), self._limits.timeout_s)
+
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
@@ -135,21 +139,21 @@ class Guard:
                 for name, value in _HEADERS.items():
                     found[name] = value
                 found["X-Request-Id"] = exchange.number
+                if sends_body and not body.whole:  # what is left of it is not read
+                    found["Connection"] = "close"
             elif message["type"] == "http.response.body":
                 exchange.sent += len(message.get("body", b""))
             async with asyncio.timeout(self._limits.timeout_s):  # who reads no further frees the place
                 await send(message)
 
         try:
-            most = self._most_bytes(scope["path"])
-            self._check(headers, most)
-            body = _Body(receive, most, self._limits.timeout_s)
+            self._check(headers, body.most)
             await self._app(scope, body.receive, send_guarded)
         except Refusal as refusal:
             if exchange.status:
                 raise
-            headers_of = {**(refusal.headers or {}), "Connection": "close"}  # what is left of the body is not read
-            await answer_problem(refusal.status_code, refusal.detail, headers_of)(scope, receive, send_guarded)
+            answer = answer_problem(refusal.status_code, refusal.detail, dict(refusal.headers or {}))
+            await answer(scope, receive, send_guarded)
         except TimeoutError:
             if not exchange.status:
                 raise
@@ -187,16 +191,21 @@ class Guard:
 
 
 class _Body:
-    """The body of a request as it arrives, within its size and its time."""
+    """The body of a request as it arrives, within its size and its time.
+
+    Attributes:
+        most: bytes that it may have.
+        whole: whether all of it has arrived.
+    """
 
     def __init__(self, receive: Receive, most: int, timeout_s: float) -> None:
-        self._receive, self._most, self._read = receive, most, 0
+        self._receive, self.most, self._read = receive, most, 0
         self._last = time.monotonic() + timeout_s
-        self._whole = False
+        self.whole = False
 
     async def receive(self) -> Message:
         """The next piece. Raises `Refusal`: too many bytes, or too late."""
-        if self._whole:
+        if self.whole:
             return await self._receive()  # waits for the client to leave
         try:
             async with asyncio.timeout(max(0.0, self._last - time.monotonic())):
@@ -204,9 +213,9 @@ class _Body:
         except TimeoutError:
             raise Refusal(408, "the body did not arrive in time") from None
         self._read += len(message.get("body", b""))
-        if self._read > self._most:
-            raise Refusal(413, _too_large(self._most))
-        self._whole = not message.get("more_body", False)
+        if self._read > self.most:
+            raise Refusal(413, _too_large(self.most))
+        self.whole = not message.get("more_body", False)
         return message
 
 

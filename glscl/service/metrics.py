@@ -14,20 +14,21 @@ class Meters:
     """Counters, gauges and histograms of one server, in a registry of their own."""
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
-        where = {"registry": self._registry}
-        ProcessCollector(registry=self._registry)
-        self.requests = Counter("glscl_requests", "Requests that were answered.", ["route", "status"], **where)
+        self._registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self.requests = Counter(
+            "glscl_requests", "Requests that were answered.", ["route", "status"], registry=registry
+        )
         self.seconds = Histogram(
-            "glscl_request_seconds", "Seconds from request to answer.", ["route"], buckets=_SECONDS, **where
+            "glscl_request_seconds", "Seconds from request to answer.", ["route"], buckets=_SECONDS, registry=registry
         )
-        self.sent = Counter("glscl_sent_bytes", "Bytes of answers.", ["route"], **where)
-        self.active = Gauge("glscl_requests_active", "Requests that are being answered.", **where)
-        self.queue = Gauge("glscl_queue_texts", "Texts that wait for an index.", ["index"], **where)
+        self.sent = Counter("glscl_sent_bytes", "Bytes of answers.", ["route"], registry=registry)
+        self.active = Gauge("glscl_requests_active", "Requests that are being answered.", registry=registry)
+        self.queue = Gauge("glscl_queue_texts", "Texts that wait for an index.", ["index"], registry=registry)
         self.batch = Histogram(
-            "glscl_batch_texts", "Texts that were encoded at once.", ["index"], buckets=_SIZES, **where
+            "glscl_batch_texts", "Texts that were encoded at once.", ["index"], buckets=_SIZES, registry=registry
         )
-        self.videos = Gauge("glscl_index_videos", "Videos of an index.", ["index"], **where)
+        self.videos = Gauge("glscl_index_videos", "Videos of an index.", ["index"], registry=registry)
 
     def write(self) -> bytes:
         """All of it, in Prometheus' text format."""

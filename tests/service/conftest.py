@@ -218,4 +218,5 @@ def served(indexes: list[str]) -> Iterator[Served]:
     """A server of both."""
     running = serve(f"in-domain={indexes[0]}", f"cross-domain={indexes[1]}")
     yield running
-    running.end()
+    assert running.end(signal.SIGINT) == 0
+    assert running.lines[-1].endswith("ended by SIGINT\n")
