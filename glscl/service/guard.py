@@ -128,7 +128,6 @@ class Guard:
 
     async def _answer(self, exchange: _Exchange, receive: Receive, send: Send) -> None:
         scope, headers = exchange.scope, Headers(scope=exchange.scope)
-
         sends_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
         body = _Body(receive, self._most_bytes(scope["path"]), self._limits.timeout_s)
 
