@@ -111,6 +111,7 @@ class SeveralRelevant(Section):
     note: str
     relevant: float  # per caption
     text_to_video: dict[str, float]  # `RELEVANT_SUMMARY` by name, in per cent; means over seeds
+    intervals: dict[str, Estimate] = Field(default_factory=dict)  # of the same; none where cells are of before these
 
 
 class Result(Section):
@@ -301,6 +302,7 @@ class StudyResults(MeasuredCosts, Summary):
     tests: list[TestSet]
     results: list[Result]
     comparisons: list[Comparison]
+    relevant_comparisons: list[Comparison] = Field(default_factory=list)  # of R@1 with all relevant videos
     equivalence_margin: float | None = None  # points
     preregistration: Preregistration | None = None  # None: nothing was registered before the first cell
     controls: list[Control] = Field(default_factory=list)
