@@ -222,7 +222,7 @@ def _write_codes(
     codes = np.zeros((part.facts.segments, len(levels) // 2), np.uint8)
     for start in range(0, len(codes), _BLOCK):
         assert isinstance(part.vectors, StoredVectors)
-        block = part.vectors.read(range(start, min(start + _BLOCK, len(codes))), model.device)
+        block = part.vectors.read(range(start, min(start + _BLOCK, len(codes))))
         block = {name: tensor.to(model.device) for name, tensor in block.items()}
         codes[start : start + _BLOCK] = encode(projection.of_videos(block).numpy(), levels)
     write_arrays(where, {part.facts.name: codes})

@@ -115,8 +115,19 @@ class VideoIndex:
 
     def _search(self, text: Cache, k: int, allowed: Rows | None) -> list[Found]:
         rows = self._candidates(text, k, allowed)
-        scores = self.score_rows(text, rows)
-        return [self._describe(video, text) for video in self._segments.best_videos(rows, scores, k)]
+        videos = self._segments.best_videos(rows, self.score_rows(text, rows), k)
+        if not videos:
+            return []
+        groups = [self._segments.rows_of(video) for video in videos]
+        cache = self._segments.gather(np.concatenate(groups), self.model.device)
+        with torch.no_grad():
+            scores = self.model.retriever.score(text, cache)[0].float().cpu()
+        found, first = [], 0
+        for video, own in zip(videos, groups, strict=True):
+            at = range(first, first + len(own))
+            found.append(self._describe(video, own, scores[at.start : at.stop].tolist(), rows_of(cache, at), text))
+            first = at.stop
+        return found
 
     def _candidates(self, text: Cache, k: int, allowed: Rows | None) -> Rows:
         """The segments that the head scores: all that may be found, or those that the first stage hands over."""
@@ -149,12 +160,8 @@ class VideoIndex:
         best = [self._segments.best_videos(every, row, k) for row in scores]
         return [[self._segments.entry(video).id for video in videos] for videos in best]
 
-    def _describe(self, video: int, text: Cache) -> Found:
-        """What is said of a video that was found."""
-        rows = self._segments.rows_of(video)
-        cache = self._segments.gather(rows, self.model.device)
-        with torch.no_grad():
-            scores = self.model.retriever.score(text, cache)[0].float().cpu().tolist()
+    def _describe(self, video: int, rows: Rows, scores: list[float], cache: Cache, text: Cache) -> Found:
+        """What is said of a video that was found, of the scores and caches of its segments."""
         best = max(range(len(scores)), key=lambda number: (scores[number], -number))
         own = {name: tensor[best : best + 1] for name, tensor in cache.items()}
         times = self._segments.times(int(rows[best]))
