@@ -77,6 +77,7 @@ def ids(page: Page, column: int = 0) -> list[str]:
 @pytest.mark.parametrize("colours", ["light", "dark"])
 def test_search_and_play(open_page: Callable[..., Page], indexes: list[str], width: str, colours: str) -> None:
     page = open_page(width, colours)
+    page.wait_for_selector("#intro:not([hidden])")
     assert page.inner_text("h1") == "Search 8 videos, down to the moment"
     search(page, "a red circle rises")
     found = glscl.open_index(indexes[0], device="cpu").search("a red circle rises", k=8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,9 @@ def test_no_answer_is_a_fault_of_the_server_and_all_are_described(served: Served
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert "No issues found" in done.stdout, done.stdout[-3000:]
+    counted = re.search(r"(\d+) generated, (\d+) passed", done.stdout)
+    assert counted is not None, done.stdout[-3000:]
+    assert counted[1] == counted[2]
+    assert int(counted[1]) > 300
     assert served.process.poll() is None
     assert not any("Traceback" in line for line in served.lines)
