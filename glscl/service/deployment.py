@@ -97,11 +97,11 @@ class Front:
 def build(options: Serve) -> Application:
     """The application for `serve run glscl.service.deployment:build` and for Serve's configuration files.
 
-    ``options`` are those of `glscl serve`: ``indexes``, ``replicas``, ``device``, ``allowed_hosts``, ``limits``. A
-    replica on a GPU reserves one.
+    ``options`` are those of `glscl serve`: ``indexes``, ``replicas``, ``replica_cpus``, ``device``, ``allowed_hosts``,
+    ``limits``. A replica on a GPU (``device`` cuda) reserves one.
     """
     limits = options.limits
-    gpus = {"num_gpus": 1} if options.device.startswith("cuda") else {}
+    reserved = {"num_cpus": options.replica_cpus, "num_gpus": float(options.device.startswith("cuda"))}
     handles: dict[str, list[Application]] = {}
     for name, folders in name_libraries(options.indexes).items():
         for number, folder in enumerate(folders):
@@ -110,10 +110,12 @@ def build(options: Serve) -> Application:
                 name=f"{name}-{number}",
                 num_replicas=options.replicas,
                 max_ongoing_requests=WAITING + limits.clips + 16,  # files and facts beside them
-                ray_actor_options=gpus,
+                ray_actor_options=reserved,
             )
             handles.setdefault(name, []).append(deployment.bind(folder, name, options.device, limits))
-    front = serve.deployment(Front, name="front", max_ongoing_requests=2 * limits.requests)
+    front = serve.deployment(
+        Front, name="front", max_ongoing_requests=2 * limits.requests, ray_actor_options={"num_cpus": 0}
+    )
     return front.bind(handles, options)
 
 

@@ -62,4 +62,6 @@ class Serve(Options):
     command's own (extra: ray-serve)."""
     replicas: int = Field(default=1, ge=1)
     """With --ray: processes that hold each partition, which share its questions."""
+    replica_cpus: float = Field(default=1.0, ge=0)
+    """With --ray: CPUs that each of these processes reserves; the one in front reserves none."""
     limits: Limits = Limits()

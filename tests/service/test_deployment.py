@@ -47,18 +47,9 @@ def test_partitions_on_ray_answer_as_one_index(tmp_path: Path) -> None:
         words = [str(folder), "--run", str(tmp_path / "0" / "run"), "--output", halves[-1]]
         index_build.run([*words, "--metadata", str(tmp_path / "rows.jsonl")], "glscl index build")
     port = free_port()
+    served = ("--ray", "--replica-cpus", "0.5", "--port", str(port), f"whole={whole}", f"cut={','.join(halves)}")
     process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "glscl",
-            "serve",
-            "--ray",
-            "--port",
-            str(port),
-            f"whole={whole}",
-            f"cut={','.join(halves)}",
-        ],
+        [sys.executable, "-m", "glscl", "serve", *served],
         stdout=(tmp_path / "log").open("w"),
         stderr=subprocess.STDOUT,
         env=os.environ | {"RAY_ADDRESS": "local", "OMP_NUM_THREADS": "1"},
