@@ -18,7 +18,7 @@ from glscl.service.library import Library
 from glscl.service.metrics import CONTENT_TYPE, Meters
 from glscl.service.options import Limits
 from glscl.service.page import add_page
-from glscl.service.refusals import Refusal, answer_problem, describe_problems
+from glscl.service.refusals import Refusal, Responses, answer_problem, describe_problems
 from glscl.service.schemas import Health
 from glscl.version import __version__
 
@@ -91,7 +91,7 @@ def _add_health(app: FastAPI, state: State, meters: Meters) -> None:
 
     app.add_api_route("/health", health, responses=describe_problems())
     app.add_api_route("/ready", ready, responses=describe_problems())
-    text = {200: {"description": "Prometheus' text format.", "content": {"text/plain": {}}}}
+    text: Responses = {200: {"description": "Prometheus' text format.", "content": {"text/plain": {}}}}
     app.add_api_route("/metrics", metrics, response_class=Response, responses={**describe_problems(), **text})
 
 

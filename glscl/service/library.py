@@ -207,21 +207,23 @@ class Library:
             batch = [one for one in await self._next_batch() if not one.answer.done()]  # who waits no more is passed by
             if not batch:
                 continue
-            self._meters.batch.labels(self.name).observe(len(batch))
-            questions = [one.question for one in batch]
-            merged: list[list[Result] | Exception]
-            try:
-                answers = await asyncio.gather(*(one.search_texts(questions) for one in self._partitions))
-                merged = [_outcome([answer[at] for answer in answers], one.k) for at, one in enumerate(questions)]
-            except Exception as error:  # it is each question's error; the queue goes on
-                merged = [error for _ in batch]
-            for waiting, outcome in zip(batch, merged, strict=True):
+            outcomes = await self._answer_batch([one.question for one in batch])
+            for waiting, outcome in zip(batch, outcomes, strict=True):
                 if waiting.answer.done():
                     continue
                 if isinstance(outcome, Exception):
                     waiting.answer.set_exception(outcome)
                 else:
                     waiting.answer.set_result(outcome)
+
+    async def _answer_batch(self, questions: Sequence[TextQuestion]) -> Sequence[list[Result] | Exception]:
+        """The answer to each question, or why it has none."""
+        self._meters.batch.labels(self.name).observe(len(questions))
+        try:
+            answers = await asyncio.gather(*(one.search_texts(questions) for one in self._partitions))
+        except Exception as error:  # it is each question's error; the queue goes on
+            return [error for _ in questions]
+        return [_outcome([answer[at] for answer in answers], one.k) for at, one in enumerate(questions)]
 
     async def _next_batch(self) -> list[_Waiting]:
         """What waits, at most a batch; the first waits so long for others."""
