@@ -123,13 +123,16 @@ def test_the_moment_is_played_over_and_over(open_page: Callable[..., Page]) -> N
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_two_models_side_by_side_and_back(open_page: Callable[..., Page], width: str) -> None:
+def test_two_models_side_by_side_and_back(open_page: Callable[..., Page], indexes: list[str], width: str) -> None:
+    words = "a red circle rises"
+    first, second = ([one.id for one in glscl.open_index(f, device="cpu").search(words, k=12)] for f in indexes)
+    assert first != second
     page = open_page(width)
-    search(page, "a red circle rises")
-    first = ids(page)
+    search(page, words)
+    assert ids(page) == first
     page.get_by_text("cross-domain", exact=True).click()
-    page.wait_for_function("(first) => document.querySelector('.id')?.innerText !== first", arg=first[0])
-    second = ids(page)
+    page.wait_for_selector("[aria-label='Results of cross-domain'] .card")
+    assert ids(page) == second
     page.get_by_text("Side by side").click()
     page.wait_for_selector(".two .column:nth-child(2) .card")
     assert (ids(page, 0), ids(page, 1)) == (first, second)
