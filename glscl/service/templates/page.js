@@ -230,7 +230,11 @@ function buildIntro() {
 // ---- Clips
 
 function searchByClip(file) {
-  if (!file || !server) return;
+  if (!file) return;
+  if (!server) {
+    change({ q: "", like: "", clip: file });
+    return;
+  }
   const most = server.max_upload_bytes;
   problem.hidden = true;
   if (file.size > most) {
