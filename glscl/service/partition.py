@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 
 from glscl.data.video import VideoError
 from glscl.errors import UserError
-from glscl.index.where import Where, parse_where
+from glscl.index.where import Where, compile_where, parse_where
 from glscl.service.decoding import ClipDecoder, ClipLimits, explain
 from glscl.service.recent import Recent
 from glscl.service.schemas import Result, Text, Value, Video
@@ -215,8 +215,10 @@ class Partition:
 
 
 def parse_conditions(where: Sequence[str]) -> Where | None:
-    """Conditions as the index takes them. Raises `UserError`: one is no condition."""
+    """Conditions as the index takes them. Raises `UserError`: one is none, or compares with what is no number."""
     try:
-        return parse_where(where) if where else None
+        conditions = parse_where(where)
+        compile_where(conditions)
     except UserError as error:
         raise UserError(str(error).removeprefix("--")) from None
+    return conditions or None

@@ -185,6 +185,14 @@ def test_a_clip_cut_short_or_too_long_is_refused(
     assert "at most 5 s" in reason(send(make_video(times=(0.0, 3.0, 6.0))), 422)
 
 
+def test_a_condition_that_is_none_is_not_the_clip_s_fault(client: TestClient, clip: bytes) -> None:
+    for data in (clip, b"no video"):
+        answer = client.post("/api/search/clip", files={"file": ("a", data)}, data={"where": ["year<x"]})
+        says = reason(answer, 422)
+        assert "no number" in says
+        assert "clip" not in says
+
+
 def test_a_form_without_its_clip_or_with_rubbish_is_refused(client: TestClient) -> None:
     assert "file" in reason(client.post("/api/search/clip", data={"k": 1}), 422)
     form = {"content-type": "multipart/form-data; boundary=x"}
