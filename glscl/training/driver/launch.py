@@ -18,6 +18,7 @@ from glscl.evaluation.evaluate import evaluate_model
 from glscl.evaluation.options import EvaluationConfig
 from glscl.evaluation.results import Results
 from glscl.evaluation.saved import FOLDER, ModelCard, read_card, save_model
+from glscl.evaluation.trec import TrecFiles
 from glscl.evaluation.wise_ft import Mix
 from glscl.system import stopping, storage
 from glscl.system.nodes import Share, alive_nodes, capacity_of_nodes, check_resources
@@ -301,8 +302,9 @@ def evaluate(
     *,
     bank: Sequence[str],
     mixes: Sequence[Mix],
+    trec: TrecFiles | None = None,
 ) -> Results:
     """Score a finished run (or a saved model) on any shard sets with such actors; see `evaluate_model`."""
     _, card = read_card(run)
-    scored = evaluate_model(run, tests, config, share, quarantine, bank=bank, mixes=mixes)
+    scored = evaluate_model(run, tests, config, share, quarantine, bank=bank, mixes=mixes, trec=trec)
     return build_results(card, scored, read_metrics(run), _incomplete({"test": tests}, quarantine), quarantine.entries)
