@@ -14,6 +14,7 @@ import fnmatch
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,16 +131,14 @@ def _read_standard(folder: str, tables: dict[str, Table]) -> Task:
     videos, texts = (corpus, queries) if of_corpus else (queries, corpus)
     if "video" not in videos.columns() or "text" not in texts.columns():
         raise UserError(f"{folder}: corpus and queries must be videos and texts, in either order (columns video, text)")
-    video_ids = [str(name) for name in _ids(videos)]
-    known = dict(zip(map(str, _ids(texts)), texts.read(["text"])["text"], strict=True))
-    captions: dict[str, list[str]] = {name: [] for name in video_ids}
-    relevant_to: dict[str, int] = {}
-    read = qrels.read(QRELS_COLUMNS)
-    for query, document, score in zip(*(read[name] for name in QRELS_COLUMNS), strict=True):
-        video, text = (str(document), str(query)) if of_corpus else (str(query), str(document))
-        if isinstance(score, int | float) and score > 0 and video in captions and text in known:
+    known = dict(zip(_ids(texts), texts.read(["text"])["text"], strict=True))
+    captions: dict[str, list[str]] = {name: [] for name in _ids(videos)}
+    relevant_to: Counter[str] = Counter()
+    for query, document in _relevant_pairs(qrels):
+        video, text = (document, query) if of_corpus else (query, document)
+        if video in captions and text in known:
             captions[video].append(check_caption(known[text], f"{folder}, text '{text}'"))
-            relevant_to[text] = relevant_to.get(text, 0) + 1
+            relevant_to[text] += 1
     if bare := [name for name, found in captions.items() if not found]:
         raise UserError(
             f"{folder}: {len(bare):,} of {len(captions):,} videos have no relevant text ({list_some(bare, 3)}), and a "
@@ -147,12 +146,24 @@ def _read_standard(folder: str, tables: dict[str, Table]) -> Task:
         )
     several = sum(count > 1 for count in relevant_to.values())
     notes = (f"{several:,} texts are relevant to several videos: each is a caption of each of them",) if several else ()
-    return Task(videos, tuple(video_ids), tuple(map(tuple, captions.values())), notes)
+    return Task(videos, tuple(captions), tuple(map(tuple, captions.values())), notes)
 
 
-def _ids(table: Table) -> list[object]:
+def _relevant_pairs(qrels: Table) -> Iterator[tuple[str, str]]:
+    """Query and document of every row whose score is above 0."""
+    read = qrels.read(QRELS_COLUMNS)
+    for query, document, score in zip(*(read[name] for name in QRELS_COLUMNS), strict=True):
+        if isinstance(score, int | float) and score > 0:
+            yield str(query), str(document)
+
+
+def _ids(table: Table) -> list[str]:
+    """Ids of a table's rows. Raises `UserError`: there is no such column, or one is there twice."""
     column = next((name for name in ("id", "_id") if name in table.columns()), "id")
-    return table.read([column])[column]
+    ids = list(map(str, table.read([column])[column]))
+    if len(set(ids)) < len(ids):
+        raise UserError(f"{table.files[0].parent}: an id is there twice")
+    return ids
 
 
 def _cells(table: Table) -> Iterator[object]:
@@ -185,23 +196,30 @@ def _find_tables(folder: Path, split: str) -> dict[str, Table]:
 
 def _listed(folder: Path, files: Sequence[Path]) -> dict[str, dict[str, list[Path]]]:
     """Files by table and split, as the page of the data set lists them; empty if it does not."""
-    readme = folder / "README.md"
+    tables: dict[str, dict[str, list[Path]]] = {}
+    for entry in _objects(_front_matter(folder / "README.md"), "configs"):
+        for part in _objects(entry, "data_files"):
+            patterns = part.get("path")
+            wanted = patterns if isinstance(patterns, list) else [patterns]
+            if matches := [path for path in files if any(_fits(folder, path, pattern) for pattern in wanted)]:
+                tables.setdefault(str(entry.get("config_name")), {})[str(part.get("split"))] = matches
+    return tables
+
+
+def _front_matter(readme: Path) -> object:
+    """The YAML that a data set's page begins with; None without."""
     text = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
     matter = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
     try:
-        facts = yaml.safe_load(matter[1]) if matter else None
+        return yaml.safe_load(matter[1]) if matter else None
     except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"{readme}: its first part is not YAML ({str(error).splitlines()[0]})") from None
-    tables: dict[str, dict[str, list[Path]]] = {}
-    for entry in facts.get("configs") or [] if isinstance(facts, dict) else []:
-        for part in entry.get("data_files") or [] if isinstance(entry, dict) else []:
-            if isinstance(part, dict):
-                patterns = part.get("path")
-                wanted = patterns if isinstance(patterns, list) else [patterns]
-                matches = [path for path in files if any(_fits(folder, path, pattern) for pattern in wanted)]
-                if matches:
-                    tables.setdefault(str(entry.get("config_name")), {})[str(part.get("split"))] = matches
-    return tables
+
+
+def _objects(value: object, key: str) -> list[dict[str, object]]:
+    """The objects in the list under a key of an object, if that is what it is."""
+    inner = value.get(key) if isinstance(value, dict) else None
+    return [item for item in inner if isinstance(item, dict)] if isinstance(inner, list) else []
 
 
 def _fits(folder: Path, path: Path, pattern: object) -> bool:
