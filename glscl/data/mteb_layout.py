@@ -15,8 +15,9 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
@@ -24,7 +25,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from glscl.data.benchmarks.base import check_caption
-from glscl.data.records import list_some
+from glscl.data.records import MTEB_SPLIT, list_some
 from glscl.errors import UserError
 
 CAPTION = "caption"
@@ -106,7 +107,7 @@ def write_files(task: Task, output: str, split: str) -> str:
 
     Raises `UserError`: a row has no video's bytes, or the disk is full.
     """
-    folder, name = Path(output), f"mteb_{split}"
+    folder, name = Path(output), MTEB_SPLIT + split
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for number, (video_id, captions, cell) in enumerate(zip(task.ids, task.captions, _cells(task.videos), strict=True)):
@@ -123,34 +124,41 @@ def write_files(task: Task, output: str, split: str) -> str:
 
 
 def _read_standard(folder: str, tables: dict[str, Table]) -> Task:
-    corpus, queries = tables["corpus"], tables["queries"]
-    qrels = next((tables[name] for name in QRELS if name in tables), None)
-    if qrels is None:
-        raise UserError(f"{folder}: no table {' or '.join(QRELS)}, which says what is relevant")
-    of_corpus = "video" in corpus.columns()
-    videos, texts = (corpus, queries) if of_corpus else (queries, corpus)
+    of_corpus = "video" in tables["corpus"].columns()
+    videos, texts = (tables[name] for name in (("corpus", "queries") if of_corpus else ("queries", "corpus")))
     if "video" not in videos.columns() or "text" not in texts.columns():
         raise UserError(f"{folder}: corpus and queries must be videos and texts, in either order (columns video, text)")
     known = dict(zip(_ids(texts), texts.read(["text"])["text"], strict=True))
-    captions: dict[str, list[str]] = {name: [] for name in _ids(videos)}
-    relevant_to: Counter[str] = Counter()
-    for query, document in _relevant_pairs(qrels):
+    described: dict[str, list[str]] = {name: [] for name in _ids(videos)}
+    for query, document in _relevant_pairs(folder, tables):
         video, text = (document, query) if of_corpus else (query, document)
-        if video in captions and text in known:
-            captions[video].append(check_caption(known[text], f"{folder}, text '{text}'"))
-            relevant_to[text] += 1
-    if bare := [name for name, found in captions.items() if not found]:
+        if video in described and text in known:
+            described[video].append(text)
+    _check_described(folder, described)
+    captions = {name: tuple(check_caption(known[text], f"{folder}, text '{text}'") for text in texts_of)
+                for name, texts_of in described.items()}  # fmt: skip
+    return Task(videos, tuple(captions), tuple(captions.values()), tuple(_notes(described)))
+
+
+def _check_described(folder: str, described: Mapping[str, Sequence[str]]) -> None:
+    if bare := [name for name, texts in described.items() if not texts]:
         raise UserError(
-            f"{folder}: {len(bare):,} of {len(captions):,} videos have no relevant text ({list_some(bare, 3)}), and a "
+            f"{folder}: {len(bare):,} of {len(described):,} videos have no relevant text ({list_some(bare, 3)}), and a "
             f"shard set holds described videos; score this task with mteb itself (docs/tools.md)"
         )
-    several = sum(count > 1 for count in relevant_to.values())
-    notes = (f"{several:,} texts are relevant to several videos: each is a caption of each of them",) if several else ()
-    return Task(videos, tuple(captions), tuple(map(tuple, captions.values())), notes)
 
 
-def _relevant_pairs(qrels: Table) -> Iterator[tuple[str, str]]:
-    """Query and document of every row whose score is above 0."""
+def _notes(described: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    uses = Counter(chain.from_iterable(described.values()))
+    if several := sum(count > 1 for count in uses.values()):
+        yield f"{several:,} texts are relevant to several videos: each is a caption of each of them"
+
+
+def _relevant_pairs(folder: str, tables: Mapping[str, Table]) -> Iterator[tuple[str, str]]:
+    """Query and document of every row of the qrels whose score is above 0."""
+    qrels = next((tables[name] for name in QRELS if name in tables), None)
+    if qrels is None:
+        raise UserError(f"{folder}: no table {' or '.join(QRELS)}, which says what is relevant")
     read = qrels.read(QRELS_COLUMNS)
     for query, document, score in zip(*(read[name] for name in QRELS_COLUMNS), strict=True):
         if isinstance(score, int | float) and score > 0:

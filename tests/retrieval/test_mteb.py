@@ -27,6 +27,7 @@ from glscl.errors import UserError
 from glscl.evaluation.evaluate import evaluate_model
 from glscl.evaluation.metrics import NDCG
 from glscl.evaluation.options import EvaluationConfig
+from glscl.evaluation.report import protocol
 from glscl.evaluation.results import Test
 from glscl.retrieval.mteb import MtebEncoder, load_for_mteb
 from glscl.system.nodes import Share
@@ -172,6 +173,9 @@ def test_mteb_gives_the_numbers_of_an_evaluation(tmp_path: Path, pairs: tuple[st
         assert 100 * theirs["exact_ndcg_cut_10"] == pytest.approx(figures[NDCG], rel=0, abs=1e-9)
         assert theirs["main_score"] == theirs["ndcg_at_10"] == round(figures[NDCG] / 100, 5)
         assert 0 < figures[NDCG] < 100
+    assert (ours.domain, ours.split) == ("toy", "mteb_test")
+    assert protocol(ours) == "mteb's task (MVEB); frames and ties as here"
+    assert protocol(ours.model_copy(update={"split": "test"})) == ""
 
 
 def test_ties_are_where_the_two_differ(tmp_path: Path, pairs: tuple[str, str], clips: list[bytes]) -> None:
