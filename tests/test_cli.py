@@ -30,6 +30,7 @@ COMMANDS = (
         "study",
         "shards build",
         "shards index",
+        "shards mteb",
         "shards verify",
         "shards info",
         "shards duplicates",
@@ -290,8 +291,8 @@ def test_choosing_on_the_test_set_is_refused(capsys: Capture, shard_set: ShardSe
     [
         ("trian", "unknown command 'trian', did you mean 'train'"),
         ("--verbose", "unknown command '--verbose'"),
-        ("shards", "needs build, index, verify, info or duplicates"),
-        ("shards bild", "needs build, index, verify, info or duplicates"),
+        ("shards", "needs build, index, mteb, verify, info or duplicates"),
+        ("shards bild", "needs build, index, mteb, verify, info or duplicates"),
         ("train --training.epoch 3", "did you mean '--training.epochs'"),
         ("train --config tinny", "did you mean 'tiny'"),
         ("train --config nowhere.yaml", "nowhere.yaml: no such file"),

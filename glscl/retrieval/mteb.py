@@ -20,8 +20,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
-from datasets import Dataset, Video
-from mteb.models.model_meta import ModelMeta, ScoringFunction
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -30,6 +28,12 @@ from glscl.evaluation.caches import Caches
 from glscl.evaluation.matches import best_matches
 from glscl.retrieval.model import TEXTS_AT_ONCE, VIDEOS_AT_ONCE, RetrievalModel, Texts, Videos, load
 from glscl.retrieval.videos import VideoSource
+
+try:
+    from datasets import Dataset, Video
+    from mteb.models.model_meta import ModelMeta, ScoringFunction
+except ImportError:
+    raise UserError("mteb is not installed: pip install 'glscl[mteb]'") from None
 
 if TYPE_CHECKING:
     from mteb.abstasks.task_metadata import TaskMetadata

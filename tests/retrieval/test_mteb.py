@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,7 +72,10 @@ def write_standard(folder: Path, clips: list[bytes], texts: list[str], *, video_
     named = [f"t{number:02d}" for number in range(len(clips))]
     captions = Dataset.from_dict({"id": named, "text": texts[: len(clips)]})
     asked, found = (ids, named) if video_queries else (named, ids)
-    qrels = Dataset.from_dict({"query-id": asked, "corpus-id": found, "score": [1] * len(ids)})
+    judged = [*zip(asked, found, [1] * len(ids), strict=True), (asked[0], found[1], 0)]  # the last is not relevant
+    qrels = Dataset.from_dict(
+        dict(zip(("query-id", "corpus-id", "score"), map(list, zip(*judged, strict=True)), strict=True))
+    )
     sides = {"queries": videos if video_queries else captions, "corpus": captions if video_queries else videos}
     lines = ["---", "configs:"]
     for name, table in (sides | {"qrels": qrels}).items():
@@ -254,6 +259,11 @@ def test_a_reranking_task_ranks_what_it_lists(tmp_path: Path, clips: list[bytes]
     assert (everything | listed).items() <= scores.items()
     with pytest.raises(UserError, match="queries and corpus are both videos"):
         model.search(videos, top_k=3, num_proc=None, **given)
+    titled = Dataset.from_dict({"id": ["1", "2"], "text": ["moves", TEXTS[1]], "title": ["a red shape", ""]})
+    model.index(titled, num_proc=None, **given)
+    found = model.search(videos, top_k=2, num_proc=None, **given)["b"]
+    scores = model.model.score(["a red shape moves", TEXTS[1]], clips[1:2])[:, 0].tolist()
+    assert found == pytest.approx(dict(zip("12", scores, strict=True)), abs=1e-6)
 
 
 def test_results_of_one_model_are_not_taken_for_anothers(tmp_path: Path) -> None:
@@ -296,3 +306,9 @@ def test_what_is_no_task_is_refused_in_one_line(
     assert "2 of 3 videos have no relevant text (v01, v02)" in refused(bare)
     (bare / "qrels" / "test-00000-of-00001.parquet").unlink()
     assert "no table qrels or default" in refused(bare)
+
+
+def test_without_mteb_there_is_one_line() -> None:
+    code = "import sys; sys.modules['mteb'] = None; import glscl.retrieval.mteb"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "UserError: mteb is not installed: pip install 'glscl[mteb]'" in ended.stderr
