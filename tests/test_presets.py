@@ -168,7 +168,7 @@ def test_no_key_of_a_published_preset_is_left_out_of_the_table() -> None:
     """A key that is new must say whether the authors have it."""
     glscls = ("contrastive", "inter_consistency", "intra_diversity")
     of_others = [f"loss.{name}." for name in term_names() if name not in glscls]
-    sections = ("evaluation.", "checkpoint.", "model.adapters.", *of_others)
+    sections = ("evaluation.", "checkpoint.", "tracking.", "model.adapters.", *of_others)
     for key in keys_of(RunConfig):
         if key.startswith("model.heads.") and not key.startswith("model.heads.glscl."):
             continue

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +31,7 @@ from glscl.evaluation.metrics import NDCG
 from glscl.evaluation.options import EvaluationConfig
 from glscl.evaluation.report import protocol
 from glscl.evaluation.results import Test
+from glscl.retrieval import mteb as wrapper
 from glscl.retrieval.mteb import MtebEncoder, load_for_mteb
 from glscl.system.nodes import Share
 from tests.retrieval.test_model import write_run
@@ -308,7 +309,8 @@ def test_what_is_no_task_is_refused_in_one_line(
     assert "no table qrels or default" in refused(bare)
 
 
-def test_without_mteb_there_is_one_line() -> None:
-    code = "import sys; sys.modules['mteb'] = None; import glscl.retrieval.mteb"
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "UserError: mteb is not installed: pip install 'glscl[mteb]'" in ended.stderr
+def test_without_mteb_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "mteb"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UserError, match=r"mteb is not installed: pip install 'glscl\[mteb\]'"):
+        importlib.reload(wrapper)
