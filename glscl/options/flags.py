@@ -6,12 +6,14 @@
 import contextlib
 import io
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from functools import partial
 from typing import TypeVar, cast, get_args
 
 import tyro
 from pydantic import BaseModel, ValidationError
+from tyro.conf import Positional
 
 from glscl.errors import UserError
 from glscl.options import Options
@@ -20,6 +22,34 @@ from glscl.options.mistakes import annotated_keys, describe_mistake, keys_of, ne
 SURE_LIKENESS = 0.9  # from it on, a known key is meant whatever other keys there are
 
 SectionType = TypeVar("SectionType", bound=Options)
+
+
+class _Asked(Exception):
+    """Ends a command that was only asked for the class of its options."""
+
+    def __init__(self, kind: type[Options]) -> None:
+        self.kind = kind
+
+
+_asking: ContextVar[bool] = ContextVar("asking", default=False)
+
+
+def find_options(show_help: Callable[[], object]) -> type[Options] | None:
+    """The class of options whose help a command would print; None if it has none. ``show_help`` runs its ``--help``.
+
+    Completion and the documentation's tables are made from what this gives, so that they cannot differ from the help.
+    """
+    token = _asking.set(True)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            show_help()
+    except _Asked as asked:
+        return asked.kind
+    except SystemExit:
+        pass
+    finally:
+        _asking.reset(token)
+    return None
 
 
 def parse_options(
@@ -34,6 +64,8 @@ def parse_options(
     ``about`` begins the help of ``program``, by default the class's docstring; ``default`` has the values of options
     that are not given. Raises `UserError`: unknown option, or a value of the wrong type.
     """
+    if _asking.get():
+        raise _Asked(kind)
     cli = partial(tyro.cli, kind, prog=program, description=about, **({} if default is None else {"default": default}))
     if "--help" in arguments or "-h" in arguments:
         return cast(SectionType, cli(args=["--help"]))
@@ -51,6 +83,12 @@ def parse_options(
         raise UserError(f"bad option: {_one_line(printed.getvalue(), leaving, kind)}") from None
     except ValidationError as error:  # tyro lets those of the outermost section through
         raise UserError(f"bad option: {describe_mistake(error, kind)}") from None
+
+
+def is_positional(kind: type[BaseModel], name: str) -> bool:
+    """Whether a field is given by its place on the command line, without its name."""
+    field = kind.model_fields.get(name)
+    return field is not None and any(marker in field.metadata for marker in get_args(Positional[str])[1:])
 
 
 def _switches(kind: type[BaseModel]) -> set[str]:
