@@ -1,4 +1,4 @@
-"""The reference pages of the site: commands and configuration from their classes, the Python interface by mkdocstrings."""
+"""The reference pages of the site: commands and configuration from their classes, Python by mkdocstrings."""
 
 from __future__ import annotations
 
@@ -52,8 +52,7 @@ def describe_python() -> str:
     lines = [
         "# Python: the public interface",
         "",
-        "What `import glscl` and plug-ins may rely on. [python.md](../python.md) and [heads.md](../heads.md) show it in "
-        "use.",
+        "What `import glscl` and plug-ins may rely on; [Python](../python.md) and [heads](../heads.md) show it in use.",
     ]
     for title, names in _PUBLIC.items():
         lines += ["", f"## {title}"]
@@ -72,7 +71,9 @@ def describe_commands() -> str:
         kind = command.options()
         lines += ["", f"## glscl {name}", "", escape(command.help), ""]
         if kind is RunConfig:
-            lines.append("`--config NAME|FILE.yaml`, `--dry-run`, and every key of [the configuration](configuration.md).")
+            lines.append(
+                "`--config NAME|FILE.yaml`, `--dry-run`, and every key of [the configuration](configuration.md)."
+            )
         elif kind is not None:
             lines += describe_options(kind, flags=True)
     return "\n".join(lines) + "\n"
@@ -87,8 +88,8 @@ def describe_configuration() -> str:
     lines = [
         "# Configuration",
         "",
-        "A run is configured by a YAML file or a preset (`glscl presets`), and by flags, which win: `training.lr_head` is "
-        "`--training.lr-head`. Unknown keys are refused, with the nearest known one.",
+        "A run is configured by a YAML file or a preset (`glscl presets`), and by flags, which win: `training.lr_head` "
+        "is `--training.lr-head`. Unknown keys are refused, with the nearest known one.",
     ]
     for title, kind in (("A run", RunConfig), ("A study", StudyConfig), ("A sweep", SweepConfig)):
         lines += ["", f"## {title}", *describe_sections(kind)]

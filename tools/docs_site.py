@@ -82,7 +82,7 @@ def rewrite_links(text: str, path: str) -> str:
 
 
 def show_code(path: str) -> str:
-    """A page that shows a file of code, or lists those of a folder. Raises `FileNotFoundError`: there is no such file."""
+    """A page that shows a file of code, or lists those of a folder."""
     file = ROOT / path
     front = "---\nsearch: {exclude: true}\nhide: [toc]\n---\n\n"
     if file.is_dir():
@@ -101,7 +101,7 @@ def first_line(module: Path) -> str:
 
 
 def code_pages(documents: dict[str, str]) -> Iterator[str]:
-    """Files and folders of code that the pages link to, and the files of those folders; ``documents`` are path to text."""
+    """Files and folders of code that the ``documents`` (path to text) link to, and the files of those folders."""
     linked = {file for path, text in documents.items() for _, file in linked_files(text, path)}
     code = {file for file in linked if file not in PAGES and not file.startswith("docs/")}
     code |= {f"{folder}/{file.name}" for folder in code for file in (ROOT / folder).glob("*.py")}

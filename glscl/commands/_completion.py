@@ -94,7 +94,8 @@ def list_values(commands: Iterable[Command]) -> Iterator[tuple[str, str, Values]
 def _positional(name: str, no_options: bool, presets: Mapping[str, Sequence[str]]) -> Values:
     """What a command takes without an option in front."""
     if name == "presets":
-        return Values("words", several=True, words=tuple(dict.fromkeys([*presets, *sum(map(list, presets.values()), [])])))
+        names = dict.fromkeys([*presets, *(preset for some in presets.values() for preset in some)])
+        return Values("words", several=True, words=tuple(names))
     if name == "completion":
         return Values("words", words=SHELLS)
     return Values("files" if no_options or name.startswith(("shards", "index", "search", "serve")) else "any", True)

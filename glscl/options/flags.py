@@ -4,12 +4,16 @@
 """
 
 import contextlib
+import inspect
 import io
 import re
+import shutil
+import sys
+import textwrap
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from functools import partial
-from typing import TypeVar, cast, get_args
+from typing import NoReturn, TypeVar, cast, get_args
 
 import tyro
 from pydantic import BaseModel, ValidationError
@@ -24,7 +28,7 @@ SURE_LIKENESS = 0.9  # from it on, a known key is meant whatever other keys ther
 SectionType = TypeVar("SectionType", bound=Options)
 
 
-class _Asked(Exception):
+class _AskedError(Exception):
     """Ends a command that was only asked for the class of its options."""
 
     def __init__(self, kind: type[Options]) -> None:
@@ -43,7 +47,7 @@ def find_options(show_help: Callable[[], object]) -> type[Options] | None:
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             show_help()
-    except _Asked as asked:
+    except _AskedError as asked:
         return asked.kind
     except SystemExit:
         pass
@@ -65,10 +69,10 @@ def parse_options(
     that are not given. Raises `UserError`: unknown option, or a value of the wrong type.
     """
     if _asking.get():
-        raise _Asked(kind)
+        raise _AskedError(kind)
     cli = partial(tyro.cli, kind, prog=program, description=about, **({} if default is None else {"default": default}))
     if "--help" in arguments or "-h" in arguments:
-        return cast(SectionType, cli(args=["--help"]))
+        _print_help(partial(cli, description=""), about or inspect.getdoc(kind) or "")
     known = _flags_of(kind)
     for argument in arguments:
         match = re.match(r"^--([A-Za-z][\w.-]*)", argument)
@@ -83,6 +87,35 @@ def parse_options(
         raise UserError(f"bad option: {_one_line(printed.getvalue(), leaving, kind)}") from None
     except ValidationError as error:  # tyro lets those of the outermost section through
         raise UserError(f"bad option: {describe_mistake(error, kind)}") from None
+
+
+def wrap_help(text: str) -> str:
+    """A help text wrapped to the terminal: paragraphs, and indented lines, whose second column stays one."""
+    width = max(60, shutil.get_terminal_size().columns)
+    lines: list[str] = []
+    for block in re.split(r"\n(?= )|\n(?=\n)|(?<=\n)\n(?!\n| )", text.strip()):
+        columns = re.match(r" +(\S+ )*\S+ {2,}|", block)
+        indent = len(columns[0]) if columns else 0
+        first, rest = block[:indent], block[indent:]
+        one = " ".join(rest.split())
+        lines.append(
+            textwrap.fill(one, width, initial_indent=first, subsequent_indent=" " * indent, break_on_hyphens=False)
+        )
+    return "\n".join(lines)
+
+
+def _print_help(cli: Callable[..., object], about: str) -> NoReturn:
+    """Print the help that tyro lays out, with a usage and a description that fit the terminal, and leave."""
+    printed = io.StringIO()
+    printed.isatty = sys.stdout.isatty  # type: ignore[method-assign]  # it has colours then
+    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+        cli(args=["--help"])
+    usage, _, rest = printed.getvalue().partition("\n")
+    usage = re.sub(r"\x1b\[[\d;]*m", "", usage)  # colours would count as letters
+    width = max(60, shutil.get_terminal_size().columns)
+    print(textwrap.fill(usage, width, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False))
+    print(f"\n{wrap_help(about)}\n{rest}", end="")
+    raise SystemExit(0)
 
 
 def is_positional(kind: type[BaseModel], name: str) -> bool:
@@ -126,7 +159,7 @@ def shard_set_argument(words: Sequence[str], program: str, what: str) -> str:
     been printed.
     """
     if words and words[0] in ("-h", "--help"):
-        print(f"usage: {program} SHARD_SET\n\n{what}; a local folder or an s3:// prefix")
+        print(f"usage: {program} SHARD_SET\n\n{wrap_help(f'{what}; a local folder or an s3:// prefix')}")
         raise SystemExit(0)
     if len(words) != 1 or words[0].startswith("--"):
         raise UserError(f"`{program}` takes one shard set: a local folder or an s3:// prefix")
