@@ -1,7 +1,7 @@
 """Text-video retrieval: training, evaluation and cross-domain comparison on Ray.
 
-In Python, `load` gives a trained model, which encodes texts and videos, scores and searches. It is imported when it is
-asked for, because torch takes seconds.
+In Python, `load` gives a trained model, which encodes texts and videos, scores and searches, and `open_index` an index
+of a library. They are imported when they are asked for, because torch takes seconds.
 """
 
 from typing import TYPE_CHECKING
@@ -10,6 +10,10 @@ from glscl.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from glscl.data.video.arrays import Frames as Frames
+    from glscl.index.records import Entry as Entry
+    from glscl.index.records import Found as Found
+    from glscl.index.search import VideoIndex as VideoIndex
+    from glscl.index.search import open_index as open_index
     from glscl.retrieval.model import Match as Match
     from glscl.retrieval.model import RetrievalModel as RetrievalModel
     from glscl.retrieval.model import Texts as Texts
@@ -19,6 +23,10 @@ if TYPE_CHECKING:
 
 _LAZY = {
     "load": "glscl.retrieval.model",
+    "open_index": "glscl.index.search",
+    "VideoIndex": "glscl.index.search",
+    "Found": "glscl.index.records",
+    "Entry": "glscl.index.records",
     "RetrievalModel": "glscl.retrieval.model",
     "Texts": "glscl.retrieval.model",
     "Videos": "glscl.retrieval.model",

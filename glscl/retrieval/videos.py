@@ -90,7 +90,7 @@ def read_video(source: VideoSource, samplings: Samplings) -> Clip:
     if isinstance(inner, Frames):
         return take_frames(inner, samplings.frames, start, end)
     if isinstance(inner, str | os.PathLike):
-        return load_clip(_read_file(os.fspath(inner)), samplings.frames, start, end)
+        return load_clip(read_file(os.fspath(inner)), samplings.frames, start, end)
     if isinstance(inner, bytes | bytearray | memoryview):
         return load_clip(bytes(inner), samplings.frames, start, end)
     if isinstance(inner, FrameDecoder):
@@ -101,7 +101,8 @@ def read_video(source: VideoSource, samplings: Samplings) -> Clip:
     )
 
 
-def _read_file(path: str) -> bytes:
+def read_file(path: str) -> bytes:
+    """Bytes of a file, local or s3://. Raises `UserError`: it is not there, or cannot be read."""
     try:
         return storage.read_bytes(path)
     except FileNotFoundError:
@@ -121,7 +122,7 @@ def _take_features(array: npt.NDArray[np.floating] | Tensor, sampling: FeatureSa
 
 def _read_features(path: str, sampling: FeatureSampling) -> Clip:
     """Features of frames in a file, as others publish them or as a sample of a feature shard holds them."""
-    data = _read_file(path)
+    data = read_file(path)
     if path.lower().endswith(ARRAY):
         return Clip(take_rows(load_array(data), sampling), 0)
     try:
