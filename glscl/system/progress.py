@@ -69,8 +69,8 @@ class Progress:
 
 
 def time_left(elapsed_s: float, done: int, total: int) -> str:
-    """``", about 3 min left"``; empty while nothing is done."""
-    if done <= 0:
+    """``", about 3 min left"``; empty while nothing is done, and at the end."""
+    if not 0 < done < total:
         return ""
     seconds = elapsed_s / done * (total - done)
     return f", about {seconds:.0f} s left" if seconds < 100 else f", about {seconds / 60:.0f} min left"
