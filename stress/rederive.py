@@ -12,11 +12,12 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 Row = Mapping[str, Any]
+Figure = Callable[[Mapping[str, Any], Row], float | None]
 _NUMBER = r"[+−]?\d+(?:\.\d+)?"
 _FIGURES = re.compile(rf": ({_NUMBER}) points \(95 % interval ({_NUMBER}) to ({_NUMBER})\)")
 _COUNT = re.compile(r"(?:of|in any of|in) (\d+) comparisons?|(\d+) (shown better|shown worse|shown equal)")
@@ -24,17 +25,20 @@ _COUNT = re.compile(r"(?:of|in any of|in) (\d+) comparisons?|(\d+) (shown better
 
 def check(study: Mapping[str, Any]) -> Iterator[str]:
     """Yield what does not follow, in words."""
-    comparisons: list[Row] = study["comparisons"]
     families: dict[tuple[str, str, bool], list[Row]] = {}
-    for row in comparisons:
+    for row in study["comparisons"]:
         family = (row["condition"], row["direction"], row["scope"].endswith(" mean"))
         families.setdefault(family, []).append(row)
-    for rows in families.values():
+        yield from _check_difference(study, row, _own)
+    relevant: dict[str, list[Row]] = {}
+    for row in study.get("relevant_comparisons", []):
+        relevant.setdefault(row["condition"], []).append(row)
+        yield from _check_difference(study, row, _all_relevant)
+    for rows in [*families.values(), *relevant.values()]:
         yield from _check_correction(rows)
-    for row in comparisons:
-        yield from _check_difference(study, row)
-        yield from _check_shown(row)
-        yield from _check_sentence(row, study.get("equivalence_margin"))
+        for row in rows:
+            yield from _check_shown(row)
+            yield from _check_sentence(row, study.get("equivalence_margin"))
     yield from _check_claims(study)
 
 
@@ -47,15 +51,26 @@ def _check_correction(rows: Sequence[Row]) -> Iterator[str]:
             yield f"{_name(row)}: Holm's correction gives p = {largest:.6g}, the file has {row['adjusted_p']:.6g}"
 
 
-def _check_difference(study: Mapping[str, Any], row: Row) -> Iterator[str]:
+def _own(result: Mapping[str, Any], row: Row) -> float:
+    """A cell's figure where only a caption's own video counts."""
+    return float(result[row["direction"]][row["metric"]]["estimate"])
+
+
+def _all_relevant(result: Mapping[str, Any], row: Row) -> float | None:
+    """A cell's figure where all relevant videos count; None where there is no list."""
+    several = result["several_relevant"]
+    return float(several["text_to_video"][row["metric"]]) if several else None
+
+
+def _check_difference(study: Mapping[str, Any], row: Row, figure_of: Figure) -> Iterator[str]:
     """The difference of two cells, or of the means over all cells of a relation that both variants have."""
     figures: dict[str, dict[tuple[str, str], float]] = {row["first"]: {}, row["second"]: {}}
     for result in study["results"]:
         if result["condition"] == row["condition"] and result["variant"] in figures:
             cell = (result["training"], result["test"])
             asked = row["scope"] in (f"{cell[0]} -> {cell[1]}", f"{result['relation']} mean")
-            if asked:
-                figures[result["variant"]][cell] = result[row["direction"]][row["metric"]]["estimate"]
+            if asked and (figure := figure_of(result, row)) is not None:
+                figures[result["variant"]][cell] = figure
     one, two = figures[row["first"]], figures[row["second"]]
     cells = one.keys() & two.keys()
     if not cells:
@@ -158,7 +173,7 @@ def main(words: Sequence[str]) -> int:
         problems = list(check(study))
         for problem in problems:
             print(f"{word}: {problem}")
-        claims, compared = len(study["claims"]), len(study["comparisons"])
+        claims, compared = len(study["claims"]), len(study["comparisons"]) + len(study.get("relevant_comparisons", []))
         print(f"{word}: {claims} claims and {compared} comparisons derived again, {len(problems)} do not agree")
         wrong += bool(problems)
     return int(wrong > 0 or not words)

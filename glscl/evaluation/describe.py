@@ -67,7 +67,7 @@ def describe_test(
         attribute_accuracy=attribute_accuracy(attributes, owners, first_matches) if synthetic else None,
         normalised=normalised,
         without_leaked=without_leaked,
-        several_relevant=judged.measure(result.relevant) if judged else None,
+        several_relevant=judged.measure(result.relevant, keep_queries=keep_ranks) if judged else None,
         examples=choose_examples(embeddings, result, examples),
         per_query=query_ranks(embeddings, result) if keep_ranks else None,
     )

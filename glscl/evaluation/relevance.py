@@ -26,9 +26,17 @@ from glscl.data.records import compose_accents, parse_strict_json
 from glscl.errors import UserError
 from glscl.evaluation.embed import Embeddings
 from glscl.evaluation.lists import read_by_domain, read_text
-from glscl.evaluation.metrics import MRR, NDCG, NDCG_LEVEL, RECALL_LEVELS, hit_name, recall_name
+from glscl.evaluation.metrics import (
+    MRR,
+    NDCG,
+    NDCG_LEVEL,
+    RECALL_LEVELS,
+    RELEVANT_SUMMARY,
+    hit_name,
+    recall_name,
+)
 from glscl.evaluation.ranks import Ranks
-from glscl.evaluation.results import Metrics, SeveralRelevant
+from glscl.evaluation.results import Metrics, RelevantQueries, SeveralRelevant
 from glscl.evaluation.scoring import RelevantPairs
 
 JSON_LINES = (".jsonl", ".ndjson")
@@ -52,15 +60,21 @@ class Judged:
     pairs: RelevantPairs
     grades: Tensor
 
-    def measure(self, ranks: Ranks) -> SeveralRelevant:
-        """The second column, from each pair's rank."""
+    def measure(self, ranks: Ranks, *, keep_queries: bool = False) -> SeveralRelevant:
+        """The second column, from each pair's rank; with ``keep_queries`` every query's figures, too."""
         counts = self.pairs.texts.bincount(minlength=self.texts)
+        values = relevant_values(self.pairs.texts, ranks, self.grades) if keep_queries else {}
+        queries = RelevantQueries(
+            captions=self.pairs.texts.unique_consecutive().tolist(),
+            values={name: of_queries.numpy() for name, of_queries in values.items()},
+        )
         return SeveralRelevant(
             list=self.uri,
             note=self.note,
             captions=int((counts > 1).sum()),
             relevant=float(counts.double().mean()),
             text_to_video=measure_relevant(self.pairs.texts, ranks, self.grades),
+            per_query=queries if keep_queries else None,
         )
 
 
@@ -165,6 +179,16 @@ def _name_captions(embeddings: Embeddings) -> Iterator[tuple[str, int]]:
 def measure_relevant(queries: Tensor, ranks: Ranks, grades: Tensor) -> Metrics:
     """Metrics in per cent of queries with several relevant candidates, by `RELEVANT_SUMMARY`, and their number.
 
+    Arguments and errors are those of `relevant_values`, whose means these are.
+    """
+    values = relevant_values(queries, ranks, grades)
+    means = {name: float(of_queries.mean()) for name, of_queries in values.items()}
+    return means | {"queries": len(next(iter(values.values())))}
+
+
+def relevant_values(queries: Tensor, ranks: Ranks, grades: Tensor) -> dict[str, Tensor]:
+    """Figures in per cent of every query with several relevant candidates, (Q,) float64 by `RELEVANT_SUMMARY`.
+
     Args:
         queries: (P,) int64, which does not decrease: the query of each relevant candidate.
         ranks: (P,) of the relevant candidates among all candidates of their query.
@@ -189,7 +213,7 @@ def measure_relevant(queries: Tensor, ranks: Ranks, grades: Tensor) -> Metrics:
     figures |= {hit_name(k): 1 - _all_later(k, first, tied, among) for k in RECALL_LEVELS}
     figures[MRR] = _reciprocal(first, tied, among)
     figures[NDCG] = gain / _best_gain(query, grades, relevant)
-    return {name: 100.0 * float(values.mean()) for name, values in figures.items()} | {"queries": total}
+    return {name: 100.0 * figures[name] for name in RELEVANT_SUMMARY}
 
 
 def _all_later(k: int, first: Tensor, tied: Tensor, among: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ read.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,12 @@ IntArray = Annotated[
     PlainSerializer(lambda numbers: numbers.tolist(), return_type=list),
 ]
 """Whole numbers: lists in a file, an array in memory, because a study holds the ranks of very many queries."""
+FloatArray = Annotated[
+    NDArray[np.float64],
+    PlainValidator(lambda numbers: np.asarray(numbers, np.float64)),
+    PlainSerializer(lambda numbers: numbers.tolist(), return_type=list),
+]
+"""Numbers that are as `IntArray`'s are."""
 Logged = int | float | str | None  # a value in a row of the training log
 HistoryRow = dict[str, Logged | dict[str, Logged]]  # ``step``, loss terms by name, ``validation``: metric -> value
 
@@ -96,6 +102,13 @@ class WithoutLeaked(Section):
     video_to_text: Metrics
 
 
+class RelevantQueries(Section):
+    """What every query with several relevant videos scores, for paired statistics."""
+
+    captions: list[int]  # rows of the captions to which any video is relevant
+    values: dict[str, FloatArray]  # `RELEVANT_SUMMARY` by name, in per cent
+
+
 class SeveralRelevant(Section):
     """Text to video with every relevant video of a caption, as a list names them."""
 
@@ -104,6 +117,7 @@ class SeveralRelevant(Section):
     captions: int  # that have more than one relevant video
     relevant: float  # mean over all captions
     text_to_video: Metrics  # `measure_relevant`
+    per_query: RelevantQueries | None = None  # kept where the ranks are
 
 
 class RankBounds(Section):
@@ -178,6 +192,11 @@ class Test(Section):
         """Of one direction."""
         return self.text_to_video if direction == "text_to_video" else self.video_to_text
 
+    def without_queries(self) -> Self:
+        """The same without every query's ranks and figures."""
+        several = self.several_relevant and self.several_relevant.model_copy(update={"per_query": None})
+        return self.model_copy(update={"per_query": None, "several_relevant": several})
+
     @property
     def share(self) -> str:
         """``16 of 19``: its videos, wherever some are missing."""
@@ -186,6 +205,8 @@ class Test(Section):
     def to_json(self) -> dict[str, object]:
         """As ``results.json`` holds it: without the examples' pictures, and without what there is none of."""
         values = self.model_dump(exclude={"examples": {"__all__": {"results": {"__all__": {"thumbnail"}}}}})
+        if self.several_relevant and self.several_relevant.per_query is None:
+            values["several_relevant"].pop("per_query")
         for name in ("per_query", "several_relevant", "towers_alpha", "head_alpha", "frames"):
             if values[name] is None:
                 del values[name]

@@ -50,16 +50,24 @@ class FrameContext(nn.Module):
             if {k: v.shape for k, v in state.items()} == {k: v.shape for k, v in block.state_dict().items()}:
                 block.load_state_dict(state)
 
-    def forward(self, frames: Tensor, frame_mask: Tensor) -> Tensor:
-        """Contextual features (B, F, D) of features and mask (B, F). Raises `UserError`: more frames than positions."""
-        length = frames.shape[1]
-        if length > self.position_embeddings.num_embeddings:
+    def forward(self, frames: Tensor, frame_mask: Tensor, setting: str = "model.max_frames") -> Tensor:
+        """Contextual features (B, F, D) of features and mask (B, F). Raises as `positions_of` does."""
+        return frames + self.attend(frames + self.positions_of(frames, setting), frame_mask)
+
+    def positions_of(self, frames: Tensor, setting: str) -> Tensor:
+        """The rows (F, D) of the position table for features (B, F, D); ``setting`` says how many it has.
+
+        Raises:
+            UserError: more frames than rows.
+        """
+        length, rows = frames.shape[1], self.position_embeddings.num_embeddings
+        if length > rows:
             raise UserError(
-                f"{length} frames, but this model's frame positions end at {self.position_embeddings.num_embeddings}: "
-                "raise model.max_frames before training, or lower it now"
+                f"{setting}: {length} frames, but the position table has {rows} rows; raise it before training, or "
+                f"lower model.max_frames now"
             )
-        positions = self.position_embeddings(torch.arange(length, device=frames.device))
-        return frames + self.attend(frames + positions, frame_mask)
+        positions: Tensor = self.position_embeddings(torch.arange(length, device=frames.device))
+        return positions
 
     def attend_with(self, features: Tensor, mask: Tensor, positions: Tensor, extra: Tensor) -> tuple[Tensor, Tensor]:
         """Contextual features, and outputs of E learned tokens behind them, which see and are seen.

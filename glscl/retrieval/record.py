@@ -82,7 +82,8 @@ def _read_results(where: str) -> Results | None:
 
 def _published(test: Test) -> Test:
     """A test without what is for the disk it was made on, or too much: addresses, lists of videos, examples."""
-    changes: dict[str, object] = {"shards": "", "quarantine": [], "repaired": [], "examples": [], "per_query": None}
+    test = test.without_queries()
+    changes: dict[str, object] = {"shards": "", "quarantine": [], "repaired": [], "examples": []}
     for name in ("without_leaked", "several_relevant"):
         if (part := getattr(test, name)) is not None:
             changes[name] = part.model_copy(update={"list": shorten_addresses(part.list)})

@@ -92,7 +92,7 @@ def _train(config: RunConfig, owner: Owner, here: bool) -> Results:
     with status_on_failure(owner.fence):
         results = train(config, preflight(config), owner, keep_ranks=True, here=here)
         owner.fence.check()
-        tests = [test.model_copy(update={"per_query": None}) for test in results.tests]
+        tests = [test.without_queries() for test in results.tests]
         # This process's own command line is a Ray worker's.
         command = f"{config.name}: one of the runs of a study or sweep"
         write_results(results.model_copy(update={"tests": tests, "command": command}), config.run_directory)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
 
 from glscl.data.apart import distinct_names
 from glscl.data.quarantine import Quarantine, describe_incomplete, find_incomplete
@@ -24,8 +22,7 @@ from glscl.study.panels import as_estimate
 from glscl.study.statistics import QueryBootstrap, System, per_query
 from glscl.system.nodes import Share
 from glscl.system.progress import Progress
-from glscl.system.redaction import redact
-from glscl.training.driver.outputs import git_commit
+from glscl.training.driver.outputs import describe_run
 
 RESAMPLES = 10_000  # of the queries, as many as a study takes
 
@@ -83,17 +80,9 @@ def shift_model(
         raise UserError("; ".join(problems))
     found = [find_incomplete("test", one, quarantine.of("test", one)) for one in shard_sets]
     incomplete = [entry for entry in found if entry]
+    missing = f"; incomplete: {describe_incomplete(incomplete)}" if incomplete else ""
     return ShiftResults(
-        run=card.run,
-        verdict=_verdict(card, results) + (f"; incomplete: {describe_incomplete(incomplete)}" if incomplete else ""),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        head=card.model.head,
-        clip=card.model.clip,
-        checkpoint_step=card.step,
-        seed=card.seed,
-        git_commit=git_commit(),
-        command=redact(" ".join(["glscl", *sys.argv[1:]])),
-        train_domains=list(card.train_domains),
+        **dict(describe_run(card, _verdict(card, results) + missing)),
         resamples=RESAMPLES,
         kinds={kind: KINDS[kind].what for kind in dict.fromkeys(shift.kind for shift in shifts)},
         tests=results,

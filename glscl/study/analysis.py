@@ -10,7 +10,7 @@ from glscl.evaluation.results import Test
 from glscl.runs.cell import Cell
 from glscl.runs.options import UNION, ZERO_SHOT
 from glscl.runs.summary import summarise
-from glscl.study.comparisons import compare_variants, write_claims
+from glscl.study.comparisons import compare_relevant, compare_variants, write_claims
 from glscl.study.galleries import gallery_size, join_galleries, measure_galleries
 from glscl.study.options import StudyConfig
 from glscl.study.panels import Finished, build_panels, build_result, select_comparable
@@ -30,6 +30,7 @@ def analyse(study: StudyConfig, cells: Sequence[Cell], finished: Finished) -> St
     domains = {cell.training: list(cell.domains) for cell in cells}
     results: list[Result] = []
     comparisons: list[Comparison] = []
+    relevant_comparisons: list[Comparison] = []
     tested: dict[str, dict[str, Test]] = {}
     size = gallery_size(study, comparable)
     galleries: list[EqualGalleries | None] = []
@@ -41,6 +42,7 @@ def analyse(study: StudyConfig, cells: Sequence[Cell], finished: Finished) -> St
             for variant, training in panel.seeds
         ]
         comparisons += compare_variants(study, condition, panels, domains)
+        relevant_comparisons += compare_relevant(study, condition, panels, domains)
         galleries.append(measure_galleries(condition, panels, domains, size))
         for name, panel in panels.items():
             tested.setdefault(name, {})[condition] = panel.first
@@ -65,6 +67,7 @@ def analyse(study: StudyConfig, cells: Sequence[Cell], finished: Finished) -> St
         tests=[_describe_test_set(name, tested[name]) for name in study.domains if name in tested],
         results=results,
         comparisons=comparisons,
+        relevant_comparisons=relevant_comparisons,
         galleries=join_galleries(galleries),
         equivalence_margin=study.equivalence_margin,
     )

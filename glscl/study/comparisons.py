@@ -57,6 +57,21 @@ def compare_variants(
     return comparisons
 
 
+def compare_relevant(
+    study: StudyConfig, condition: str, panels: Mapping[str, Panel], domains: Domains
+) -> list[Comparison]:
+    """Compare every pair's R@1 with all relevant videos, cell by cell: one family of each condition, text to video."""
+    family = {}
+    for first, second in study.pairs:
+        for panel in panels.values():
+            for training in domains:
+                one, two = (panel.relevant.get((variant, training, MAIN_METRIC)) for variant in (first, second))
+                if one is not None and two is not None:
+                    key = _Key(first, second, f"{training} -> {panel.test}", relation_of(training, domains, panel.test))
+                    family[key] = one.owner.difference(one, two)
+    return list(_correct(study, condition, "text_to_video", family, ", all relevant videos"))
+
+
 def _paired(
     panels: Mapping[str, Panel], domains: Domains, direction: Direction, first: str, second: str
 ) -> Iterator[tuple[Panel, str, System, System]]:
@@ -70,15 +85,18 @@ def _paired(
 
 
 def _correct(
-    study: StudyConfig, condition: str, direction: Direction, family: Mapping[_Key, Interval]
+    study: StudyConfig, condition: str, direction: Direction, family: Mapping[_Key, Interval], counted: str = ""
 ) -> Iterator[Comparison]:
-    """Yield the comparisons of one family with Holm's correction: of its differences, and of its equivalences."""
+    """Yield the comparisons of one family with Holm's correction: of its differences, and of its equivalences.
+
+    ``counted`` says in the sentences what is counted, where that is more than the caption's own video.
+    """
     adjusted = holm({key: interval.p_value or 0.0 for key, interval in family.items()})
     equal = _test_equivalence(study, family)
     for key, interval in family.items():
         p_value, equivalence = adjusted[key], equal.get(key)
         in_condition = f", {condition}" if len(study.conditions) > 1 else ""
-        where = f"({direction.replace('_', '-')}, {key.scope}{in_condition})"
+        where = f"({direction.replace('_', '-')}, {key.scope}{in_condition}{counted})"
         varies = interval.standard_error > 0
         least = detectable(Precision.of(interval), (1 - LEVEL) / len(family)) if varies else None
         yield Comparison(

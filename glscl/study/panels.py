@@ -20,7 +20,7 @@ from glscl.evaluation.metrics import (
     recall_name,
 )
 from glscl.evaluation.ranks import Ranks
-from glscl.evaluation.results import RankBounds
+from glscl.evaluation.results import RankBounds, RelevantQueries
 from glscl.runs.cell import Cell, CellResult, CellTest
 from glscl.runs.options import UNION, ZERO_SHOT
 from glscl.study.options import StudyConfig
@@ -50,6 +50,8 @@ class Panel:
     bootstraps: dict[Direction, QueryBootstrap] = field(default_factory=dict)
     systems: dict[Direction, dict[tuple[str, str, str], System]] = field(default_factory=dict)
     """Direction -> (variant, training, metric) -> resampled values."""
+    relevant: dict[tuple[str, str, str], System] = field(default_factory=dict)
+    """Variant, training and metric -> text to video, every relevant video counted, where all cells kept that."""
 
     @property
     def first(self) -> CellTest:
@@ -103,6 +105,7 @@ def build_panels(study: StudyConfig, finished: Finished) -> dict[str, Panel]:
             if scenes not in known:
                 known[scenes] = _build_bootstrap(panel, direction, study.resamples, len(DIRECTIONS) * number + offset)
             _resample(panel, direction, known[scenes])
+        _resample_relevant(panel, study.resamples, len(DIRECTIONS) * len(panels) + number)
     return panels
 
 
@@ -135,6 +138,36 @@ def _resample(panel: Panel, direction: Direction, bootstrap: QueryBootstrap) -> 
             tables[variant, training, metric] = (np.stack([one[metric] for one in values]), training != ZERO_SHOT)
     panel.bootstraps[direction] = bootstrap
     panel.systems[direction] = bootstrap.systems(tables)
+
+
+def _resample_relevant(panel: Panel, resamples: int, seed: int) -> None:
+    """Resample the figures that count all relevant videos; with the other figures where every caption has one."""
+    kept = {key: queries for key, seeds in panel.seeds.items() if (queries := _relevant_queries(seeds))}
+    if not kept:
+        return
+    owners = np.asarray(panel.first.per_query.owners)
+    captions = next(iter(kept.values()))[0].captions
+    if any(one.captions != captions for queries in kept.values() for one in queries):
+        raise UserError(
+            f"{panel.test}: cells were tested with different lists of relevant videos; give all of them that of today: "
+            f"delete the folders of the cells that are out of step"
+        )
+    bootstrap = panel.bootstraps["text_to_video"]
+    if len(captions) < len(owners):
+        bootstrap = QueryBootstrap(owners[captions], resamples, seed)
+    tables = {}
+    for (variant, training), queries in kept.items():
+        for metric in RELEVANT_SUMMARY:
+            values = np.stack([one.values[metric] for one in queries])
+            tables[variant, training, metric] = values, training != ZERO_SHOT
+    panel.relevant = bootstrap.systems(tables)
+
+
+def _relevant_queries(seeds: Sequence[SeedResult]) -> list[RelevantQueries]:
+    """What the queries score where all relevant videos count, seed by seed; nothing where a cell did not keep it."""
+    found = [one.test.several_relevant.per_query for one in seeds if one.test.several_relevant]
+    kept = [queries for queries in found if queries]
+    return kept if len(kept) == len(seeds) else []
 
 
 def as_ranks(bounds: RankBounds) -> Ranks:
@@ -170,7 +203,7 @@ def build_result(condition: str, panel: Panel, variant: str, training: str, doma
         lift=_lift(panel, variant, training) if training != ZERO_SHOT else None,
         columns=_columns(seeds),
         without_leaked=_without_leaked(seeds),
-        several_relevant=_several_relevant(seeds),
+        several_relevant=_several_relevant(panel, variant, training),
         seconds=_mean(one.seconds for one in seeds) if training != ZERO_SHOT else None,
     )
 
@@ -251,8 +284,9 @@ def _without_leaked(seeds: Sequence[SeedResult]) -> WithoutLeaked | None:
     return WithoutLeaked(note=leakless[0].note, videos=leakless[0].videos, **means)
 
 
-def _several_relevant(seeds: Sequence[SeedResult]) -> SeveralRelevant | None:
+def _several_relevant(panel: Panel, variant: str, training: str) -> SeveralRelevant | None:
     """Means over seeds of the figures that count every relevant video."""
+    seeds = panel.seeds[variant, training]
     found = [one.test.several_relevant for one in seeds if one.test.several_relevant]
     if len(found) < len(seeds):
         return None
@@ -261,7 +295,12 @@ def _several_relevant(seeds: Sequence[SeedResult]) -> SeveralRelevant | None:
         for name in RELEVANT_SUMMARY
         if all(name in one.text_to_video for one in found)
     }
-    return SeveralRelevant(note=found[0].note, relevant=found[0].relevant, text_to_video=figures)
+    intervals = {
+        name: as_estimate(system.owner.mean(system, (0.0, 100.0)), system.units.mean(1))
+        for name in figures
+        if (system := panel.relevant.get((variant, training, name)))
+    }
+    return SeveralRelevant(note=found[0].note, relevant=found[0].relevant, text_to_video=figures, intervals=intervals)
 
 
 def _mean_metric(seeds: Sequence[SeedResult], direction: Direction, name: str) -> float:

@@ -111,16 +111,32 @@ class SeveralRelevant(Section):
     note: str
     relevant: float  # per caption
     text_to_video: dict[str, float]  # `RELEVANT_SUMMARY` by name, in per cent; means over seeds
+    intervals: dict[str, Estimate] = Field(default_factory=dict)  # of the same; none where cells are of before these
 
 
-class Result(Section):
-    """One variant after one training on one test set, over seeds."""
+class InCell(Section):
+    """Figures of one variant after one training on one test set."""
 
     condition: str
     variant: str
     training: str
     test: str
     relation: Relation
+
+
+class InCellOrMean(Section):
+    """The same, or the mean over the cells of a relation, whose training and test set are empty."""
+
+    condition: str
+    variant: str
+    relation: Relation
+    training: str = ""
+    test: str = ""
+
+
+class Result(InCell):
+    """One variant after one training on one test set, over seeds."""
+
     text_to_video: dict[str, Estimate]  # `METRICS` by name, with intervals
     video_to_text: dict[str, Estimate]
     median_rank: dict[Direction, float]  # mean over seeds
@@ -134,55 +150,35 @@ class Result(Section):
     seconds: float | None = None  # wall-clock of a training, its tests included; mean over seeds
 
 
-class Control(Section):
+class Control(InCell):
     """One variant after one training on one test set whose frames come in another order, over seeds."""
 
-    condition: str
-    variant: str
-    training: str
-    test: str
-    relation: Relation
     frames: FrameOrder
     recall: dict[Direction, Estimate]  # R@1
     change: dict[Direction, Estimate]  # of R@1 from the ordinary frames, in points, paired over queries and seeds
     hubness: float  # skewness of the 10-occurrence, mean over seeds
 
 
-class WiseFt(Section):
+class WiseFt(InCellOrMean):
     """One variant by towers between those before and after training: in one cell over seeds, or in a mean of cells."""
 
-    condition: str
-    variant: str
-    relation: Relation
-    training: str = ""  # empty, with the test set: the mean over the cells of the relation
-    test: str = ""
     towers_alpha: float  # share of the trained towers
     recall: dict[Direction, Estimate]  # R@1
     change: dict[Direction, Estimate]  # of R@1 from the trained towers, in points, paired over queries and seeds
 
 
-class Matched(Section):
+class Matched(InCellOrMean):
     """One variant of two conditions that differ in the amount of training data: in one cell, or in a mean of cells."""
 
-    condition: str
-    of: str  # the condition that it differs from
-    variant: str
-    relation: Relation
-    training: str = ""  # empty, with the test set: the mean over the cells of the relation
-    test: str = ""
+    of: str  # the condition that its own differs from
     recall: dict[Direction, float]  # R@1 in per cent, mean over seeds
     recall_of: dict[Direction, float]
     change: dict[Direction, Estimate]  # the first minus the second, in points, on the same queries
 
 
-class GalleryFigures(Section):
+class GalleryFigures(InCellOrMean):
     """Recall in galleries of equal size: of one variant after one training on one test set, or of a mean over these."""
 
-    condition: str
-    variant: str
-    relation: Relation
-    training: str = ""  # empty, with the test set: the mean over the cells of the relation
-    test: str = ""
     text_to_video: dict[str, Estimate]  # recalls by name
     video_to_text: dict[str, Estimate]
     retention: Estimate | None = None  # of text-to-video R@1, in per cent, as in `Result`
@@ -301,6 +297,7 @@ class StudyResults(MeasuredCosts, Summary):
     tests: list[TestSet]
     results: list[Result]
     comparisons: list[Comparison]
+    relevant_comparisons: list[Comparison] = Field(default_factory=list)  # of R@1 with all relevant videos
     equivalence_margin: float | None = None  # points
     preregistration: Preregistration | None = None  # None: nothing was registered before the first cell
     controls: list[Control] = Field(default_factory=list)

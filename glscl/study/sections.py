@@ -70,7 +70,7 @@ class Condition:
     name: str
     maps: list[tuple[Variant, list[HeatRow]]]
     forests: dict[Direction, Forest]
-    other_metrics: list[Comparison]
+    relevant_comparisons: list[Comparison]
     transfers: list[tuple[Training, TestSet, list[Result | None]]]
     costs: list[Cost]
     hubness: list[HubRow]
@@ -96,7 +96,7 @@ def build_condition(study: StudyResults, name: str) -> Condition:
         name=name,
         maps=_build_heat_maps(study, results),
         forests=_build_forests(comparisons),
-        other_metrics=[row for row in comparisons if row.metric != MAIN_METRIC],
+        relevant_comparisons=[row for row in study.relevant_comparisons if row.condition == name],
         transfers=_list_transfers(study, results),
         costs=[cost for cost in study.costs if cost.condition == name],
         hubness=hubness,

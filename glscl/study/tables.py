@@ -143,7 +143,9 @@ def _other_scores(result: Result) -> Iterator[dict[str, object]]:
                 yield {**figure, "scores": column.label, "note": column.saw}
     if (several := result.several_relevant) is not None:
         for metric, value in several.text_to_video.items():
+            found = several.intervals.get(metric)
             figure = {"direction": "text_to_video", "metric": metric, "estimate": value}
+            figure |= found.model_dump(include={"low", "high", "seeds"}) | {"sd": found.deviation} if found else {}
             yield {**figure, "scores": "all relevant videos", "note": several.note}
     if (without := result.without_leaked) is not None:
         for direction in DIRECTIONS:

@@ -232,7 +232,15 @@ def test_all_relevant_videos_count_in_a_column_of_their_own(run: str, sets: list
         _close(toy.several_relevant, expected)
         assert other.several_relevant is None
         _close(toy.model_copy(update={"several_relevant": None, "normalised": []}), plain)
-    assert toy.to_json()["several_relevant"] != plain.to_json().get("several_relevant")
+    assert "per_query" not in toy.to_json()["several_relevant"]
+    kept, _ = evaluate_model(run, [shard_set.uri for shard_set in sets], config, ONE, keep_ranks=True)
+    assert kept.several_relevant is not None
+    queries = kept.several_relevant.per_query
+    assert queries is not None
+    assert queries.captions == list(range(len(caches.captions)))
+    means = {name: values.mean() for name, values in queries.values.items()}
+    assert {name: kept.several_relevant.text_to_video[name] for name in means} == pytest.approx(means)
+    assert kept.without_queries().several_relevant == toy.several_relevant
     assert "several_relevant" not in plain.to_json()
 
 

@@ -414,7 +414,9 @@ def test_all_relevant_videos_are_means_over_seeds_and_absent_where_a_cell_lacks_
     config = study()
     results = analyse(config, *finished(config, _hits(), change))
     whole = _result(results, "glscl", "toy_clips", "toy_clips")["several_relevant"]
-    assert whole == {"note": "all", "relevant": 1.5, "text_to_video": {"R@1": 20.0, "hit@1": 50.0, "MRR": 60.0}}
+    means = {"R@1": 20.0, "hit@1": 50.0, "MRR": 60.0}
+    assert whole == {"note": "all", "relevant": 1.5, "text_to_video": means, "intervals": {}}
+    assert results["relevant_comparisons"] == []
     assert _result(results, "glscl", "toy_stories", "toy_clips")["several_relevant"] is None
     assert _result(results, "glscl", "toy_clips", "toy_stories")["several_relevant"] is None
 

@@ -32,7 +32,7 @@ def check(config: StudyConfig) -> None:
 
 def test_a_family_is_every_pair_after_every_training_on_every_test() -> None:
     assert family_size(StudyConfig.load("benchmarks")) == 11 * 7 * 6 == 462
-    assert family_size(StudyConfig.load("toy")) == 9 * 3 * 2
+    assert family_size(StudyConfig.load("toy")) == 15 * 3 * 2
     assert family_size(StudyConfig.load("toy_small")) == 4
     assert family_size(study(union=True)) == 6
     domains = {"toy_clips": {"toy": {"train": 8, "test": 40}}, "toy_stories": {"toy": {"train": 8}}}

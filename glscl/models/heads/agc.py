@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from glscl.errors import UserError
 from glscl.models.frame_context import FrameContext
 from glscl.models.heads.base import Features, Head, register_head
 from glscl.models.heads.scoring import wide
@@ -64,10 +63,7 @@ class AGC(Head):
         super().__init__(width, options)
         self.options = options
         heads = options.attention_heads or max(1, width // 64)
-        if width % heads:
-            raise UserError(
-                f"model.heads.agc.attention_heads: {heads} does not divide the feature width {width} of the clip towers"
-            )
+        self.check_divides("attention_heads", heads)
         self.context = FrameContext(width, options.layers, heads, options.positions)
         self.queries = nn.Parameter(0.02 * torch.randn(options.queries, width))
 
@@ -86,16 +82,12 @@ class AGC(Head):
         Raises:
             UserError: more frames than positions.
         """
-        length = frames.shape[1]
-        if length > self.options.positions:
-            raise UserError(
-                f"model.heads.agc.positions: {length} frames, but the position table has {self.options.positions} "
-                "rows; raise it before training, or lower model.max_frames"
-            )
-        positions = self.context.position_embeddings(torch.arange(length, device=frames.device))
+        positions = self.context.positions_of(frames, "model.heads.agc.positions")
         outputs, attention = self.context.attend_and_tell(frames, frame_mask, positions, self.queries)
         with torch.autocast(frames.device.type, enabled=False):
-            return self.compress(wide(outputs), attention[..., :length].to(wide(outputs).dtype), frame_mask.bool())
+            features = wide(outputs)
+            attention = attention[..., : len(positions)].to(features.dtype)
+            return self.compress(features, attention, frame_mask.bool())
 
     def forward(self, text: Features, video: Features) -> Tensor:
         """Sums of best cosines (A, B)."""

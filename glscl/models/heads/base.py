@@ -103,6 +103,18 @@ class Head(nn.Module, ABC):
         super().__init__()
         self.width = width
 
+    def check_divides(self, option: str, number: int) -> None:
+        """Refuse an option of the head that does not divide the feature width.
+
+        Raises:
+            UserError: it does not; names the option.
+        """
+        if self.width % number:
+            raise UserError(
+                f"model.heads.{self.name}.{option}: {number} does not divide the feature width {self.width} of the "
+                "clip towers"
+            )
+
     def initialise_from(self, text: TextTransformer) -> None:
         """Copy from the text tower what the head's authors start from it; nothing by default.
 

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from glscl.errors import UserError
 from glscl.models.heads.base import Features, Head, register_head
 from glscl.models.heads.scoring import score_by_tiles
 from glscl.options import MAX_SIZE, Options
@@ -39,11 +38,7 @@ class DiCoSA(Head):
 
     def __init__(self, width: int, options: DiCoSAOptions) -> None:
         super().__init__(width, options)
-        if width % options.centers:
-            raise UserError(
-                f"model.heads.dicosa.centers: {options.centers} does not divide the feature width {width} of the clip "
-                "towers"
-            )
+        self.check_divides("centers", options.centers)
         self.options = options
         chunk = width // options.centers
         self.hidden = nn.Linear(2 * chunk, 4 * chunk)

@@ -63,11 +63,7 @@ class GLSCL(Head):
         if not options.use_local:
             self.provides = ()
         else:
-            if width % options.attention_heads:
-                raise UserError(
-                    f"model.heads.glscl.attention_heads: {options.attention_heads} does not divide the feature "
-                    f"width {width} of the clip towers"
-                )
+            self.check_divides("attention_heads", options.attention_heads)
             self.queries = nn.Parameter(torch.rand(options.queries, width))
             layer = nn.TransformerDecoderLayer(
                 width,

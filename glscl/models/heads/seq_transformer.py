@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from glscl.errors import UserError
 from glscl.models.frame_context import FrameContext
 from glscl.models.heads.base import Features, Head, register_head
 from glscl.models.heads.mean_pool import mean_of_frames
@@ -42,13 +41,8 @@ class SeqTransformer(Head):
 
     def __init__(self, width: int, options: SeqTransformerOptions) -> None:
         super().__init__(width, options)
-        self.positions = options.positions
         heads = options.attention_heads or max(1, width // 64)
-        if width % heads:
-            raise UserError(
-                f"model.heads.seq_transformer.attention_heads: {heads} does not divide the feature width {width} of "
-                "the clip towers"
-            )
+        self.check_divides("attention_heads", heads)
         self.context = FrameContext(width, options.layers, heads, options.positions)
 
     def initialise_from(self, text: TextTransformer) -> None:
@@ -65,12 +59,8 @@ class SeqTransformer(Head):
         Raises:
             UserError: more frames than positions.
         """
-        if frames.shape[1] > self.positions:
-            raise UserError(
-                f"model.heads.seq_transformer.positions: {frames.shape[1]} frames, but the position table has "
-                f"{self.positions} rows; raise it before training, or lower model.max_frames"
-            )
-        return {"pooled": mean_of_frames(self.context(frames, frame_mask), frame_mask)}
+        contextual = self.context(frames, frame_mask, "model.heads.seq_transformer.positions")
+        return {"pooled": mean_of_frames(contextual, frame_mask)}
 
     def forward(self, text: Features, video: Features) -> Tensor:
         """Cosines (A, B)."""

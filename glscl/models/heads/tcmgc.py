@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from glscl.errors import UserError
 from glscl.models.heads.base import Features, LengthTiedHead, register_head
 from glscl.models.heads.folding import Tail, quadratic_form
 from glscl.models.heads.scoring import score_by_tiles, wide
@@ -58,11 +57,7 @@ class TCMGC(LengthTiedHead):
 
     def __init__(self, width: int, options: TCMGCOptions, lengths: tuple[int, int]) -> None:
         super().__init__(width, options, lengths)
-        if width % options.attention_heads:
-            raise UserError(
-                f"model.heads.tcmgc.attention_heads: {options.attention_heads} does not divide the feature width "
-                f"{width} of the clip towers"
-            )
+        self.check_divides("attention_heads", options.attention_heads)
         self.options = options
         self.kept = max(1, int(self.words * options.keep_rate))
         self.global_mat_weight, self.local_mat_weight = (nn.Parameter(torch.eye(width)) for _ in range(2))

@@ -47,11 +47,7 @@ class TightTransformer(Head):
         super().__init__(width, options)
         self.options = options
         heads = options.attention_heads or max(1, width // 64)
-        if width % heads:
-            raise UserError(
-                f"model.heads.tight_transformer.attention_heads: {heads} does not divide the feature width {width} "
-                "of the clip towers"
-            )
+        self.check_divides("attention_heads", heads)
         self.context = FrameContext(width, options.layers, heads, options.positions)
         self.dropout = nn.Dropout(options.dropout)
         self.ln_pool = nn.LayerNorm(width, eps=1e-12)

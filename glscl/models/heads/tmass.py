@@ -12,7 +12,6 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from glscl.errors import UserError
 from glscl.models.heads.base import Draws, Features, LengthTiedHead, register_head
 from glscl.models.heads.folding import quadratic_form
 from glscl.models.heads.scoring import score_by_tiles, split, wide
@@ -73,11 +72,7 @@ class TMASS(LengthTiedHead):
 
     def __init__(self, width: int, options: TMASSOptions, lengths: tuple[int, int]) -> None:
         super().__init__(width, options, lengths)
-        if width % options.attention_heads:
-            raise UserError(
-                f"model.heads.tmass.attention_heads: {options.attention_heads} does not divide the feature width "
-                f"{width} of the clip towers"
-            )
+        self.check_divides("attention_heads", options.attention_heads)
         self.options = options
         pooling = {name: getattr(options, name) for name in ("attention_heads", "dropout", "mask_padding")}
         self.pool = XPool(width, XPoolOptions.model_validate(pooling))

@@ -100,11 +100,7 @@ class UATVR(Head):
         super().__init__(width, options)
         self.options = options
         heads = options.attention_heads or max(1, width // 64)
-        if width % heads:
-            raise UserError(
-                f"model.heads.uatvr.attention_heads: {heads} does not divide the feature width {width} of the clip "
-                "towers"
-            )
+        self.check_divides("attention_heads", heads)
         self.context = FrameContext(width, options.layers, heads, options.positions)
         self.word_position_embeddings = nn.Embedding(options.positions, width)
         self.pie_net_text, self.pie_net_video = (_Mean(width) for _ in range(2))

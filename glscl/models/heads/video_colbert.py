@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from glscl.errors import UserError
 from glscl.models.frame_context import FrameContext
 from glscl.models.heads.base import Features, Head, register_head
 from glscl.models.heads.scoring import wide
@@ -64,11 +63,7 @@ class VideoColBERT(Head):
         super().__init__(width, options)
         self.options = options
         heads = options.attention_heads or max(1, width // 64)
-        if width % heads:
-            raise UserError(
-                f"model.heads.video_colbert.attention_heads: {heads} does not divide the feature width {width} of the "
-                "clip towers"
-            )
+        self.check_divides("attention_heads", heads)
         self.context = FrameContext(width, options.layers, heads, options.positions)
         self.expansion = nn.Parameter(0.02 * torch.randn(options.expansion_tokens, width))
         self.level_log_scale = nn.Parameter(torch.full((2,), math.log(options.logit_scale)))
@@ -90,13 +85,7 @@ class VideoColBERT(Head):
         Raises:
             UserError: more frames than positions.
         """
-        length = frames.shape[1]
-        if length > self.options.positions:
-            raise UserError(
-                f"model.heads.video_colbert.positions: {length} frames, but the position table has "
-                f"{self.options.positions} rows; raise it before training, or lower model.max_frames"
-            )
-        positions = self.context.position_embeddings(torch.arange(length, device=frames.device))
+        positions = self.context.positions_of(frames, "model.heads.video_colbert.positions")
         tokens, seen = self.context.attend_with(frames, frame_mask, positions, self.expansion)
         return {
             "frames": F.normalize(wide(frames), dim=-1),

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from glscl.errors import UserError
 from glscl.models.heads.base import Features, Head, register_head
 from glscl.models.heads.folding import Tail, quadratic_form
 from glscl.models.heads.scoring import score_by_tiles, wide
@@ -44,11 +43,7 @@ class XPool(Head):
 
     def __init__(self, width: int, options: XPoolOptions) -> None:
         super().__init__(width, options)
-        if width % options.attention_heads:
-            raise UserError(
-                f"model.heads.xpool.attention_heads: {options.attention_heads} does not divide the feature width "
-                f"{width} of the clip towers"
-            )
+        self.check_divides("attention_heads", options.attention_heads)
         self.options = options
         self.q_proj, self.k_proj, self.v_proj, self.out_proj, self.linear_proj = (
             nn.Linear(width, width) for _ in range(5)

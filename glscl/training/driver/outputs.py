@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from glscl.data.quarantine import Entry, Incomplete, describe_incomplete
 from glscl.evaluation.metrics import MAIN_METRIC
 from glscl.evaluation.results import RESULTS as RESULTS
-from glscl.evaluation.results import BadVideo, HistoryRow, Logged, Results, Test
+from glscl.evaluation.results import BadVideo, HistoryRow, Logged, Results, ScoredRun, Test
 from glscl.evaluation.saved import ModelCard
 from glscl.system import storage
 from glscl.system.ownership import Fence, TakenOverError
@@ -29,8 +29,20 @@ def build_results(
 ) -> Results:
     """Put tests, provenance, training history (from rows of the log) and what is missing together."""
     return Results(
+        **dict(describe_run(card, _verdict(card, tests, incomplete))),
+        validation=card.validation,
+        tests=tests,
+        incomplete=list(incomplete),
+        quarantine=[BadVideo.model_validate(entry) for entry in quarantine],
+        history=_history(log),
+    )
+
+
+def describe_run(card: ModelCard, verdict: str) -> ScoredRun:
+    """Say which model this command scores, now."""
+    return ScoredRun(
         run=card.run,
-        verdict=_verdict(card, tests, incomplete),
+        verdict=verdict,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         head=card.model.head,
         clip=card.model.clip,
@@ -39,11 +51,6 @@ def build_results(
         git_commit=git_commit(),
         command=redact(" ".join(["glscl", *sys.argv[1:]])),
         train_domains=list(card.train_domains),
-        validation=card.validation,
-        tests=tests,
-        incomplete=list(incomplete),
-        quarantine=[BadVideo.model_validate(entry) for entry in quarantine],
-        history=_history(log),
     )
 
 
