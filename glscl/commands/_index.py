@@ -1,5 +1,6 @@
 """Shared by the commands of an index: words that come before the options."""
 
+import warnings
 from collections.abc import Sequence
 
 from glscl.errors import UserError
@@ -21,3 +22,8 @@ def take_words(words: Sequence[str], program: str, names: Sequence[str], most: i
 def rest_of(words: Sequence[str], taken: Sequence[str]) -> list[str]:
     """The words behind those that were taken, or all where the help is asked for."""
     return list(words) if "--help" in words or "-h" in words else list(words[len(taken) :])
+
+
+def name_an_option_json() -> None:
+    """Silence pydantic, whose models have a method ``json``, long deprecated, where an option has that name."""
+    warnings.filterwarnings("ignore", message='Field name "json"')

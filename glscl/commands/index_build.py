@@ -41,6 +41,8 @@ class IndexBuild(Options):
     """Also delete what is no longer in the library."""
     texts: str | None = None
     """File of texts, one a line, that the first stage of a large index is fitted to, beside the captions."""
+    refit: bool = False
+    """Fit the first stage anew, to what the library is by now."""
     workers: int | Auto = 0
     """Ray actors that encode, while Ray's tasks decode; 0 does all in this process, without Ray. auto: one per GPU of
     the cluster, without GPUs one per four CPUs."""
@@ -76,6 +78,7 @@ def run(words: list[str], program: str) -> str:
         batch_size=options.batch_size,
         prune=options.prune,
         texts=read_texts(options.texts) if options.texts is not None else (),
+        refit=options.refit,
         share=share,
     )
     report = build_index(taken[0], options.output, options.run, settings)

@@ -1,10 +1,9 @@
 """`glscl index info`: what an index holds."""
 
 import json
-import warnings
 from dataclasses import asdict
 
-from glscl.commands._index import rest_of, take_words
+from glscl.commands._index import name_an_option_json, rest_of, take_words
 from glscl.options import Options
 from glscl.options.flags import parse_options
 from glscl.reporting.console import start_panel
@@ -12,7 +11,7 @@ from glscl.reporting.console import start_panel
 HELP = "what an index holds, and the videos that could not be read"
 ORDER = 38
 
-warnings.filterwarnings("ignore", message='Field name "json"')  # pydantic has a method of that name, long deprecated
+name_an_option_json()
 
 
 class IndexInfo(Options):

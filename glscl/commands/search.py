@@ -1,12 +1,11 @@
 """`glscl search`: find videos in an index, and the moment in each."""
 
 import json
-import warnings
 from dataclasses import asdict
 
 from pydantic import Field
 
-from glscl.commands._index import rest_of, take_words
+from glscl.commands._index import name_an_option_json, rest_of, take_words
 from glscl.errors import UserError
 from glscl.options import Options
 from glscl.options.flags import parse_options
@@ -15,7 +14,7 @@ from glscl.reporting.console import print_table
 HELP = "find the videos of an index that a text describes, and the moment in each"
 ORDER = 41
 
-warnings.filterwarnings("ignore", message='Field name "json"')  # pydantic has a method of that name, long deprecated
+name_an_option_json()
 
 
 class Search(Options):

@@ -29,6 +29,8 @@ def frame_weights(head: Head, text: Cache, video: Cache) -> Tensor | None:
         return None
     with torch.no_grad():
         weights = function(head, text, video)
+    if weights is None:
+        return None
     return weights / weights.sum(-1, keepdim=True).clamp_min(1e-12)
 
 

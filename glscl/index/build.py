@@ -62,6 +62,7 @@ class BuildSettings:
         batch_size: segments encoded at once.
         prune: also delete what is no longer in the library.
         texts: texts that the first stage is fitted to, beside captions.
+        refit: fit the first stage anew.
         share: Ray workers that encode; None encodes in this process.
     """
 
@@ -72,6 +73,7 @@ class BuildSettings:
     batch_size: int = 16
     prune: bool = False
     texts: tuple[str, ...] = ()
+    refit: bool = False
     share: Share | None = None
 
 
@@ -106,8 +108,12 @@ def build_index(library: str, output: str, run: str | None, settings: BuildSetti
         facts = _encode(library, output, facts, plan, settings)
         owner.fence.check()
         facts = compact(output, facts)
-        model = load(os.path.join(output, MODEL))
-        write_facts(output, update_first_stage(output, facts, model, settings.texts))
+        facts, note = update_first_stage(
+            output, facts, load(os.path.join(output, MODEL)), settings.texts, refit=settings.refit
+        )
+        write_facts(output, facts)
+        remove_strays(output, facts)
+        notes += [note] if note else []
     after = Catalogue.open(output, read_facts(output))
     unusable = after.problems()
     new = [item for item in plan.encode if item.id not in unusable]
@@ -258,5 +264,8 @@ def delete_videos(output: str, ids: Collection[str]) -> int:
         before = catalogue.live_segments
         owner.fence.check()
         facts = compact(output, _save(output, facts, catalogue.tombstones(set(ids))))
-        write_facts(output, facts)
+        if facts.first is not None:
+            facts, _ = update_first_stage(output, facts, load(os.path.join(output, MODEL)), ())
+            write_facts(output, facts)
+            remove_strays(output, facts)
         return before - Catalogue.open(output, facts).live_segments

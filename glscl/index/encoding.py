@@ -129,8 +129,9 @@ def encode_with_ray(items: Sequence[Item], job: Job, share: Share) -> Iterator[E
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     rows = [{"video": number, "item": json.dumps(asdict(item))} for number, item in enumerate(items)]
+    decode = _Decode(job)
     decoded = ray.data.from_items(rows, override_num_blocks=max(1, len(rows) // 16)).map_batches(
-        _Decode(job), batch_size=4, num_cpus=1
+        lambda batch: decode(batch), batch_size=4, num_cpus=1
     )
     encoded = decoded.map_batches(
         _Encode,

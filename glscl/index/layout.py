@@ -19,7 +19,9 @@ from glscl.options.mistakes import first_mistake
 from glscl.system import storage
 
 FORMAT = 1
-INDEX, MODEL, PARTS, FIRST = "index.json", "model", "parts", "first"
+INDEX, MODEL, PARTS = "index.json", "model", "parts"
+FIRST = "first-"
+"""What the folder of a first stage begins with; its number follows."""
 VIDEOS, SEGMENTS = "videos.parquet", "segments.parquet"
 Precision = Literal["fp32", "fp16", "int8"]
 _Count = Annotated[int, Field(ge=0)]
@@ -47,6 +49,7 @@ class PartFacts(Options):
 class FirstFacts(Options):
     """The first stage."""
 
+    folder: str = Field(pattern=r"^first-[0-9]{1,12}$")
     width: _Count
     """Numbers of the compact projection of a segment; a code of half as many bytes."""
     candidates: _Count
@@ -122,9 +125,16 @@ def next_part(facts: IndexFacts) -> str:
 
 
 def remove_strays(folder: str, facts: IndexFacts) -> None:
-    """Remove folders of parts that ``index.json`` does not name: of a command that was killed, or of replaced parts."""
+    """Remove what ``index.json`` does not name: left by a command that was killed, or replaced."""
     parts = os.path.join(folder, PARTS)
     kept = {part.name for part in facts.parts}
     for name in os.listdir(parts) if os.path.isdir(parts) else []:
         if name not in kept:
             shutil.rmtree(os.path.join(parts, name))
+    for name in os.listdir(folder):
+        if name.startswith(FIRST) and (facts.first is None or name != facts.first.folder):
+            shutil.rmtree(os.path.join(folder, name))
+    if facts.first is not None:
+        for name in os.listdir(os.path.join(folder, facts.first.folder)):
+            if name.endswith(".npy") and name not in facts.first.files:
+                os.remove(os.path.join(folder, facts.first.folder, name))

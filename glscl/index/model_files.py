@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -35,6 +36,8 @@ def find_fingerprint(folder: str) -> str:
         if name.endswith(".safetensors"):
             digest.update(name.encode())
             with open(os.path.join(folder, name), "rb") as file:
+                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+                digest.update(json.dumps(header, sort_keys=True).encode())  # its order is another in every export
                 while block := file.read(_BLOCK):
                     digest.update(block)
     card = storage.read_json(os.path.join(folder, CARD))

@@ -18,6 +18,9 @@ from glscl.evaluation.options import EvaluationConfig
 from glscl.evaluation.similarity import rows_of, similarity_rows
 from glscl.index.attention import concept_similarities, frame_weights
 from glscl.index.catalogue import Catalogue
+from glscl.index.codes import Floats
+from glscl.index.exact import BLOCK, score_blocks
+from glscl.index.first_stage import FROM, FirstStage
 from glscl.index.layout import IndexFacts, read_facts
 from glscl.index.model_files import check_model
 from glscl.index.moment import find_moment
@@ -31,8 +34,6 @@ from glscl.retrieval.videos import VideoSource
 from glscl.system import storage
 
 Rows = npt.NDArray[np.int64]
-BLOCK = 4096
-"""Segments that are read and scored at a time."""
 
 
 class VideoIndex:
@@ -44,12 +45,16 @@ class VideoIndex:
         folder: where it lies.
         model: that encoded it.
         facts: ``index.json``.
+        candidates: segments that the first stage hands to the head; may be set. Without a first stage it is 0.
     """
 
     def __init__(self, folder: str, facts: IndexFacts, model: RetrievalModel) -> None:
         self.folder, self.facts, self.model = folder, facts, model
         self._catalogue = Catalogue.open(folder, facts)
         self._segments = Segments(self._catalogue)
+        first = facts.first
+        self._first = None if first is None else FirstStage.open(folder, first, self._catalogue, model)
+        self.candidates = 0 if first is None else first.candidates
 
     def __len__(self) -> int:
         return len(self._segments)
@@ -69,7 +74,7 @@ class VideoIndex:
             deleted=sum(part.facts.segments for part in self._catalogue.parts) - len(self),
             seconds=self._segments.seconds,
             bytes=sum(sizes),
-            candidates=0,
+            candidates=self.candidates,
         )
 
     def videos(self) -> Iterator[Entry]:
@@ -104,32 +109,59 @@ class VideoIndex:
         caches = self.model.encode_text(list(texts)).caches.read(range(len(texts)), self.model.device)
         return [self._search(rows_of(caches, range(row, row + 1)), k, allowed) for row in range(len(texts))]
 
+    def search_encoded(self, text: Cache, k: int = 10) -> list[Found]:
+        """`search` for what the head keeps of one text (leading dimension 1), on the model's device."""
+        return self._search(text, k, None)
+
     def _search(self, text: Cache, k: int, allowed: Rows | None) -> list[Found]:
         rows = self._candidates(text, k, allowed)
-        scores = self.score_rows(text, rows)
-        return [self._describe(video, text) for video in self._segments.best_videos(rows, scores, k)]
+        videos = self._segments.best_videos(rows, self.score_rows(text, rows), k)
+        if not videos:
+            return []
+        groups = [self._segments.rows_of(video) for video in videos]
+        cache = self._segments.gather(np.concatenate(groups), self.model.device)
+        with torch.no_grad():
+            scores = self.model.retriever.score(text, cache)[0].float().cpu()
+        found, first = [], 0
+        for video, own in zip(videos, groups, strict=True):
+            at = range(first, first + len(own))
+            found.append(self._describe(video, own, scores[at.start : at.stop].tolist(), rows_of(cache, at), text))
+            first = at.stop
+        return found
 
     def _candidates(self, text: Cache, k: int, allowed: Rows | None) -> Rows:
-        return np.arange(len(self)) if allowed is None else allowed
+        """The segments that the head scores: all that may be found, or those that the first stage hands over."""
+        left = np.arange(len(self)) if allowed is None else allowed
+        if self._first is None or len(left) <= max(FROM, self.candidates):
+            return left
+        return self._hand_over(self._first.projection.of_text(text)[0].numpy(), k, allowed, len(left))
 
-    @torch.no_grad()
+    def _hand_over(self, vector: Floats, k: int, allowed: Rows | None, left: int) -> Rows:
+        """At least as many segments as there are candidates, of at least ``k`` videos."""
+        assert self._first is not None
+        count = max(self.candidates, 2 * k)
+        while True:
+            rows = self._first.search_vector(vector, count, allowed)
+            if count >= left or len(np.unique(self._segments.video[rows])) >= k:
+                return np.sort(rows)
+            count *= 4
+
     def score_rows(self, text: Cache, rows: Rows) -> npt.NDArray[np.float32]:
-        """The head's scores (R,) of some segments for one text."""
-        pieces = []
-        for start in range(0, len(rows), BLOCK):
-            video = self._segments.gather(rows[start : start + BLOCK], self.model.device)
-            pieces.append(self.model.retriever.score(text, video)[0].float().cpu())
-        scores = torch.cat(pieces) if pieces else torch.zeros(0)
-        if scores.isnan().any():
-            raise UserError(f"{self.folder}: a similarity is NaN; the model or the index is damaged")
-        return scores.numpy()
+        """The head's scores (R,) of some segments for one text. Raises `UserError`: one is NaN."""
+        blocks = score_blocks(self.model.retriever.score, text, self._segments, self.model.device, rows)
+        scores = [block for _, block in blocks]
+        return torch.cat(scores, 1)[0].numpy() if scores else np.zeros(0, np.float32)
 
-    def _describe(self, video: int, text: Cache) -> Found:
-        """What is said of a video that was found."""
-        rows = self._segments.rows_of(video)
-        cache = self._segments.gather(rows, self.model.device)
-        with torch.no_grad():
-            scores = self.model.retriever.score(text, cache)[0].float().cpu().tolist()
+    def best_of_all(self, texts: Cache, k: int) -> list[list[str]]:
+        """Ids of the ``k`` best videos by the head's scores of every segment, for what the head keeps of A texts."""
+        every = np.arange(len(self))
+        blocks = score_blocks(self.model.retriever.score, texts, self._segments, self.model.device)
+        scores = torch.cat([block for _, block in blocks], 1).numpy()
+        best = [self._segments.best_videos(every, row, k) for row in scores]
+        return [[self._segments.entry(video).id for video in videos] for videos in best]
+
+    def _describe(self, video: int, rows: Rows, scores: list[float], cache: Cache, text: Cache) -> Found:
+        """What is said of a video that was found, of the scores and caches of its segments."""
         best = max(range(len(scores)), key=lambda number: (scores[number], -number))
         own = {name: tensor[best : best + 1] for name, tensor in cache.items()}
         times = self._segments.times(int(rows[best]))
@@ -150,6 +182,25 @@ class VideoIndex:
             entry=entry,
         )
 
+    def every_segment(self, size: int) -> Iterator[tuple[list[dict[str, object]], Cache]]:
+        """What is known of all segments, ``size`` at a time, and what the head keeps of them, on the CPU."""
+        for start in range(0, len(self), size):
+            rows = np.arange(start, min(start + size, len(self)))
+            known: list[dict[str, object]] = []
+            for row in rows.tolist():
+                entry, (first, last) = self._segments.entry(int(self._segments.video[row])), self._segments.edges(row)
+                known.append(
+                    {
+                        "id": entry.id,
+                        "source": entry.source,
+                        "start": first,
+                        "end": last,
+                        "captions": list(entry.captions),
+                        "metadata": entry.metadata,
+                    }
+                )
+            yield known, self._segments.gather(rows, torch.device("cpu"))
+
     def search_video(self, source: VideoSource, k: int = 10, where: Where | None = None) -> list[Found]:
         """The ``k`` videos most similar to a video; the moment is the most similar segment.
 
@@ -158,12 +209,15 @@ class VideoIndex:
         """
         if k < 1:
             raise UserError(f"k is {k}; it must be 1 or more")
-        allowed = self._segments.allowed(compile_where(where)) if where else np.arange(len(self))
+        allowed = self._segments.allowed(compile_where(where)) if where else None
         query = self._encode(source)
         vector = video_vectors(query)[0]
-        scores = self._vectors(allowed) @ vector
+        rows = np.arange(len(self)) if allowed is None else allowed
+        if self._first is not None and len(rows) > max(FROM, self.candidates):
+            projected = self._first.projection.of_videos(query)[0].numpy()
+            rows = self._hand_over(projected, k, allowed, len(rows))
         found = []
-        for video in self._segments.best_videos(allowed, scores.numpy(), k):
+        for video in self._segments.best_videos(rows, (self._vectors(rows) @ vector).numpy(), k):
             rows = self._segments.rows_of(video)
             own = self._vectors(rows) @ vector
             best = int(own.argmax())

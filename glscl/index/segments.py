@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from glscl.evaluation.caches import Cache, Caches
+from glscl.evaluation.caches import Cache
 from glscl.index.catalogue import Catalogue
 from glscl.index.records import Entry, Value
 from glscl.index.vectors import StoredVectors, gather
@@ -45,11 +45,6 @@ class Segments:
 
     def __len__(self) -> int:
         return len(self.video)
-
-    @property
-    def caches(self) -> Caches:
-        """What the head keeps of all of them."""
-        return Caches(tuple(own for own in self._vectors if len(own)))
 
     def gather(self, rows: Rows, device: torch.device) -> Cache:
         """What the head keeps of some, in the order given."""

@@ -15,17 +15,21 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from glscl.evaluation.caches import Cache, Layout
+from glscl.evaluation.caches import Cache
 from glscl.index.layout import Precision
 
 SHORTEST = 32  # numbers of what counts as a vector
 _SCALE = ".scale"
+_LEAST_SCALE = 6e-8  # the smallest number of half precision
+_NO_VECTORS = ("gram", "increment_frames")
+"""In the names of products of vectors with each other."""
 Array = npt.NDArray[np.generic]
 
 
 def is_vectors(name: str, tensor: Tensor) -> bool:
-    """Whether a tensor's last dimension is vectors, which may be stored in fewer bits; Gram matrices are none."""
-    return tensor.is_floating_point() and tensor.ndim > 1 and tensor.shape[-1] >= SHORTEST and "gram" not in name
+    """Whether a tensor is vectors, which may be stored in fewer bits; products of them are not."""
+    long = tensor.is_floating_point() and tensor.ndim > 1 and tensor.shape[-1] >= SHORTEST
+    return long and not any(word in name for word in _NO_VECTORS)
 
 
 def to_arrays(cache: Cache, precision: Precision) -> dict[str, Array]:
@@ -40,9 +44,10 @@ def to_arrays(cache: Cache, precision: Precision) -> dict[str, Array]:
         elif precision == "fp16":
             arrays[name] = values.half().contiguous().numpy()
         else:
-            scale = values.float().abs().amax(-1, keepdim=True).clamp_min(1e-12) / 127
-            arrays[name] = (values.float() / scale).round().to(torch.int8).contiguous().numpy()
-            arrays[name + _SCALE] = scale.squeeze(-1).half().clamp_min(6e-8).numpy()
+            scale = (values.float().abs().amax(-1, keepdim=True) / 127).half().clamp_min(_LEAST_SCALE)
+            whole = (values.float() / scale.float()).round().clamp(-127, 127)
+            arrays[name] = whole.to(torch.int8).contiguous().numpy()
+            arrays[name + _SCALE] = scale.squeeze(-1).numpy()
     return arrays
 
 
@@ -54,7 +59,7 @@ def write_arrays(folder: str, arrays: dict[str, Array]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class StoredVectors:
-    """Caches of a part's segments, mapped into memory. A `Piece` of `Caches`."""
+    """Caches of a part's segments, mapped into memory."""
 
     arrays: dict[str, Array]
     rows: npt.NDArray[np.int64] | None = None
@@ -74,16 +79,9 @@ class StoredVectors:
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values()))) if self.rows is None else len(self.rows)
 
-    @property
-    def layout(self) -> Layout:
-        """What a row is, once it is read."""
-        return Layout.of(self.take(np.zeros(0, np.int64)))
-
-    def read(self, rows: range, device: torch.device) -> Cache:
-        """Consecutive rows, in float32."""
-        if self.rows is None:
-            return self._widen({name: array[rows.start : rows.stop] for name, array in self.arrays.items()})
-        return self.take(self.rows[rows.start : rows.stop])
+    def read(self, rows: range) -> Cache:
+        """Consecutive rows of the files, in float32."""
+        return self._widen({name: array[rows.start : rows.stop] for name, array in self.arrays.items()})
 
     def take(self, rows: npt.NDArray[np.int64]) -> Cache:
         """Any rows of the files, in float32."""

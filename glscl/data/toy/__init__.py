@@ -8,6 +8,6 @@ domains (``toy_short_plain_one`` and its kin, see `glscl.data.toy.factorial`) di
 """
 
 from glscl.data.toy.domains import TOY_SPLITS, toy_capacity, toy_names, toy_records
-from glscl.data.toy.render import render_video, write_toy
+from glscl.data.toy.render import event_times, render_video, write_toy
 
-__all__ = ["TOY_SPLITS", "render_video", "toy_capacity", "toy_names", "toy_records", "write_toy"]
+__all__ = ["TOY_SPLITS", "event_times", "render_video", "toy_capacity", "toy_names", "toy_records", "write_toy"]

@@ -50,6 +50,7 @@ _INK = {
 _GROUNDS = {"plain": ("grey", "pink"), "textured": ("stripes", "checks", "bricks", "sand"), "night": ("dark",)}
 _GRAIN = {"night": 34.0}  # range of a camera's noise, another in every frame
 _DOT = 4.5  # radius in pixels
+_REST = 0.08  # before and after an event, as a share of its time
 _PLAIN = {"grey": (118, 118, 118), "pink": (240, 165, 190), "dark": (38, 38, 52)}
 _NEW_INK = {"whitens": (250, 250, 250), "blackens": (12, 12, 12)}
 _STEP = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}
@@ -163,12 +164,30 @@ def _with_grain(frames: Floats, style: str, draw: random.Random) -> Floats:
 
 def _progress(time: Floats, events: int, draw: random.Random) -> list[Floats]:
     """How far each event has gone (0 to 1) at each time: one after the other, with a short rest between."""
+    rest = _REST / max(events, 1)
+    spans = pairwise(_borders(events, draw))
+    return [np.clip((time - (start + rest)) / (end - start - 2 * rest), 0.0, 1.0) for start, end in spans]
+
+
+def _borders(events: int, draw: random.Random) -> list[float]:
+    """Where one event gives way to the next, in shares of the video, both ends included; none without events."""
     if not events:
         return []
     jitter = 0.12 / events
-    borders = [0.0, *(k / events + draw.uniform(-jitter, jitter) for k in range(1, events)), 1.0]
-    rest = 0.08 / events
-    return [np.clip((time - (start + rest)) / (end - start - 2 * rest), 0.0, 1.0) for start, end in pairwise(borders)]
+    return [0.0, *(k / events + draw.uniform(-jitter, jitter) for k in range(1, events)), 1.0]
+
+
+def event_times(record: Record, seed: int) -> list[tuple[str, float, float]]:
+    """What happens in a video that `render_video` draws, and from which second to which, in order."""
+    attributes = _read_attributes(record)
+    events = attributes["order"].split("-") if "order" in attributes else []
+    rest = _REST / max(len(events), 1)
+    spans = pairwise(_borders(len(events), random.Random(f"{record.video_id}/{seed}/picture")))
+    last = (round((record.duration or 0.0) * FPS) - 1) / FPS  # the last picture's second is the end of the last event
+    return [
+        (attributes[event], (start + rest) * last, (end - rest) * last)
+        for event, (start, end) in zip(events, spans, strict=True)
+    ]
 
 
 def _cover(shape: str, centre: Floats, radius: Floats) -> Floats:
