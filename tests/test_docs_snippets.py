@@ -37,6 +37,7 @@ RUN_BY = {
     "docs/export.md": "tests/retrieval/test_docs.py",
     "docs/heads.md": "tests/models/test_registry.py",
     "docs/own-videos.md": "tests/e2e/test_own_videos.py",
+    "docs/index.md": "tests/index/test_docs.py",
 }
 """Pages with Python, and the tests that run it."""
 
