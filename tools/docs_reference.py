@@ -43,6 +43,7 @@ _PUBLIC = {
     ),
 }
 """What users' code may rely on, by what it is for."""
+_PLAIN_TYPES = {bool: "yes or no", int: "integer", float: "number", str: "text"}
 _OF_THE_MACHINE = ("processes",)
 """Fields whose default is counted where the command runs."""
 
@@ -140,21 +141,18 @@ def describe_type(field: FieldInfo) -> str:
 
 
 def _type(kind: Any) -> str:
-    arguments = [part for part in get_args(kind) if part is not Ellipsis]
-    if get_origin(kind) is Annotated:
+    origin, arguments = get_origin(kind), [part for part in get_args(kind) if part is not Ellipsis]
+    if origin is Annotated:
         return _type(arguments[0])
-    if get_origin(kind) is Literal:
+    if origin is Literal:
         return " or ".join(f"`{value}`" for value in arguments)
-    if get_origin(kind) in (Union, type(int | str)):
-        return " or ".join(_type(part) for part in arguments if part is not type(None)) + (
-            " or none" if type(None) in arguments else ""
-        )
-    if get_origin(kind) in (tuple, list):
+    if origin in (Union, type(int | str)):
+        return " or ".join("none" if part is type(None) else _type(part) for part in arguments)
+    if origin in (tuple, list):
         return f"list of {' or '.join(dict.fromkeys(map(_type, arguments)))}"
-    if arguments and isinstance(get_origin(kind), type):
+    if arguments:
         return f"mapping of names to {_type(arguments[-1])}"
-    names = {bool: "yes or no", int: "integer", float: "number", str: "text"}
-    return names.get(kind) or getattr(kind, "__name__", str(kind))
+    return _PLAIN_TYPES.get(kind) or getattr(kind, "__name__", str(kind))
 
 
 def _default(field: FieldInfo) -> str:

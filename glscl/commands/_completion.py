@@ -41,19 +41,27 @@ class Values:
 
 def values_of(name: str, annotation: Any, known: Mapping[str, Sequence[str]]) -> Values:
     """What may follow an option, by its key, its type, and the names that are ``known`` for some keys."""
-    alternatives = [part for part in _parts(annotation) if part is not type(None)]
-    several = any(get_origin(part) in (tuple, list) for part in alternatives)
-    plain = [piece for part in alternatives for piece in (get_args(part)[:1] if get_origin(part) is tuple else [part])]
-    plain = [piece for part in plain for piece in _parts(part)]
-    words = [str(word) for part in plain if get_origin(part) is Literal for word in get_args(part)]
+    kinds, several = _kinds(annotation)
+    words = [str(word) for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
     words += known.get(name, ())
     if name == _RUNS:
         return Values("runs", several)
-    if bool in plain:
+    if bool in kinds:
         return Values("words", several, (*words, "true", "false")) if words else Values("none")
-    if str in plain and name not in known and name not in _NO_FILES:
+    if str in kinds and name not in {*known, *_NO_FILES}:
         return Values("files", several, tuple(words))
     return Values("words", several, tuple(words)) if words else Values("any", several)
+
+
+def _kinds(annotation: Any) -> tuple[list[Any], bool]:
+    """The types that one value may have, and whether an option takes several values."""
+    kinds: list[Any] = []
+    several = False
+    for part in _parts(annotation):
+        is_list = get_origin(part) in (tuple, list)
+        several = several or is_list
+        kinds += _parts(get_args(part)[0]) if is_list else [part]
+    return kinds, several
 
 
 def _parts(annotation: Any) -> tuple[Any, ...]:
