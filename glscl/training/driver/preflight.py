@@ -45,6 +45,8 @@ class Preflight:
     train_domains: tuple[str, ...]
     world_sizes: tuple[int, ...]
     """Numbers of workers that the run can have, rising."""
+    steps: int
+    """Of the whole run."""
     towers: str | None = None
     """Fingerprint of the towers whose features are trained on; None where pixels are."""
 
@@ -91,7 +93,7 @@ def preflight(config: RunConfig, *, fetch: bool = True) -> Preflight:
         "note": note_on_loss(config, domains) or "",
     }
     facts = {name: fact for name, fact in facts.items() if fact}
-    return Preflight(facts, domains, world_sizes, towers if on_features else None)
+    return Preflight(facts, domains, world_sizes, RunLength.of(config, plan).total, towers if on_features else None)
 
 
 def _name(key: str, sets: Sequence[ShardSet]) -> list[NamedSet]:
