@@ -23,7 +23,6 @@ import resource
 import shutil
 import tempfile
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -87,25 +86,8 @@ class Maker:
         return F.normalize(self.base[side] + (1 - NOISE) ** 0.5 * seen + NOISE**0.5 * noise, dim=-1)
 
 
-@dataclass(frozen=True)
-class Figures:
-    """What was measured."""
-
-    videos: int
-    data: str
-    precision: str
-    candidates: int
-    recall_two_stages: float
-    recall_stored: float
-    p50_ms: float
-    p99_ms: float
-    first_stage_ms: float
-    index_gb: float
-    memory_gb: float
-    write_s: float
-    fit_s: float
-    add_s: float
-    parts_written_again: int
+Figures = dict[str, float | int | str]
+"""What was measured, by name."""
 
 
 def main() -> None:
@@ -122,10 +104,10 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory(prefix="glscl-index-") as scratch:
         figures = measure(options, options.folder or os.path.join(scratch, "made.index"), scratch)
-    for name, value in asdict(figures).items():
+    for name, value in figures.items():
         print(f"{name:<22}{value:>14,.4f}" if isinstance(value, float) else f"{name:<22}{value:>14}")
     if options.json:
-        Path(options.json).write_text(json.dumps(asdict(figures), indent=1), encoding="utf-8")
+        Path(options.json).write_text(json.dumps(figures, indent=1), encoding="utf-8")
 
 
 def measure(options: argparse.Namespace, folder: str, scratch: str) -> Figures:
@@ -159,23 +141,23 @@ def measure(options: argparse.Namespace, folder: str, scratch: str) -> Figures:
     size = index.stats.bytes
     began = time.perf_counter()
     again = add(maker, options, folder, index)
-    return Figures(
-        videos=options.videos,
-        data=options.data,
-        precision=options.precision,
-        candidates=index.candidates,
-        recall_two_stages=float(np.mean([len({*a} & {*b}) / len(b) for a, b in zip(found, ids, strict=True)])),
-        recall_stored=stored,
-        p50_ms=1e3 * float(np.quantile(seconds, 0.5)),
-        p99_ms=1e3 * float(np.quantile(seconds, 0.99)),
-        first_stage_ms=1e3 * float(np.quantile(first, 0.5)),
-        index_gb=size / 1e9,
-        memory_gb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
-        write_s=write_s,
-        fit_s=fit_s,
-        add_s=time.perf_counter() - began,
-        parts_written_again=again,
-    )
+    return {
+        "videos": options.videos,
+        "data": options.data,
+        "precision": options.precision,
+        "candidates": index.candidates,
+        "recall_two_stages": float(np.mean([len({*a} & {*b}) / len(b) for a, b in zip(found, ids, strict=True)])),
+        "recall_stored": stored,
+        "p50_ms": 1e3 * float(np.quantile(seconds, 0.5)),
+        "p99_ms": 1e3 * float(np.quantile(seconds, 0.99)),
+        "first_stage_ms": 1e3 * float(np.quantile(first, 0.5)),
+        "index_gb": size / 1e9,
+        "memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+        "write_s": write_s,
+        "fit_s": fit_s,
+        "add_s": time.perf_counter() - began,
+        "parts_written_again": again,
+    }
 
 
 def as_cache(concepts: Tensor) -> dict[str, Tensor]:

@@ -14,7 +14,6 @@ from glscl.evaluation.similarity import ScoreFunction
 from glscl.index.segments import Segments
 
 Rows = npt.NDArray[np.int64]
-Scores = npt.NDArray[np.float32]
 BLOCK = 4096
 """Segments that are read and scored at a time."""
 

@@ -99,6 +99,7 @@ class Projection:
         """M."""
         return self._video_map.shape[1]
 
+    @torch.no_grad()
     def of_videos(self, video: Cache) -> Tensor:
         """Vectors (B, M) of segments, float32 on the CPU."""
         if self.references is None:
@@ -107,6 +108,7 @@ class Projection:
             vectors = self.score(self.references, video).T.float().cpu()
         return (vectors - self._means) @ self._video_map
 
+    @torch.no_grad()
     def of_text(self, text: Cache) -> Tensor:
         """Vectors (A, M) of texts, float32 on the CPU."""
         if self.anchors is None:

@@ -13,7 +13,7 @@ Where = Mapping[str, Value | Sequence[Value]]
 """Key to the value that a video must have, or to several of which it must have one; ``"<60"``, ``">=2020"`` and
 ``"!=en"`` compare. ``id`` and ``duration`` are keys of every video."""
 
-_COMPARE: dict[str, Callable[[object, object], bool]] = {
+_COMPARE: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le, ">=": operator.ge, "!=": operator.ne, "<": operator.lt, ">": operator.gt,
 }  # fmt: skip
 _WORDS = re.compile(r"^\s*([^<>=!]+?)\s*(<=|>=|!=|<|>|=)\s*(.*?)\s*$")
@@ -59,7 +59,7 @@ def _compile(key: str, wanted: Value | Sequence[Value]) -> Test:
     return lambda value: value is not None and any(_equal(value, one) for one in values)
 
 
-def _comparison(key: str, sign: str, compare: Callable[[object, object], bool], text: str) -> Test:
+def _comparison(key: str, sign: str, compare: Callable[[float, float], bool], text: str) -> Test:
     if sign == "!=":
         return lambda value: value is None or not _equal(value, text)
     try:

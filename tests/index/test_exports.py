@@ -25,7 +25,7 @@ def test_round_trip(head: str, target: Any, tmp_path: Path) -> None:
     heads: dict[str, Any] = {"glscl": LOCAL}
     if head in ("agc", "video_colbert"):
         heads[head] = {"layers": 1, "attention_heads": 2}
-    output, _, _ = write_made(tmp_path, write_run(tmp_path, head=head, heads=heads))
+    output, _, _ = write_made(tmp_path, write_run(tmp_path, head=head, heads=heads), 60)
     index = open_index(output, "cpu")
     where = str(tmp_path / "theirs")
     assert export_index(index, target, where) == len(index)
@@ -48,7 +48,7 @@ def test_round_trip(head: str, target: Any, tmp_path: Path) -> None:
 
 
 def test_other_heads_are_refused_and_say_why(tmp_path: Path) -> None:
-    output, _, _ = write_made(tmp_path, write_run(tmp_path, head="wti"))
+    output, _, _ = write_made(tmp_path, write_run(tmp_path, head="wti"), 60)
     index = open_index(output, "cpu")
     with pytest.raises(UserError, match="half of its score goes from frames to words"):
         export_index(index, "qdrant", str(tmp_path / "q"))

@@ -46,7 +46,7 @@ def made_features(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return frames, mask
 
 
-def write_made(folder: Path, run: str, parts: int = 2) -> tuple[str, RetrievalModel, IndexFacts]:
+def write_made(folder: Path, run: str, segments: int = SEGMENTS) -> tuple[str, RetrievalModel, IndexFacts]:
     """An index without a first stage, of made features of frames."""
     (folder / "library").mkdir()
     (folder / "library" / "a.mp4").write_bytes(b"none")
@@ -54,8 +54,8 @@ def write_made(folder: Path, run: str, parts: int = 2) -> tuple[str, RetrievalMo
     build_index(str(folder / "library"), output, run, BuildSettings())
     facts = open_index(output, "cpu").facts
     model = load(run, "cpu")
-    for number in range(parts):
-        facts = add_part(output, facts, model, number, SEGMENTS // parts)
+    for number in range(2):
+        facts = add_part(output, facts, model, number, segments // 2)
     return output, model, facts
 
 
