@@ -90,7 +90,9 @@ def list_values(commands: Iterable[Command]) -> Iterator[tuple[str, str, Values]
         if kind is RunConfig:
             yield command.name, "--dry-run", Values("none")
         names = known | ({"domain": toy_names()} if command.name == "toy" else {})
-        for name, annotation in annotated_keys(kind) if kind else ():
+        if kind is None:
+            continue
+        for name, annotation in annotated_keys(kind):
             if name == "config" or is_positional(kind, name):
                 continue
             flag, values = f"--{name.replace('_', '-')}", values_of(name, annotation, names)
