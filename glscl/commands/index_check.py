@@ -30,7 +30,7 @@ class IndexCheck(Options):
     """Segments that the first stage hands to the head, in place of the index's own number."""
     device: str = "auto"
     """Where scores are computed."""
-    json: bool = False
+    json: bool = False  # type: ignore[assignment]
     """Print JSON instead."""
 
 

@@ -19,7 +19,7 @@ class IndexInfo(Options):
 
     videos: bool = False
     """List the videos, too."""
-    json: bool = False
+    json: bool = False  # type: ignore[assignment]
     """Print JSON instead, a line per video with --videos."""
 
 

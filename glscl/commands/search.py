@@ -26,7 +26,7 @@ class Search(Options):
     """Search by a video instead of a text: path or s3:// address."""
     where: tuple[str, ...] = ()
     """Conditions on metadata, such as lang=en duration<60; several keys must all hold."""
-    json: bool = False
+    json: bool = False  # type: ignore[assignment]
     """A JSON object per video instead of a table."""
     device: str = "auto"
     """Where the text is encoded and candidates are scored."""
@@ -57,7 +57,7 @@ def run(words: list[str], program: str) -> str:
         for one in found
     ]
     print_table(["video", "caption", "score", "from", "to"], rows, text_columns=2)
-    return f"{taken[0]}: {len(found)} of {index.stats.videos:,} videos"
+    return f"{taken[0]}: {len(found)} videos, of {len(index):,} segments"
 
 
 def _seconds(seconds: float) -> str:

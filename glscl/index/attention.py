@@ -11,6 +11,7 @@ from torch import Tensor
 from glscl.evaluation.caches import Cache
 from glscl.models.heads.base import Head
 from glscl.models.heads.scoring import wide
+from glscl.models.heads.xpool import XPool
 
 SHARPNESS = 20.0
 """Of the softmax of cosines that says which frames a word meets, where a head takes its best one alone."""
@@ -54,9 +55,10 @@ def _by_sentence(name: str) -> Callable[[Head, Cache, Cache], Tensor | None]:
 
 
 def _by_attention(head: Head, text: Cache, video: Cache) -> Tensor:
-    pool = getattr(head, "pool", head)
-    weights = cast(Tensor, pool.weights(text, video))[..., 0]  # (b, heads F)
-    return weights.unflatten(-1, (pool.heads, -1)).mean(1)
+    pool = cast(XPool, getattr(head, "pool", head))
+    weights = pool.weights(text, video)[..., 0]  # (b, heads F)
+    mean: Tensor = weights.unflatten(-1, (pool.heads, -1)).mean(1)
+    return mean
 
 
 def _by_keys(head: Head, text: Cache, video: Cache) -> Tensor:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from types import ModuleType
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 
 from glscl.errors import UserError
-
-if TYPE_CHECKING:
-    import faiss
 
 LEVELS = 16
 _ROUNDS = 25
@@ -39,7 +37,8 @@ def encode(vectors: Floats, levels: Floats) -> Codes:
     nearest = np.empty(vectors.shape, np.uint8)
     for column in range(vectors.shape[1]):
         nearest[:, column] = np.searchsorted(borders[column], vectors[:, column])
-    return nearest[:, 0::2] | (nearest[:, 1::2] << 4)
+    codes: Codes = np.bitwise_or(nearest[:, 0::2], np.left_shift(nearest[:, 1::2], 4)).astype(np.uint8)
+    return codes
 
 
 class CodeSearch:
@@ -65,13 +64,14 @@ class CodeSearch:
         return cast(Rows, rows[0][rows[0] >= 0].astype(np.int64))
 
 
-def load_faiss() -> faiss:  # type: ignore[valid-type]
+def load_faiss() -> ModuleType:
     """The library. Raises `UserError`: it is not installed."""
     try:
         import faiss
     except ImportError:
         raise UserError("an index of this size is searched by faiss: pip install 'glscl[index]'") from None
-    return faiss
+    module: ModuleType = faiss
+    return module
 
 
 def has_faiss() -> bool:

@@ -83,7 +83,7 @@ _LOCAL = Foreign(
     False,
     lambda head, text: _concepts(text),
     lambda head, video: list(_concepts(video).unsqueeze(1)),
-    lambda head, total, count: head.options.local_weight * total,  # type: ignore[union-attr, operator, no-any-return]
+    lambda head, total, count: total * float(head.options.local_weight),  # type: ignore[union-attr, arg-type]
 )
 _AGC = Foreign(
     True,

@@ -1,19 +1,26 @@
 """The moment of a video that a text is about: from the scores of its segments and the weights of the best one's frames.
 
-1. Segments whose score lies in the upper `NEAR` of the way from the video's worst to its best, and that follow each
-   other without a gap around the best one, are one moment: an event that is longer than a segment.
-2. Is it one segment, and does the head keep frames, it is cut to the frames around the heaviest that weigh at least
-   half as much: an event that is shorter.
-3. A head without frames cuts it by the segments that overlap it (`_cut_by_overlaps`): what their scores say of the
+1. Segments whose score lies within `NEAR` of the way from the video's best to its worst, and that follow each other
+   without a gap around the best one, are one moment if together they are half as long again as a segment: an event that
+   is longer than a segment.
+2. Else, where other segments overlap the best one by more than half, the moment is as long as a segment, and begins at
+   the mean of where they begin, weighted by their scores.
+3. Where they do not, and the head keeps frames, the best segment is cut to the frames around the heaviest that weigh at
+   least half as much: an event that is shorter.
+4. A head without frames cuts it by the segments that overlap it (`_cut_by_overlaps`): what their scores say of the
    parts that they share with it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
-NEAR = 0.2
+NEAR = 0.1
+LONGER = 1.5
 HALF = 0.5
+SHARPNESS = 8.0
+"""Of the softmax of scores, laid out from 0 for the video's worst to 1 for its best."""
 
 
 def find_moment(
@@ -32,8 +39,12 @@ def find_moment(
     """
     best = max(range(len(scores)), key=lambda number: (scores[number], -number))
     first, last = _join(segments, scores, best)
-    if first < last:
+    start, end = segments[best]
+    if segments[last][1] - segments[first][0] >= LONGER * (end - start):
         return segments[first][0], segments[last][1]
+    close = [number for number, other in enumerate(segments) if abs(other[0] - start) < HALF * (end - start)]
+    if len(close) > 1:
+        return _place_among(segments, scores, close, best)
     if weights:
         return _cut_by_frames(segments[best], times, weights)
     return _cut_by_overlaps(segments, scores, best)
@@ -50,6 +61,18 @@ def _join(segments: Sequence[tuple[float, float]], scores: Sequence[float], best
     while last + 1 < len(scores) and scores[last + 1] > least and segments[last][1] >= segments[last + 1][0]:
         last += 1
     return first, last
+
+
+def _place_among(
+    segments: Sequence[tuple[float, float]], scores: Sequence[float], close: Sequence[int], best: int
+) -> tuple[float, float]:
+    """The best segment, moved to where those around it say that it is."""
+    span = scores[best] - min(scores)
+    if span <= 0:
+        return segments[best]
+    shares = [math.exp(SHARPNESS * (scores[number] - scores[best]) / span) for number in close]
+    start = sum(share * segments[number][0] for share, number in zip(shares, close, strict=True)) / sum(shares)
+    return start, start + segments[best][1] - segments[best][0]
 
 
 def _cut_by_frames(
@@ -76,7 +99,7 @@ def _cut_by_overlaps(
     """
     start, end = segments[best]
     worst = min(scores)
-    least = worst + NEAR * (scores[best] - worst)
+    least = worst + 2 * NEAR * (scores[best] - worst)
     before = segments[best - 1] if best > 0 else None
     after = segments[best + 1] if best + 1 < len(segments) else None
     cut_start = before[1] if before and scores[best - 1] <= least else start

@@ -152,21 +152,24 @@ def _left_vectors(scores: Tensor, width: int) -> Tensor:
     """The first left singular vectors (T, M) of scores (T, V)."""
     values, vectors = torch.linalg.eigh(scores.double() @ scores.double().T)
     rank = int((values > 1e-9 * values[-1]).sum())
-    return vectors[:, -min(width, rank // 2 * 2) :].float()
+    best: Tensor = vectors[:, -min(width, rank // 2 * 2) :].float()
+    return best
 
 
 def _turned(basis: Tensor) -> Tensor:
     """The same directions turned at random: a code clips what is extreme, and the best of a library are so in few."""
     generator = torch.Generator().manual_seed(0)
     turn = torch.linalg.qr(torch.randn(basis.shape[1], basis.shape[1], generator=generator)).Q
-    return basis @ turn
+    turned: Tensor = basis @ turn
+    return turned
 
 
 def _solve(items: Tensor) -> Tensor:
     """``Y (Yᵀ Y + λ)⁻¹`` (V, M): scores with the items of Y, times this, are the text's coordinates."""
     gram = items.double().T @ items.double()
     ridge = _RIDGE * torch.eye(len(gram), dtype=gram.dtype) * gram.diagonal().mean()
-    return (items.double() @ torch.linalg.inv(gram + ridge)).float()
+    solved: Tensor = (items.double() @ torch.linalg.inv(gram + ridge)).float()
+    return solved
 
 
 def _arrays(video_map: Tensor, query_map: Tensor, means: Tensor) -> dict[str, Array]:

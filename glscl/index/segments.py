@@ -89,7 +89,8 @@ class Segments:
     @property
     def seconds(self) -> float:
         """Of all videos together."""
-        return float(sum(self._column("duration")[video] for video in np.unique(self.video)))
+        durations = np.array(self._column("duration"), np.float64)
+        return float(durations[np.unique(self.video)].sum())
 
     def allowed(self, tests: dict[str, Test]) -> Rows:
         """The segments of the videos that pass all tests."""
@@ -107,7 +108,7 @@ class Segments:
 
     @cached_property
     def _metadata(self) -> list[dict[str, Value]]:
-        return [json.loads(text) for text in self._column("metadata")]
+        return [json.loads(str(text)) for text in self._column("metadata")]
 
-    def _column(self, name: str) -> list[object]:
+    def _column(self, name: str) -> list[Value]:
         return [value for part in self._parts for value in part.videos[name].to_pylist()]

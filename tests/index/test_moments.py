@@ -118,7 +118,7 @@ def test_events_of_the_toy_domain(tmp_path: Path) -> None:
     library = tmp_path / "library"
     library.mkdir()
     expected = []
-    for record in toy_records(domain, "test", 60, seed):
+    for record in toy_records(domain, "test", 40, seed):
         (library / f"{record.video_id}.mp4").write_bytes(render_video(domain, record, seed))
         expected += [
             (f"{record.video_id}.mp4", tell(record.attributes, event), (start, end))
@@ -138,8 +138,12 @@ def test_events_of_the_toy_domain(tmp_path: Path) -> None:
 
 def test_a_long_event_joins_segments_and_a_short_one_is_cut() -> None:
     segments = [(float(start), start + 2.0) for start in range(6)]
-    assert find_moment(segments, [0, 0.1, 0.9, 1.0, 0.95, 0.1], [4.0], []) == (2.0, 6.0)
+    assert find_moment(segments, [0, 0.1, 0.92, 1.0, 0.95, 0.1], [4.0], []) == (2.0, 6.0)
     times, weights = [3.25, 3.75, 4.25, 4.75], [0.05, 0.4, 0.5, 0.05]
     assert find_moment(segments, [0, 0, 0, 1.0, 0.3, 0], times, weights) == (3.5, 4.5)
     assert find_moment([(0.0, 4.0)], [1.0], [0.5, 1.5, 2.5, 3.5], []) == (0.0, 4.0)
     assert find_moment(segments, [0, 0, 0, 1.0, 0.5, 0], [4.0], []) == (4.0, 5.0)
+    fine = [(start / 2, start / 2 + 2.0) for start in range(6)]
+    start, end = find_moment(fine, [0, 0, 0.8, 1.0, 0.8, 0], times, weights)
+    assert (start, end) == (pytest.approx(1.5), pytest.approx(3.5))
+    assert find_moment(fine, [0, 0, 0.5, 1.0, 0.9, 0], times, weights)[0] > 1.6
