@@ -238,11 +238,21 @@ def test_the_keyboard_alone(open_page: Callable[..., Page], width: str) -> None:
         press("Tab")
         reached.add(
             page.evaluate(
-                "document.activeElement.id || document.activeElement.className || document.activeElement.name"
+                "document.activeElement.id || document.activeElement.name || document.activeElement.className"
             )
         )
     assert {"choose", "theme", "index", "condition", "like"} <= {word for name in reached for word in name.split()}
     assert any("card" in name.split() for name in reached)
+
+
+def test_words_that_come_before_the_server_has_answered_are_kept(open_page: Callable[..., Page]) -> None:
+    page = open_page()
+    page.route("**/api/indexes", lambda route: (page.wait_for_timeout(300), route.continue_()))
+    page.reload(wait_until="domcontentloaded")
+    page.fill("#query", "a red circle rises")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".card")
+    assert page.url.endswith("?q=a+red+circle+rises")
 
 
 def test_colours_follow_the_button_and_stay(open_page: Callable[..., Page]) -> None:

@@ -14,6 +14,7 @@ const [results, intro, more, clipInput, filter] = ["results", "intro", "more", "
 let server = null; // what /api/indexes says
 let asked = { q: "", like: "", view: "", where: [], clip: null, k: FIRST };
 let running = null; // the search that is not answered yet
+let early = {}; // what was asked for before the server has said what it has
 
 // ---- The address
 
@@ -43,6 +44,10 @@ function writeAddress() {
 
 /** Asks for something else: what is not named stays. */
 function change(changes) {
+  if (!server) {
+    early = { ...early, ...changes };
+    return;
+  }
   asked = { ...asked, k: FIRST, ...changes };
   writeAddress();
   search();
@@ -226,6 +231,10 @@ function buildIntro() {
 
 function searchByClip(file) {
   if (!file) return;
+  if (!server) {
+    change({ q: "", like: "", clip: file });
+    return;
+  }
   const most = server.max_upload_bytes;
   problem.hidden = true;
   if (file.size > most) {
@@ -245,7 +254,7 @@ addEventListener("drop", (event) => {
   if (!hasFiles(event)) return;
   event.preventDefault();
   drop.hidden = true;
-  if (server) searchByClip(event.dataTransfer.files[0]);
+  searchByClip(event.dataTransfer.files[0]);
 });
 of("choose").addEventListener("click", () => clipInput.click());
 clipInput.addEventListener("change", () => {
@@ -335,6 +344,7 @@ more.firstElementChild.addEventListener("click", () => {
   search();
 });
 addEventListener("popstate", () => {
+  if (!server) return;
   asked = readAddress();
   search();
 });
@@ -344,7 +354,8 @@ try {
   buildModels();
   buildFilter();
   buildIntro();
-  asked = readAddress();
+  asked = { ...readAddress(), ...early };
+  writeAddress();
   await search();
 } catch (error) {
   problem.textContent = error.message;
