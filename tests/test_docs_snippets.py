@@ -22,6 +22,7 @@ from glscl.data.benchmarks import benchmark_names, find_benchmark
 from glscl.errors import UserError
 from glscl.options.packaged import preset_names, preset_text
 from glscl.runs.options import merge
+from glscl.service.options import Serve
 from glscl.study.options import StudyConfig
 from glscl.training.config import run_config, validate
 from tools.check_docs import documents
@@ -30,6 +31,7 @@ from tune.options import SweepConfig
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in documents(ROOT)}
 OTHER_PROGRAMS = {"make", "source", "mkdir", "export", "ray", "docker", "kubectl", "hf", "pip", "python", "base64"}
+OTHER_PROGRAMS |= {"curl", "sbatch", "sky"}
 """What the blocks of shell call beside glscl."""
 RUN_BY = {
     "README.md": "tests/e2e/test_readme.py",
@@ -38,6 +40,7 @@ RUN_BY = {
     "docs/heads.md": "tests/models/test_registry.py",
     "docs/own-videos.md": "tests/e2e/test_own_videos.py",
     "docs/index.md": "tests/index/test_docs.py",
+    "docs/tools.md": "tests/retrieval/test_mteb.py",
 }
 """Pages with Python, and the tests that run it."""
 
@@ -222,6 +225,10 @@ YAML = [(page, block) for page, text in PAGES.items() for block in blocks(text, 
 
 @pytest.mark.parametrize(("page", "block"), YAML, ids=[f"{page}: {block.splitlines()[0]}" for page, block in YAML])
 def test_every_yaml_block_is_valid(page: str, block: str) -> None:
+    if page == "docs/serve.md":  # a configuration of Ray Serve, whose arguments are ours
+        (application,) = yaml.safe_load(block)["applications"]
+        Serve.model_validate(application["args"])
+        return
     assert page == "docs/study.md", "say which model validates the YAML of this page"
     check_yaml(block, page)
 
@@ -241,7 +248,7 @@ def test_a_wrong_block_is_noticed(change: tuple[str, str]) -> None:
 def test_every_block_is_of_a_kind_that_a_test_reads() -> None:
     for page, text in PAGES.items():
         kinds = set(re.findall(r"^```(\w+)$", text, re.MULTILINE))
-        assert kinds <= {"bash", "python", "yaml", "toml", "text"}, page
+        assert kinds <= {"bash", "python", "yaml", "toml", "text", "nginx"}, page
         assert "toml" not in kinds or page == "docs/heads.md"
         if "python" in kinds:
             assert Path(page).name in (ROOT / RUN_BY[page]).read_text(encoding="utf-8"), page

@@ -96,7 +96,9 @@ def show_code(path: str) -> str:
 
 
 def first_line(module: Path) -> str:
-    """The first line of a module's docstring."""
+    """The first line of a module's docstring; none where there is no module, in a folder of other files."""
+    if not module.exists():
+        return ""
     return (ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))) or "").partition("\n")[0]
 
 

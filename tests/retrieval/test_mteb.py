@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -314,3 +315,23 @@ def test_without_mteb_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UserError, match=r"mteb is not installed: pip install 'glscl\[mteb\]'"):
         importlib.reload(wrapper)
+
+
+def test_the_python_of_the_documentation(
+    tmp_path: Path, pairs: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a generated task in place of MVEB's, and on run files of a query."""
+    page = (Path(__file__).parents[2] / "docs" / "tools.md").read_text(encoding="utf-8")
+    first, second = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "runs").mkdir()
+    Path(write_run(tmp_path)).rename(tmp_path / "runs" / "first")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MTEB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(mteb, "get_tasks", lambda tasks: [pairs_task(pairs[0], name[4:7].lower()) for name in tasks])
+    names: dict[str, Any] = {}
+    exec(compile(first, "tools.md", "exec"), names)
+    assert [result.task_name for result in names["results"].task_results] == ["GeneratedT2V", "GeneratedV2T"]
+    (tmp_path / "msrvtt-test_1k_a.text_to_video.run").write_text("a#0 Q0 b 1 0.9 x\na#0 Q0 a 2 0.8 x\n")
+    (tmp_path / "msrvtt-test_1k_a.text_to_video.qrels").write_text("a#0 0 a 1\n")
+    exec(compile(second, "tools.md", "exec"), names)
+    assert names["by_query"]["a#0"]["recip_rank"] == 0.5
