@@ -5,8 +5,8 @@
 Writes an index of made videos, each one segment with 8 concepts of 512 numbers (GLSCL's local score alone), part by
 part, and fits its first stage to made texts. Then it searches with other texts: recall@10 of the two stages against the
 exact scores of everything as they are stored, recall@10 of what is stored against fp32, and the time of each search
-from an encoded text to ten videos with their moments, warm, by one thread. At last it adds 10,000 videos, and counts the
-older files that were written again.
+from an encoded text to ten videos with their moments, warm, by one thread. At last it adds 10,000 videos, and
+counts the older files that were written again.
 
 ``clusters`` are videos of 2,000 topics in a latent space of 96 dimensions, of which every concept sees a view of its
 own with a fifth of its energy in noise that nothing explains; a text is a noisier view of one video. ``gaussian`` are
