@@ -15,6 +15,8 @@ import pytest
 from glscl.cli import main
 from glscl.commands import list_commands
 from glscl.models.heads import head_names
+from glscl.options.flags import is_positional
+from glscl.options.mistakes import annotated_keys
 from glscl.options.packaged import preset_names
 
 BASH = """
@@ -105,9 +107,9 @@ def test_every_command_and_option_is_there(scripts: dict[str, Path], project: Pa
     rows = {tuple(row.split("\t")[:2]) for row in scripts["bash"].read_text(encoding="utf-8").splitlines()}
     for command in list_commands().values():
         kind = command.options()
-        for field in kind.model_fields if kind else ():
-            if field not in ("id", "data", "model", "loss", "training", "checkpoint", "evaluation"):
-                assert (command.name, f"--{field.replace('_', '-')}") in rows
+        for name, _ in annotated_keys(kind) if kind else ():
+            if not is_positional(kind, name):
+                assert (command.name, f"--{name.replace('_', '-')}") in rows
 
 
 @pytest.mark.skipif(shutil.which("zsh") is None, reason="zsh is not installed")
