@@ -50,7 +50,7 @@ def open_page(browser: Browser, served: Served) -> Iterator[Callable[..., Page]]
         page = context.new_page()
         page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
         page.on("pageerror", lambda error: said.append(f"error: {error}"))
-        page.on("dialog", lambda dialog: said.append(f"dialog: {dialog.message}"))
+        page.on("dialog", lambda dialog: (said.append(f"dialog: {dialog.message}"), dialog.dismiss()))
         page.on("request", lambda request: request.url.startswith(served.url) or said.append(f"asked {request.url}"))
         page.goto(served.url + address)
         return page
@@ -110,6 +110,7 @@ def test_the_moment_is_played_over_and_over(open_page: Callable[..., Page]) -> N
     went_back = """() => new Promise((done) => {
         const { video } = document.querySelector('.card').player;
         let before = video.currentTime;
+        setTimeout(() => done(false), 20000);  // far more than it takes: a test that hangs says nothing
         const look = () => {
             if (video.currentTime < before - 0.2) done(true);
             before = video.currentTime;
