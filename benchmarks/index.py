@@ -5,8 +5,8 @@
 Writes an index of made videos, each one segment with 8 concepts of 512 numbers (GLSCL's local score alone), part by
 part, and fits its first stage to made texts. Then it searches with other texts: recall@10 of the two stages against the
 exact scores of everything as they are stored, recall@10 of what is stored against fp32, and the time of each search
-from an encoded text to ten videos with their moments, warm. At last it adds 10,000 videos, and counts the
-older files that were written again.
+from an encoded text to ten videos with their moments, warm, by one thread. At last it adds 10,000 videos, and
+counts the older files that were written again.
 
 ``clusters`` are videos of 2,000 topics in a latent space of 96 dimensions, of which every concept sees a view of its
 own with a fifth of its energy in noise that nothing explains; a text is a noisier view of one video. ``gaussian`` are
@@ -126,6 +126,7 @@ def measure(options: argparse.Namespace, folder: str, scratch: str) -> Figures:
     exact = best_rows(model.retriever.score, texts, index._segments, model.device, 10)
     seconds, first = [], []
     found = []
+    torch.set_num_threads(1)  # so few candidates need no more, and threads that wait for each other are slow
     for row in [0, 1, 2, *range(options.queries)]:  # the first ones are for warming up
         text = rows_of(texts, range(row, row + 1))
         began = time.perf_counter()
@@ -136,6 +137,7 @@ def measure(options: argparse.Namespace, folder: str, scratch: str) -> Figures:
         index._first.search(text, index.candidates)
         first.append(time.perf_counter() - began)
     found, seconds, first = found[3:], seconds[3:], first[3:]
+    torch.set_num_threads(options.threads)
     ids = [[index._segments.entry(int(row)).id for row in rows] for rows in exact]
     stored = recall_of_stored(maker, options.videos, texts, exact)
     size = index.stats.bytes

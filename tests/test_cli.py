@@ -16,28 +16,14 @@ from glscl.cli import main
 from glscl.commands.shards_build import Build
 from glscl.data.benchmarks import benchmark_names
 from glscl.data.shards import ShardSet
+from glscl.options.flags import wrap_help
 from glscl.options.mistakes import keys_of
 from glscl.options.packaged import preset_names, preset_text
 from glscl.study.options import StudyConfig
 from glscl.training.config import RunConfig, load_config
 from tune.options import SweepConfig
 
-COMMANDS = (
-    *(
-        "quickstart",
-        "train",
-        "eval",
-        "study",
-        "shards build",
-        "shards index",
-        "shards verify",
-        "shards info",
-        "shards duplicates",
-        "toy",
-        "presets",
-    ),
-    *("submit", "jobs status", "jobs logs", "jobs stop", "doctor"),
-)
+COMMANDS = tuple(commands.list_commands())
 Capture = pytest.CaptureFixture[str]
 
 
@@ -170,6 +156,26 @@ def test_every_command_has_help(capsys: Capture, command: str, flag: str) -> Non
     assert "FAILED" not in out
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_is_readable_at_80_columns(capsys: Capture, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    _, out = run(capsys, *command.split(), "--help")
+    assert [line for line in out.splitlines() if len(line) > 80] == []
+    assert re.match(r"\w", out.split("\n\n")[1]), "what it does comes before its options"
+
+
+def test_columns_of_a_help_text_stay_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    text = "Train a run, or continue it where it stopped, which takes a while.\n\n  --name NAME   " + "word " * 12
+    assert wrap_help(text).splitlines() == [
+        "Train a run, or continue it where it stopped, which takes a",
+        "while.",
+        "",
+        "  --name NAME   word word word word word word word word word",
+        "                word word word",
+    ]
+
+
 def test_train_help_explains_every_key(capsys: Capture) -> None:
     status, out = run(capsys, "train", "--help")
     assert status == 0
@@ -290,8 +296,8 @@ def test_choosing_on_the_test_set_is_refused(capsys: Capture, shard_set: ShardSe
     [
         ("trian", "unknown command 'trian', did you mean 'train'"),
         ("--verbose", "unknown command '--verbose'"),
-        ("shards", "needs build, index, verify, info or duplicates"),
-        ("shards bild", "needs build, index, verify, info or duplicates"),
+        ("shards", "needs build, index, mteb, verify, info or duplicates"),
+        ("shards bild", "needs build, index, mteb, verify, info or duplicates"),
         ("train --training.epoch 3", "did you mean '--training.epochs'"),
         ("train --config tinny", "did you mean 'tiny'"),
         ("train --config nowhere.yaml", "nowhere.yaml: no such file"),

@@ -20,6 +20,7 @@ from glscl.options.flags import parse_options
 from glscl.options.mistakes import keys_of
 from glscl.options.strict_yaml import dump_yaml, load_yaml
 from glscl.training.config import RunConfig, load_config, read_yaml, run_config, to_yaml, validate
+from glscl.training.options import TrackingConfig
 from stress.fuzz import mutate
 
 
@@ -348,6 +349,10 @@ def _value(model: type[BaseModel], name: str) -> st.SearchStrategy[Any] | None:
         return st.sampled_from([None, "value", "query,key,value,output,mlp"])
     if (model, name) == (EvaluationConfig, "frames"):  # each once
         return st.sampled_from([None, [], ["single"], ["reversed", "shuffled"]])
+    if (model, name) == (TrackingConfig, "to"):  # each once
+        return st.sampled_from([[], ["wandb"], ["trackio", "mlflow"]])
+    if (model, name) == (TrackingConfig, "project"):
+        return st.from_regex(r"[A-Za-z0-9._-]{1,12}", fullmatch=True)
     low = next(
         (getattr(m, "ge", getattr(m, "gt", None)) for m in field.metadata if hasattr(m, "ge") or hasattr(m, "gt")), None
     )

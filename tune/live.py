@@ -108,12 +108,13 @@ class SweepCallback(Callback):
 
     def _event(self, trials: Sequence[Any], text: str) -> None:
         so_far = self.trials(trials)
-        if self._live is not None:
-            self._live.update(build_table(so_far, self._total), refresh=True)
-            return
         ended = sum(trial.state != "running" for trial in so_far) - len(self._known)
-        left = time_left(time.monotonic() - self._began, ended, self._total - len(self._known))
-        print(f"sweep: {text}; {summarise(so_far, self._total)}{left}", flush=True)
+        summary = summarise(so_far, self._total)
+        summary += time_left(time.monotonic() - self._began, ended, self._total - len(self._known))
+        if self._live is not None:
+            self._live.update(build_table(so_far, summary), refresh=True)
+            return
+        print(f"sweep: {text}; {summary}", flush=True)
 
 
 def summarise(trials: Sequence[Trial], total: int) -> str:
@@ -124,10 +125,10 @@ def summarise(trials: Sequence[Trial], total: int) -> str:
     return f"{text} of {total}" + (f"; best {best.score():.2f} ({best.name})" if best else "")
 
 
-def build_table(trials: Sequence[Trial], total: int) -> Table:
+def build_table(trials: Sequence[Trial], title: str) -> Table:
     """Build a table of the trials, the best first."""
     domains = next((list(trial.last.domains) for trial in trials if trial.last), [])
-    table = Table(box=None, header_style="bold", pad_edge=False, title=summarise(trials, total), title_justify="left")
+    table = Table(box=None, header_style="bold", pad_edge=False, title=title, title_justify="left")
     for name in ("trial", "state", "step", "objective", *domains):
         table.add_column(Text(name), justify="left" if name in ("trial", "state") else "right")
     for trial in sorted(trials, key=Trial.score, reverse=True)[:20]:

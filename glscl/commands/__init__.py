@@ -19,9 +19,12 @@ import textwrap
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from glscl.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from glscl.options import Options
 
 _FIRST_STEPS = """\
 New here?         glscl quickstart    train and test on made videos on a CPU
@@ -43,6 +46,12 @@ class Command(NamedTuple):
         module = importlib.import_module(f"{__name__}.{self.name.replace(' ', '_')}")
         verdict: str = module.run(list(words), f"glscl {self.name}")
         return verdict
+
+    def options(self) -> "type[Options] | None":
+        """The class of the options that its help explains; None if it takes none."""
+        from glscl.options.flags import find_options  # lazy: `glscl --help` needs no parser
+
+        return find_options(lambda: self.run(["--help"]))
 
 
 @cache

@@ -52,6 +52,9 @@ class Eval(Options):
     qrels: tuple[str, ...] = ()
     """DOMAIN=FILE: a list of the videos that are relevant to each caption of that test domain, several where there are
     (TREC qrels or JSON lines, see `glscl shards duplicates`). Text-to-video results are then given for it, too."""
+    trec: int = Field(default=0, ge=0)
+    """Also write TREC run files of so many results per query at most, and the qrels that they are judged by, into trec/
+    of the output. The driver then holds the whole matrix of texts x videos. 0 writes none."""
     alphas: tuple[float, ...] = ()
     """WiSE-FT: test with clip towers between those that training began with (0) and the trained ones (1), once for each
     of these numbers."""
@@ -112,7 +115,7 @@ def _check(options: Eval) -> None:
         raise UserError("--frames: an order is named twice")
     if options.shifts:
         parse_shifts(options.shifts)
-        for name in ("frames", "normalisations", "leave_out", "alphas", "head_alphas"):
+        for name in ("frames", "normalisations", "leave_out", "alphas", "head_alphas", "trec"):
             if getattr(options, name):
                 raise UserError(
                     f"--{name.replace('_', '-')}: not together with --shifts; ask for it in another command"
@@ -127,6 +130,7 @@ def _evaluate(options: Eval, config: EvaluationConfig, run_directory: str, outpu
     from glscl.commands._shifts import score_shifts
     from glscl.data.quarantine import Quarantine
     from glscl.evaluation.console import print_results
+    from glscl.evaluation.trec import TrecFiles, run_tag
     from glscl.evaluation.wise_ft import listed_mixes
     from glscl.system.ownership import owned
     from glscl.system.session import cluster_nodes, on_this_machine, ray_session
@@ -146,7 +150,11 @@ def _evaluate(options: Eval, config: EvaluationConfig, run_directory: str, outpu
             if shifts := parse_shifts(options.shifts):
                 return score_shifts(run_directory, tests, shifts, config, share, quarantine, output, owner.fence)
             mixes = listed_mixes(options.alphas, options.head_alphas)
-            results = evaluate(run_directory, tests, config, share, quarantine, bank=options.bank, mixes=mixes)
+            trec = None
+            if options.trec:
+                trec = TrecFiles(storage.join(output, "trec"), options.trec, run_tag(run_directory), owner.fence)
+            bank = options.bank
+            results = evaluate(run_directory, tests, config, share, quarantine, bank=bank, mixes=mixes, trec=trec)
         owner.fence.check()
         write_results(results, output)
     print_results(results)

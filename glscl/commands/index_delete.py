@@ -2,6 +2,7 @@
 
 from glscl.commands._index import take_words
 from glscl.errors import UserError
+from glscl.options.flags import wrap_help
 
 HELP = "take videos out of an index, by their ids"
 ORDER = 37
@@ -10,10 +11,8 @@ ORDER = 37
 def run(words: list[str], program: str) -> str:
     """Delete the videos; the index no longer finds them once this is said."""
     if "--help" in words or "-h" in words:
-        print(
-            f"usage: {program} INDEX ID...\n\ntake videos out of an index; those that are still in the library come "
-            "back with the next `glscl index build`"
-        )
+        about = "take videos out of an index; those that are still in the library come back with `glscl index build`"
+        print(f"usage: {program} INDEX ID...\n\n{wrap_help(about)}")
         return ""
     taken = take_words(words, program, ["INDEX", "ID..."], most=1_000_000)
     if len(taken) != len(words):

@@ -7,7 +7,7 @@ from glscl.options.flags import check_spelling
 from glscl.options.packaged import split_config
 from glscl.reporting.console import start_panel
 from glscl.system.environment import check_environment
-from glscl.training.options import CheckpointConfig, TrainingConfig
+from glscl.training.options import CheckpointConfig, TrackingConfig, TrainingConfig
 
 HELP = "train or continue a run:  --config PRESET|FILE.yaml  --a.b value ...  [--dry-run]"
 ORDER = 20
@@ -24,6 +24,7 @@ SECTIONS: dict[str, type[Options]] = {
     "training": TrainingConfig,
     "checkpoint": CheckpointConfig,
     "evaluation": EvaluationConfig,
+    "tracking": TrackingConfig,
 }
 """The sections of a run's configuration that are known without torch."""
 OTHER_SECTIONS = ("model", "loss")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from glscl.data.shards import Shard, ShardSet
 from glscl.errors import UserError
+from glscl.system.progress import Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,10 @@ def format_qrels(duplicates: Duplicates, *, json_lines: bool) -> str:
 
 
 def _read_captions(shard_set: ShardSet) -> Iterator[tuple[str, tuple[str, ...]]]:
-    for index in range(len(shard_set.manifest.shards)):
-        with closing(Shard(shard_set, index)) as shard:
-            for sample in shard.samples:
-                yield sample.video_id, tuple(sample.captions)
+    tars = len(shard_set.manifest.shards)
+    with Progress(f"reading {shard_set.uri}", tars, "tars") as progress:
+        for index in range(tars):
+            with closing(Shard(shard_set, index)) as shard:
+                for sample in shard.samples:
+                    yield sample.video_id, tuple(sample.captions)
+            progress.advance()

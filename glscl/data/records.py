@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from glscl.errors import printable
 
 MOST_SECONDS = 1e9  # largest start, end or duration
+MTEB_SPLIT = "mteb_"  # begins the name of a split that `glscl shards mteb` wrote
 MAX_ID = 4096  # characters of the longest video id; an id may be a path
 
 

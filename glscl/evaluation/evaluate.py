@@ -23,6 +23,7 @@ from glscl.evaluation.relevance import Judged, match_qrels, read_qrels_lists
 from glscl.evaluation.results import NormalisedColumn, Test, WithoutLeaked
 from glscl.evaluation.saved import ModelCard, check_features, read_card
 from glscl.evaluation.scoring import NO_PAIRS, ScoringResult, rank_matrix
+from glscl.evaluation.trec import TrecFiles
 from glscl.evaluation.wise_ft import Mix, configured_mix
 from glscl.system.nodes import Share
 from glscl.system.progress import Progress
@@ -38,16 +39,17 @@ def evaluate_model(
     bank: Sequence[str] = (),
     keep_ranks: bool = False,
     mixes: Sequence[Mix] = (),
+    trec: TrecFiles | None = None,
     here: bool = False,
 ) -> list[Test]:
     """Score a model on every test set with evaluators (`start_evaluators`), on whose number no figure depends.
 
     ``model_uri`` is the folder of a saved model, or a run directory; ``config.bank_videos`` are drawn from the training
-    sets of ``bank``. ``keep_ranks`` adds every query's ranks, for paired statistics. ``here`` says that this process
-    may do the work of one evaluator, whatever else runs. The ``quarantine`` lists the videos that cannot be used and
-    bounds them set by set; without, any number is left out. Every set is scored with each of the ``mixes`` of initial
-    and trained weights; without, with the one of the configuration, if there is one. With each, the orders of
-    ``config.frames`` follow the frames as they are.
+    sets of ``bank``. ``keep_ranks`` adds every query's ranks, for paired statistics. ``trec`` says where runs are
+    written, if any. ``here`` says that this process may do the work of one evaluator, whatever else runs. The
+    ``quarantine`` lists the videos that cannot be used and bounds them set by set; without, any number is left out.
+    Every set is scored with each of the ``mixes`` of initial and trained weights; without, with the one of the
+    configuration, if there is one. With each, the orders of ``config.frames`` follow the frames as they are.
 
     Raises `UserError`: model, test set or list of videos missing, nothing decodable, or too many videos of a set that
     cannot be used; those of all sets are listed by then.
@@ -76,7 +78,7 @@ def evaluate_model(
                         problems[embeddings] = None
                         continue
                     judged = match_qrels(qrels.get(domain), embeddings)
-                    result, normalised = _score(evaluators, embeddings, named, domain, config, query_bank, judged)
+                    result, normalised = _score(evaluators, embeddings, named, domain, config, query_bank, judged, trec)
                     test = describe_test(
                         named,
                         shard_set,
@@ -160,16 +162,21 @@ def _score(
     config: EvaluationConfig,
     query_bank: QueryBank | None,
     judged: Judged | None,
+    trec: TrecFiles | None,
 ) -> tuple[ScoringResult, list[NormalisedColumn]]:
-    """Rank a test set; with normalisations from its whole similarity matrix, which is then held here."""
+    """Rank a test set; with normalisations or runs from its whole similarity matrix, which is then held here."""
     caches = embeddings.caches
     relevant = judged.pairs if judged else NO_PAIRS
     pairs = len(embeddings.captions) * len(embeddings.video_ids)
     with Progress(f"scoring {name}", pairs, "pairs") as progress:
-        if not config.normalisations:
+        if not config.normalisations and trec is None:
             return evaluators.score(caches, relevant, progress=progress), []
         similarity = evaluators.similarity(caches, caches, progress=progress)
     result = rank_matrix(similarity, caches.text_to_video, relevant=relevant)
+    if trec is not None:
+        trec.write(name, embeddings, similarity)
+    if not config.normalisations:
+        return result, []
     banks = query_bank.similarities(evaluators, caches, domain) if query_bank else None
     return result, measure_normalised(similarity, caches.text_to_video, banks)
 

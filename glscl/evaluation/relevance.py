@@ -140,7 +140,7 @@ def match_qrels(qrels: Qrels | None, embeddings: Embeddings) -> Judged | None:
     if qrels is None:
         return None
     names = list(map(compose_accents, embeddings.video_ids))
-    named = [(qrels.grades.get(name, {}), owner) for name, owner in _name_captions(embeddings)]
+    named = [(qrels.grades.get(name, {}), owner) for name, owner in name_captions(embeddings)]
     matched = sum(bool(listed) for listed, _ in named)
     if not matched:
         raise UserError(
@@ -169,7 +169,7 @@ def _list_pairs(named: Sequence[tuple[Mapping[str, int], int]], names: Sequence[
     return pairs
 
 
-def _name_captions(embeddings: Embeddings) -> Iterator[tuple[str, int]]:
+def name_captions(embeddings: Embeddings) -> Iterator[tuple[str, int]]:
     """Name and video of every caption, in their order."""
     for owner, (video_id, count) in enumerate(zip(embeddings.video_ids, embeddings.caches.captions, strict=True)):
         for number in range(count):

@@ -6,6 +6,7 @@ and the page's content security policy forbids everything else.
 
 from collections.abc import Mapping, Sequence
 
+from glscl.data.records import MTEB_SPLIT
 from glscl.evaluation import metrics
 from glscl.evaluation.charts import training_charts
 from glscl.evaluation.results import Results, Test, WithoutLeaked, parse_results
@@ -39,6 +40,7 @@ def render_report(results: Mapping[str, object] | Results, published: Sequence[P
         weighed=(metrics.MRR, metrics.NDCG),
         rank_titles=metrics.RANK_TITLES,
         chance=chance,
+        protocol=protocol,
         bounds=bounds,
         oracle_bars=oracle_bars,
         attribute_rows=attribute_rows,
@@ -55,6 +57,11 @@ def chance(test: Test | WithoutLeaked, direction: str, k: int) -> float:
     """R@k in per cent of a random order of the candidates: all videos for a text, all captioned ones for a video."""
     candidates = test.videos if direction == "text_to_video" else int(test.video_to_text["queries"])
     return min(100.0, 100.0 * k / max(candidates, 1))
+
+
+def protocol(test: Test) -> str:
+    """Whose rules made a test set, where they are not the benchmark's own."""
+    return "mteb's task (MVEB); frames and ties as here" if test.split.startswith(MTEB_SPLIT) else ""
 
 
 def bounds(values: Mapping[str, float]) -> str:

@@ -131,10 +131,10 @@ class VideoIndex:
 
     def _candidates(self, text: Cache, k: int, allowed: Rows | None) -> Rows:
         """The segments that the head scores: all that may be found, or those that the first stage hands over."""
-        left = np.arange(len(self)) if allowed is None else allowed
-        if self._first is None or len(left) <= max(FROM, self.candidates):
-            return left
-        return self._hand_over(self._first.projection.of_text(text)[0].numpy(), k, allowed, len(left))
+        left = len(self) if allowed is None else len(allowed)
+        if self._first is None or left <= max(FROM, self.candidates):
+            return np.arange(left) if allowed is None else allowed
+        return self._hand_over(self._first.projection.of_text(text)[0].numpy(), k, allowed, left)
 
     def _hand_over(self, vector: Floats, k: int, allowed: Rows | None, left: int) -> Rows:
         """At least as many segments as there are candidates, of at least ``k`` videos."""

@@ -4,14 +4,20 @@
 """
 
 import contextlib
+import inspect
 import io
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from functools import partial
-from typing import TypeVar, cast, get_args
+from typing import NoReturn, TypeVar, cast, get_args
 
 import tyro
 from pydantic import BaseModel, ValidationError
+from tyro.conf import Positional
 
 from glscl.errors import UserError
 from glscl.options import Options
@@ -20,6 +26,34 @@ from glscl.options.mistakes import annotated_keys, describe_mistake, keys_of, ne
 SURE_LIKENESS = 0.9  # from it on, a known key is meant whatever other keys there are
 
 SectionType = TypeVar("SectionType", bound=Options)
+
+
+class _AskedError(Exception):
+    """Ends a command that was only asked for the class of its options."""
+
+    def __init__(self, kind: type[Options]) -> None:
+        self.kind = kind
+
+
+_asking: ContextVar[bool] = ContextVar("asking", default=False)
+
+
+def find_options(show_help: Callable[[], object]) -> type[Options] | None:
+    """The class of options whose help a command would print; None if it has none. ``show_help`` runs its ``--help``.
+
+    Completion and the documentation's tables are made from what this gives, so that they cannot differ from the help.
+    """
+    token = _asking.set(True)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            show_help()
+    except _AskedError as asked:
+        return asked.kind
+    except SystemExit:
+        pass
+    finally:
+        _asking.reset(token)
+    return None
 
 
 def parse_options(
@@ -34,9 +68,11 @@ def parse_options(
     ``about`` begins the help of ``program``, by default the class's docstring; ``default`` has the values of options
     that are not given. Raises `UserError`: unknown option, or a value of the wrong type.
     """
+    if _asking.get():
+        raise _AskedError(kind)
     cli = partial(tyro.cli, kind, prog=program, description=about, **({} if default is None else {"default": default}))
     if "--help" in arguments or "-h" in arguments:
-        return cast(SectionType, cli(args=["--help"]))
+        _print_help(partial(cli, description=""), about or inspect.getdoc(kind) or "")
     known = _flags_of(kind)
     for argument in arguments:
         match = re.match(r"^--([A-Za-z][\w.-]*)", argument)
@@ -51,6 +87,41 @@ def parse_options(
         raise UserError(f"bad option: {_one_line(printed.getvalue(), leaving, kind)}") from None
     except ValidationError as error:  # tyro lets those of the outermost section through
         raise UserError(f"bad option: {describe_mistake(error, kind)}") from None
+
+
+def wrap_help(text: str) -> str:
+    """A help text wrapped to the terminal: paragraphs, and indented lines, whose second column stays one."""
+    width = max(60, shutil.get_terminal_size().columns)
+    lines: list[str] = []
+    for block in re.split(r"\n(?= )|\n(?=\n)|(?<=\n)\n(?!\n| )", text.strip()):
+        columns = re.match(r" +(\S+ )*\S+ {2,}|", block)
+        indent = len(columns[0]) if columns else 0
+        first, rest = block[:indent], block[indent:]
+        one = " ".join(rest.split())
+        lines.append(
+            textwrap.fill(one, width, initial_indent=first, subsequent_indent=" " * indent, break_on_hyphens=False)
+        )
+    return "\n".join(lines)
+
+
+def _print_help(cli: Callable[..., object], about: str) -> NoReturn:
+    """Print the help that tyro lays out, with a usage and a description that fit the terminal, and leave."""
+    printed = io.StringIO()
+    printed.isatty = sys.stdout.isatty  # type: ignore[method-assign]  # it has colours then
+    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+        cli(args=["--help"])
+    usage, _, rest = printed.getvalue().partition("\n")
+    usage = re.sub(r"\x1b\[[\d;]*m", "", usage)  # colours would count as letters
+    width = max(60, shutil.get_terminal_size().columns)
+    print(textwrap.fill(usage, width, subsequent_indent="  ", break_on_hyphens=False, break_long_words=False))
+    print(f"\n{wrap_help(about)}\n{rest}", end="")
+    raise SystemExit(0)
+
+
+def is_positional(kind: type[BaseModel], name: str) -> bool:
+    """Whether a field is given by its place on the command line, without its name."""
+    field = kind.model_fields.get(name)
+    return field is not None and any(marker in field.metadata for marker in get_args(Positional[str])[1:])
 
 
 def _switches(kind: type[BaseModel]) -> set[str]:
@@ -88,7 +159,7 @@ def shard_set_argument(words: Sequence[str], program: str, what: str) -> str:
     been printed.
     """
     if words and words[0] in ("-h", "--help"):
-        print(f"usage: {program} SHARD_SET\n\n{what}; a local folder or an s3:// prefix")
+        print(f"usage: {program} SHARD_SET\n\n{wrap_help(f'{what}; a local folder or an s3:// prefix')}")
         raise SystemExit(0)
     if len(words) != 1 or words[0].startswith("--"):
         raise UserError(f"`{program}` takes one shard set: a local folder or an s3:// prefix")

@@ -30,6 +30,8 @@ def build_run(
         )
     if run.evaluation.frames:
         raise UserError(f"{where}: evaluation.frames: a study names other orders of frames under its own `controls`")
+    if run.tracking.to and not run.tracking.group:
+        run = run.model_copy(update={"tracking": run.tracking.model_copy(update={"group": config.name})})
     return run
 
 

@@ -12,7 +12,7 @@ from glscl.runs.cell import Cell, is_finished
 from glscl.runs.execution import fits_one_process, run_cell
 from glscl.system.nodes import Share, alive_nodes, capacity_of_nodes, check_resources
 from glscl.system.ownership import Owner
-from glscl.system.progress import time_left
+from glscl.system.progress import Progress, time_left
 from glscl.training.checkpoint.format import SELECTION_METRIC
 from glscl.training.config import RunConfig
 from glscl.training.driver.machines import with_machines
@@ -85,15 +85,17 @@ class _Pool:
         """Do them all; raises as `run_cells`."""
         import ray
 
-        while self._pending or self._running:
-            owner.check()
-            self._start()
-            if not self._running:
-                break
-            ended, _ = ray.wait(list(self._running), num_returns=1, timeout=_POLL_S)
-            self._print_progress()
-            for reference in ended:
-                self._collect(reference)
+        with Progress(self._kind, self._total, "cells", done=self._finished, lines=False) as progress:
+            while self._pending or self._running:
+                owner.check()
+                self._start()
+                if not self._running:
+                    break
+                ended, _ = ray.wait(list(self._running), num_returns=1, timeout=_POLL_S)
+                self._print_progress()
+                for reference in ended:
+                    self._collect(reference)
+                progress.reach(self._finished)
         self._raise_failures()
 
     def _start(self) -> None:

@@ -1,4 +1,4 @@
-"""Progress of a command: a bar on a terminal, a line every half minute elsewhere."""
+"""Progress of a command: a bar with the time left on a terminal, a line every half minute elsewhere."""
 
 import sys
 import time
@@ -12,11 +12,17 @@ EVERY_S = 30.0  # seconds between two lines where there is no terminal
 
 
 class Progress:
-    """Counts how much of an activity (``embedding msrvtt/test``) is done, in units (``videos``); a context manager."""
+    """Counts how much of an activity (``embedding msrvtt/test``) is done, in units (``videos``); a context manager.
 
-    def __init__(self, what: str, total: int, unit: str) -> None:
+    ``done`` units were done before, which the time left does not count on; None: as many as `reach` says first, from
+    when on the time counts. Without ``lines`` there is only the bar: where the activity has a log of its own.
+    """
+
+    def __init__(self, what: str, total: int, unit: str, *, done: int | None = 0, lines: bool = True) -> None:
         self.what, self.total, self.unit = what, total, unit
-        self.done = 0
+        self.done = done or 0
+        self._before = done
+        self._lines = lines
         self._began = self._last_line = time.monotonic()
         self._bar: Bar | None = None
 
@@ -29,12 +35,12 @@ class Progress:
                 progress.TextColumn("{task.description}"),
                 progress.BarColumn(),
                 progress.MofNCompleteColumn(),
-                progress.TextColumn(self.unit),
-                progress.TimeRemainingColumn(elapsed_when_finished=True),
+                progress.TextColumn("{task.fields[unit]}"),
+                progress.TimeElapsedColumn(),
             )
             self._bar = progress.Progress(*columns, console=Console(file=sys.stdout), transient=True)
             self._bar.start()
-            self._bar.add_task(self.what, total=self.total)
+            self._bar.add_task(self.what, total=self.total, completed=self.done, unit=self.unit)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -48,19 +54,23 @@ class Progress:
     def reach(self, done: int) -> None:
         """Set the number of units that are done, and show it."""
         self.done = min(done, self.total)
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=self.done)
-            return
         now = time.monotonic()
-        if self.done < self.total and now - self._began >= QUIET_S and now - self._last_line >= EVERY_S:
+        if self._before is None:
+            self._before, self._began = self.done, now
+        left = time_left(now - self._began, self.done - self._before, self.total - self._before)
+        if self._bar is not None:
+            # Not rich's own estimate, which knows the last half minute: a unit may take longer.
+            self._bar.update(self._bar.task_ids[0], completed=self.done, unit=f"{self.unit}{left}")
+            return
+        due = now - self._began >= QUIET_S and now - self._last_line >= EVERY_S
+        if self._lines and self.done < self.total and due:
             self._last_line = now
-            left = time_left(now - self._began, self.done, self.total)
             print(f"{self.what}: {self.done:,} of {self.total:,} {self.unit}{left}", flush=True)
 
 
 def time_left(elapsed_s: float, done: int, total: int) -> str:
-    """``", about 3 min left"``; empty while nothing is done."""
-    if not done:
+    """``", about 3 min left"``; empty while nothing is done, and at the end."""
+    if not 0 < done < total:
         return ""
     seconds = elapsed_s / done * (total - done)
     return f", about {seconds:.0f} s left" if seconds < 100 else f", about {seconds / 60:.0f} min left"

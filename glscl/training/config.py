@@ -21,7 +21,7 @@ from glscl.options.mistakes import describe_mistake
 from glscl.options.packaged import is_file, preset_text, split_config
 from glscl.options.strict_yaml import dump_yaml, load_yaml
 from glscl.system import storage
-from glscl.training.options import CheckpointConfig, TrainingConfig
+from glscl.training.options import CheckpointConfig, TrackingConfig, TrainingConfig
 
 
 class RunConfig(Options):
@@ -39,6 +39,7 @@ class RunConfig(Options):
     training: TrainingConfig = Field(default_factory=TrainingConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
 
     @property
     def run_directory(self) -> str:

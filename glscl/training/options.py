@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, field_validator
 
 from glscl.options import Options
 from glscl.system.nodes import Auto
@@ -134,3 +134,22 @@ class CheckpointConfig(Options):
     """Steps between two checkpoints; None saves at the end of each epoch."""
     keep: int = Field(default=2, ge=1)
     """Checkpoints kept: the best by held-out R@1, and always the latest."""
+
+
+class TrackingConfig(Options):
+    """Trackers that get a run's figures, too. `metrics.jsonl` and TensorBoard are always written."""
+
+    to: tuple[Literal["wandb", "mlflow", "trackio"], ...] = ()
+    """wandb, mlflow, trackio, or several. Each is an extra (`pip install 'glscl[wandb]'`); keys and addresses are its
+    own variables (WANDB_API_KEY, MLFLOW_TRACKING_URI, ...), set where the workers run."""
+    project: str = Field(default="glscl", pattern=r"^[A-Za-z0-9._-]+$")
+    """The tracker's project (MLflow: experiment)."""
+    group: str = ""
+    """Name under which a tracker groups runs; empty is none, and in a study or sweep its own name."""
+
+    @field_validator("to")
+    @classmethod
+    def _each_once(cls, to: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(to)) < len(to):
+            raise ValueError("a tracker is named twice")
+        return to

@@ -1,4 +1,4 @@
-"""What rank 0 writes of a run: JSON lines, TensorBoard events, and the videos that were repaired."""
+"""What rank 0 writes of a run: JSON lines, TensorBoard events, rows for trackers, and the videos that were repaired."""
 
 import json
 import os
@@ -19,6 +19,7 @@ from glscl.errors import UserError
 from glscl.system import storage
 from glscl.system.ownership import Fence
 from glscl.training.collectives import gather_objects
+from glscl.training.trackers import Trackers
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
@@ -51,7 +52,7 @@ class Log:
     def write(self, step: int, values: Mapping[str, float]) -> None: ...
     def write_non_finite(self, report: NonFiniteReport) -> None: ...
     def flush(self) -> None: ...
-    def close(self) -> None: ...
+    def close(self, failed: bool = False) -> None: ...
 
 
 class RunLog(Log):
@@ -61,8 +62,10 @@ class RunLog(Log):
     so the file reads as if nothing had happened. The fence is looked at before anything there is replaced.
     """
 
-    def __init__(self, run_directory: str, step: int, fence: Fence | None = None) -> None:
-        self._uri, self._fence = run_directory, fence
+    def __init__(
+        self, run_directory: str, step: int, fence: Fence | None = None, trackers: Trackers | None = None
+    ) -> None:
+        self._uri, self._fence, self._trackers = run_directory, fence, trackers or Trackers()
         self._check_owner()
         # In the worker's own folder in Ray's session, with which it goes if the process is killed.
         remote = storage.is_remote(run_directory)
@@ -95,6 +98,7 @@ class RunLog(Log):
                     summary = scalar(name.replace("@", "_"), value)  # TensorBoard refuses @
                     self._events.write_event(Event(wall_time=time.time(), step=step, summary=summary))
             self._events.flush()
+        self._trackers.write(step, values)
 
     def write_non_finite(self, report: NonFiniteReport) -> None:
         """Record a non-finite step in a file (see `non_finite_name`) and in the metrics."""
@@ -124,13 +128,16 @@ class RunLog(Log):
                 f"then give the same command again; the checkpoints are intact"
             ) from error
 
-    def close(self) -> None:
-        """Write out everything and release; a second call does nothing."""
+    def close(self, failed: bool = False) -> None:
+        """Write out everything and release; a second call does nothing. Trackers are told whether the run failed."""
         if self._file.closed:
             return
         self._file.close()
         self._events.close()
-        self.flush()
+        try:
+            self.flush()
+        finally:
+            self._trackers.close(failed)
         if self._scratch is not None:
             self._scratch.cleanup()
 

@@ -48,6 +48,7 @@ from glscl.training.schedule import (
 )
 from glscl.training.speed import StepClock, prepare_arithmetic
 from glscl.training.step_metrics import StepMetrics
+from glscl.training.trackers import start_trackers
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,7 @@ def _train(config: RunConfig, token: str, fence: Fence) -> Ending | None:
         heartbeats = HeartbeatSender(KeyValueStore(token), limits, attempt, rank(), boards, checks_preemption=checks)
         exits.enter_context(heartbeats)
         worker = Worker(config, device, attempt, heartbeats, boards, fence)
-        exits.callback(worker.log_file.close)
+        exits.push(lambda kind, *_: worker.log_file.close(failed=kind is not None))
         return worker.train()
 
 
@@ -170,7 +171,9 @@ class Worker:
         batch = describe_batch(config.training, world_sizes, world_size())
         print_once(f"global batch: {config.training.global_batch} pairs = {batch}")
         # Last, because `_train` closes it.
-        self.log_file = RunLog(config.run_directory, self.state.step, fence) if rank() == 0 else Log()
+        self.log_file = Log()
+        if rank() == 0:
+            self.log_file = RunLog(config.run_directory, self.state.step, fence, start_trackers(config, fence))
 
     def _batches(self, board: ActivityTable) -> Feed:
         data = self.config.data

@@ -20,7 +20,7 @@ from glscl.training.schedule import usable_world_sizes
 
 ROOT = Path(__file__).resolve().parents[2]
 KUBERAY = ROOT / "cluster" / "kuberay"
-KINDS = {"raycluster": "rayclusters", "rayjob": "rayjobs"}
+KINDS = {"raycluster": "rayclusters", "rayjob": "rayjobs", "kueue": "rayjobs"}
 
 
 def load(name: str) -> dict[str, Any]:

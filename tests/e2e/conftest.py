@@ -97,7 +97,8 @@ class Command:
 AGENT = re.compile("ray::(Dashboard|RuntimeEnv)Agent")
 
 
-CACHES = ("torchinductor_",)  # torch's own, one for all of a user's processes
+CACHES = re.compile(r"^torchinductor_|wandb-(artifacts|media)$")
+"""Torch's own, one for all of a user's processes; wandb's, made where it is imported and removed at exit."""
 GONE_S = 600  # until what should be gone counts as left behind; nothing waits for it where all is well
 tempfile.gettempdir()  # decided now for this process, not by the first test's folder
 
@@ -131,7 +132,7 @@ def _processes(mark: str) -> Iterator[str]:
 
 def _files(folder: Path) -> Iterator[str]:
     for path in folder.iterdir():
-        if not path.name.startswith(CACHES):
+        if not CACHES.search(path.name):
             yield f"file {path}"
 
 

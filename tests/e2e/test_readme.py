@@ -138,7 +138,7 @@ def test_what_else_the_readme_says_of_this_tree() -> None:
     """The make targets exist, the installed command is where the README says, and the page is short."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"\bmake ([a-z-]+)", README))
-    assert targets == {"quickstart", "test", "test-slow"}
+    assert targets == {"quickstart", "test", "test-slow", "docs"}
     for target in targets:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
     assert "BIN := .venv/bin\n" in makefile

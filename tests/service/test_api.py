@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +26,40 @@ def reason(response: object, status: int) -> str:
     assert set(body) == {"status", "reason"}
     assert body["status"] == status
     return str(body["reason"])
+
+
+def test_the_lines_of_the_documentation_are_answered(
+    start: Callable[..., Service], fake: FakeIndex, clip: bytes
+) -> None:
+    entry = Entry(
+        "beach/0001.mp4", fake.entries[0].source, 2.0, ("a dog catches a frisbee",), {"lang": "en", "duration": 2}
+    )
+    client = start({"library": [FakeIndex([entry])]}).client
+    page = (Path(__file__).parents[2] / "docs" / "serve.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    asked = 0
+    for line in page.splitlines():
+        if not line.startswith("curl "):
+            continue
+        url, options = "", []
+        words = iter(shlex.split(line)[1:])
+        for word in words:
+            if word.startswith("-"):
+                options.append((word, next(words)))
+            else:
+                url = word
+        given = dict(options)
+        headers = dict([given["-H"].split(": ")]) if "-H" in given else {}
+        if "-r" in given:
+            headers["Range"] = f"bytes={given['-r']}"
+        form = dict(value.split("=") for name, value in options if name == "-F" and "@" not in value)
+        files = {"file": ("clip.mp4", clip, "video/mp4")} if "-F" in given else None
+        method = "POST" if {"-d", "-F"} & given.keys() else "GET"
+        answer = client.request(method, url, headers=headers, content=given.get("-d"), data=form, files=files)
+        assert answer.status_code in (200, 206), (line, answer.text)
+        if "/similar" not in url and "/media" not in url:
+            assert ids(answer) == ["beach/0001.mp4"], line
+        asked += 1
+    assert asked == 5
 
 
 def test_a_text_finds_the_video_and_its_moment(client: TestClient) -> None:

@@ -46,6 +46,7 @@ def open_page(browser: Browser, served: Served) -> Iterator[Callable[..., Page]]
     def begin(width: str = "wide", colours: str = "light", address: str = "", **more: object) -> Page:
         size = dict(zip(("width", "height"), WIDTHS[width], strict=True))
         context = browser.new_context(viewport=size, color_scheme=colours, has_touch=width == "phone", **more)  # type: ignore[arg-type]
+        context.set_default_timeout(120_000)  # of a busy machine
         contexts.append(context)
         page = context.new_page()
         page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))

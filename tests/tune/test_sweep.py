@@ -226,6 +226,7 @@ def test_the_winner_is_a_ready_configuration_and_a_model(tmp_path: Path) -> None
         "training",
         "checkpoint",
         "evaluation",
+        "tracking",
     }
     assert (Path(ready.sweep.directory) / "model" / "card.json").read_text() == "{}"
 

@@ -52,7 +52,7 @@ TAG = "deepspeed"
 LIST_PREFIX = "files-"
 
 FREE_KEYS = (
-    "name", "storage", "checkpoint", "evaluation",
+    "name", "storage", "checkpoint", "evaluation", "tracking",
     "data.validation", "data.test", "data.loader_workers", "data.prefetch", "data.cache_mb", "data.decoder",
     "data.cache_dir", "data.max_decode_s", "data.max_bad_fraction", "data.stall_timeout_s",
     "model.grad_checkpointing", "model.trust_pickle", "loss.contrastive.tiled_above",

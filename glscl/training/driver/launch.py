@@ -18,10 +18,12 @@ from glscl.evaluation.evaluate import evaluate_model
 from glscl.evaluation.options import EvaluationConfig
 from glscl.evaluation.results import Results
 from glscl.evaluation.saved import FOLDER, ModelCard, read_card, save_model
+from glscl.evaluation.trec import TrecFiles
 from glscl.evaluation.wise_ft import Mix
 from glscl.system import stopping, storage
 from glscl.system.nodes import Share, alive_nodes, capacity_of_nodes, check_resources
 from glscl.system.ownership import Owner
+from glscl.system.progress import Progress
 from glscl.training.checkpoint.format import TAG, IncompleteCheckpointError, check_complete
 from glscl.training.checkpoint.retention import ANOTHER, Retention, cause_in
 from glscl.training.checkpoint.safe_load import safe_loading
@@ -61,7 +63,7 @@ def train(
     storage.write_json(storage.join(config.run_directory, CONFIG), config.model_dump(mode="json"))
     retention = Retention(config.run_directory, config.checkpoint.keep, owner.fence)
     retention.prune_at_start()
-    _fit(config, ready.world_sizes, owner, here=here)
+    _fit(config, ready, owner, here=here)
     owner.fence.check()
     card = _save_best(config, ready, retention)
     retention.prune_at_end()
@@ -102,7 +104,7 @@ def _incomplete(parts: Mapping[Part, Sequence[str]], quarantine: Quarantine) -> 
     return [entry for entry in found if entry]
 
 
-def _fit(config: RunConfig, world_sizes: tuple[int, ...], owner: Owner, *, here: bool) -> None:
+def _fit(config: RunConfig, ready: Preflight, owner: Owner, *, here: bool) -> None:
     """Run the worker group to the end of training; raises what `train` does."""
     from ray.exceptions import RayError
     from ray.train import TrainingFailedError
@@ -119,8 +121,9 @@ def _fit(config: RunConfig, world_sizes: tuple[int, ...], owner: Owner, *, here:
         if here:
             ending = train_alone(config, store.token, owner)
         else:
-            trainer = _build_trainer(config, world_sizes, owner, store.token, timeout_s)
-            signum, ending = _run_watched(trainer, watchdog, owner)
+            trainer = _build_trainer(config, ready.world_sizes, owner, store.token, timeout_s)
+            with Progress(f"training {config.name}", ready.steps, "steps", done=None, lines=False) as progress:
+                signum, ending = _run_watched(trainer, watchdog, owner, progress)
     except TrainingFailedError as error:
         raise _explain_failure(error, watchdog, config.storage) from error
     finally:
@@ -181,7 +184,9 @@ def _list_unusable(config: RunConfig, watchdog: Watchdog) -> None:
         print(f"{FILE} cannot be written ({type(error).__name__}: {error})", flush=True)
 
 
-def _run_watched(trainer: "PolicyTrainer", watchdog: Watchdog, owner: Owner) -> "tuple[int, Ending | None]":
+def _run_watched(
+    trainer: "PolicyTrainer", watchdog: Watchdog, owner: Owner, progress: Progress
+) -> "tuple[int, Ending | None]":
     """Run ``trainer.fit()`` to its end, diagnosing the ranks' heartbeats and handing on what signals ask for.
 
     In a thread of its own: this one has to be free for signals (and Ray Train handles Ctrl-C itself in a main thread,
@@ -208,6 +213,8 @@ def _run_watched(trainer: "PolicyTrainer", watchdog: Watchdog, owner: Owner) -> 
                     next_poll = time.monotonic() + watchdog.period_s
                     if failure := watchdog.poll():
                         print(f"watchdog: {failure}; the worker group is ended", flush=True)
+                    if step := watchdog.step():
+                        progress.reach(step)
                 if (signum := signal_came()) and not handed_on:
                     begun = watchdog.stop()
                     handed_on = True
@@ -301,8 +308,9 @@ def evaluate(
     *,
     bank: Sequence[str],
     mixes: Sequence[Mix],
+    trec: TrecFiles | None = None,
 ) -> Results:
     """Score a finished run (or a saved model) on any shard sets with such actors; see `evaluate_model`."""
     _, card = read_card(run)
-    scored = evaluate_model(run, tests, config, share, quarantine, bank=bank, mixes=mixes)
+    scored = evaluate_model(run, tests, config, share, quarantine, bank=bank, mixes=mixes, trec=trec)
     return build_results(card, scored, read_metrics(run), _incomplete({"test": tests}, quarantine), quarantine.entries)

@@ -28,6 +28,7 @@ from glscl.training.schedule import (
     make_sampling,
     usable_world_sizes,
 )
+from glscl.training.trackers import check_trackers
 
 if TYPE_CHECKING:
     from glscl.models.retriever import Retriever
@@ -44,6 +45,8 @@ class Preflight:
     train_domains: tuple[str, ...]
     world_sizes: tuple[int, ...]
     """Numbers of workers that the run can have, rising."""
+    steps: int
+    """Of the whole run."""
     towers: str | None = None
     """Fingerprint of the towers whose features are trained on; None where pixels are."""
 
@@ -56,6 +59,7 @@ def preflight(config: RunConfig, *, fetch: bool = True) -> Preflight:
     the option to change.
     """
     usable_world_sizes(config, None)  # before any storage is asked
+    check_trackers(config.tracking)
     train = list(map(open_shard_set, config.data.train))
     plan = make_plan(config, train)
     world_sizes = usable_world_sizes(config, plan)
@@ -83,12 +87,13 @@ def preflight(config: RunConfig, *, fetch: bool = True) -> Preflight:
         "validation": _set_names(held_out) or "none: last step is kept",
         "unchecked": "; ".join(unchecked),
         "test": _set_names(tests) or "none",
+        "trackers": ", ".join(config.tracking.to),
         **model_facts,
         **_describe_steps(config, plan, world_sizes),
         "note": note_on_loss(config, domains) or "",
     }
     facts = {name: fact for name, fact in facts.items() if fact}
-    return Preflight(facts, domains, world_sizes, towers if on_features else None)
+    return Preflight(facts, domains, world_sizes, RunLength.of(config, plan).total, towers if on_features else None)
 
 
 def _name(key: str, sets: Sequence[ShardSet]) -> list[NamedSet]:

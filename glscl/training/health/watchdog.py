@@ -66,6 +66,10 @@ class Watchdog:
         """The last heartbeat of a rank of the latest worker group."""
         return self._last[rank][0] if rank in self._last else None
 
+    def step(self) -> int:
+        """The step that the last rank of the latest worker group is in; 0 before the first heartbeat."""
+        return min((heartbeat.step for heartbeat, _ in self._last.values()), default=0)
+
     def _read(self, now: float) -> None:
         for key in self._store.keys(HEARTBEAT_PREFIX):
             heartbeat = Heartbeat.from_json(self._store.get(key) or b"{}")
