@@ -17,7 +17,18 @@ from glscl.system.ray_internals import cluster as internals
 from glscl.system.session import is_own, ray_session
 from glscl.training.config import RunConfig
 
-HEAVY = ["torch", "torch._dynamo", "torchvision", "open_clip", "deepspeed", "ray", "ray.train", "pandas", "matplotlib"]
+HEAVY = [
+    "torch",
+    "torch._dynamo",
+    "torchvision",
+    "open_clip",
+    "deepspeed",
+    "ray",
+    "ray.train",
+    "pandas",
+    "matplotlib",
+    "scipy.stats",
+]
 MAIN = "import sys, json; from glscl.cli import main; code = main({!r}); print(json.dumps([code, list(sys.modules)]))"
 
 
@@ -58,6 +69,7 @@ def test_every_section_is_either_checked_early_or_left_alone() -> None:
         # Decoding processes, and what Ray Train's controller unpickles.
         ("glscl.data.stream, glscl.data.gallery", ["torch"]),
         ("glscl.evaluation.evaluate, glscl.training.driver.launch", ["torch"]),
+        ("glscl.index.search, glscl.index.build", ["torch"]),
         ("glscl.training.driver.elastic, glscl.training.checkpoint.callback", ["torch", "ray", "ray.train", "pandas"]),
     ],
 )

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from scipy.special import digamma
-from scipy.stats import hypergeom
 from torch import Tensor
 
 from glscl.errors import UserError
@@ -67,6 +66,8 @@ class Ranks:
             raise ValueError(f"a gallery of {size} cannot be drawn from {candidates} candidates")
         if size <= k:
             return torch.ones(len(self), dtype=torch.float64)
+        from scipy.stats import hypergeom  # a second of imports, for equal galleries alone
+
         chance = hypergeom.cdf(k - 1, candidates - 1, np.arange(candidates), size - 1)  # by b
         sums = torch.from_numpy(np.concatenate([[0.0], np.cumsum(chance)]))
         mean = (sums[self.pessimistic] - sums[self.optimistic - 1]) / self.tied

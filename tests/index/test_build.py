@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -87,6 +89,15 @@ def test_scores_are_those_of_the_model_and_nothing_is_lost(library: Path, tmp_pa
     for unknown in ("broken.mp4", "../notes.txt", "notes.txt", str(library / "a.mp4")):
         with pytest.raises(UserError, match="no video"):
             index.open_media(unknown)
+
+
+def test_a_search_imports_no_package_it_does_not_need(library: Path, tmp_path: Path, run: str) -> None:
+    build(library, tmp_path / "i", run)
+    script = "import sys, glscl; print(len(glscl.open_index(sys.argv[1], 'cpu').search('a dog', k=1))); "
+    script += "print([name for name in ('pandas', 'scipy.stats', 'ray') if name in sys.modules])"
+    command = [sys.executable, "-c", script, str(tmp_path / "i")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-2:] == ["1", "[]"]
 
 
 def test_only_what_changed_is_encoded_again(
