@@ -248,6 +248,7 @@ def merge_lora(model: nn.Module) -> None:
     """Add every LoRA change to its weight, and take the changes out of the model: it computes the same."""
     for module in list(model.modules()):
         if isinstance(module, _Changed):
-            module.frozen_weight().add_(module.lora())
+            weight = module.frozen_weight()
+            weight.copy_(weight.double() + module.lora.double()())  # rounded once
             del module.lora
             cast(nn.Module, module).__class__ = module.plain_class

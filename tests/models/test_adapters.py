@@ -48,14 +48,15 @@ def _distance(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> float:
 
 
 def _delta(change: LowRank) -> Tensor:
-    """``scale · B A``, number by number of rows: again, in plain loops."""
+    """``scale · B A`` in fp64, number by number of rows: again, in plain loops."""
     rank = change.b.shape[2]
     size = change.b.shape[1]
-    delta = torch.zeros(change._rows, change.a.shape[1], dtype=change.a.dtype)
+    delta = torch.zeros(change._rows, change.a.shape[1], dtype=torch.float64)
     for place, part in enumerate(change._changed):
         for row in range(size):
             for inner in range(rank):
-                delta[part * size + row] += SCALE * change.b[place, row, inner] * change.a[place * rank + inner]
+                b, a = change.b[place, row, inner].double(), change.a[place * rank + inner].double()
+                delta[part * size + row] += SCALE * b * a
     return delta
 
 
@@ -90,7 +91,7 @@ def test_lora_is_a_changed_weight_and_merging_is_exact(tmp_path: Path, name: str
     for key, change in changes.items():
         owner = key.removesuffix(".lora")
         weight = f"{owner}.in_proj_weight" if f"{owner}.in_proj_weight" in weights else f"{owner}.weight"
-        weights[weight].add_(_delta(change))
+        weights[weight].copy_(weights[weight].double() + _delta(change))
     plain.load_state_dict(weights)
     expected, tolerance = _features(plain), 1e-12 if double else 1e-6
     assert _distance(_features(model), expected) < (1e-12 if double else 5e-6)
