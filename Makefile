@@ -2,16 +2,19 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-slow lint docs clean
+.PHONY: quickstart test test-slow test-exhaustive lint docs clean
 
 quickstart: .venv/.installed
 	$(BIN)/glscl quickstart
 
 test: .venv/.installed
-	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "not slow"
+	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "not slow and not exhaustive"
 
 test-slow: .venv/.installed
 	$(BIN)/pytest --numprocesses 2 --dist loadfile -m slow
+
+test-exhaustive: .venv/.installed
+	$(BIN)/pytest --numprocesses 2 --dist load -m exhaustive
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

@@ -83,7 +83,7 @@ for line in sys.stdin:
         null = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):
             os.dup2(null, descriptor)
-        status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", *job["tests"]])
+        status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow and not exhaustive", *job["tests"]])
         os._exit(int(status))
     end = time.monotonic() + job["limit"]
     done = 0

@@ -183,7 +183,7 @@ def test_a_training_by_rays_own_command(head: Head, sent: Path, tmp_path: Path) 
     assert any("test/three/manifest.json: no such file" in line for line in lines if line.startswith("glscl: FAILED"))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_study_as_a_job(head: Head, sent: Path, tmp_path: Path) -> None:
     domains = {"one": {"train": ["train/one"], "test": "test/one"}}
     mean = {"group": "pooling", "what": "a mean", "run": {"model": {"head": "mean_pool"}}}

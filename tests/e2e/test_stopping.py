@@ -16,7 +16,7 @@ import s3fs
 from glscl.system import storage
 from tests.e2e.conftest import wait_for_checkpoint
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 Words = Callable[[str, str, str], list[str]]
 SECRETS = {

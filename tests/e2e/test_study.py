@@ -13,7 +13,7 @@ import pytest
 
 from glscl.study.results import parse_study
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 
 def test_killed_and_continued_without_repeating_a_finished_cell(glscl: Callable[..., Any], tmp_path: Path) -> None:

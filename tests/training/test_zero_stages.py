@@ -99,7 +99,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.timeout(0)  # minutes each, and more beside other work
-@pytest.mark.parametrize("rest", [None, *(pytest.param(stage, marks=pytest.mark.slow) for stage in (0, 1, 2, 3))])
+@pytest.mark.parametrize("rest", [None, *(pytest.param(stage, marks=pytest.mark.exhaustive) for stage in (0, 1, 2, 3))])
 @pytest.mark.parametrize("world", [2, 4])
 def test_gradients_are_those_of_one_process(world: int, rest: int | None, clip: str, tmp_path: Path) -> None:
     points = _points(world, rest)
