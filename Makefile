@@ -1,6 +1,8 @@
 # `make quickstart` and `make test` do all of their set-up themselves.
 PYTHON ?= python3
 BIN := .venv/bin
+# Two processes on two cores: threads of their own would wait for one another.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2
 
 .PHONY: quickstart test test-slow test-exhaustive lint docs clean
 
@@ -8,13 +10,13 @@ quickstart: .venv/.installed
 	$(BIN)/glscl quickstart
 
 test: .venv/.installed
-	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "not slow and not exhaustive"
+	$(PYTEST) --dist loadfile -m "not slow and not exhaustive"
 
 test-slow: .venv/.installed
-	$(BIN)/pytest --numprocesses 2 --dist loadfile -m slow
+	$(PYTEST) --dist loadfile -m slow
 
 test-exhaustive: .venv/.installed
-	$(BIN)/pytest --numprocesses 2 --dist load -m exhaustive
+	$(PYTEST) --dist load -m exhaustive
 
 lint: .venv/.installed
 	$(BIN)/ruff check .
