@@ -14,13 +14,20 @@ from glscl.system import storage
 from tests.e2e.conftest import wait_for_checkpoint
 from tests.e2e.hosts import Hosts
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = pytest.mark.e2e
 
 Words = Callable[[str, str, str], list[str]]
 
 
+ADAPTERS = ("--model.freeze", "image", "--model.adapters.lora-rank", "4")
+
+
 @pytest.mark.parametrize(
-    "model", [(), ("--model.freeze", "image", "--model.adapters.lora-rank", "4")], ids=["all trained", "adapters"]
+    "model",
+    [
+        pytest.param((), marks=pytest.mark.slow, id="all trained"),
+        pytest.param(ADAPTERS, marks=pytest.mark.exhaustive, id="adapters"),
+    ],
 )
 def test_a_run_shrinks_and_grows_with_its_nodes(
     glscl: Callable[..., Any], train_words: Words, clips: Path, bucket: str, model: tuple[str, ...]

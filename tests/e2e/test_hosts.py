@@ -14,7 +14,7 @@ import pytest
 from glscl.data.shards import ShardSet
 from tests.e2e.hosts import Hosts
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = [pytest.mark.e2e, pytest.mark.exhaustive]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")

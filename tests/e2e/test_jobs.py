@@ -210,7 +210,7 @@ def test_a_study_as_a_job(head: Head, sent: Path, tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "study" / "report.html").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_sweep_as_a_job(head: Head, sent: Path, tmp_path: Path) -> None:
     """Its dashboard asks for the token too, and is what gives the room of trials back."""
     sweep = {

@@ -17,7 +17,7 @@ from glscl.models.architectures import find_architecture
 from glscl.training.run_log import read_metrics
 from tests.models.small_tokenizers import write_tokenizer
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.exhaustive]
 
 STEPS = 200
 SIGMOID = ["--loss.contrastive.weight", "0", "--loss.sigmoid.weight", "1"]
@@ -53,9 +53,7 @@ def _siglip2(folder: Path) -> list[str]:
     return ["--model.clip", str(path), "--model.tokenizer", tokenizer, *SIGMOID]
 
 
-@pytest.mark.parametrize(
-    "towers", [pytest.param("siglip2", marks=pytest.mark.slow), pytest.param("pe", marks=pytest.mark.exhaustive)]
-)
+@pytest.mark.parametrize("towers", ["siglip2", "pe"])
 def test_they_learn(towers: str, shards: dict[str, str], glscl: Callable[..., Any], tmp_path: Path) -> None:
     words = _siglip2(tmp_path) if towers == "siglip2" else ["--model.clip", "glscl-tiny-pe"]
     glscl(

@@ -99,7 +99,7 @@ def test_from_s3_that_fails_with_worker_and_driver_killed(
     assert len([name for name in storage.list_names(run) if name.startswith("step_")]) == 2, "no leftovers"
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_adapters_killed_and_continued(
     glscl: Callable[..., Any], train_words: Words, clips: Path, tmp_path: Path
 ) -> None:
