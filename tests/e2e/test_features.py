@@ -20,7 +20,7 @@ from glscl.study.results import parse_study
 from glscl.training.checkpoint.retention import Retention
 from tests.e2e.conftest import wait_for_checkpoint
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.exhaustive]
 
 TOY = ("toy_clips", "toy_stories")
 
@@ -29,7 +29,6 @@ def weights(run: Path) -> str:
     return hashlib.sha256((run / "model" / "weights.safetensors").read_bytes()).hexdigest()
 
 
-@pytest.mark.slow
 def test_encoded_trained_on_killed_and_scored(
     glscl: Callable[..., Any], train_words: Callable[..., list[str]], clips: Path, clip: str, tmp_path: Path
 ) -> None:
@@ -65,7 +64,6 @@ def test_encoded_trained_on_killed_and_scored(
     assert weights(tmp_path / "killed") == weights(run), "bit by bit"
 
 
-@pytest.mark.exhaustive
 def test_a_study_on_features_and_its_cells_under_ray_train(glscl: Callable[..., Any], tmp_path: Path) -> None:
     values = yaml.safe_load(StudyConfig.text("toy_small")) | {
         "name": "frozen",
