@@ -16,7 +16,7 @@ test-slow: .venv/.installed
 	$(PYTEST) --dist loadfile -m slow
 
 test-exhaustive: .venv/.installed
-	$(PYTEST) --dist load -m exhaustive
+	$(PYTEST) --dist loadfile -m exhaustive
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

@@ -39,7 +39,8 @@ BEFORE, AFTER, SEED = 3, 20, 3
 TOLERANCE = 1e-5
 WORLDS = (1, 2, 4)
 Case = tuple[int, str]
-MOVES: list[tuple[Case, int, int]] = [
+Move = tuple[Case, int, int]
+MOVES: list[Move] = [
     *(((2, "fp32"), *move) for move in ((1, 2), (2, 1), (2, 4), (4, 2))),
     *(((stage, "fp32"), *move) for stage in (0, 3) for move in ((2, 1), (2, 4))),
     *(((1, "fp32"), *move) for move in ((1, 2), (4, 2))),
@@ -52,6 +53,13 @@ MOVES: list[tuple[Case, int, int]] = [
 ]
 """ZeRO stage, and precision or, in fp32, a model whose towers are frozen and have adapters; the numbers of ranks before
 and after."""
+REST: list[Move] = [
+    ((stage, "fp32"), *move)
+    for stage in (0, 1, 3)
+    for move in ((1, 2), (2, 1), (2, 4), (4, 2))
+    if ((stage, "fp32"), *move) not in MOVES
+]
+"""The other moves of the whole table, for `make test-exhaustive`."""
 
 
 def name_of(case: Case) -> str:
@@ -59,9 +67,9 @@ def name_of(case: Case) -> str:
     return f"zero{stage}-{precision}"
 
 
-def cases_of(world: int) -> list[Case]:
+def cases_of(world: int, moves: list[Move]) -> list[Case]:
     """What so many ranks train and save."""
-    return list(dict.fromkeys(case for case, old, _ in MOVES if old == world))
+    return list(dict.fromkeys(case for case, old, _ in moves if old == world))
 
 
 def training_config(case: Case) -> TrainingConfig:
@@ -146,11 +154,11 @@ def process_group(rank: int, world: int, folder: str, store: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/{store}", rank=rank, world_size=world)
 
 
-def undisturbed(rank: int, world: int, clip: str, folder: str) -> None:
+def undisturbed(rank: int, world: int, clip: str, folder: str, moves: list[Move]) -> None:
     """Train every case, save, and train on."""
     process_group(rank, world, folder, f"store-{world}")
     try:
-        for case in cases_of(world):
+        for case in cases_of(world, moves):
             engine = engine_of(clip, case, seed=0)
             train(engine, training_config(case), range(BEFORE), rank)
             own = Path(folder, name_of(case), f"{world}", f"rank-{rank}")
@@ -166,11 +174,11 @@ def undisturbed(rank: int, world: int, clip: str, folder: str) -> None:
         dist.destroy_process_group()
 
 
-def resumed(rank: int, world: int, clip: str, folder: str) -> None:
+def resumed(rank: int, world: int, clip: str, folder: str, moves: list[Move]) -> None:
     """Load what other numbers of ranks saved, from other weights, and train on."""
     process_group(rank, world, folder, f"resumed-{world}")
     try:
-        for case, saved_by in [(case, old) for case, old, new in MOVES if new == world]:
+        for case, saved_by in [(case, old) for case, old, new in moves if new == world]:
             engine = engine_of(clip, case, seed=5)
             parts = Path(folder, name_of(case), f"{saved_by}")
             state = checkpoint.check_complete(str(parts / "whole"), rank, world)
@@ -188,8 +196,8 @@ def resumed(rank: int, world: int, clip: str, folder: str) -> None:
         dist.destroy_process_group()
 
 
-def start(worker: Callable[..., None], world: int, clip: str, folder: Path) -> None:
-    mp.start_processes(worker, args=(world, clip, str(folder)), nprocs=world, start_method="forkserver")
+def start(worker: Callable[..., None], world: int, clip: str, folder: Path, *arguments: Any) -> None:
+    mp.start_processes(worker, args=(world, clip, str(folder), *arguments), nprocs=world, start_method="forkserver")
 
 
 @pytest.fixture(scope="module")
@@ -201,29 +209,49 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-@pytest.fixture(scope="module")
-def saved(clip: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def save_all(clip: str, folder: Path, moves: list[Move]) -> Path:
     """Every case trained through by every number of ranks, the ranks' folders merged as Ray Train merges them."""
-    folder = tmp_path_factory.mktemp("runs")
     for world in WORLDS:
-        start(undisturbed, world, clip, folder)
-        for case in cases_of(world):
+        start(undisturbed, world, clip, folder, moves)
+        for case in cases_of(world, moves):
             parts = folder / name_of(case) / f"{world}"
             for rank in range(world):
                 shutil.copytree(parts / f"rank-{rank}", parts / "whole", dirs_exist_ok=True)
     return folder
 
 
+def move_all(clip: str, folder: Path, moves: list[Move]) -> Path:
+    for world in WORLDS:
+        start(resumed, world, clip, folder, moves)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def saved(clip: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_all(clip, tmp_path_factory.mktemp("runs"), MOVES)
+
+
 @pytest.fixture(scope="module")
 def moved(saved: Path, clip: str) -> Path:
-    for world in WORLDS:
-        start(resumed, world, clip, saved)
-    return saved
+    return move_all(clip, saved, MOVES)
 
 
-@pytest.mark.parametrize(("case", "old", "new"), MOVES, ids=str)
-def test_the_run_goes_on_as_if_undisturbed(case: Case, old: int, new: int, moved: Path) -> None:
-    parts = moved / name_of(case) / f"{old}"
+@pytest.fixture(scope="module")
+def moved_rest(clip: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return move_all(clip, save_all(clip, tmp_path_factory.mktemp("rest"), REST), REST)
+
+
+@pytest.mark.parametrize(
+    ("case", "old", "new", "runs"),
+    [
+        *(pytest.param(*move, "moved", id=str(move)) for move in MOVES),
+        *(pytest.param(*move, "moved_rest", id=str(move), marks=pytest.mark.exhaustive) for move in REST),
+    ],
+)
+def test_the_run_goes_on_as_if_undisturbed(
+    case: Case, old: int, new: int, runs: str, request: pytest.FixtureRequest
+) -> None:
+    parts = request.getfixturevalue(runs) / name_of(case) / f"{old}"
     expected, found = (torch.load(parts / f"{name}.pt") for name in ("undisturbed", f"resumed-{new}-0"))
     assert all(torch.equal(tensor, found["saved"][name]) for name, tensor in expected["saved"].items())
     assert found["pairs"] == expected["pairs"]

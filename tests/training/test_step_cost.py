@@ -101,8 +101,11 @@ def test_bytes_gathered(clip: str, monkeypatch: pytest.MonkeyPatch) -> None:
         *product(("glscl-corrected", "mean_pool", "xclip", "wti", "frozen", "adapters"), ("aot_eager",)),
         pytest.param("glscl-corrected", "inductor", marks=pytest.mark.slow),
         *(
-            pytest.param(head, "inductor", marks=pytest.mark.exhaustive)
-            for head in ("mean_pool", "xclip", "wti", "frozen", "adapters")
+            pytest.param(head, backend, marks=pytest.mark.exhaustive)
+            for head, backend in (
+                *product(("mean_pool", "xclip", "wti", "frozen", "adapters"), ("inductor", "eager")),
+                ("glscl-corrected", "eager"),
+            )
         ),
     ],
 )
