@@ -11,7 +11,7 @@ counts the older files that were written again.
 ``clusters`` are videos of 2,000 topics in a latent space of 96 dimensions, of which every concept sees a view of its
 own with a fifth of its energy in noise that nothing explains; a text is a noisier view of one video. ``gaussian`` are
 independent random numbers: nothing is compact about them, which no first stage can change. One million need about 6 GB
-of disk and half an hour on two free cores.
+of disk and a quarter of an hour on two free cores.
 """
 
 from __future__ import annotations
