@@ -12,7 +12,7 @@ HELP = "make two toy domains, train GLSCL on one, test it on both (no data, no G
 ORDER = 10
 
 TOY_SETS = (
-    ("toy_clips", "train", 1600),
+    ("toy_clips", "train", 800),
     ("toy_clips", "dev", 100),
     ("toy_clips", "test", 200),
     ("toy_stories", "test", 200),
