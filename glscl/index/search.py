@@ -122,11 +122,19 @@ class VideoIndex:
         cache = self._segments.gather(np.concatenate(groups), self.model.device)
         with torch.no_grad():
             scores = self.model.retriever.score(text, cache)[0].float().cpu()
-        found, first = [], 0
-        for video, own in zip(videos, groups, strict=True):
-            at = range(first, first + len(own))
-            found.append(self._describe(video, own, scores[at.start : at.stop].tolist(), rows_of(cache, at), text))
-            first = at.stop
+        found, heaviest, first = [], [], 0
+        for own in groups:
+            heaviest.append(first + int(scores[first : first + len(own)].argmax()))  # of equals, the first
+            first += len(own)
+        best = {name: tensor[heaviest] for name, tensor in cache.items()}
+        weights, concepts = frame_weights(self.model.retriever.head, text, best), concept_similarities(text, best)
+        shown: list[list[float]] = [[]] * len(groups) if weights is None else weights.tolist()
+        cosines: list[list[float]] = [[]] * len(groups) if concepts is None else concepts.tolist()
+        first = 0
+        for number, (video, own) in enumerate(zip(videos, groups, strict=True)):
+            part = scores[first : first + len(own)].tolist()
+            found.append(self._describe(video, own, part, heaviest[number] - first, shown[number], cosines[number]))
+            first += len(own)
         return found
 
     def _candidates(self, text: Cache, k: int, allowed: Rows | None) -> Rows:
@@ -160,16 +168,13 @@ class VideoIndex:
         best = [self._segments.best_videos(every, row, k) for row in scores]
         return [[self._segments.entry(video).id for video in videos] for videos in best]
 
-    def _describe(self, video: int, rows: Rows, scores: list[float], cache: Cache, text: Cache) -> Found:
-        """What is said of a video that was found, of the scores and caches of its segments."""
-        best = max(range(len(scores)), key=lambda number: (scores[number], -number))
-        own = {name: tensor[best : best + 1] for name, tensor in cache.items()}
-        times = self._segments.times(int(rows[best]))
-        weights = frame_weights(self.model.retriever.head, text, own)
-        shown = [] if weights is None else weights[0, : len(times)].cpu().tolist()
-        concepts = concept_similarities(text, own)
-        edges = [self._segments.edges(int(row)) for row in rows]
-        start, end = find_moment(edges, scores, times, shown)
+    def _describe(
+        self, video: int, rows: Rows, scores: list[float], best: int, shown: list[float], concepts: list[float]
+    ) -> Found:
+        """What is said of a video that was found, of its segments' scores, and of what the best one attended to."""
+        times, edges = self._segments.times(int(rows[best])), self._segments.edges_of(rows)
+        weights = shown[: len(times)]
+        start, end = find_moment(edges, scores, times, weights)
         return Found(
             id=(entry := self._segments.entry(video)).id,
             score=scores[best],
@@ -177,8 +182,8 @@ class VideoIndex:
             end=end,
             segment=edges[best],
             times=times,
-            weights=tuple(shown),
-            concepts=() if concepts is None else tuple(concepts[0].cpu().tolist()),
+            weights=tuple(weights),
+            concepts=tuple(concepts),
             entry=entry,
         )
 

@@ -76,6 +76,13 @@ class Segments:
         table = self._parts[part].segments
         return float(table["start"][at].as_py()), float(table["end"][at].as_py())
 
+    def edges_of(self, rows: Rows) -> list[tuple[float, float]]:
+        """`edges` of segments of one video."""
+        part, _ = self._place(int(rows[0]))
+        at, table = self._live[part][rows - self._starts[part]], self._parts[part].segments
+        starts, ends = (table[name].take(at).to_pylist() for name in ("start", "end"))
+        return list(zip(starts, ends, strict=True))
+
     def times(self, row: int) -> tuple[float, ...]:
         """Seconds of the frames of a segment."""
         part, at = self._place(row)
