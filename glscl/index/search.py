@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -122,20 +123,20 @@ class VideoIndex:
         cache = self._segments.gather(np.concatenate(groups), self.model.device)
         with torch.no_grad():
             scores = self.model.retriever.score(text, cache)[0].float().cpu()
-        found, heaviest, first = [], [], 0
-        for own in groups:
-            heaviest.append(first + int(scores[first : first + len(own)].argmax()))  # of equals, the first
-            first += len(own)
-        best = {name: tensor[heaviest] for name, tensor in cache.items()}
-        weights, concepts = frame_weights(self.model.retriever.head, text, best), concept_similarities(text, best)
-        shown: list[list[float]] = [[]] * len(groups) if weights is None else weights.tolist()
-        cosines: list[list[float]] = [[]] * len(groups) if concepts is None else concepts.tolist()
-        first = 0
-        for number, (video, own) in enumerate(zip(videos, groups, strict=True)):
-            part = scores[first : first + len(own)].tolist()
-            found.append(self._describe(video, own, part, heaviest[number] - first, shown[number], cosines[number]))
-            first += len(own)
-        return found
+        sizes = [len(own) for own in groups]
+        pieces = scores.split(sizes)
+        heaviest = [int(piece.argmax()) for piece in pieces]  # of equals, the first
+        starts = itertools.accumulate(sizes[:-1], initial=0)
+        best = [start + own for start, own in zip(starts, heaviest, strict=True)]
+        of_best = {name: tensor[best] for name, tensor in cache.items()}
+        weights = frame_weights(self.model.retriever.head, text, of_best)
+        concepts = concept_similarities(text, of_best)
+        shown = [[]] * len(best) if weights is None else weights.tolist()
+        cosines = [[]] * len(best) if concepts is None else concepts.tolist()
+        return [
+            self._describe(video, own, piece.tolist(), *rest)
+            for video, own, piece, *rest in zip(videos, groups, pieces, heaviest, shown, cosines, strict=True)
+        ]
 
     def _candidates(self, text: Cache, k: int, allowed: Rows | None) -> Rows:
         """The segments that the head scores: all that may be found, or those that the first stage hands over."""
