@@ -80,8 +80,8 @@ class Segments:
         """`edges` of segments of one video."""
         part, _ = self._place(int(rows[0]))
         at, table = self._live[part][rows - self._starts[part]], self._parts[part].segments
-        starts, ends = (table[name].take(at).to_pylist() for name in ("start", "end"))
-        return list(zip(starts, ends, strict=True))
+        starts, ends = table["start"], table["end"]  # `take` of a numpy array would import pandas
+        return [(float(starts[row].as_py()), float(ends[row].as_py())) for row in at.tolist()]
 
     def times(self, row: int) -> tuple[float, ...]:
         """Seconds of the frames of a segment."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import socket
 import sqlite3
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -144,9 +146,15 @@ def deaf() -> Iterator[str]:
             connection.close()
 
 
-def test_a_server_that_is_not_there_costs_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def _listen(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """What is printed from here on. Reading pytest's own capture while a thread prints now and then loses a line."""
+    printed = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", printed)  # not in a fixture: before each test pytest sets it anew
+    return printed
+
+
+def test_a_server_that_is_not_there_costs_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = _listen(monkeypatch)
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:hunter2-hunter2@127.0.0.1:{port}")
@@ -155,7 +163,7 @@ def test_a_server_that_is_not_there_costs_one_line(
     log = RunLog(config.run_directory, 0, None, start_trackers(config))
     (tracker,) = log._trackers._trackers
     log.write(1, {"loss": 2.5})
-    lines = _wait_for_line(capfd)
+    lines = _wait_for_line(said)
     assert lines.startswith("tracker mlflow: MlflowException: ")
     assert lines.endswith("; the run goes on, and metrics.jsonl has all rows\n")
     assert lines.count("\n") == 1
@@ -165,7 +173,7 @@ def test_a_server_that_is_not_there_costs_one_line(
     log.close()
     assert process is not None
     assert process.returncode == -9, "nothing is left of it"
-    assert capfd.readouterr().out.startswith("tracker mlflow: did not take everything in time")
+    assert said.getvalue()[len(lines) :].startswith("tracker mlflow: did not take everything in time")
     assert read_metrics(config.run_directory) == [{"step": 1, "loss": 2.5}]
 
 
@@ -185,9 +193,8 @@ def test_a_server_that_hangs_costs_rows_there_and_no_step(
     assert len(read_metrics(config.run_directory)) == 199
 
 
-def test_a_tracker_that_breaks_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_tracker_that_breaks_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = _listen(monkeypatch)
     program = tmp_path / "broken.py"
     program.write_text("raise SystemExit(3)")
     monkeypatch.setattr(trackers, "_PROGRAM", str(program))
@@ -199,17 +206,15 @@ def test_a_tracker_that_breaks_says_so(
     tracker._process.wait()
     for step in range(1, 4):
         log.write(step, {"loss": 1.0})
-    assert "tracker mlflow: ended by itself (status 3)" in _wait_for_line(capfd)
+    assert "tracker mlflow: ended by itself (status 3)" in _wait_for_line(said)
     log.close()
     assert len(read_metrics(config.run_directory)) == 3
 
 
-def _wait_for_line(capfd: pytest.CaptureFixture[str]) -> str:
-    out = ""
-    while "\n" not in out:
+def _wait_for_line(said: io.StringIO) -> str:
+    while "\n" not in said.getvalue():
         time.sleep(0.05)
-        out += capfd.readouterr().out
-    return out
+    return said.getvalue()
 
 
 def test_what_cannot_work_is_refused_before_the_start(
