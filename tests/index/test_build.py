@@ -20,6 +20,7 @@ from glscl.data.shards import ShardSet
 from glscl.errors import UserError
 from glscl.index import build as building
 from glscl.index import compaction, encoding, open_index
+from glscl.index.attention import concept_similarities, frame_weights
 from glscl.index.build import BuildReport, BuildSettings, build_index, delete_videos
 from glscl.system import storage
 from tests.retrieval.test_model import write_run
@@ -89,6 +90,28 @@ def test_scores_are_those_of_the_model_and_nothing_is_lost(library: Path, tmp_pa
     for unknown in ("broken.mp4", "../notes.txt", "notes.txt", str(library / "a.mp4")):
         with pytest.raises(UserError, match="no video"):
             index.open_media(unknown)
+
+
+def test_attention_and_concepts_are_those_of_the_segment_that_was_found(
+    library: Path, tmp_path: Path, run: str
+) -> None:
+    build(library, tmp_path / "i", run)
+    index, model = open_index(tmp_path / "i", "cpu"), glscl.load(run, "cpu")
+    later = 0
+    for text in [*TEXTS, "two people talk", "blue", "a man cooks in a kitchen and a child looks on"]:
+        words = model.encode_text([text]).caches.read(range(1), model.device)
+        for one in index.search(text, 10):
+            segment = model.encode_video([glscl.Moment(one.entry.source, *one.segment)]).caches.read(
+                range(1), model.device
+            )
+            weights = frame_weights(model.retriever.head, words, segment)
+            concepts = concept_similarities(words, segment)
+            assert weights is not None
+            assert concepts is not None
+            assert one.weights == pytest.approx(weights[0, : len(one.times)].tolist(), abs=1e-6)
+            assert one.concepts == pytest.approx(concepts[0].tolist(), abs=1e-6)
+            later += one.segment[0] > 0
+    assert later, "the best segment of the long video was its first one each time: nothing was told apart"
 
 
 def test_a_search_imports_no_package_it_does_not_need(library: Path, tmp_path: Path, run: str) -> None:
